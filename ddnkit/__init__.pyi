@@ -1,0 +1,46 @@
+from . import registry, testing
+from .certificate import Certificate
+from .checking.report import CheckReport
+from .checking.run import check
+from .errors import (
+    DdnkitError,
+    DdnkitWarning,
+    InputError,
+    PluginError,
+    UntrustedGradientError,
+)
+from .layer import DeclarativeLayer
+from .manifold import Manifold
+from .node import DeclarativeNode
+from .backward.form import BackwardForm
+from .problem import Problem
+from .recipe.pipeline import Job, Pipeline
+from .recipe.settings import Settings, component
+from .solution import Solution, Status
+from .solver import Solver
+
+__version__: str
+__all__ = [
+    "BackwardForm",
+    "Certificate",
+    "CheckReport",
+    "DdnkitError",
+    "DdnkitWarning",
+    "DeclarativeLayer",
+    "DeclarativeNode",
+    "InputError",
+    "Job",
+    "Manifold",
+    "Pipeline",
+    "PluginError",
+    "Problem",
+    "Settings",
+    "Solution",
+    "Solver",
+    "Status",
+    "UntrustedGradientError",
+    "check",
+    "component",
+    "registry",
+    "testing",
+]

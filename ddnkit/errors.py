@@ -1,0 +1,43 @@
+"""The exceptions and warnings of ddnkit, and the exit status that each stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DdnkitError(Exception):
+    """Base of all errors ddnkit raises on purpose; its text is complete without a traceback."""
+
+    exit_status = 1
+
+
+class InputError(DdnkitError):
+    """What was given is wrong: a recipe, an option, a name, a shape, a file."""
+
+    exit_status = 2
+
+
+class PluginError(InputError):
+    """A plugin could not be found, imported or validated; the text names it."""
+
+
+class UntrustedGradientError(DdnkitError):
+    """The policy is ``raise`` and a solution or its gradient failed its certificate."""
+
+
+class DdnkitWarning(UserWarning):
+    """The policy is ``warn`` and a solution or its gradient failed its certificate."""
+
+
+def nearest_choice(given: str, choices: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``choices``, else the list of them.
+
+    >>> nearest_choice("nearst_etf", ["nearest_etf", "fixed_etf"])
+    " Did you mean 'nearest_etf'?"
+    """
+    names = sorted(choices)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Choose one of: {', '.join(names)}." if names else ""

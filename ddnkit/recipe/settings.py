@@ -1,0 +1,33 @@
+"""Typed settings: what a recipe's sections are validated against, without importing torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+
+
+class Settings(pydantic.BaseModel):
+    """Base of every section of a recipe: typed fields whose descriptions are the help text.
+
+    A plugin for a dataset, backbone, head, loss, optimizer or metric is a subclass with a ``build``
+    method, in a module that does not import torch at its top; ``build`` does. The recipe key
+    ``name`` chooses the class and is not a field of it.
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+def component(group: str, default: str | None = None, description: str = "") -> Any:
+    """A field of a pipeline filled by a plugin of ``group``, chosen by the section's ``name``.
+
+    With ``default`` the section may be left out, or hold settings without a ``name``.
+    """
+    return pydantic.Field(
+        default=None if default else ...,
+        validate_default=False,
+        description=description,
+        json_schema_extra={"ddnkit_group": group, "ddnkit_default": default},
+    )
