@@ -1,0 +1,69 @@
+"""The Manifold contract: what a node, a solver and a backward form need to know of a constraint set.
+
+A manifold is given as {y : j(y) = 0} with independent constraints j in the Euclidean space of y. All
+methods take any number of leading batch dimensions before the manifold's own `event_dims`.
+
+The embedded gradient vector field (Birtea and Comănescu; *Guiding Neural Collapse*, eq. 36) is
+    ∂f(y) = ∇f(y) − Σᵢ σᵢ(y) ∇jᵢ(y),
+with the multiplier functions σ that make it tangent. At a critical point they are the Lagrange
+multipliers, so a manifold that knows σ in closed form spares the linear system for them.
+"""
+
+from __future__ import annotations
+
+import abc
+
+from torch import Generator, Tensor
+
+
+class Manifold(abc.ABC):
+    """A submanifold {j(y) = 0} of a Euclidean space."""
+
+    name: str
+    #: how many trailing dimensions one point has: 1 for a vector, 2 for a matrix
+    event_dims: int
+
+    @abc.abstractmethod
+    def constraint(self, y: Tensor) -> Tensor:
+        """j(y), shape (..., p): independent constraints, zero on the manifold."""
+
+    @abc.abstractmethod
+    def constraint_jacobian(self, y: Tensor) -> Tensor:
+        """Dj(y), shape (..., p, m), with y in row-major order along m."""
+
+    @abc.abstractmethod
+    def infeasibility(self, y: Tensor) -> Tensor:
+        """Distance from the manifold relative to the size of a point on it, shape (...)."""
+
+    @abc.abstractmethod
+    def project(self, y: Tensor) -> Tensor:
+        """The nearest point of the manifold."""
+
+    @abc.abstractmethod
+    def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """A point of the manifold equal to y + tangent to first order."""
+
+    @abc.abstractmethod
+    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """σ(y) for the Euclidean gradient of a function, in this manifold's own shape."""
+
+    @abc.abstractmethod
+    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
+        """Σᵢ σᵢ ∇jᵢ(y), shaped like y."""
+
+    @abc.abstractmethod
+    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
+        """Σᵢ σᵢ ∇²jᵢ(y) applied to ``direction``, shaped like y."""
+
+    @abc.abstractmethod
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """A random point of the given shape (batch included), in dtype and device of ``like``."""
+
+    def tangent(self, y: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection of ``vector`` on the tangent space at y."""
+        return vector - self.normal(y, self.multipliers(y, vector))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

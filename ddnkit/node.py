@@ -1,0 +1,100 @@
+"""DeclarativeNode: an optimisation problem as it stands on paper, and nothing else."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .manifold import Manifold
+    from .solution import Solution
+    from .solver import Solver
+
+
+class DeclarativeNode(abc.ABC):
+    """A node whose output solves  min_y f(x₁, …, xₙ, y)  subject to  h(x₁, …, xₙ, y) = 0.
+
+    Only `objective` must be written, for ONE problem and in plain torch; the library batches it,
+    measures each solution against it and differentiates the solution by the implicit function
+    theorem. A node holds settings, never state: the same node may serve many layers.
+
+    Example, the point of the unit circle nearest to x:
+
+        class Nearest(ddnkit.DeclarativeNode):
+            manifold = Sphere()
+            input_dims = (1,)
+            def objective(self, x, y):
+                return ((y - x) ** 2).sum()
+            def solve(self, x):
+                return x / x.norm()
+
+    Source: Gould, Hartley and Campbell, *Deep Declarative Networks* (equality-constrained nodes).
+    """
+
+    #: The constraint set of y, if it is a manifold.
+    manifold: Manifold | None = None
+    #: What solves the problem where `solve` is not overridden: a registered name or a Solver.
+    solver: str | Solver = "newton"
+    #: True: `solve` and `adjoint` take the whole batch at once, with one batch dimension in front.
+    batched_solve: bool = False
+    #: Dimensions of each input of one problem, e.g. ``(2, 0)``; None for inputs that are no tensors.
+    input_dims: Sequence[int | None] | None = None
+    #: Largest stationarity and infeasibility that pass, relative; None: by dtype (see Certificate).
+    tolerance: float | None = None
+    #: What to do with a solution that fails its certificate: "raise", "warn" or "nan".
+    policy: str = "warn"
+    #: Backward form that "auto" takes for this node; None lets the library choose.
+    preferred_backward: ClassVar[str | None] = None
+
+    @abc.abstractmethod
+    def objective(self, *xs: Any, y: Tensor) -> Tensor:
+        """f(x₁, …, xₙ, y) of one problem, a scalar."""
+
+    def equality_constraints(self, *xs: Any, y: Tensor) -> Tensor | None:
+        """h(x₁, …, xₙ, y) of one problem, of any shape, zero at a feasible y; None: no constraint."""
+        return None
+
+    def solve(self, *xs: Any) -> Tensor | Solution:
+        """The solution of one problem (of the whole batch if `batched_solve`).
+
+        The default runs the node's `solver`, which takes whole batches.
+        """
+        from .problem import Problem
+
+        problem = Problem.single(self, xs)
+        return problem.item_solution(self.solve_problem(problem))
+
+    def solve_problem(self, problem: Any) -> Solution:
+        """Solve a whole batch with the node's `solver`."""
+        from .solver import as_solver
+
+        solver = as_solver(self.solver)
+        reason = solver.unsupported(problem)
+        if reason is not None:
+            raise InputError(f"solver '{solver.name}' cannot solve {type(self).__name__}: {reason}")
+        return solver.solve(problem)
+
+    def initial_point(self, *xs: Any) -> Tensor:
+        """Where an iterative solver starts on one problem; needed only where one is used."""
+        raise InputError(
+            f"{type(self).__name__} has neither `solve` nor `initial_point`: an iterative solver "
+            "needs to know the shape of y and where to start; write one of the two"
+        )
+
+    def sample_inputs(self) -> tuple[Any, ...]:
+        """One random instance of the inputs, a tuple: what `check` and the docs draw from."""
+        raise InputError(
+            f"{type(self).__name__} has no `sample_inputs`: give the inputs, or write a "
+            "`sample_inputs(self)` that returns one random instance as a tuple"
+        )
+
+    #: Optional. ``adjoint(*xs, y, v, aux=…) -> tuple``: the gradient v·dy/dxᵢ for each input (None
+    #: for those without one), which the backward form "closed_form" uses. ``aux`` is passed where
+    #: `solve` returned a Solution that carries some. Takes one problem, or the whole batch if
+    #: `batched_solve`.
+    adjoint: Any = None

@@ -1,0 +1,81 @@
+"""What a solver returns: the solution with, per item of the batch, a status and its likely causes."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class Status(enum.IntEnum):
+    """How a solver ended on one problem; `causes` says what usually lies behind it."""
+
+    CONVERGED = 0
+    UNKNOWN = 1
+    MAX_ITERATIONS = 2
+    STALLED = 3
+    TIME_LIMIT = 4
+    NON_FINITE = 5
+
+    @property
+    def causes(self) -> str:
+        """The likely causes of this status, (a), (b), (c), in one line."""
+        return _CAUSES[self]
+
+
+_CAUSES = {
+    Status.CONVERGED: "the solver's own tolerance was reached",
+    Status.UNKNOWN: "the node's solve returned a plain tensor, which carries no status",
+    Status.MAX_ITERATIONS: (
+        "(a) too few iterations were allowed, (b) the problem is badly conditioned or its solution "
+        "not unique, (c) the tolerance is below what the dtype can reach"
+    ),
+    Status.STALLED: (
+        "(a) no step decreases the objective any more: the tolerance is below what the dtype can "
+        "reach, (b) objective and gradient disagree, (c) the step size is too large"
+    ),
+    Status.TIME_LIMIT: "(a) the time limit is too short for this size, (b) slow convergence",
+    Status.NON_FINITE: (
+        "(a) the objective is unbounded below, (b) the iterates left its domain, "
+        "(c) an input holds NaN or infinity"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solution of one problem, or of a batch of them, and how it was reached.
+
+    Attributes:
+        y: the solution; one problem's shape, or with one batch dimension in front.
+        status: a `Status`, or an integer tensor of them, one an item.
+        iterations: number of iterations, or an integer tensor of them; -1 where it is not known.
+        solver: name of the solver, for messages.
+        aux: tensors worth keeping for the way back (a factorisation, say); handed to
+            `DeclarativeNode.adjoint` as the keyword ``aux``.
+    """
+
+    y: Tensor
+    status: Status | Tensor = Status.UNKNOWN
+    iterations: int | Tensor = -1
+    solver: str = ""
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def statuses(self) -> list[Status]:
+        """The status of each item, as a list (of length one for a single problem)."""
+        if isinstance(self.status, Tensor):
+            return [Status(int(code)) for code in self.status.reshape(-1).tolist()]
+        return [self.status]
+
+    def batched(self, batch_size: int) -> Solution:
+        """The same with status and iterations as integer tensors of length ``batch_size``."""
+
+        def expand(value: int | Tensor) -> Tensor:
+            return torch.as_tensor(value, device=self.y.device).expand(batch_size)
+
+        return Solution(
+            self.y, expand(self.status), expand(self.iterations), self.solver, self.aux
+        )

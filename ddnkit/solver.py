@@ -1,0 +1,53 @@
+"""The Solver contract: a batch of problems in, a Solution out; chosen by name or given as an object."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from . import registry
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .problem import Problem
+    from .solution import Solution
+
+
+class Solver(abc.ABC):
+    """Finds y minimising the objective of each problem of a batch, subject to its constraints.
+
+    Settings (tolerance, iterations) are keyword arguments of the constructor, all with defaults, so
+    that a solver can be chosen by name alone. A solver keeps no state between calls. It returns the
+    last iterate with an honest status; whether to raise is for the caller's policy.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
+        """Solve every item of ``problem``.
+
+        Args:
+            problem: a batch of B problems.
+            start: (B, *y), where to start; the node's own ``initial_point`` if None.
+
+        Returns:
+            y of shape (B, *y) in the dtype and on the device of the problem, with status and
+            iterations per item.
+        """
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Why this solver cannot take ``problem``, or None if it can."""
+        return None
+
+
+def as_solver(solver: str | Solver) -> Solver:
+    """The solver itself, or the registered one of that name with its default settings."""
+    if isinstance(solver, Solver):
+        return solver
+    if isinstance(solver, str):
+        chosen: Solver = registry.get("solvers", solver)()
+        return chosen
+    raise InputError(f"a solver is a name or a ddnkit.Solver, not {solver!r}")
