@@ -8,6 +8,7 @@ from .errors import (
     InputError,
     PluginError,
     UntrustedGradientError,
+    nearest_choice,
 )
 from .layer import DeclarativeLayer
 from .manifold import Manifold
@@ -41,6 +42,7 @@ __all__ = [
     "UntrustedGradientError",
     "check",
     "component",
+    "nearest_choice",
     "registry",
     "testing",
 ]

@@ -36,6 +36,9 @@ class DeclarativeNode(abc.ABC):
     Source: Gould, Hartley and Campbell, *Deep Declarative Networks* (equality-constrained nodes).
     """
 
+    # (*xs: Any, **named: Any) below is how a type checker is told that an override may have any
+    # parameters: an objective is written as `def objective(self, A, b, y)`.
+
     #: The constraint set of y, if it is a manifold.
     manifold: Manifold | None = None
     #: What solves the problem where `solve` is not overridden: a registered name or a Solver.
@@ -52,14 +55,14 @@ class DeclarativeNode(abc.ABC):
     preferred_backward: ClassVar[str | None] = None
 
     @abc.abstractmethod
-    def objective(self, *xs: Any, y: Tensor) -> Tensor:
-        """f(x₁, …, xₙ, y) of one problem, a scalar."""
+    def objective(self, *xs: Any, **named: Any) -> Tensor:
+        """``objective(x₁, …, xₙ, y=y)``: f of one problem, a scalar."""
 
-    def equality_constraints(self, *xs: Any, y: Tensor) -> Tensor | None:
-        """h(x₁, …, xₙ, y) of one problem, of any shape, zero at a feasible y; None: no constraint."""
+    def equality_constraints(self, *xs: Any, **named: Any) -> Tensor | None:
+        """``equality_constraints(x₁, …, xₙ, y=y)``: h of one problem, of any shape, zero if feasible."""
         return None
 
-    def solve(self, *xs: Any) -> Tensor | Solution:
+    def solve(self, *xs: Any, **named: Any) -> Tensor | Solution:
         """The solution of one problem (of the whole batch if `batched_solve`).
 
         The default runs the node's `solver`, which takes whole batches.
@@ -79,7 +82,7 @@ class DeclarativeNode(abc.ABC):
             raise InputError(f"solver '{solver.name}' cannot solve {type(self).__name__}: {reason}")
         return solver.solve(problem)
 
-    def initial_point(self, *xs: Any) -> Tensor:
+    def initial_point(self, *xs: Any, **named: Any) -> Tensor:
         """Where an iterative solver starts on one problem; needed only where one is used."""
         raise InputError(
             f"{type(self).__name__} has neither `solve` nor `initial_point`: an iterative solver "

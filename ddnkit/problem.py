@@ -7,6 +7,7 @@ the gradient of the sum of the objectives holds each item's own gradient.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,9 +54,15 @@ class Problem:
     @staticmethod
     def item_solution(solution: Solution) -> Solution:
         """The Solution of a batch of one, without its batch dimension."""
-        one = solution.batched(1)
-        aux = {key: value[0] for key, value in solution.aux.items()}
-        return Solution(solution.y[0], one.status[0], one.iterations[0], solution.solver, aux)  # type: ignore[index]
+        status, iterations, unique = solution.status, solution.iterations, solution.uniqueness
+        return dataclasses.replace(
+            solution,
+            y=solution.y[0],
+            status=status[0] if isinstance(status, Tensor) else status,
+            iterations=iterations[0] if isinstance(iterations, Tensor) else iterations,
+            aux={key: value[0] for key, value in solution.aux.items()},
+            uniqueness=None if unique is None else unique[0],
+        )
 
     def start(self) -> Tensor:
         """(B, *y): the node's initial point of each item."""
@@ -139,3 +146,8 @@ def derivative(scalar: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
         scalar, y, create_graph=create_graph, retain_graph=create_graph, allow_unused=True
     )
     return torch.zeros_like(y) if gradient is None else gradient
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, m); m = 1 for a batch of scalars, and B may be 0."""
+    return x.reshape(len(x), x.shape[1:].numel())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class Solution:
         solver: name of the solver, for messages.
         aux: tensors worth keeping for the way back (a factorisation, say); handed to
             `DeclarativeNode.adjoint` as the keyword ``aux``.
+        uniqueness: least curvature of the problem over its largest, (B,), where the solver knows it;
+            at rounding level the solution is one of several and has no gradient.
     """
 
     y: Tensor
@@ -63,6 +66,7 @@ class Solution:
     iterations: int | Tensor = -1
     solver: str = ""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    uniqueness: Tensor | None = None
 
     def statuses(self) -> list[Status]:
         """The status of each item, as a list (of length one for a single problem)."""
@@ -76,6 +80,6 @@ class Solution:
         def expand(value: int | Tensor) -> Tensor:
             return torch.as_tensor(value, device=self.y.device).expand(batch_size)
 
-        return Solution(
-            self.y, expand(self.status), expand(self.iterations), self.solver, self.aux
+        return dataclasses.replace(
+            self, status=expand(self.status), iterations=expand(self.iterations)
         )

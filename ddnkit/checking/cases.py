@@ -1,0 +1,134 @@
+"""Inputs to check on: drawn by hypothesis from a node's `sample_inputs`, and shrunk when they fail."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ..errors import InputError
+from ..node import DeclarativeNode
+
+_QUIET = {
+    "database": None,
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": list(hypothesis.HealthCheck),
+}
+
+
+def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], bool]) -> None:
+    """Call ``visit`` on up to ``count`` drawn inputs, until it returns False."""
+
+    class _StopError(Exception):
+        pass
+
+    @hypothesis.settings(max_examples=count, phases=[hypothesis.Phase.generate], **_QUIET)  # type: ignore[arg-type]
+    @hypothesis.given(st.integers(0, 2**31 - 1))
+    def run(seed: int) -> None:
+        if not visit(sample(node, seed)):
+            raise _StopError
+
+    try:
+        run()
+    except _StopError:
+        return
+
+
+def sample(node: DeclarativeNode, seed: int) -> tuple[Any, ...]:
+    """One instance from the node's `sample_inputs`, or guessed from its `input_dims` or signature.
+
+    The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if type(node).sample_inputs is not DeclarativeNode.sample_inputs:
+            xs = node.sample_inputs()
+            if not isinstance(xs, tuple):
+                raise InputError(
+                    f"{type(node).__name__}.sample_inputs must return a tuple, "
+                    f"not {type(xs).__name__}"
+                )
+        else:
+            xs = _guess(node)
+    return tuple(_double(x) for x in xs)
+
+
+def _guess(node: DeclarativeNode) -> tuple[Any, ...]:
+    dims = node.input_dims
+    if dims is None:
+        parameters = inspect.signature(node.objective).parameters.values()
+        named = [p for p in parameters if p.name != "y" and p.kind is not p.VAR_KEYWORD]
+        if any(p.kind is p.VAR_POSITIONAL for p in named):
+            node.sample_inputs()  # raises the error that says what to write
+        dims = [1] * len(named)
+    return tuple(None if own is None else torch.randn([4] * own) for own in dims)
+
+
+def _double(x: Any) -> Any:
+    # float64 separates a wrong gradient from rounding.
+    return x.detach().double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple[Any, ...]:
+    """The simplest inputs of the same shapes on which ``fails`` still holds.
+
+    Entries are set to zero and rounded to few digits as long as the failure stays the same.
+    """
+    floating = [i for i, x in enumerate(xs) if isinstance(x, Tensor) and x.is_floating_point()]
+    total = sum(xs[i].numel() for i in floating)
+    kept = (
+        st.lists(st.booleans(), min_size=total, max_size=total)
+        if total <= 64
+        else st.just([True] * total)
+    )
+
+    def simplified(digits: int, keep: list[bool]) -> tuple[Any, ...]:
+        simple, start = list(xs), 0
+        for i in floating:
+            count = xs[i].numel()
+            mask = torch.tensor(keep[start : start + count]).reshape(xs[i].shape)
+            simple[i] = torch.where(mask.to(xs[i].device), _rounded(xs[i], digits), 0.0)
+            start += count
+        return tuple(simple)
+
+    try:
+        found: tuple[Any, ...] = hypothesis.find(
+            st.builds(simplified, st.integers(1, 16), kept),
+            fails,
+            settings=hypothesis.settings(max_examples=60, **_QUIET),  # type: ignore[arg-type]
+        )
+    except (hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky):
+        return tuple(xs)
+    return found
+
+
+def _rounded(x: Tensor, digits: int) -> Tensor:
+    """x to so many significant digits."""
+    values = [float(f"{value:.{digits}g}") for value in x.reshape(-1).tolist()]
+    return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(x.shape)
+
+
+def as_text(xs: Sequence[Any]) -> str:
+    """Python text that makes the inputs again; long tensors abbreviated to their shape."""
+    lines = []
+    for i, x in enumerate(xs):
+        if not isinstance(x, Tensor):
+            lines.append(f"x{i} = {x!r}")
+        elif x.numel() <= 64:
+            dtype = f", dtype={x.dtype}" if x.is_floating_point() else ""
+            lines.append(f"x{i} = torch.tensor({_short(x.tolist())}{dtype})")
+        else:
+            lines.append(f"# x{i}: {tuple(x.shape)}, {x.dtype}")
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_short(v) for v in value)}]"
+    return f"{value:.16g}" if isinstance(value, float) else repr(value)

@@ -1,0 +1,88 @@
+"""What `ddnkit check TARGET` names: a registered node, or a class in a Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from .. import registry
+from ..errors import InputError, nearest_choice
+from ..node import DeclarativeNode
+
+
+def load_target(target: str) -> DeclarativeNode:
+    """The node that ``target`` names, made without arguments.
+
+    Args:
+        target: a name in ``ddnkit.nodes``, ``path/to/file.py:ClassName``, or ``path/to/file.py``
+            where the file has one node.
+
+    Raises:
+        InputError: there is no such node or file, or it cannot be made.
+    """
+    path, _, class_name = target.partition(":")
+    kind = _class_in_file(Path(path), class_name) if path.endswith(".py") else _registered(target)
+    try:
+        return kind()
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's constructor may raise anything
+        raise InputError(
+            f"{target}: {kind.__name__}() could not be made without arguments "
+            f"({type(error).__name__}: {error}); give its parameters defaults"
+        ) from error
+
+
+def _registered(name: str) -> type[DeclarativeNode]:
+    names = registry.names("nodes")
+    if name not in names:
+        hint = nearest_choice(name, names)
+        raise InputError(f"no node '{name}'.{hint} A node in a file: path/to/file.py:ClassName")
+    kind: type[DeclarativeNode] = registry.get("nodes", name)
+    return kind
+
+
+def _class_in_file(path: Path, class_name: str) -> type[DeclarativeNode]:
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    module = _import(path)
+    nodes = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, DeclarativeNode)
+        and value is not DeclarativeNode
+        and value.__module__ == module.__name__
+    }
+    if class_name in nodes:
+        return nodes[class_name]
+    if class_name:
+        what = (
+            f"'{class_name}' is there but is no ddnkit.DeclarativeNode"
+            if hasattr(module, class_name)
+            else f"no class '{class_name}'"
+        )
+        raise InputError(f"{path}: {what}.{nearest_choice(class_name, nodes)}")
+    if len(nodes) == 1:
+        return next(iter(nodes.values()))
+    found = ", ".join(f"{path}:{name}" for name in nodes) or "none"
+    raise InputError(f"{path}: name one node as {path}:ClassName; found {found}")
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"_ddnkit_target_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # as `python file.py` would, so that it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a stranger's file may raise anything
+        raise InputError(f"{path} failed to import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module

@@ -1,0 +1,39 @@
+"""``ddnkit check``: is a node's gradient right, and if not, why."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("target")
+@click.option("--examples", default=20, show_default=True, help="How many inputs to draw.")
+@click.option("--backward", default=None, help="Check this backward form only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def check(
+    context: click.Context, target: str, examples: int, backward: str | None, as_json: bool
+) -> None:
+    """Check a node: a registered name, or path/to/file.py:ClassName.
+
+    Measures feasibility and stationarity of its solutions, and compares every backward form with
+    finite differences through a re-solve and with the other forms, on inputs drawn by hypothesis.
+    Exit status 1 if anything fails.
+    """
+    from ..checking.run import check as run_check
+    from ..checking.target import load_target
+
+    node = load_target(target)
+    terminal = click.get_text_stream("stderr").isatty()
+
+    def progress(done: int) -> None:
+        if terminal:
+            click.echo(f"\r{done}/{examples} cases", nl=False, err=True)
+
+    report = run_check(node, examples=examples, backward=backward, name=target, progress=progress)
+    if terminal:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    context.exit(0 if report.ok else 1)
