@@ -1,0 +1,1 @@
+"""Classifier heads: features to logits, one head a file."""

@@ -1,0 +1,119 @@
+"""The nearest-ETF head: at each step the classifier is the simplex ETF nearest to the class means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddnkit import Certificate, DeclarativeLayer, InputError
+
+from ..class_means import ClassMeans
+from ..functional import nearest_etf
+from ..node import NearestETF
+from ..simplex import canonical_frame, etf_of_frame, expand
+from .base import ClassifierHead
+
+
+class NearestETFClassifier(ClassifierHead):
+    """logits = τ W (h/‖h‖ − h_G), W the simplex ETF nearest to the class means ("implicit ETF").
+
+    While training, each batch updates the class means; U* solves the proximal problem with the last
+    step's U as P, and gradients reach the features through the logits and, with ``differentiate``,
+    through U* as well (*GNC*, sections 3.3–3.6 and Fig. 1). The first step solves without the
+    proximal term and takes that U as P. In evaluation W is the last one.
+
+    Args:
+        temperature: τ.
+        delta: proximal coefficient δ.
+        solver: a manifold solver's name; "procrustes" is the closed form.
+        backward: backward form of the declarative layer.
+        differentiate: False drops the gradient through U* (Fig. 15; the paper's ImageNet runs).
+        alpha: constant smoothing factor of the class means; None: the paper's decay.
+        policy: of the declarative layer. "nan" never makes a step wait for the device; a failed
+            certificate then shows as a NaN loss, and `certificate` says why.
+    """
+
+    prox: Tensor
+    weight: Tensor
+
+    def __init__(
+        self,
+        feature_dim: int,
+        classes: int,
+        *,
+        temperature: float = 5.0,
+        delta: float = 1e-3,
+        solver: str = "procrustes",
+        backward: str = "auto",
+        differentiate: bool = True,
+        alpha: float | None = None,
+        policy: str = "nan",
+    ):
+        super().__init__(feature_dim, classes, temperature=temperature)
+        if feature_dim < classes - 1:
+            raise InputError(
+                f"head nearest_etf: a simplex ETF of {classes} classes needs features of dimension "
+                f"{classes - 1} or more; the backbone gives {feature_dim}"
+            )
+        self.tracker = ClassMeans(feature_dim, classes, alpha)
+        # d = C − 1 has no frame U of C columns: there, and only there, the reduced form is used.
+        self.reduced = feature_dim == classes - 1
+        self.layer = DeclarativeLayer(
+            NearestETF(delta, reduced=self.reduced, solver=solver), backward, policy=policy
+        )
+        self.differentiate = differentiate
+        frame = canonical_frame(feature_dim, classes)
+        self.register_buffer("prox", frame)
+        self.register_buffer("weight", etf_of_frame(frame).T.contiguous())
+        self.started = False
+
+    @property
+    def class_means(self) -> Tensor:  # type: ignore[override]
+        """(d, C): the running centred class means, before normalising."""
+        return self.tracker.means
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Of the last solve."""
+        return self.layer.certificate
+
+    def classifier(self) -> Tensor:
+        """W in use, (C, d)."""
+        return self.weight
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See `ClassifierHead.forward`."""
+        embedded = self.embed(features)
+        if not self.training:
+            return self._logits(embedded, self.weight, self.global_mean)
+        if labels is None:
+            raise InputError("head nearest_etf needs labels while training: the class means")
+        mean = self._centre_on_batch(embedded)
+        with torch.autocast(embedded.device.type, enabled=False):
+            W = self._solve(self.tracker(embedded, labels))
+        return self._logits(embedded, W, mean)
+
+    def _solve(self, H: Tensor) -> Tensor:
+        if not self.started:
+            with torch.no_grad():
+                # No proximal term; classes not seen yet leave it undetermined, which is no fault.
+                self.prox.copy_(nearest_etf(H, reduced=self.reduced, policy="nan"))
+            self.started = True
+        U = self.layer(H if self.differentiate else H.detach(), self.prox.clone())
+        if self.reduced:
+            U = expand(U)
+        W = etf_of_frame(U).mT
+        with torch.no_grad():
+            self.prox.copy_(U)
+            self.weight.copy_(W)
+        return W
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Whether the first solve is behind: part of the state dict."""
+        return {"started": self.started}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores `get_extra_state`."""
+        self.started = bool(state["started"])

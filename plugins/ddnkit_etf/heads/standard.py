@@ -1,0 +1,51 @@
+"""The standard head: a learned classifier, its rows normalised after each step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import ClassifierHead
+
+
+class StandardClassifier(ClassifierHead):
+    """logits = τ W h with W learned, without bias (*GNC*, section 4, "standard").
+
+    Args:
+        normalise: features on the unit sphere, and rows of W brought to unit length after each step;
+            False is the paper's "no-norm" ablation (Fig. 17).
+        centre: subtract the mean feature, as the ETF heads do.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        classes: int,
+        *,
+        temperature: float = 5.0,
+        normalise: bool = True,
+        centre: bool = False,
+    ):
+        super().__init__(feature_dim, classes, temperature=temperature, normalise=normalise)
+        self.centre = centre
+        self.weight = nn.Parameter(torch.empty(classes, feature_dim))
+        nn.init.orthogonal_(self.weight)
+        self.after_step()
+
+    def classifier(self) -> Tensor:
+        """W, (C, d)."""
+        return self.weight.detach()
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See `ClassifierHead.forward`."""
+        embedded = self.embed(features)
+        if not self.centre:
+            return self._logits(embedded, self.weight, None)
+        mean = self._centre_on_batch(embedded) if self.training else self.global_mean
+        return self._logits(embedded, self.weight, mean)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Brings the rows of W to unit length, where the head normalises."""
+        if self.normalise:
+            self.weight.copy_(nn.functional.normalize(self.weight, dim=-1))

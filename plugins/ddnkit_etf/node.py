@@ -1,0 +1,139 @@
+"""The nearest simplex ETF as a declarative node.
+
+    minimise over U ∈ St(d, C):  ‖H − U M̃‖²_F + (δ/2) ‖U − P‖²_F,   M̃ = (I − 11ᵀ/C)/√(C−1).
+
+(*Guiding Neural Collapse*, eq. 7.) On the manifold ‖U M̃‖_F is constant, so up to a constant the
+objective is −⟨A, U⟩ with A = 2 H M̃ + δ P: a Procrustes problem, U* = polar(A). Its Lagrangian has
+G = I_d ⊗ S with S = UᵀA, so the adjoint is the one of the polar factor (`ddnkit.linalg.polar`) and
+∂ℓ/∂H = 2 (∂ℓ/∂A) M̃, ∂ℓ/∂P = δ ∂ℓ/∂A.
+
+Reduced form: only U E matters to the ETF, E an orthonormal basis of 1^⊥. The unknown is then
+Y = U E ∈ St(d, C−1): no null direction, so δ = 0 and d = C − 1 are allowed;
+A = (2/√(C−1)) H E + δ P E.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ddnkit_manifolds import Stiefel
+from torch import Tensor
+
+from ddnkit import DeclarativeNode, InputError, Problem, Solution, Solver
+from ddnkit.linalg import polar_adjoint, symmetric_factors
+
+from .simplex import canonical_frame, centre, expand, haar_frame, reduce
+
+
+class NearestETF(DeclarativeNode):
+    """U nearest to the class means H among all frames of a simplex ETF: inputs (H, P), output U.
+
+    H and P are (d, C); P may be None where δ is not used. In reduced form the output is U E,
+    (d, C−1). Cost of the closed form: O(dC² + C³) time and O(dC) memory, both ways.
+
+    Args:
+        delta: proximal coefficient δ ≥ 0.
+        reduced: solve for U E on St(d, C−1).
+        solver: "procrustes" (closed form), or any registered manifold solver.
+
+    Source: *Guiding Neural Collapse* (NeurIPS 2024), eq. 6, 7 and Proposition 1.
+    """
+
+    manifold = Stiefel()
+    batched_solve = True
+    input_dims = (2, 2)
+    preferred_backward = "closed_form"
+
+    def __init__(
+        self, delta: float = 1e-3, *, reduced: bool = False, solver: str | Solver = "procrustes"
+    ):
+        if not delta >= 0:
+            raise InputError(f"delta must be 0 or more, not {delta}")
+        self.delta = float(delta)
+        self.reduced = reduced
+        self.solver = solver
+
+    def objective(self, H: Tensor, P: Tensor | None, y: Tensor) -> Tensor:
+        """‖H − U M̃‖² + (δ/2)‖U − P‖² (reduced: ‖U E − P E‖²)."""
+        C = H.shape[-1]
+        ETF = (expand(y) if self.reduced else centre(y)) / (C - 1) ** 0.5
+        value = (H - ETF).square().sum()
+        if P is not None and self.delta:
+            value = value + self.delta / 2 * (y - self._frame(P)).square().sum()
+        return value
+
+    def initial_point(self, H: Tensor, P: Tensor | None) -> Tensor:
+        """P, or the canonical frame; where an iterative solver starts."""
+        return self._frame(self._prior(H, P))
+
+    def procrustes_target(self, H: Tensor, P: Tensor | None) -> Tensor:
+        """A = 2 H M̃ + δ P, whose polar factor is the solution."""
+        scale = 2 / (H.shape[-1] - 1) ** 0.5
+        A = scale * (reduce(H) if self.reduced else centre(H))
+        return A if P is None or not self.delta else A + self.delta * self._frame(P)
+
+    def procrustes_completion(self, H: Tensor, P: Tensor | None) -> Tensor:
+        """Where A is rank-deficient, the solution nearest to P (else to the canonical frame)."""
+        return self._frame(self._prior(H, P))
+
+    def solve_problem(self, problem: Problem) -> Solution:
+        """Solves with the node's solver; adds the factors of S and the margin to non-uniqueness."""
+        H, P = problem.inputs
+        _validate(H, P, self.reduced)
+        solution = super().solve_problem(problem)
+        aux = dict(solution.aux)
+        if "right_vectors" not in aux:
+            A = self.procrustes_target(H, P).double()
+            aux["right_vectors"], aux["singular_values"] = symmetric_factors(solution.y.double(), A)
+        s = aux["singular_values"].sort(dim=-1).values
+        # Curvatures on the tangent space are sᵢ + sⱼ (i < j), and for d > C also each sᵢ.
+        square = solution.y.shape[-2] == solution.y.shape[-1] > 1
+        least = (s[..., 0] + s[..., 1]) / 2 if square else s[..., 0]
+        largest = s[..., -1]
+        uniqueness = torch.where(largest > 0, least / largest, 0.0).to(solution.y.dtype)
+        return dataclasses.replace(solution, aux=aux, uniqueness=uniqueness)
+
+    def adjoint(
+        self, H: Tensor, P: Tensor | None, y: Tensor, v: Tensor, aux: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(∂ℓ/∂H, ∂ℓ/∂P) from ∂ℓ/∂U = v, in float64 inside."""
+        A_gradient = polar_adjoint(
+            y.double(), aux["right_vectors"], aux["singular_values"], v.double()
+        )
+        lifted = expand(A_gradient) if self.reduced else A_gradient
+        scale = 2 / (H.shape[-1] - 1) ** 0.5
+        H_gradient = scale * (lifted if self.reduced else centre(lifted))
+        P_gradient = None if P is None else (self.delta * lifted).to(P.dtype)
+        return H_gradient.to(H.dtype), P_gradient
+
+    def sample_inputs(self) -> tuple[Any, ...]:
+        """Class means of unit Frobenius norm in (7, 5) and a random frame, in float64."""
+        H = torch.randn(7, 5, dtype=torch.float64)
+        return H / H.norm(), haar_frame(7, 5, dtype=torch.float64)
+
+    def _frame(self, P: Tensor) -> Tensor:
+        return reduce(P) if self.reduced else P
+
+    def _prior(self, H: Tensor, P: Tensor | None) -> Tensor:
+        if P is not None:
+            return P
+        frame = canonical_frame(H.shape[-2], H.shape[-1], dtype=H.dtype, device=H.device)
+        return frame.expand(H.shape)
+
+
+def _validate(H: Tensor, P: Tensor | None, reduced: bool) -> None:
+    d, C = H.shape[-2:]
+    if C < 2:
+        raise InputError(
+            f"the nearest simplex ETF needs at least 2 classes; H has shape ({d}, {C})"
+        )
+    if d < C - 1 or (d < C and not reduced):
+        least = "d ≥ C − 1" if reduced else "d ≥ C; with d = C − 1 use reduced=True"
+        raise InputError(f"H has shape (d, C) = ({d}, {C}); this form needs {least}")
+    if P is not None and P.shape[-2:] != H.shape[-2:]:
+        raise InputError(
+            f"the proximal target must have the shape of H, ({d}, {C}), not {tuple(P.shape[-2:])}"
+        )

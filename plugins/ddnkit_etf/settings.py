@@ -1,0 +1,115 @@
+"""Recipe settings of the classifier heads; importing them costs no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from ddnkit import Settings, nearest_choice, registry
+
+if TYPE_CHECKING:
+    from .heads.base import ClassifierHead
+
+
+class StandardHead(Settings):
+    """A learned classifier on unit features, rows brought to unit length after each step."""
+
+    temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
+    centre: bool = Field(False, description="subtract the mean feature, as the ETF heads do")
+
+    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
+        """The head as a module."""
+        from .heads.standard import StandardClassifier
+
+        return StandardClassifier(
+            feature_dim, classes, temperature=self.temperature, centre=self.centre
+        )
+
+
+class StandardUnnormalisedHead(Settings):
+    """A learned linear classifier without any normalisation (Fig. 17)."""
+
+    temperature: float = Field(1.0, gt=0, description="factor of the logits")
+
+    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
+        """The head as a module."""
+        from .heads.standard import StandardClassifier
+
+        return StandardClassifier(
+            feature_dim, classes, temperature=self.temperature, normalise=False
+        )
+
+
+class FixedETFHead(Settings):
+    """A simplex ETF chosen once and never trained."""
+
+    temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
+    direction: Literal["canonical", "haar"] = Field(
+        "canonical", description="the first C axes, or a random frame (Fig. 18)"
+    )
+
+    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
+        """The head as a module."""
+        from .heads.fixed import FixedETFClassifier
+
+        return FixedETFClassifier(
+            feature_dim, classes, temperature=self.temperature, direction=self.direction
+        )
+
+
+class MeansSettings(Settings):
+    """How class means are averaged over batches."""
+
+    policy: Literal["paper", "constant"] = Field(
+        "paper", description="paper: α_t = max(2/(t+2), 1e-4); constant: α as given"
+    )
+    alpha: float | None = Field(
+        None, gt=0, le=1, description="smoothing factor of the constant policy (1: last batch only)"
+    )
+
+    @model_validator(mode="after")
+    def _alpha_goes_with_constant(self) -> MeansSettings:
+        if self.policy == "constant" and self.alpha is None:
+            raise ValueError("policy 'constant' needs alpha")
+        if self.policy == "paper" and self.alpha is not None:
+            raise ValueError("alpha goes with policy 'constant'")
+        return self
+
+
+class NearestETFHead(Settings):
+    """The simplex ETF nearest to the class means, solved for at every step."""
+
+    temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
+    delta: float = Field(1e-3, ge=0, description="δ, proximal coefficient")
+    solver: str = Field("procrustes", description="manifold solver; procrustes is the closed form")
+    backward: str = Field("auto", description="backward form of the declarative layer")
+    differentiate: bool = Field(
+        True, description="send gradients through the solution too (the DDN gradient)"
+    )
+    means: MeansSettings = Field(
+        MeansSettings(policy="paper", alpha=None), description="how class means are averaged"
+    )
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> NearestETFHead:
+        for key, group in (("solver", "solvers"), ("backward", "backwards")):
+            name, choices = getattr(self, key), registry.names(group)
+            if name not in choices and not (key == "backward" and name == "auto"):
+                raise ValueError(f"no {key} '{name}'.{nearest_choice(name, choices)}")
+        return self
+
+    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
+        """The head as a module."""
+        from .heads.nearest import NearestETFClassifier
+
+        return NearestETFClassifier(
+            feature_dim,
+            classes,
+            temperature=self.temperature,
+            delta=self.delta,
+            solver=self.solver,
+            backward=self.backward,
+            differentiate=self.differentiate,
+            alpha=self.means.alpha,
+        )
