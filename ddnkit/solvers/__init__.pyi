@@ -1,0 +1,3 @@
+from .newton import Newton
+
+__all__ = ["Newton"]

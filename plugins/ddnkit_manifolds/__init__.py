@@ -1,0 +1,5 @@
+"""Manifolds and the solvers on them: Stiefel, Sphere; Procrustes, pymanopt's and geoopt's methods."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

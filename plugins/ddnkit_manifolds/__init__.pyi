@@ -1,0 +1,18 @@
+from .geoopt_line_search import RiemannianLineSearch
+from .geoopt_solvers import RiemannianAdam, RiemannianSGD
+from .procrustes import Procrustes
+from .pymanopt_solvers import ConjugateGradient, SteepestDescent, TrustRegions
+from .sphere import Sphere
+from .stiefel import Stiefel
+
+__all__ = [
+    "ConjugateGradient",
+    "Procrustes",
+    "RiemannianAdam",
+    "RiemannianLineSearch",
+    "RiemannianSGD",
+    "Sphere",
+    "SteepestDescent",
+    "Stiefel",
+    "TrustRegions",
+]

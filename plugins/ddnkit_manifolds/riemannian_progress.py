@@ -1,0 +1,93 @@
+"""Bookkeeping of a batch of descents: which items have ended and how, and the best point of each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddnkit import Problem, Status
+
+from .support import gaussian, gradient_scale, item_norm, per_item
+
+_RUNNING = -1
+_POWER_ITERATIONS = 8
+
+
+class Progress:
+    """The batch during a solve; an item that has ended keeps its point, status and iteration.
+
+    Attributes:
+        y: (B, *y), the best point checked so far; the start of an item that never was finite.
+        tolerance: (B,), the largest tangent gradient norm that counts as converged.
+        status, iterations: (B,), as in `ddnkit.Solution`.
+    """
+
+    def __init__(self, problem: Problem, start: Tensor, relative_tolerance: float) -> None:
+        batch, device = problem.batch_size, start.device
+        self.y = start
+        self.tolerance = relative_tolerance * gradient_scale(problem, start)
+        self.objective = torch.full((batch,), torch.inf, dtype=start.dtype, device=device)
+        self.status = torch.full((batch,), _RUNNING, dtype=torch.long, device=device)
+        self.iterations = torch.zeros(batch, dtype=torch.long, device=device)
+
+    @property
+    def active(self) -> Tensor:
+        """(B,), True where the item has not ended."""
+        return self.status == _RUNNING
+
+    def end(self, items: Tensor, status: Status, iteration: int) -> None:
+        """End those of ``items`` that are still active."""
+        ending = items & self.active
+        self.status = torch.where(ending, int(status), self.status)
+        self.iterations = torch.where(ending, iteration, self.iterations)
+
+    def check(self, y: Tensor, value: Tensor, gradient: Tensor, iteration: int) -> Tensor:
+        """Take over the better points and end the items that converged or left the domain.
+
+        Args:
+            y: (B, *y), the iterates.
+            value: (B,), the objective there.
+            gradient: (B, *y), its tangent gradient.
+            iteration: the number of iterations done.
+
+        Returns:
+            How far each objective lies above the best before, in roundings, (B,); negative where it
+            has decreased.
+        """
+        norm = item_norm(gradient)
+        finite = value.isfinite() & norm.isfinite()
+        self.end(~finite, Status.NON_FINITE, iteration)
+        rounding = torch.finfo(value.dtype).eps * self.objective.abs()
+        rise = torch.where(self.objective.isinf(), -1, (value - self.objective) / rounding)
+        # At the rounding level of f the gradient is the better judge.
+        done = finite & (norm <= self.tolerance)
+        better = self.active & (done | (value < self.objective))
+        self.y = torch.where(per_item(better, y), y, self.y)
+        self.objective = torch.where(better, value, self.objective)
+        self.end(done, Status.CONVERGED, iteration)
+        return rise
+
+    def take_over(self, index: int, one: Progress) -> None:
+        """Copy the state of a batch of one to the item ``index``."""
+        self.y = self.y.index_copy(0, torch.tensor([index], device=self.y.device), one.y)
+        self.status[index] = one.status[0]
+        self.iterations[index] = one.iterations[0]
+
+
+def curvature_bound(problem: Problem, y: Tensor) -> Tensor:
+    """max(‖Π(∇²f − Σᵢ σᵢ ∇²jᵢ)Π‖, ‖∇f‖/‖y‖) at y, shape (B,): the step size is its inverse.
+
+    The first is the Hessian of the Lagrangian on the tangent space, by power iteration from a fixed
+    vector: a few percent low, which the stability margin of a gradient step allows for.
+    """
+    manifold = problem.manifold
+    gradient = problem.gradient(y)
+    multipliers = manifold.multipliers(y, gradient)
+    z = gaussian(tuple(y.shape), torch.Generator().manual_seed(0), y)
+    z = manifold.tangent(y, z)
+    tiny = torch.finfo(y.dtype).tiny
+    for _ in range(_POWER_ITERATIONS):
+        z = z / per_item(item_norm(z).clamp_min(tiny), z)
+        curvature = manifold.constraint_curvature(y, multipliers, z)
+        z = manifold.tangent(y, problem.hessian_vector(y, z) - curvature)
+    return torch.maximum(item_norm(z), item_norm(gradient) / item_norm(y)).clamp_min(tiny)

@@ -1,0 +1,118 @@
+"""The Stiefel manifold St(d, C) = {U in R^{d×C} : UᵀU = I}.
+
+Two descriptions of the same constraints are in use, both by independent functions:
+
+* `Stiefel.constraint` is rvech(UᵀU − I), the lower triangle in row-major order (the order of
+  ``torch.tril_indices``). Its entry (p, q), p ≥ q, is ⟨u_p, u_q⟩ − δ_pq, with gradient 2 u_p on the
+  diagonal, and u_q in column p plus u_p in column q below it. In matrix form the Jacobian is
+      D rvech(UᵀU) = L_C (K_CC + I)(U ⊗ I_C)ᵀ,
+  with the elimination matrix L_C and the commutation matrix K_CC. A row of it has at most 2d
+  entries, so it is filled in directly.
+* The multiplier field uses j_s = ½(‖u_s‖² − 1) and j_pq = ⟨u_p, u_q⟩, p < q, which halves the
+  diagonal gradients to u_s. With Σ the symmetric matrix of the multipliers,
+      Σᵢ σᵢ ∇jᵢ(U) = U Σ,      Σᵢ σᵢ ∇²jᵢ(U)[Z] = Z Σ,      Σ(U) = ½(∇fᵀU + Uᵀ∇f).
+  The last makes ∇f − UΣ tangent: Uᵀ(∇f − UΣ) = ½(Uᵀ∇f − ∇fᵀU) is skew. A diagonal multiplier of
+  `constraint` is therefore σ_s / 2; the spans, and the sums above, are the same.
+
+Source: Birtea, Caşu and Comănescu, *First order optimality conditions and steepest descent
+algorithm on orthogonal Stiefel manifolds*; Absil, Mahony and Sepulchre, *Optimization Algorithms
+on Matrix Manifolds* (retraction).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ddnkit import InputError, Manifold
+
+from .support import gaussian, lapack_dtype
+
+
+class Stiefel(Manifold):
+    """Matrices with orthonormal columns: UᵀU = I, U of shape (..., d, C), d ≥ C.
+
+    Metric: the Euclidean one of R^{d×C}. Multipliers have shape (..., C, C), symmetric.
+
+    Example: ``Stiefel().project(A)`` with A (8, 64, 10) gives eight matrices (8, 64, 10).
+
+    Raises:
+        InputError: where a point has fewer than two dimensions or more columns than rows.
+    """
+
+    name = "stiefel"
+    event_dims = 2
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """rvech(UᵀU − I), shape (..., C(C+1)/2), row-major lower triangle."""
+        rows, columns = _lower_triangle(y)
+        return _gram_minus_identity(y)[..., rows, columns]
+
+    def constraint_jacobian(self, y: Tensor) -> Tensor:
+        """D rvech(UᵀU), shape (..., C(C+1)/2, dC), U in row-major order."""
+        rows, columns = _lower_triangle(y)
+        units = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+        # Entry (p, q) of UᵀU depends on column p through u_q and on column q through u_p.
+        transposed = y.mT.unsqueeze(-1)
+        jacobian = transposed[..., columns, :, :] * units[rows].unsqueeze(-2)
+        jacobian = jacobian + transposed[..., rows, :, :] * units[columns].unsqueeze(-2)
+        return jacobian.flatten(-2)
+
+    def infeasibility(self, y: Tensor) -> Tensor:
+        """‖UᵀU − I‖_F / √C, shape (...)."""
+        residual = _gram_minus_identity(y)
+        return torch.linalg.vector_norm(residual, dim=(-2, -1)) / y.shape[-1] ** 0.5
+
+    def project(self, y: Tensor) -> Tensor:
+        """The polar factor of y, the nearest point; some nearest point where y is rank-deficient."""
+        _check_shape(y.shape)
+        left, _, right = torch.linalg.svd(y.to(lapack_dtype(y.dtype)), full_matrices=False)
+        return (left @ right).to(y.dtype)
+
+    def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """The Q factor of y + tangent, with R of positive diagonal."""
+        return _orthonormalised(y + tangent)
+
+    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """Σ(U) = ½(∇fᵀU + Uᵀ∇f), shape (..., C, C)."""
+        product = y.mT @ gradient
+        return (product + product.mT) / 2
+
+    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
+        """U Σ, shape (..., d, C)."""
+        return y @ multipliers
+
+    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
+        """Z Σ for the direction Z, shape (..., d, C)."""
+        return direction @ multipliers
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """A point of the Haar (rotation-invariant) distribution, of the given shape (..., d, C)."""
+        # The Q factor of a Gaussian matrix is Haar only if R has a positive diagonal.
+        return _orthonormalised(gaussian(shape, generator, like))
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) < 2 or shape[-2] < shape[-1]:
+        raise InputError(
+            "a point of the Stiefel manifold is a (..., d, C) matrix with d ≥ C; "
+            f"got shape {tuple(shape)}"
+        )
+
+
+def _lower_triangle(y: Tensor) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.tril_indices(y.shape[-1], y.shape[-1], device=y.device)
+    return rows, columns
+
+
+def _gram_minus_identity(y: Tensor) -> Tensor:
+    return y.mT @ y - torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+
+
+def _orthonormalised(y: Tensor) -> Tensor:
+    _check_shape(y.shape)
+    q, r = torch.linalg.qr(y.to(lapack_dtype(y.dtype)))
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+    return (q * signs.unsqueeze(-2)).to(y.dtype)

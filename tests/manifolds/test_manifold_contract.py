@@ -1,0 +1,181 @@
+"""What every manifold must fulfil: projection, retraction, multipliers and derivatives agree."""
+
+import pytest
+import torch
+from ddnkit_manifolds import Sphere, Stiefel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddnkit import InputError, registry
+
+MANIFOLDS = {
+    "stiefel": (Stiefel(), [(5, 3), (4, 4), (6, 1)]),
+    "sphere": (Sphere(), [(5,), (2,), (7,)]),
+}
+each_manifold = pytest.mark.parametrize("name", MANIFOLDS)
+drawn = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+like = torch.zeros((), dtype=torch.float64)
+
+
+@st.composite
+def instances(draw):
+    """Index of a shape, leading batch dimensions and a generator."""
+    batch = draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
+    seed = draw(st.integers(0, 2**31))
+    return draw(st.integers(0, 2)), batch, torch.Generator().manual_seed(seed)
+
+
+def instance(name, drawn_instance):
+    manifold, shapes = MANIFOLDS[name]
+    index, batch, generator = drawn_instance
+    shape = batch + shapes[index]
+    y = manifold.random(shape, generator=generator, like=like)
+    vectors = torch.randn(2, *shape, generator=generator, dtype=like.dtype)
+    return manifold, y, vectors[0], vectors[1], len(shapes[index])
+
+
+def inner(a, b, event_dims):
+    return (a * b).flatten(-event_dims).sum(dim=-1)
+
+
+@each_manifold
+@drawn
+@given(drawn_instance=instances())
+def test_projection_lands_on_the_manifold_and_stays(name, drawn_instance):
+    manifold, y, vector, _, event_dims = instance(name, drawn_instance)
+    projected = manifold.project(vector)
+    assert projected.shape == vector.shape
+    assert event_dims == manifold.event_dims
+    assert manifold.infeasibility(projected).max() < 1e-14
+    assert torch.allclose(manifold.project(projected), projected, atol=1e-14)
+    # It is the nearest point: no other is nearer.
+    distance = inner(vector - projected, vector - projected, event_dims)
+    assert (distance <= inner(vector - y, vector - y, event_dims) + 1e-12).all()
+
+
+@each_manifold
+@drawn
+@given(drawn_instance=instances())
+def test_tangent_is_an_orthogonal_projection(name, drawn_instance):
+    manifold, y, vector, other, event_dims = instance(name, drawn_instance)
+    tangent = manifold.tangent(y, vector)
+    assert torch.allclose(manifold.tangent(y, tangent), tangent, atol=1e-13)
+    normal = other - manifold.tangent(y, other)
+    assert inner(tangent, normal, event_dims).abs().max() < 1e-12
+    rows = manifold.constraint_jacobian(y)
+    assert (rows @ tangent.flatten(-event_dims).unsqueeze(-1)).abs().max() < 1e-12
+
+
+@each_manifold
+@drawn
+@given(drawn_instance=instances())
+def test_retraction_agrees_to_first_order(name, drawn_instance):
+    manifold, y, vector, _, event_dims = instance(name, drawn_instance)
+    tangent = manifold.tangent(y, vector)
+    errors = []
+    for step in (1e-3, 1e-4):
+        point = manifold.retract(y, step * tangent)
+        assert manifold.infeasibility(point).max() < 1e-14
+        difference = point - (y + step * tangent)
+        errors.append(inner(difference, difference, event_dims).sqrt().max())
+    assert errors[1] <= 0.02 * errors[0] + 1e-14
+
+
+@each_manifold
+@drawn
+@given(drawn_instance=instances())
+def test_jacobian_is_that_of_the_constraint(name, drawn_instance):
+    manifold, y, vector, _, event_dims = instance(name, drawn_instance)
+    for point in (y, y + vector):  # the formula holds off the manifold too
+        ones = point.reshape(-1, *point.shape[-event_dims:])
+        expected = [torch.func.jacrev(manifold.constraint)(one).flatten(1) for one in ones]
+        jacobian = manifold.constraint_jacobian(point)
+        assert jacobian.shape[:-2] == point.shape[:-event_dims]
+        assert torch.allclose(
+            jacobian, torch.stack(expected).reshape(jacobian.shape), rtol=0, atol=1e-13
+        )
+    assert manifold.constraint(y).abs().max() < 1e-14
+
+
+@each_manifold
+@drawn
+@given(drawn_instance=instances())
+def test_normal_spans_the_rows_of_the_jacobian(name, drawn_instance):
+    manifold, y, vector, _, event_dims = instance(name, drawn_instance)
+    normal = manifold.normal(y, manifold.multipliers(y, vector)).flatten(-event_dims)
+    rows = manifold.constraint_jacobian(y)
+    # The orthogonal projection on the row space, by least squares.
+    coefficients = torch.linalg.pinv(rows.mT) @ vector.flatten(-event_dims).unsqueeze(-1)
+    assert torch.allclose(normal, (rows.mT @ coefficients).squeeze(-1), atol=1e-12)
+
+
+@each_manifold
+@drawn
+@given(drawn_instance=instances())
+def test_curvature_is_the_derivative_of_the_normal_at_fixed_multipliers(name, drawn_instance):
+    manifold, y, vector, direction, _ = instance(name, drawn_instance)
+    multipliers = manifold.multipliers(y, vector)
+    step = 1e-4
+    difference = manifold.normal(y + step * direction, multipliers) - manifold.normal(
+        y - step * direction, multipliers
+    )
+    curvature = manifold.constraint_curvature(y, multipliers, direction)
+    assert torch.allclose(difference / (2 * step), curvature, atol=1e-8)
+
+
+@each_manifold
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.05)]
+)
+def test_dtype_is_kept(name, dtype, tolerance):
+    manifold, shapes = MANIFOLDS[name]
+    y = manifold.random((2, *shapes[0]), like=torch.zeros((), dtype=dtype))
+    point = manifold.retract(y, manifold.tangent(y, torch.ones_like(y)))
+    results = [y, point, manifold.project(2 * y), manifold.constraint_jacobian(y)]
+    assert {result.dtype for result in results} == {dtype}
+    assert manifold.infeasibility(point).max() <= tolerance
+
+
+@each_manifold
+def test_random_is_reproducible_and_found_by_name(name):
+    manifold, shapes = MANIFOLDS[name]
+    first, second = (
+        manifold.random(shapes[0], generator=torch.Generator().manual_seed(3), like=like)
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert registry.get("manifolds", name) is type(manifold)
+    assert repr(manifold) == f"{type(manifold).__name__}()"
+
+
+def test_stiefel_jacobian_is_in_the_order_of_the_row_major_lower_triangle():
+    U = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+    assert Stiefel().constraint(U).tolist() == [0.0, 0.0, 4.0]
+    rows = Stiefel().constraint_jacobian(U).reshape(3, 3, 2)
+    assert rows[1].tolist() == [[0.0, 1.0], [2.0, 0.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,)])
+def test_stiefel_says_which_shape_is_wrong(shape):
+    with pytest.raises(InputError, match=r"d ≥ C; got shape \(" + str(shape[0])):
+        Stiefel().random(shape, like=like)
+    with pytest.raises(InputError, match="d ≥ C"):
+        Stiefel().project(torch.ones(shape))
+
+
+def test_haar_has_no_preferred_direction():
+    U = Stiefel().random((4000, 3, 3), generator=torch.Generator().manual_seed(0), like=like)
+    assert U.mean(dim=0).abs().max() < 0.05
+    assert (U.square().mean(dim=0) - 1 / 3).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e300])
+def test_sphere_projects_vectors_of_any_size(size):
+    y = Sphere().project(torch.tensor([3.0, 4.0], dtype=torch.float64) * size)
+    assert torch.allclose(y, torch.tensor([0.6, 0.8], dtype=torch.float64))
+
+
+def test_sphere_projects_the_origin_somewhere():
+    assert Sphere().project(torch.zeros(2, 3)).tolist() == [[1.0, 0.0, 0.0]] * 2

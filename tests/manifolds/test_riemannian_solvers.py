@@ -1,0 +1,308 @@
+"""Every iterative solver on every problem: known solutions, dtypes, statuses, refusals."""
+
+import pytest
+import torch
+from ddnkit_manifolds import (
+    ConjugateGradient,
+    Procrustes,
+    RiemannianAdam,
+    RiemannianLineSearch,
+    RiemannianSGD,
+    Sphere,
+    SteepestDescent,
+    Stiefel,
+    TrustRegions,
+)
+
+from ddnkit import DeclarativeNode, InputError, Manifold, Problem, Status, registry
+
+SOLVERS = [
+    TrustRegions,
+    ConjugateGradient,
+    SteepestDescent,
+    RiemannianSGD,
+    RiemannianAdam,
+    RiemannianLineSearch,
+]
+each_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These matrices are too small to share among threads, which costs far more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class NearestETF(DeclarativeNode):
+    """min ‖H − U M̃‖² + (δ/2)‖U − P‖² over St(d, C), from U = P."""
+
+    manifold = Stiefel()
+    delta = 1e-3
+
+    def simplex(self, H):
+        C = H.shape[-1]
+        return (torch.eye(C, dtype=H.dtype) - 1 / C) / (C - 1) ** 0.5
+
+    def objective(self, H, P, y):
+        distance = (H - y @ self.simplex(H)).square().sum()
+        return distance + self.delta / 2 * (y - P).square().sum()
+
+    def initial_point(self, H, P):
+        return P
+
+    def procrustes_target(self, H, P):
+        return 2 * H @ self.simplex(H) + self.delta * P
+
+
+class Quadratic(DeclarativeNode):
+    """min ½‖y‖² − xᵀy over the sphere: y = x/‖x‖."""
+
+    manifold = Sphere()
+
+    def objective(self, x, y):
+        return 0.5 * y @ y - x @ y
+
+    def initial_point(self, x):
+        return torch.ones_like(x)
+
+    def solution(self, x):
+        return x / x.norm()
+
+
+class Linear(Quadratic):
+    """min y₁ + x y₂ over the circle: y = −(1, x)/√(1 + x²)."""
+
+    def objective(self, x, y):
+        return y[0] + x * y[1]
+
+    def initial_point(self, x):
+        # The gradient is tangent here for x = 0.75: the multiplier says nothing about curvature.
+        return torch.stack([0.6 * torch.ones_like(x), -0.8 * torch.ones_like(x)])
+
+    def solution(self, x):
+        y = torch.stack([torch.ones_like(x), x])
+        return -y / y.norm()
+
+
+class Rayleigh(Quadratic):
+    """min yᵀXy over the sphere, scaled far from one: the smallest eigenvector, up to sign."""
+
+    def objective(self, X, y):
+        return 1e6 * y @ X @ y
+
+    def initial_point(self, X):
+        return torch.ones_like(X[0])
+
+    def solution(self, X):
+        return torch.linalg.eigh(X).eigenvectors[:, 0]
+
+
+def nearest_etf(d, C, batch, dtype=torch.float64):
+    H = torch.randn(batch, d, C, dtype=torch.float64)
+    H = H / H.flatten(1).norm(dim=1)[:, None, None]
+    P = Stiefel().random((batch, d, C), like=H)
+    return Problem(NearestETF(), [H.to(dtype), P.to(dtype)], batch)
+
+
+@each_solver
+def test_reaches_the_closed_form_of_the_nearest_etf(solver):
+    problem = nearest_etf(64, 10, batch=2)
+    closed_form = problem.objective(Procrustes().solve(problem).y)
+    solution = solver().solve(problem)
+    gap = problem.objective(solution.y) - closed_form
+    assert solution.statuses() == [Status.CONVERGED] * 2
+    assert (solution.iterations > 0).all()
+    assert gap.max() <= 1e-6
+    assert gap.min() >= -1e-12
+    assert Stiefel().infeasibility(solution.y).max() < 1e-14
+
+
+@each_solver
+def test_takes_float32(solver):
+    problem = nearest_etf(32, 6, batch=2, dtype=torch.float32)
+    closed_form = problem.objective(Procrustes().solve(problem).y)
+    solution = solver().solve(problem)
+    assert solution.y.dtype == torch.float32
+    assert solution.statuses() == [Status.CONVERGED] * 2
+    assert (problem.objective(solution.y) - closed_form).abs().max() < 1e-5
+    assert Stiefel().infeasibility(solution.y).max() < 1e-6
+
+
+X = torch.tensor([[2.0, 0.3, 0.1], [0.3, 1.0, -0.4], [0.1, -0.4, 3.0]])
+VECTORS = [
+    (Quadratic(), torch.tensor([[1.0, -2.0, 0.5], [0.1, 0.2, 0.3]])),
+    (Linear(), torch.tensor([0.75, -3.0])),
+    (Rayleigh(), torch.stack([X, X + torch.eye(3)])),
+]
+
+
+@each_solver
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
+@pytest.mark.parametrize(("node", "x"), VECTORS, ids=lambda v: type(v).__name__)
+def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
+    problem = Problem(node, [x.to(dtype)], 2)
+    solution = solver().solve(problem)
+    assert solution.statuses() == [Status.CONVERGED] * 2
+    assert solution.y.dtype == dtype
+    for index in range(2):
+        expected = node.solution(x[index].to(dtype))
+        cosine = (solution.y[index] @ expected).abs()
+        if not isinstance(node, Rayleigh):
+            cosine = solution.y[index] @ expected
+        assert 1 - cosine < tolerance**2 + 1e-6 * (dtype == torch.float32)
+
+
+@each_solver
+def test_an_exact_start_needs_no_step(solver):
+    x = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    solution = solver().solve(Problem(Quadratic(), [x], 1), start=x)
+    assert solution.statuses() == [Status.CONVERGED]
+    assert solution.iterations.tolist() == [0]
+    assert torch.allclose(solution.y, x)
+
+
+@each_solver
+def test_iteration_limit_is_reported(solver):
+    problem = nearest_etf(12, 4, batch=1)
+    solution = solver(max_iterations=2).solve(problem)
+    assert solution.statuses() == [Status.MAX_ITERATIONS]
+    assert solution.iterations.tolist() == [2]
+    assert problem.objective(solution.y) <= problem.objective(problem.start())
+
+
+@each_solver
+def test_scale_of_the_objective_does_not_matter(solver):
+    class Scaled(Quadratic):
+        def objective(self, x, y):
+            return 1e-7 * super().objective(x, y=y)
+
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    solution = solver().solve(Problem(Scaled(), [x], 1))
+    assert solution.statuses() == [Status.CONVERGED]
+    assert torch.allclose(solution.y[0], Quadratic().solution(x[0]), atol=1e-5)
+
+
+@each_solver
+def test_non_finite_items_are_reported_and_leave_the_others_alone(solver):
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [3.0, -1.0]], dtype=torch.float64)
+    solution = solver().solve(Problem(Quadratic(), [x], 3))
+    assert solution.statuses() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
+    assert solution.y.isfinite().all()
+    assert torch.allclose(solution.y[2], Quadratic().solution(x[2]), atol=1e-5)
+
+
+class EdgeOfDomain(Quadratic):
+    """min y₁ + √(y₁): the derivative blows up at the edge y₁ = 0 of the domain, the minimum."""
+
+    def objective(self, x, y):
+        return x[0] * y[0] + y[0].sqrt()
+
+
+@each_solver
+def test_leaving_the_domain_is_a_status_and_no_exception(solver):
+    x = torch.ones(1, 2, dtype=torch.float64)
+    solution = solver(max_iterations=200).solve(Problem(EdgeOfDomain(), [x], 1))
+    assert solution.statuses()[0] != Status.CONVERGED
+    assert solution.y.isfinite().all()
+
+
+class NoDerivative(Quadratic):
+    """min y₁, finite everywhere, but `where` hides a NaN for y₁ < ½ from the value alone."""
+
+    def objective(self, x, y):
+        return x[0] * y[0] + torch.where(y[0] < 0.5, 0.0, 0 * (y[0] - 0.5).sqrt())
+
+
+@each_solver
+def test_a_derivative_that_is_not_finite_is_reported(solver):
+    x = torch.ones(1, 2, dtype=torch.float64)
+    solution = solver().solve(Problem(NoDerivative(), [x], 1))
+    assert solution.statuses() == [Status.NON_FINITE]
+    assert solution.y[0, 0] > 0.5
+
+
+@pytest.mark.parametrize("solver", [TrustRegions, ConjugateGradient, SteepestDescent])
+def test_time_limit_is_reported(solver):
+    solution = solver(max_time=0.0).solve(nearest_etf(12, 4, batch=1))
+    assert solution.statuses() == [Status.TIME_LIMIT]
+
+
+@pytest.mark.parametrize("solver", [SteepestDescent, RiemannianAdam, RiemannianLineSearch])
+def test_a_tolerance_out_of_reach_stalls(solver):
+    # An offset hides the last decreases of the objective from a line search.
+    class Offset(NearestETF):
+        def objective(self, H, P, y):
+            return super().objective(H, P, y=y) + 1e6
+
+    problem = nearest_etf(12, 4, batch=1)
+    problem = Problem(Offset(), problem.inputs, 1)
+    solution = solver(gradient_tolerance=1e-15).solve(problem)
+    assert solution.statuses() == [Status.STALLED]
+
+
+@each_solver
+def test_no_output(solver, capfd):
+    solver().solve(nearest_etf(12, 4, batch=1))
+    assert capfd.readouterr() == ("", "")
+
+
+@each_solver
+def test_leaves_the_random_state_alone(solver):
+    before = torch.random.get_rng_state()
+    problem = Problem(Quadratic(), [torch.tensor([[1.0, -2.0, 0.5]])], 1)
+    solver().solve(problem)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@each_solver
+def test_refuses_with_a_reason(solver):
+    class Free(Quadratic):
+        manifold = None
+
+    class Constrained(Quadratic):
+        def equality_constraints(self, x, y):
+            return y.sum()
+
+    class Unheard(Quadratic):
+        manifold = type("Oblique", (Sphere.__base__,), {"name": "oblique"})
+
+    x = torch.ones(3)
+    reason = {node: solver().unsupported(Problem.single(node(), [x])) for node in (Free, Unheard)}
+    assert "has no manifold" in reason[Free]
+    assert "knows: Sphere, Stiefel" in reason[Unheard]
+    assert issubclass(Unheard.manifold, Manifold)
+    assert "equality_constraints" in solver().unsupported(Problem.single(Constrained(), [x]))
+    assert solver().unsupported(Problem.single(Quadratic(), [x])) is None
+
+
+@each_solver
+def test_is_found_by_name(solver):
+    assert registry.get("solvers", solver.name) is solver
+
+
+@each_solver
+def test_empty_batch(solver):
+    problem = Problem(Quadratic(), [torch.zeros(0, 3)], 0)
+    solution = solver().solve(problem, start=torch.zeros(0, 3))
+    assert solution.y.shape == (0, 3)
+    assert solution.statuses() == []
+
+
+@pytest.mark.parametrize("direction", ["fr", "steepest"])
+def test_other_directions_of_the_line_search(direction):
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    solution = RiemannianLineSearch(direction=direction).solve(Problem(Quadratic(), [x], 1))
+    assert solution.statuses() == [Status.CONVERGED]
+
+
+def test_an_unknown_direction_is_an_error():
+    with pytest.raises(InputError, match="not 'uphill'"):
+        RiemannianLineSearch(direction="uphill")
+
+
+def test_plain_gradient_descent_without_momentum():
+    solution = RiemannianSGD(momentum=0.0).solve(nearest_etf(12, 4, batch=1))
+    assert solution.statuses() == [Status.CONVERGED]
