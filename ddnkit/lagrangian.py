@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .linalg.kkt import without_bad_items
 from .problem import Problem, derivative, flat
 
 
@@ -47,7 +48,8 @@ def _row(scalar: Tensor, variable: Tensor, last: bool) -> Tensor:
 
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     """The ν of least norm that minimises ‖∇f − Aᵀν‖, shape (B, p)."""
-    return (torch.linalg.pinv(jacobian.mT) @ flat(gradient).unsqueeze(-1)).squeeze(-1)
+    (finite,) = without_bad_items(jacobian)
+    return (torch.linalg.pinv(finite.mT) @ flat(gradient).unsqueeze(-1)).squeeze(-1)
 
 
 def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from .errors import InputError
+from .problem import Problem
+from .solver import as_solver
 
 if TYPE_CHECKING:
     from .manifold import Manifold
@@ -62,20 +64,21 @@ class DeclarativeNode(abc.ABC):
         """``equality_constraints(x₁, …, xₙ, y=y)``: h of one problem, of any shape, zero if feasible."""
         return None
 
+    @property
+    def constrained(self) -> bool:
+        """Whether the node has equality constraints of its own, beside a manifold's."""
+        return type(self).equality_constraints is not DeclarativeNode.equality_constraints
+
     def solve(self, *xs: Any, **named: Any) -> Tensor | Solution:
         """The solution of one problem (of the whole batch if `batched_solve`).
 
         The default runs the node's `solver`, which takes whole batches.
         """
-        from .problem import Problem
-
         problem = Problem.single(self, xs)
         return problem.item_solution(self.solve_problem(problem))
 
-    def solve_problem(self, problem: Any) -> Solution:
+    def solve_problem(self, problem: Problem) -> Solution:
         """Solve a whole batch with the node's `solver`."""
-        from .solver import as_solver
-
         solver = as_solver(self.solver)
         reason = solver.unsupported(problem)
         if reason is not None:

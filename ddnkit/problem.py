@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .node import DeclarativeNode
 from .solution import Solution
+
+if TYPE_CHECKING:
+    from .node import DeclarativeNode
 
 
 class Problem:
@@ -82,7 +84,7 @@ class Problem:
 
     def constraints(self, y: Tensor) -> Tensor | None:
         """h of each item, shape (B, p), without the manifold's; None where the node has none."""
-        if type(self.node).equality_constraints is DeclarativeNode.equality_constraints:
+        if not self.node.constrained:
             return None
         if self.batch_size and self.node.equality_constraints(*self.item(0), y=y[0]) is None:
             return None

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..lagrangian import input_gradients, lagrangian_hessian
 from ..linalg.kkt import solve_tangent
-from ..node import DeclarativeNode
 from ..problem import Problem, flat
 from ..solution import Solution
 from .form import Adjoint, BackwardForm
@@ -31,7 +30,7 @@ class EmbeddedField(BackwardForm):
         """A manifold is needed, and no constraint beside it."""
         if problem.manifold is None:
             return "it needs a manifold whose multipliers are known in closed form; use 'dense'"
-        if type(problem.node).equality_constraints is not DeclarativeNode.equality_constraints:
+        if problem.node.constrained:
             return "it has equality constraints beside its manifold; use 'dense'"
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
@@ -26,7 +27,7 @@ def check(
     from ..checking.target import load_target
 
     node = load_target(target)
-    terminal = click.get_text_stream("stderr").isatty()
+    terminal = sys.stderr.isatty()
 
     def progress(done: int) -> None:
         if terminal:

@@ -36,6 +36,8 @@ def solve_kkt(G: Tensor, A: Tensor | None, v: Tensor) -> KKTSolution:
     """Solve the full system for G (B, m, m), A (B, p, m) or None, v (B, m)."""
     if A is None:
         A = G.new_zeros(*G.shape[:-2], 0, G.shape[-1])
+    given = (G, A, v)
+    G, A, v = without_bad_items(G, A, v)
     m, p = G.shape[-1], A.shape[-2]
     if m + p <= RANK_REVEALING_SIZE:
         corner = G.new_zeros(*G.shape[:-2], p, p)
@@ -51,7 +53,7 @@ def solve_kkt(G: Tensor, A: Tensor | None, v: Tensor) -> KKTSolution:
         mu_column = -torch.linalg.solve(A @ GiA, A @ Giv)
         z = -(Giv + GiA @ mu_column).squeeze(-1)
         mu = mu_column.squeeze(-1)
-    return KKTSolution(z, mu, _residual(G, A, v, z, mu))
+    return KKTSolution(z, mu, _residual(*given, z, mu))
 
 
 def solve_tangent(G: Tensor, tangent: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,8 @@ def solve_tangent(G: Tensor, tangent: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     The projector P (B, m, m) fills its own null space: P G P + ‖G‖ (I − P) is regular exactly where
     G is regular on the tangent space, and maps the tangent space to itself.
     """
+    given = (G, tangent, v)
+    G, tangent, v = without_bad_items(G, tangent, v)
     eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
     scale = G.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
     matrix = tangent @ G @ tangent + scale / G.shape[-1] ** 0.5 * (eye - tangent)
@@ -69,8 +73,20 @@ def solve_tangent(G: Tensor, tangent: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     else:
         z = torch.linalg.solve(matrix, right.unsqueeze(-1)).squeeze(-1)
     z = _apply(tangent, z)
+    G, tangent, v = given
+    right = -_apply(tangent, v)
     residual = (_apply(tangent, _apply(G, z)) - right).norm(dim=-1)
     return z, _relative(residual, right.norm(dim=-1))
+
+
+def without_bad_items(*tensors: Tensor) -> list[Tensor]:
+    """The tensors with items that hold NaN or infinity in any of them set to zero in all.
+
+    LAPACK refuses a whole batch for one such item. The residuals are taken with the tensors as they
+    were given, so such an item's is NaN.
+    """
+    good = torch.stack([t.flatten(1).isfinite().all(dim=1) for t in tensors]).all(dim=0)
+    return [torch.where(good.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in tensors]
 
 
 def _symmetric_solve(K: Tensor, right: Tensor) -> Tensor:
@@ -103,4 +119,4 @@ def _residual(G: Tensor, A: Tensor, v: Tensor, z: Tensor, mu: Tensor) -> Tensor:
 
 def _relative(residual: Tensor, size: Tensor) -> Tensor:
     # v = 0 has the exact solution z = 0: the residual is then 0, and 0 is right, not 0/0.
-    return torch.where(residual > 0, residual / size, 0.0)
+    return torch.where(residual == 0, residual, residual / size)

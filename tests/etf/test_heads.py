@@ -1,0 +1,192 @@
+"""Classifier heads: their logits, what they learn from a batch, and what they keep."""
+
+import pydantic
+import pytest
+import torch
+from ddnkit_etf import NearestETFClassifier, nearest_etf, simplex_etf
+from torch import nn
+
+import ddnkit
+from ddnkit import InputError, registry
+
+NAMES = ["standard", "standard_unnormalised", "fixed_etf", "nearest_etf"]
+
+
+def build(name, d=8, C=4, **settings):
+    return registry.get("heads", name)(**settings).build(feature_dim=d, classes=C)
+
+
+def batch(d=8, C=4, each=3):
+    labels = torch.arange(C).repeat(each)
+    return torch.randn(len(labels), d, requires_grad=True), labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_and_evaluates(name):
+    head = build(name)
+    features, labels = batch()
+    loss = nn.functional.cross_entropy(head(features, labels), labels)
+    loss.backward()
+    assert features.grad.isfinite().all()
+    assert features.grad.abs().max() > 0
+    head.after_step()
+    head.eval()
+    with torch.no_grad():
+        logits = head(features)
+        mean = head.global_mean
+        expected = head.temperature * (head.embed(features) - mean) @ head.classifier().T
+    torch.testing.assert_close(logits, expected)
+    assert not head.classifier().requires_grad
+
+
+@pytest.mark.parametrize("name", ["fixed_etf", "nearest_etf"])
+def test_classifier_is_a_simplex_etf_and_centres(name):
+    head = build(name)
+    features, labels = batch()
+    head(features, labels)
+    W = head.classifier()
+    cosines = torch.full((4, 4), -1 / 3).fill_diagonal_(1)
+    torch.testing.assert_close(W @ W.T, cosines, atol=1e-6, rtol=0)
+    torch.testing.assert_close(head.global_mean, head.embed(features).mean(0))
+
+
+def test_standard_rows_are_unit_after_each_step():
+    head = build("standard")
+    with torch.no_grad():
+        head.weight.mul_(3)
+    head.after_step()
+    torch.testing.assert_close(head.classifier().norm(dim=1), torch.ones(4))
+    free = build("standard_unnormalised")
+    before = free.classifier().clone() * 3
+    with torch.no_grad():
+        free.weight.mul_(3)
+    free.after_step()
+    torch.testing.assert_close(free.classifier(), before)
+    assert not head.normalise == free.normalise
+
+
+def test_standard_may_centre():
+    head = build("standard", centre=True)
+    features, labels = batch()
+    logits = head(features, labels)
+    torch.testing.assert_close(logits.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    head.eval()
+    torch.testing.assert_close(head(features), logits)
+
+
+def test_fixed_directions():
+    torch.testing.assert_close(build("fixed_etf").classifier(), simplex_etf(4, 8).T.contiguous())
+    assert not torch.equal(
+        build("fixed_etf", direction="haar").classifier(), build("fixed_etf").classifier()
+    )
+
+
+def test_nearest_starts_without_the_proximal_term_and_then_follows_its_last_solution():
+    head = build("nearest_etf")
+    features, labels = batch()
+    H = head.tracker.__class__(8, 4)(head.embed(features), labels).detach()
+    head(features, labels)
+    first = nearest_etf(H)
+    torch.testing.assert_close(head.prox, nearest_etf(H, first), atol=1e-5, rtol=0)
+    previous = head.prox.clone()
+    more, labels = batch()
+    head(more, labels)
+    H = head.class_means / head.class_means.norm()
+    torch.testing.assert_close(head.prox, nearest_etf(H, previous), atol=1e-5, rtol=0)
+    assert head.certificate.solved.all()
+
+
+def test_the_ddn_gradient_is_that_of_the_whole_head():
+    head = NearestETFClassifier(6, 3).double()
+    warm, labels = batch(6, 3)
+    head(warm.double(), labels)
+    state = head.state_dict()
+    V = torch.randn(9, 3, dtype=torch.float64)
+
+    def loss(features):
+        head.load_state_dict({k: v.clone() if torch.is_tensor(v) else v for k, v in state.items()})
+        return (head(features, labels) * V).sum()
+
+    state = {k: v.clone() if torch.is_tensor(v) else v for k, v in head.state_dict().items()}
+    features = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, features)
+    with_ddn = torch.autograd.grad(loss(features), features)[0]
+    head.differentiate = False
+    without = torch.autograd.grad(loss(features), features)[0]
+    assert (with_ddn - without).norm() > 1e-3 * with_ddn.norm()
+
+
+def test_state_survives_saving(tmp_path):
+    head = build("nearest_etf")
+    features, labels = batch()
+    head(features, labels)
+    torch.save(head.state_dict(), tmp_path / "head.pt")
+    again = build("nearest_etf")
+    again.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
+    torch.testing.assert_close(again(features, labels), head(features, labels))
+
+
+def test_features_of_dimension_one_less_than_classes_use_the_reduced_form():
+    head = build("nearest_etf", d=3, C=4)
+    features, labels = batch(3, 4)
+    for _ in range(2):
+        nn.functional.cross_entropy(head(features, labels), labels).backward()
+    W = head.classifier()
+    cosines = torch.full((4, 4), -1 / 3).fill_diagonal_(1)
+    torch.testing.assert_close(W @ W.T, cosines, atol=1e-6, rtol=0)
+
+
+def test_classes_missing_from_the_first_batches():
+    head = build("nearest_etf", d=8, C=6)
+    for step in range(3):
+        features = torch.randn(4, 8, requires_grad=True)
+        labels = torch.tensor([2 * step, 2 * step + 1]).repeat(2)
+        nn.functional.cross_entropy(head(features, labels), labels).backward()
+        assert features.grad.isfinite().all()
+
+
+def test_bfloat16_features_under_autocast():
+    head = build("nearest_etf")
+    features, labels = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(features.bfloat16(), labels)
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert features.grad.isfinite().all()
+
+
+def test_what_heads_refuse():
+    with pytest.raises(InputError, match="needs labels"):
+        build("nearest_etf")(torch.randn(2, 8))
+    with pytest.raises(InputError, match="dimension 9 or more; the backbone gives 8"):
+        build("nearest_etf", d=8, C=10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"means": {"policy": "constant"}}, "needs alpha"),
+        ({"means": {"policy": "paper", "alpha": 0.1}}, "goes with policy"),
+        ({"solver": "trust_region"}, "Did you mean 'trust_regions'"),
+        ({"backward": "closed"}, "no backward 'closed'"),
+    ],
+)
+def test_settings_of_the_nearest_head_are_checked(settings, message):
+    with pytest.raises(pydantic.ValidationError, match=message):
+        registry.get("heads", "nearest_etf")(**settings)
+
+
+def test_settings_reach_the_head():
+    head = build(
+        "nearest_etf",
+        solver="trust_regions",
+        differentiate=False,
+        backward="dense",
+        means={"policy": "constant", "alpha": 0.1},
+    )
+    assert head.tracker.alpha == 0.1
+    assert head.layer.form.name == "dense"
+    assert isinstance(head.layer, ddnkit.DeclarativeLayer)
+    features, labels = batch()
+    head(features, labels)
+    assert head.certificate.solver == "trust_regions"

@@ -1,0 +1,222 @@
+"""The nearest simplex ETF: every form and solver, at the points where others break."""
+
+import pytest
+import torch
+from ddnkit_etf import NearestETF, canonical_frame, etf_of_frame, haar_frame, nearest_etf
+
+import ddnkit
+from ddnkit import DeclarativeLayer, InputError, UntrustedGradientError
+
+DOUBLE = {"dtype": torch.float64}
+FORMS = ["closed_form", "embedded_field", "dense"]
+
+
+def class_means(d, C, kind):
+    H = torch.randn(d, C, **DOUBLE)
+    H = H - H.mean(dim=1, keepdim=True)
+    if kind == "missing":
+        H[:, :2] = 0
+    if kind == "collapse":
+        H = etf_of_frame(haar_frame(d, C, **DOUBLE))
+    H = H / H.norm()
+    P = nearest_etf(H) if kind == "collapse" else haar_frame(d, C, **DOUBLE)
+    return H, P
+
+
+def gradients(H, P, V, **settings):
+    H, P = H.clone().requires_grad_(), P.clone().requires_grad_()
+    U = nearest_etf(H, P, policy="raise", **settings)
+    U.backward(V)
+    return U.detach(), torch.cat([H.grad, P.grad], dim=-1)
+
+
+def central_differences(H, P, V, step=1e-5):
+    """Fourth-order central differences of (H, P) ↦ ⟨U, V⟩ through re-solves, all in one batch."""
+    C = H.shape[-1]
+    joint = torch.cat([H, P], dim=-1)
+    unit = torch.eye(joint.numel(), **DOUBLE).reshape(-1, *joint.shape)
+
+    def value(size):
+        moved = joint + size * unit
+        return (nearest_etf(moved[..., :C], moved[..., C:]) * V).sum((-2, -1))
+
+    with torch.no_grad():
+        near, far = value(step) - value(-step), value(2 * step) - value(-2 * step)
+    return ((8 * near - far) / (12 * step)).reshape(joint.shape)
+
+
+@pytest.mark.parametrize("kind", ["random", "missing", "collapse"])
+@pytest.mark.parametrize(("d", "C"), [(5, 5), (12, 5), (40, 10)])
+def test_forms_agree_with_each_other_and_with_differences(d, C, kind):
+    H, P = class_means(d, C, kind)
+    V = torch.randn(d, C, **DOUBLE)
+    found = {form: gradients(H, P, V, backward=form)[1] for form in FORMS}
+    size = found["dense"].norm()
+    assert all(g.isfinite().all() for g in found.values())
+    assert (found["closed_form"] - found["dense"]).norm() < 1e-9 * size
+    assert (found["embedded_field"] - found["dense"]).norm() < 1e-9 * size
+    differences = central_differences(H, P, V)
+    assert (found["closed_form"] - differences).norm() < 1e-6 * size
+
+
+def test_solution_is_a_frame_and_better_than_any_other_seen():
+    H, P = class_means(12, 5, "random")
+    node = NearestETF()
+    U = nearest_etf(H, P)
+    torch.testing.assert_close(U.T @ U, torch.eye(5, **DOUBLE))
+    best = node.objective(H, P, U)
+    assert all(node.objective(H, P, haar_frame(12, 5, **DOUBLE)) > best for _ in range(50))
+
+
+@pytest.mark.parametrize(("d", "C"), [(5, 5), (12, 5), (4, 5), (2, 2)])
+def test_without_the_proximal_term(d, C):
+    H = torch.randn(d, C, requires_grad=True, **DOUBLE)
+    U = nearest_etf(H, policy="raise")
+    assert torch.autograd.gradcheck(lambda h: nearest_etf(h, policy="raise"), H)
+    if d >= C:
+        torch.testing.assert_close(U.T @ U, torch.eye(C, **DOUBLE))
+        limit = nearest_etf(H, canonical_frame(d, C, **DOUBLE), delta=1e-8)
+        torch.testing.assert_close(U, limit, atol=1e-6, rtol=0)
+    else:
+        torch.testing.assert_close(U @ U.T, torch.eye(d, **DOUBLE))
+    torch.testing.assert_close(etf_of_frame(U).norm(dim=0), torch.ones(C, **DOUBLE))
+
+
+@pytest.mark.parametrize("d", [4, 5, 9])
+@pytest.mark.parametrize("delta", [0.0, 0.1])
+def test_reduced_form(d, delta):
+    C = 5
+    H = torch.randn(d, C, requires_grad=True, **DOUBLE)
+    P = haar_frame(d, C, **DOUBLE).requires_grad_()
+    U = nearest_etf(H, P, delta, reduced=True, policy="raise")
+    torch.testing.assert_close(U.sum(dim=1), torch.zeros(d, **DOUBLE))
+    assert torch.autograd.gradcheck(
+        lambda h, p: nearest_etf(h, p, delta, reduced=True, policy="raise"), (H, P)
+    )
+    layers = [DeclarativeLayer(NearestETF(delta, reduced=True), form) for form in FORMS]
+    V = torch.randn(d, C - 1, **DOUBLE)
+    found = [torch.autograd.grad(layer(H, P), H, V)[0] for layer in layers]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-12)
+    if delta == 0 and d >= C:  # the same ETF as the full form without a proximal term
+        torch.testing.assert_close(etf_of_frame(U), etf_of_frame(nearest_etf(H)))
+
+
+def test_delta_draws_the_solution_to_the_proximal_target():
+    H, P = class_means(12, 5, "random")
+    torch.testing.assert_close(nearest_etf(H, P, delta=1e6), P, atol=1e-5, rtol=0)
+
+
+def test_batch_is_its_items_and_inputs_broadcast():
+    H = torch.randn(2, 3, 7, 4, requires_grad=True, **DOUBLE)
+    P = haar_frame(7, 4, **DOUBLE)
+    U = nearest_etf(H, P)
+    V = torch.randn_like(U)
+    U.backward(V)
+    for i in range(2):
+        for j in range(3):
+            alone, gradient = gradients(H[i, j].detach(), P, V[i, j])
+            torch.testing.assert_close(U[i, j], alone)
+            torch.testing.assert_close(H.grad[i, j], gradient[:, :4])
+    assert nearest_etf(H).shape == (2, 3, 7, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_against_float64(dtype):
+    H64 = torch.randn(64, 10, **DOUBLE).to(dtype).double()
+    H64 = (H64 / H64.norm()).to(dtype).double()
+    P64 = haar_frame(64, 10).double()
+    V = torch.randn(64, 10)
+    expected, expected_gradient = gradients(H64, P64, V.double())
+    H = H64.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        U = nearest_etf(H, P64.float(), policy="raise")
+    assert U.dtype == torch.float32
+    U.backward(V)
+    assert H.grad.dtype == dtype
+    torch.testing.assert_close(U.double(), expected, atol=1e-5, rtol=0)
+    error = (H.grad.double() - expected_gradient[:, :10]).norm() / expected_gradient.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_non_unique_solutions_solve_but_do_not_differentiate_in_silence():
+    H = torch.randn(7, 5, **DOUBLE)
+    H[:, :3] = 0  # three classes missing and no proximal term: U is free in the plane between them
+    H.requires_grad_()
+    U = nearest_etf(H, policy="raise")
+    torch.testing.assert_close(U.T @ U, torch.eye(5, **DOUBLE))
+    with pytest.raises(UntrustedGradientError, match="not unique"):
+        U.sum().backward()
+    layer = DeclarativeLayer(NearestETF(0.0), policy="raise")  # free in the null direction of M̃
+    with pytest.raises(UntrustedGradientError, match="not unique"):
+        layer(torch.randn(7, 5, **DOUBLE).requires_grad_(), None).sum().backward()
+
+
+def test_nan_in_one_item_leaves_the_others():
+    H = torch.randn(2, 7, 5, **DOUBLE)
+    H[0, 0, 0] = torch.nan
+    U = nearest_etf(H, haar_frame(7, 5, **DOUBLE), policy="nan")
+    assert U[0].isnan().all()
+    assert U[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "trust_regions",
+        "conjugate_gradient",
+        "steepest_descent",
+        "riemannian_sgd",
+        "riemannian_adam",
+        "riemannian_line_search",
+    ],
+)
+def test_every_solver_finds_the_closed_form_and_its_gradient(solver):
+    H, P = class_means(16, 4, "random")
+    V = torch.randn(16, 4, **DOUBLE)
+    U, gradient = gradients(H, P, V)
+    h = H.clone().requires_grad_()
+    found = nearest_etf(h, P, solver=solver, policy="nan")
+    found.nan_to_num().backward(V)
+    node = NearestETF()
+    layer = DeclarativeLayer(NearestETF(solver=solver), policy="nan", tolerance=1.0)
+    iterate = layer(H, P)
+    gap = node.objective(H, P, iterate) - node.objective(H, P, U)
+    assert -1e-12 < gap < 1e-6
+    assert layer.certificate.iterations.item() > 0
+    layer(h, P).backward(V)
+    h.grad = None
+    layer(h, P).backward(V)
+    assert (h.grad - gradient[:, :4]).norm() < 0.05 * gradient.norm()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nearest_etf(torch.randn(3)), "must be"),
+        (lambda: nearest_etf(torch.randn(3, 5)), r"\(d, C\) = \(3, 5\)"),
+        (lambda: nearest_etf(torch.randn(4, 5), haar_frame(4, 5)), "use reduced=True"),
+        (lambda: nearest_etf(torch.randn(4, 1)), "at least 2 classes"),
+        (lambda: nearest_etf(torch.randn(6, 5), torch.randn(6, 4)), "shape of H"),
+        (lambda: NearestETF(-1), "0 or more"),
+        (lambda: nearest_etf(torch.randn(6, 5), solver="procrusts"), "Did you mean 'procrustes'"),
+    ],
+)
+def test_wrong_calls_are_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_imagenet_size_runs_in_float32_within_memory_of_order_dC():
+    d, C = 2048, 1000
+    H = torch.randn(d, C)
+    H = (H / H.norm()).requires_grad_()
+    U = nearest_etf(H, haar_frame(d, C), policy="raise")
+    U.backward(torch.randn(d, C))
+    assert H.grad.isfinite().all()
+
+
+def test_check_finds_nothing_wrong():
+    report = ddnkit.check(NearestETF(), examples=3)
+    assert report.ok, str(report)
+    assert report.forms == ("closed_form", "embedded_field", "dense")
