@@ -52,5 +52,5 @@ class Pipeline(Settings, abc.ABC):
         """Run the job to its end, recording a row at every evaluation."""
 
     def figures(self, folder: Path) -> list[Path]:
-        """Draw the figures of a finished run folder into it; returns the files written, in order."""
+        """Draw the figures of a run folder from its ``summary.csv``; returns the files written."""
         return []

@@ -1,0 +1,54 @@
+"""``ddnkit list``: what there is to choose from, at once."""
+
+from __future__ import annotations
+
+import inspect
+
+import click
+
+from .. import registry
+from ..errors import InputError, nearest_choice
+from ..recipe.find import shipped
+
+_RECIPES = "recipes"
+
+
+@click.command(name="list")
+@click.argument("group", required=False)
+def list_(group: str | None) -> None:
+    """List the plugins of GROUP, or of all groups, and the shipped recipes.
+
+    Plugins that other packages bring are imported, to tell those that do not work; ddnkit's own
+    are not.
+    """
+    if group is not None and group not in (*registry.GROUPS, _RECIPES):
+        hint = nearest_choice(group, [*registry.GROUPS, _RECIPES])
+        raise InputError(f"no group '{group}'.{hint}")
+    failed = registry.check_foreign()
+    for name in registry.GROUPS:
+        if group in (None, name):
+            _section(
+                name, [_line(plugin) for plugin in registry.plugins(name) if plugin not in failed]
+            )
+    if group in (None, _RECIPES):
+        _section(_RECIPES, list(shipped()))
+    aside = [
+        f"{plugin}: {reason}" for plugin, reason in failed.items() if group in (None, plugin.group)
+    ]
+    if aside:
+        _section("set aside", aside)
+
+
+def _section(title: str, lines: list[str]) -> None:
+    click.echo(title)
+    for line in lines or ["(none)"]:
+        click.echo(f"  {line}")
+
+
+def _line(plugin: registry.Plugin) -> str:
+    if plugin.distribution.split(" ")[0] == "ddnkit":
+        return plugin.name
+    # A foreign plugin has been imported by now: its first line costs nothing.
+    own = vars(registry.get(plugin.group, plugin.name)).get("__doc__") or ""
+    first = inspect.cleandoc(own).partition("\n")[0]
+    return f"{plugin.name}  (from {plugin.distribution})  {first}".rstrip()

@@ -1,0 +1,124 @@
+"""``ddnkit run``: a recipe, from its text to its report."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from ..errors import InputError, nearest_choice
+from ..recipe.load import load
+from ..recipe.recipe import Recipe, Variant
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "-s",
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Set a key of the recipe, for example -s head.delta=1e-3. Repeatable.",
+)
+@click.option("--seeds", metavar="N|0,1,2", help="N seeds from 0 on, or a list of them.")
+@click.option(
+    "--only", metavar="VARIANT", multiple=True, help="Run this variant alone. Repeatable."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run folder.  [default: outputs/RECIPE/DATE_TIME]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or the newest one.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run.",
+)
+@click.option("--dry-run", is_flag=True, help="Show variants, seeds and settings; run nothing.")
+@click.option("--smoke", is_flag=True, help="The same shapes on synthetic data, a few steps only.")
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    seeds: str | None,
+    only: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    device: str,
+    dry_run: bool,
+    smoke: bool,
+) -> None:
+    """Run RECIPE, a YAML file or the name of a shipped recipe (see: ddnkit list).
+
+    Every variant runs with every seed. Figures go to runs/VARIANT/seed-N/metrics.csv of the run
+    folder, and over the seeds to summary.csv and report.md.
+    """
+    loaded = load(recipe, overrides, seeds=seeds)
+    variants = _chosen(loaded, only)
+    if dry_run:
+        _show(loaded, variants)
+        return
+    command = ["ddnkit", "run", recipe]
+    for option, values in (("-s", overrides), ("--only", only)):
+        command += [part for value in values for part in (option, value)]
+    command += ["--seeds", seeds] if seeds is not None else []
+    command += ["--device", device] if device != "auto" else []
+    command += ["--smoke"] if smoke else []
+    _run(loaded, variants, command, out, resume, device, smoke)
+
+
+def _run(
+    recipe: Recipe,
+    variants: list[Variant],
+    command: list[str],
+    out: Path | None,
+    resume: bool,
+    device: str,
+    smoke: bool,
+) -> None:
+    from ..run.session import Options, Session
+    from ..run.table import comparison
+
+    typed = [*command, *(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
+    options = Options(out, resume, device, smoke, shlex.join(typed))
+    session = Session(recipe, variants, options)
+    path = session.folder.path
+    try:
+        outcome = session.run()
+    except KeyboardInterrupt:
+        again = shlex.join([*command, "--out", str(path), "--resume"])
+        click.echo(f"interrupted; to go on: {again}", err=True)
+        click.get_current_context().exit(130)
+    summary, warnings = session.report()
+    for line in warnings:
+        click.echo(f"warning: {line}", err=True)
+    if summary.rows:
+        click.echo()
+        click.echo(comparison([(path.name, summary)]))
+        click.echo()
+    click.echo(f"report: {session.folder.report}")
+    for line in [*outcome.wrong_input, *outcome.failures]:
+        click.echo(f"error: {line}", err=True)
+    click.get_current_context().exit(outcome.exit_status)
+
+
+def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
+    by_name = {variant.name: variant for variant in recipe.variants}
+    for name in only:
+        if name not in by_name:
+            hint = nearest_choice(name, by_name)
+            raise InputError(f"--only {name}: the recipe has no such variant.{hint}")
+    return [variant for name, variant in by_name.items() if not only or name in only]
+
+
+def _show(recipe: Recipe, variants: list[Variant]) -> None:
+    click.echo(f"recipe: {recipe.path}")
+    click.echo(f"seeds: {', '.join(map(str, recipe.seeds))}")
+    click.echo(f"jobs: {len(variants) * len(recipe.seeds)}")
+    for variant in variants:
+        click.echo(f"\n# variant {variant.name}")
+        click.echo(variant.to_yaml().rstrip())

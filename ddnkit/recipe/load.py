@@ -1,0 +1,172 @@
+"""Load a recipe: file, overrides and seeds in, validated variants out, or all errors at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import registry
+from ..errors import InputError, PluginError
+from . import overrides as overriding
+from .find import find
+from .pipeline import Pipeline
+from .problems import Problems
+from .recipe import Recipe, Variant
+from .resolve import resolved_sections, written_sections
+from .schema import Resolved, VariantSchema, components
+from .seeds import parse_seeds, read_seeds
+from .source import Document, Mark, Origin, dump, parse, read, shown
+from .sweep import Choice, Sweep, choices, read_sweep, variant_names
+
+RESERVED = {"pipeline", "description", "seeds", "sweep"}
+
+
+def load(source: str | Path, overrides: Iterable[str] = (), *, seeds: str | None = None) -> Recipe:
+    """The recipe in a file, or the shipped one of that name, with ``key=value`` overrides.
+
+    ``seeds`` (``"3"`` or ``"0,1,2"``) takes the place of the recipe's own.
+
+    Raises:
+        InputError: the file, an override or ``seeds`` is wrong. The text has a line for each
+            problem, which names file and line (or the option), the key, what was expected and what
+            was given, or the nearest valid name.
+    """
+    file = find(source)
+    written = read(file)
+    document = overriding.apply(written, overrides)
+    if seeds is not None:
+        document.value["seeds"] = parse_seeds(seeds)
+        document.marks[("seeds",)] = Mark(10**6, 0, 0, f"--seeds {seeds}")
+    recipe = _Loading(document, written).recipe(file)
+    return recipe if _stands_for(recipe.mapping, recipe) else _as_written(recipe, document)
+
+
+def _stands_for(mapping: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether ``mapping`` loads to the same; a pipeline may tell what was given from a default."""
+    document = parse(dump(mapping), Origin(str(recipe.path)))
+    try:
+        again = _Loading(document, document).recipe(recipe.path)
+    except InputError:
+        return False
+    return again.seeds == recipe.seeds and [(v.name, repr(v.settings)) for v in again.variants] == [
+        (v.name, repr(v.settings)) for v in recipe.variants
+    ]
+
+
+def _as_written(recipe: Recipe, document: Document) -> Recipe:
+    sections = {key: value for key, value in document.value.items() if key not in RESERVED}
+    sections = written_sections(sections, [variant.settings for variant in recipe.variants])
+    general = {key: value for key, value in recipe.mapping.items() if key in RESERVED}
+    return replace(recipe, mapping={"pipeline": general.pop("pipeline"), **sections, **general})
+
+
+class _Loading:
+    def __init__(self, document: Document, written: Document) -> None:
+        self.document = document
+        self.written = written
+        self.problems = Problems()
+
+    def recipe(self, file: Path) -> Recipe:
+        description = self.description()
+        seeds = self.seeds()
+        sweep = read_sweep(self.document, self.problems)
+        pipeline = self.pipeline()
+        resolved = self.variants(*pipeline, sweep) if pipeline else []
+        self.problems.raise_any()
+        variants = tuple(
+            Variant(name, one.settings, one.pipeline)
+            for name, one in zip(variant_names(sweep), resolved, strict=True)
+        )
+        settings = [one.settings for one in resolved]
+        mapping = resolved_sections(self.document.value, settings, set(sweep))
+        if description:
+            mapping["description"] = description
+        mapping["seeds"] = list(seeds)
+        if sweep:
+            mapping["sweep"] = sweep
+        return Recipe(file.stem, file, description, seeds, variants, mapping)
+
+    def description(self) -> str:
+        given = self.document.value.get("description", "")
+        if not isinstance(given, str):
+            path = ("description",)
+            text = f"expected text, was given {shown(given)}"
+            self.problems.add(self.document.mark(path), path, text)
+            return ""
+        return given.strip()
+
+    def seeds(self) -> tuple[int, ...]:
+        if "seeds" not in self.document.value:
+            return (0,)
+        mark = self.document.mark(("seeds",))
+        return read_seeds(self.document.value["seeds"], mark, self.problems)
+
+    def pipeline(self) -> tuple[str, type[Pipeline]] | None:
+        path = ("pipeline",)
+        mark = self.document.mark(path)
+        name = self.document.value.get("pipeline")
+        if not isinstance(name, str):
+            what = f"was given {shown(name)}" if "pipeline" in self.document.value else "missing"
+            choices = ", ".join(registry.names("pipelines"))
+            self.problems.add(mark, path, f"{what}; expected one of: {choices}")
+            return None
+        try:
+            return name, registry.get("pipelines", name)
+        except PluginError as error:
+            self.problems.add(mark, path, str(error))
+            return None
+
+    def variants(self, name: str, pipeline: type[Pipeline], sweep: Sweep) -> list[Resolved]:
+        documents = [self.variant(sweep, choice) for choice in choices(sweep)]
+        current = _component_names(pipeline, documents)
+        written = _component_names(pipeline, [self.written, *_swept(self.written)])
+        schemas = (
+            VariantSchema(pipeline, name, document, current, written, self.problems)
+            for document in documents
+        )
+        resolved = [schema.validate(RESERVED) for schema in schemas]
+        return [one for one in resolved if one]
+
+    def variant(self, sweep: Sweep, choice: Choice) -> Document:
+        document = Document(copy.deepcopy(self.document.value), dict(self.document.marks))
+        for key, index in choice.items():
+            value = _below(self.document, ("sweep", key, index), sweep[key][index])
+            try:
+                overriding.lay_over(document, key.split("."), value)
+            except InputError as error:
+                self.problems.add(value.mark(()), ("sweep", key), str(error))
+        return document
+
+
+def _below(document: Document, path: tuple[str | int, ...], value: Any) -> Document:
+    """The part of ``document`` at ``path``, as a document of its own."""
+    depth = len(path)
+    marks = {key[depth:]: mark for key, mark in document.marks.items() if key[:depth] == path}
+    return Document(copy.deepcopy(value), marks)
+
+
+def _swept(document: Document) -> list[Document]:
+    """A document for each value of each swept key alone: enough to see the names in them."""
+    sweep = document.value.get("sweep")
+    found = []
+    for key, values in sweep.items() if isinstance(sweep, dict) else ():
+        for value in values if isinstance(values, list) else ():
+            one = Document({}, dict(document.marks))
+            overriding.lay_over(one, key.split("."), Document(value, {(): document.mark(())}))
+            found.append(one)
+    return found
+
+
+def _component_names(pipeline: type[Pipeline], documents: list[Document]) -> dict[str, set[str]]:
+    """The names given to each component section in any of ``documents``, or its default."""
+    names: dict[str, set[str]] = {}
+    for section, component in components(pipeline).items():
+        for document in documents:
+            value = document.value.get(section)
+            name = value.get("name", component.default) if isinstance(value, dict) else value
+            if isinstance(name, str):
+                names.setdefault(section, set()).add(name)
+    return names

@@ -1,0 +1,85 @@
+"""Overrides from the command line, ``-s head.delta=1e-3``, laid over a recipe's document."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, cast
+
+from ..errors import InputError
+from .source import Document, Key, Mark, Origin, parse, shown
+
+
+def apply(document: Document, overrides: Iterable[str]) -> Document:
+    """The document with each ``key=value`` set in turn; values are YAML, keys may be new.
+
+    An override of a key ends the recipe's own sweep over it. ``sweep.head.name=[a, b]`` sweeps.
+
+    Raises:
+        InputError: an override is not ``key=value``, or its key runs through a plain value; the
+            text repeats each such option as it was typed.
+    """
+    result = Document(copy.deepcopy(document.value), dict(document.marks))
+    errors = []
+    for number, text in enumerate(overrides, start=1):
+        try:
+            _set(result, text, Origin(f"-s {text}", order=number))
+        except InputError as error:
+            errors.append(str(error))
+    if errors:
+        raise InputError("\n".join(errors))
+    return result
+
+
+def _set(document: Document, text: str, origin: Origin) -> None:
+    key, equals, value_text = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"{origin.label}: expected KEY=VALUE, for example -s head.delta=1e-3")
+    if parts[0] == "sweep" and len(parts) > 1:
+        parts = ["sweep", ".".join(parts[1:])]
+    value = parse(value_text, origin)
+    _end_sweep(document, parts)
+    try:
+        lay_over(document, parts, value)
+    except InputError as error:
+        raise InputError(f"{origin.label}: {error}") from error
+
+
+def lay_over(document: Document, parts: list[str], value: Document) -> None:
+    """Put ``value``, with its marks, at the key path ``parts`` of ``document``.
+
+    Raises:
+        InputError: the path runs through a plain value.
+    """
+    path: Key = tuple(parts)
+    parent = _parent(document, parts, value.mark(()))
+    for old in [old for old in document.marks if old[: len(path)] == path]:
+        del document.marks[old]
+    parent[parts[-1]] = value.value
+    document.marks.update({path + below: mark for below, mark in value.marks.items()})
+
+
+def _parent(document: Document, parts: list[str], mark: Mark) -> dict[str, Any]:
+    """The mapping that holds the last of ``parts``, made where there is none."""
+    mapping = document.value
+    for depth, part in enumerate(parts[:-1], start=1):
+        if mapping.get(part) is None:
+            mapping[part] = {}
+            document.marks.setdefault(tuple(parts[:depth]), mark)
+        elif isinstance(mapping[part], str) and depth == 1 and part != "pipeline":
+            # `loss: cross_entropy` is short for `loss: {name: cross_entropy}`
+            document.marks[part, "name"] = document.mark((part,))
+            mapping[part] = {"name": mapping[part]}
+        if not isinstance(mapping[part], dict):
+            above = ".".join(parts[:depth])
+            raise InputError(f"{above} is {shown(mapping[part])}, which has no keys")
+        mapping = mapping[part]
+    return cast("dict[str, Any]", mapping)
+
+
+def _end_sweep(document: Document, parts: list[str]) -> None:
+    sweep = document.value.get("sweep")
+    if parts[0] != "sweep" and isinstance(sweep, dict):
+        for swept in [key for key in sweep if key.split(".")[: len(parts)] == parts]:
+            del sweep[swept]

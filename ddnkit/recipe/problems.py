@@ -1,0 +1,91 @@
+"""All that is wrong with a recipe, told at once, in the order in which it was written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import InputError, nearest_choice
+from .source import Key, Mark, dotted, shown
+
+
+class Problems:
+    """Collects errors; the same one found in several variants is told once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[Mark, str], None] = {}
+        self._unknown: dict[tuple[Mark, str], set[str]] = {}
+
+    def add(self, mark: Mark, path: Key, text: str) -> None:
+        """Note that the value at ``path`` is wrong."""
+        self._lines[mark, f"{dotted(path)}: {text}" if path else text] = None
+
+    def add_unknown_key(self, mark: Mark, path: Key, choices: set[str]) -> None:
+        """Note that no such key exists; variants that offer other choices add theirs."""
+        self._unknown.setdefault((mark, dotted(path)), set()).update(choices)
+
+    def raise_any(self) -> None:
+        """Raise one InputError with a line for each problem, if there is any."""
+        lines = list(self._lines)
+        for (mark, key), choices in self._unknown.items():
+            hint = nearest_choice(key.rpartition(".")[2], choices)
+            lines.append((mark, f"{key}: unknown key.{hint}"))
+        if lines:
+            raise InputError("\n".join(f"{mark}: {text}" for mark, text in sorted(lines)))
+
+
+_WHOLE, _NUMBER, _BOOL, _LIST, _MAPPING = (
+    "a whole number",
+    "a number",
+    "true or false",
+    "a list",
+    "a mapping",
+)
+_EXPECTED = {
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "a finite number",
+    "bool_type": _BOOL,
+    "bool_parsing": _BOOL,
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+    "set_type": _LIST,
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "none_required": "nothing",
+    "greater_than": "a number > {gt}",
+    "greater_than_equal": "a number >= {ge}",
+    "less_than": "a number < {lt}",
+    "less_than_equal": "a number <= {le}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+}
+
+
+def expected(error: Any) -> str | None:
+    """What pydantic asked for, in a recipe writer's words; None if only its message says."""
+    pattern = _EXPECTED.get(error["type"])
+    return pattern.format(**error.get("ctx", {})) if pattern else None
+
+
+def message(errors: list[Any], given: Any) -> str:
+    """One line for the errors of one value (a union reports each of its members)."""
+    wanted = dict.fromkeys(text for text in map(expected, errors) if text)
+    if not wanted:
+        text = str(errors[0]["msg"])
+        for prefix in ("Value error, ", "Assertion failed, "):
+            text = text.removeprefix(prefix)
+        return text
+    hint = ""
+    for error in errors:
+        if error["type"] in ("literal_error", "enum") and isinstance(given, str):
+            choices = error["ctx"]["expected"].replace(" or ", ", ").split(", ")
+            nearest = nearest_choice(given, [choice.strip("'") for choice in choices])
+            hint = f".{nearest}" if "Did you mean" in nearest else ""
+    return f"expected {' or '.join(wanted)}, was given {shown(given)}{hint}"

@@ -1,0 +1,228 @@
+"""The concrete settings of one variant: its components found by name, then one validation.
+
+A pipeline declares sections of unknown type with `component`. Once the names are known, a model
+with the concrete types is made of it, so that all errors of a variant come from one validation.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+import pydantic
+from pydantic_core import PydanticCustomError
+
+from .. import registry
+from ..errors import PluginError
+from .location import error_path, keys, keys_at, value_at
+from .pipeline import Pipeline
+from .problems import Problems, message
+from .settings import Settings
+from .source import Document, Key, shown
+
+_UNRESOLVED = "ddnkit_unresolved"
+
+
+def _fail(_: Any) -> Any:
+    raise PydanticCustomError(_UNRESOLVED, "its component was not found")
+
+
+# A section without its class has been reported already; failing it keeps the pipeline's own
+# validators, which may count on it, from running.
+_Unresolved = Annotated[Any, pydantic.BeforeValidator(_fail)]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A section of a pipeline that a plugin fills."""
+
+    group: str
+    default: str | None
+    optional: bool
+
+
+def components(pipeline: type[Pipeline]) -> dict[str, Component]:
+    """The sections of ``pipeline`` declared with `component`, by field name."""
+    found = {}
+    for name, info in pipeline.model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and "ddnkit_group" in extra:
+            optional = type(None) in typing.get_args(info.annotation)
+            default = extra["ddnkit_default"]
+            found[name] = Component(
+                str(extra["ddnkit_group"]), str(default) if default else None, optional
+            )
+    return found
+
+
+@dataclass
+class Resolved:
+    """A validated variant: the pipeline, and its settings as plain values with their names."""
+
+    pipeline: Pipeline
+    settings: dict[str, Any]
+
+
+@dataclass
+class VariantSchema:
+    """Validates one variant's document against ``pipeline``.
+
+    Attributes:
+        name: the pipeline's name.
+        current: for each section, the component names of all variants; a key that one of them knows
+            is left out, silently, for a variant that does not.
+        written: the same for the file without its overrides; it excuses the file's keys alone.
+    """
+
+    pipeline: type[Pipeline]
+    name: str
+    document: Document
+    current: dict[str, set[str]]
+    written: dict[str, set[str]]
+    problems: Problems
+    names: dict[str, str] = field(default_factory=dict)
+
+    def validate(self, reserved: set[str]) -> Resolved | None:
+        """The variant, or None after noting what is wrong with it."""
+        data = {key: value for key, value in self.document.value.items() if key not in reserved}
+        types: dict[str, Any] = {}
+        for section, component in components(self.pipeline).items():
+            value = data.get(section, {} if component.default else None)
+            absent = section not in data and component.default is None
+            if absent or (value is None and component.optional):
+                types[section] = Settings | None if component.optional else Settings
+                continue
+            found = self.component(section, component, value)
+            types[section], data[section] = found if found else (_Unresolved, None)
+        model = self.concrete(types)
+        try:
+            instance = model.model_validate(data)
+        except pydantic.ValidationError as error:
+            self.report(error, data, model, reserved)
+            return None
+        dumped = instance.model_dump(by_alias=True)
+        if self.booleans_as_numbers(data, dumped, ()):
+            return None
+        return Resolved(instance, self.settings(instance))
+
+    def component(
+        self, section: str, component: Component, value: Any
+    ) -> tuple[type[Settings], dict[str, Any]] | None:
+        """The class that the section's ``name`` chooses and the keys it takes."""
+        given = {"name": value} if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            choices = ", ".join(registry.names(component.group))
+            text = f"expected a name ({choices}) or a mapping with one, was given {shown(value)}"
+            self.problems.add(self.document.mark((section,)), (section,), text)
+            return None
+        path: Key = (section, "name")
+        mark = self.document.mark(path)
+        name = given.get("name", component.default)
+        if not isinstance(name, str):
+            choices = ", ".join(registry.names(component.group))
+            was = f", was given {shown(name)}" if "name" in given else ""
+            self.problems.add(mark, path, f"expected one of: {choices}{was}")
+            return None
+        try:
+            chosen = registry.get(component.group, name)
+        except PluginError as error:
+            self.problems.add(mark, path, str(error))
+            return None
+        self.names[section] = name
+        kept = {
+            key: content
+            for key, content in given.items()
+            if key != "name" and not self.left_out(section, component, chosen, key)
+        }
+        return chosen, kept
+
+    def left_out(
+        self, section: str, component: Component, chosen: type[Settings], key: str
+    ) -> bool:
+        """Whether ``key`` is another variant's: unknown to ``chosen``, known to a candidate."""
+        if key in keys(chosen) or chosen.model_config.get("extra") == "allow":
+            return False
+        others = self.current.get(section, set())
+        # An option is meant for what runs, not for a component that another option replaced.
+        if self.document.mark((section, key)).order == 0:
+            others = others | self.written.get(section, set())
+        for name in others:
+            try:
+                if key in keys(registry.get(component.group, name)):
+                    return True
+            except PluginError:
+                return True  # reported where it is chosen; the key may be its own
+        return False
+
+    def concrete(self, types: dict[str, Any]) -> type[Pipeline]:
+        """The pipeline with ``types`` for its sections."""
+        fields: dict[str, Any] = {}
+        for section, concrete in types.items():
+            info = self.pipeline.model_fields[section]
+            fields[section] = (
+                concrete,
+                pydantic.Field(
+                    description=info.description,
+                    json_schema_extra=info.json_schema_extra,
+                ),
+            )
+        model = pydantic.create_model(
+            self.pipeline.__name__,
+            __base__=self.pipeline,
+            __module__=self.pipeline.__module__,
+            __doc__=self.pipeline.__doc__,
+            **fields,
+        )
+        return cast("type[Pipeline]", model)
+
+    def settings(self, instance: Pipeline) -> dict[str, Any]:
+        """All settings as plain values, each component's ``name`` first."""
+        plain = instance.model_dump(mode="json", by_alias=True)
+        for section, name in self.names.items():
+            plain[section] = {"name": name, **plain[section]}
+        return {"pipeline": self.name, **plain}
+
+    def report(
+        self,
+        error: pydantic.ValidationError,
+        data: dict[str, Any],
+        model: type[pydantic.BaseModel],
+        reserved: set[str],
+    ) -> None:
+        """Note pydantic's errors, those of one value together."""
+        by_path: dict[Key, list[Any]] = {}
+        for item in error.errors(include_url=False):
+            if item["type"] != _UNRESOLVED:
+                by_path.setdefault(error_path(item, data), []).append(item)
+        for path, items in by_path.items():
+            mark = self.document.mark(path)
+            kind = items[0]["type"]
+            if kind == "extra_forbidden":
+                choices = keys_at(model, path[:-1])
+                if len(path) == 1:
+                    choices |= reserved
+                elif path[0] in self.names:
+                    choices |= {"name"} if len(path) == 2 else set()
+                self.problems.add_unknown_key(mark, path, choices)
+            elif kind == "missing":
+                section = components(self.pipeline).get(str(path[0])) if len(path) == 1 else None
+                names = ", ".join(registry.names(section.group)) if section else ""
+                expected = f"; expected one of: {names}" if section else ""
+                self.problems.add(mark, path, f"missing{expected}")
+            else:
+                self.problems.add(mark, path, message(items, value_at(data, path)))
+
+    def booleans_as_numbers(self, given: Any, taken: Any, path: Key) -> bool:
+        """Note each ``true`` or ``false`` that was taken for 1 or 0; whether there was any."""
+        if isinstance(given, bool) and isinstance(taken, int | float) and taken is not given:
+            text = f"expected a number, was given {shown(given)}"
+            self.problems.add(self.document.mark(path), path, text)
+            return True
+        pairs: list[tuple[Any, Any, Any]] = []
+        if isinstance(given, dict) and isinstance(taken, dict):
+            pairs = [(key, given[key], taken[key]) for key in given if key in taken]
+        elif isinstance(given, list) and isinstance(taken, list | tuple):
+            pairs = [(i, *pair) for i, pair in enumerate(zip(given, taken, strict=False))]
+        wrong = [self.booleans_as_numbers(a, b, (*path, key)) for key, a, b in pairs]
+        return any(wrong)

@@ -1,0 +1,1 @@
+"""Runs: a folder for each, its jobs, their record, summary and report."""

@@ -1,0 +1,89 @@
+"""``environment.json``: on what machine, with what versions and by what command a run was made."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import InputError
+
+
+def resolve_device(asked: str) -> str:
+    """``"cpu"`` or ``"cuda"`` for auto, cpu or cuda.
+
+    Raises:
+        InputError: cuda was asked for and torch sees no such device.
+    """
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without it"
+        raise InputError(
+            f"--device cuda: torch {torch.__version__} ({built}) sees no CUDA device; "
+            "expected one, or --device cpu"
+        )
+    return "cpu"
+
+
+def describe_environment(recipe: str, command: str, device: str, smoke: bool) -> dict[str, Any]:
+    """What is worth knowing of this process to read its figures."""
+    import numpy
+    import torch
+
+    return {
+        "recipe": recipe,
+        "command": command,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "smoke": smoke,
+        "ddnkit": __version__,
+        "git_commit": git_commit(Path(__file__).resolve().parents[2]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu_model(Path("/proc/cpuinfo")),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "cuda_device": torch.cuda.get_device_name() if device == "cuda" else None,
+    }
+
+
+def cpu_model(cpuinfo: Path) -> str:
+    """The processor's name, from the kernel where it tells, else from Python."""
+    try:
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of a checkout, with ``+`` if its files differ from it; None outside of one."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=5
+    )
+    return result.stdout.strip()

@@ -1,0 +1,221 @@
+"""The run folder: what lies where, and which run a folder holds.
+
+::
+
+    outputs/<recipe>/<date_time>/
+      recipe.yaml          the recipe with its overrides; itself a recipe
+      environment.json     machine, versions, command
+      runs/<variant>/
+        settings.yaml      every setting of the variant
+        seed-<n>/
+          metrics.csv      a row an evaluation
+          done.json        the job finished: its seconds
+          error.txt        the job failed: the traceback
+      summary.csv, report.md and the figures
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..recipe.load import load
+from ..recipe.recipe import Recipe
+from .record import read_metrics
+
+OUTPUTS = Path("outputs")
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """``runs/<variant>/seed-<n>``."""
+
+    path: Path
+    variant: str
+    seed: int
+
+    @property
+    def metrics(self) -> Path:
+        """The job's figures, a row an evaluation."""
+        return self.path / "metrics.csv"
+
+    @property
+    def error(self) -> Path:
+        """The traceback of a failed job."""
+        return self.path / "error.txt"
+
+    def start(self) -> None:
+        """Make the folder ready for a run from the job's beginning."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in (self.metrics, self.error):
+            left.unlink(missing_ok=True)
+
+    def finish(self, seconds: float) -> None:
+        """Mark the job as done."""
+        # Written whole, then renamed: a marker is never half there.
+        temporary = self.path / "done.json.part"
+        temporary.write_text(json.dumps({"status": "done", "seconds": round(seconds, 3)}) + "\n")
+        temporary.replace(self.path / "done.json")
+
+    def seconds(self) -> float | None:
+        """How long the finished job took; None for one that did not finish."""
+        try:
+            return float(json.loads((self.path / "done.json").read_text())["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Machine, versions and command."""
+        return self.path / "environment.json"
+
+    @property
+    def summary(self) -> Path:
+        """Median and range over seeds."""
+        return self.path / "summary.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report, in Markdown."""
+        return self.path / "report.md"
+
+    def settings(self, variant: str) -> Path:
+        """Every setting of one variant."""
+        return self.path / "runs" / variant / "settings.yaml"
+
+    def job(self, variant: str, seed: int) -> JobFolder:
+        """The folder of one job, made or not."""
+        return JobFolder(self.path / "runs" / variant / f"seed-{seed}", variant, seed)
+
+    def jobs(self) -> list[JobFolder]:
+        """The jobs that have a folder, by variant and seed."""
+        found = []
+        for path in (self.path / "runs").glob("*/seed-*"):
+            number = path.name.removeprefix("seed-")
+            if number.isdecimal():
+                found.append(JobFolder(path, path.parent.name, int(number)))
+        return sorted(found, key=lambda job: (job.variant, job.seed))
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the resolved recipe and each variant's settings."""
+        self.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+        for variant in recipe.variants:
+            file = self.settings(variant.name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(variant.to_yaml(), encoding="utf-8")
+
+    def read_environment(self) -> dict[str, Any]:
+        """What `environment` holds; empty if it is not there or broken."""
+        try:
+            content = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def open_run(path: Path) -> RunFolder:
+    """The folder of a run that was made before.
+
+    Raises:
+        InputError: there is no run in ``path``.
+    """
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        what = "holds no recipe.yaml" if path.is_dir() else "there is no such folder"
+        raise InputError(f"'{path}' is not a run folder: {what}")
+    return folder
+
+
+def new_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
+    """A new folder for ``recipe``: ``out``, or ``outputs/<recipe>/<date_time>``.
+
+    Raises:
+        InputError: ``out`` exists and is not empty; the text says what it holds and what to do.
+    """
+    if out is None:
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+        out = OUTPUTS / recipe.name / stamp
+        number = 2
+        while out.exists():
+            out = out.with_name(f"{stamp}-{number}")
+            number += 1
+    elif (out / "recipe.yaml").is_file():
+        same = "this run" if _difference(recipe, RunFolder(out)) is None else "another run"
+        hint = "add --resume to go on with it, or " if same == "this run" else ""
+        raise InputError(f"'{out}' holds {same} already: {hint}choose another --out")
+    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"'{out}' is not an empty folder and holds no run: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return RunFolder(out)
+
+
+def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
+    """The run to go on with: that in ``out``, or the newest of the recipe.
+
+    Raises:
+        InputError: there is none, or its settings are not those of ``recipe``: the figures of its
+            finished jobs would stand beside those of another experiment.
+    """
+    if out is None:
+        parent = OUTPUTS / recipe.name
+        runs = [file.parent for file in parent.glob("*/recipe.yaml")]
+        if not runs:
+            raise InputError(f"nothing to resume: no run of '{recipe.name}' in '{parent}'")
+        out = max(runs, key=lambda run: run.name)
+    folder = open_run(out)
+    difference = _difference(recipe, folder)
+    if difference:
+        raise InputError(
+            f"'{out}' holds another run ({difference}); to go on with that one as it was begun: "
+            f"ddnkit run {folder.recipe} --out {out} --resume"
+        )
+    return folder
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove a folder that this process made, in which no job got as far as a figure."""
+    if not any(read_metrics(job.metrics)[1] for job in folder.jobs()):
+        shutil.rmtree(folder.path)
+
+
+def _difference(recipe: Recipe, folder: RunFolder) -> str | None:
+    """The first difference in variants or settings, in words; more seeds are no difference."""
+    try:
+        there = {variant.name: variant.settings for variant in load(folder.recipe).variants}
+    except InputError as error:
+        return f"its recipe cannot be loaded: {error}"
+    here = {variant.name: variant.settings for variant in recipe.variants}
+    if set(there) != set(here):
+        return f"its variants are {', '.join(there)}; here they are {', '.join(here)}"
+    for name, settings in here.items():
+        other = _flat(there[name], "")
+        for key, value in _flat(settings, "").items():
+            if repr(value) != repr(other.get(key)):
+                return f"its {key} is {other.get(key)}, here {value}"
+    return None
+
+
+def _flat(settings: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    return flat

@@ -1,0 +1,182 @@
+"""``report.md``: what was run, where, and how the variants compare; for unfinished runs too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..recipe.load import load
+from ..recipe.recipe import Recipe
+from ..recipe.source import dump
+from .folder import RunFolder
+from .summary import Summary, summarise, write_summary
+
+_GENERAL = ("pipeline", "description", "seeds", "sweep")
+#: What the table of the last evaluation says of it besides the metrics, and where it is in a row.
+_ABOUT = {"epoch": "epoch", "step": "step", "seeds": "n"}
+
+
+def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
+    """Write ``summary.csv``, the figures and ``report.md`` from the jobs' records.
+
+    Returns the summary, and a line for each thing that could not be done.
+    """
+    warnings: list[str] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = load(folder.recipe)
+    except InputError as error:
+        warnings.append(f"the recipe of {folder.path} cannot be loaded, no figures drawn: {error}")
+    order = [variant.name for variant in recipe.variants] if recipe else []
+    summary = summarise(folder, order)
+    write_summary(folder, summary)
+    figures: list[Path] = []
+    if recipe and summary.rows:
+        try:
+            figures = list(recipe.variants[0].pipeline.figures(folder.path))
+        except Exception as error:  # drawing is a plugin's; the run's figures are safe
+            warnings.append(f"no figures drawn: {type(error).__name__}: {error}")
+    text = "\n\n".join(_sections(folder, recipe, summary, figures, warnings))
+    folder.report.write_text(text + "\n", encoding="utf-8")
+    return summary, warnings
+
+
+def _sections(
+    folder: RunFolder,
+    recipe: Recipe | None,
+    summary: Summary,
+    figures: Sequence[Path],
+    warnings: Sequence[str],
+) -> Iterable[str]:
+    environment = folder.read_environment()
+    yield f"# {environment.get('recipe', folder.path.resolve().name)}"
+    if recipe and recipe.description:
+        yield recipe.description
+    if environment:
+        yield _environment(environment)
+    if environment.get("smoke"):
+        yield "**A smoke run: synthetic data and a few steps. Its figures mean nothing.**"
+    yield _state(folder, recipe)
+    yield from (f"Warning: {line}" for line in warnings)
+    if recipe:
+        yield "## Settings"
+        yield _settings(recipe)
+    if summary.rows:
+        yield "## Last evaluation"
+        yield "Median over seeds, with [minimum, maximum]."
+        yield markdown(_last_evaluation(summary))
+        headline = summary.headline()
+        if headline:
+            yield f"## {headline} at each evaluation"
+            yield markdown(_race(summary, headline))
+    seconds = _seconds(folder, summary.variants)
+    if len(seconds) > 1:
+        yield "## Seconds per job"
+        yield markdown(seconds)
+    if figures:
+        yield "## Figures"
+        for figure in figures:
+            path = Path(os.path.relpath(figure, folder.path)).as_posix()
+            yield f"![{figure.stem}]({path.replace(' ', '%20')})"
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    def known(key: str, pattern: str) -> list[str]:
+        return [pattern.format(environment[key])] if environment.get(key) else []
+
+    parts = [
+        *known("ddnkit", "ddnkit {}"),
+        *known("git_commit", "commit {}"),
+        *known("python", "Python {}"),
+        *known("torch", "torch {}"),
+        *known("cuda_device", "{}"),
+        *known("cpu", "{}"),
+        *known("cpu_count", "{} CPUs"),
+        *known("threads", "{} threads"),
+        *known("date", "{}"),
+    ]
+    command = environment.get("command")
+    return ", ".join(parts) + "." + (f"\n\n    {command}" if command else "")
+
+
+def _state(folder: RunFolder, recipe: Recipe | None) -> str:
+    jobs = folder.jobs()
+    if recipe:
+        asked = [folder.job(v.name, seed) for v in recipe.variants for seed in recipe.seeds]
+        jobs = list({job.path: job for job in [*asked, *jobs]}.values())
+    done = sum(job.seconds() is not None for job in jobs)
+    lines = [f"{done} of {len(jobs)} jobs finished."]
+    for job in jobs:
+        if job.seconds() is None:
+            state = "failed" if job.error.is_file() else "not finished"
+            lines.append(f"- {job.variant} seed {job.seed}: {state}")
+    return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
+
+
+def _settings(recipe: Recipe) -> str:
+    lines = [f"- pipeline: {recipe.mapping['pipeline']}"]
+    for section, content in recipe.mapping.items():
+        if section not in _GENERAL:
+            lines.append(f"- {section}: {_brief(content)}")
+    lines.append(f"- seeds: {', '.join(map(str, recipe.seeds))}")
+    for key, values in recipe.mapping.get("sweep", {}).items():
+        lines.append(f"- sweep over {key}: {', '.join(map(_brief, values))}")
+    return "\n".join(lines)
+
+
+def _brief(content: Any) -> str:
+    if isinstance(content, dict) and "name" in content:
+        rest = {key: value for key, value in content.items() if key != "name"}
+        return ", ".join([str(content["name"]), *([_brief(rest)] if rest else [])])
+    if isinstance(content, dict):
+        return ", ".join(f"{key} {_brief(value)}" for key, value in content.items()) or "-"
+    text = dump(content).strip()
+    return text.removesuffix("...").strip().replace("\n", " ")
+
+
+def _last_evaluation(summary: Summary) -> list[list[str]]:
+    table = [["", *summary.variants]]
+    for metric in (*_ABOUT, *summary.metrics):
+        cells = [metric]
+        for variant in summary.variants:
+            rows = [row for row in summary.rows if row.variant == variant]
+            if metric in _ABOUT:
+                last = max(rows, key=lambda row: row.step, default=None)
+                number = getattr(last, _ABOUT[metric], None)
+                cells.append("" if number is None else f"{number:g}")
+            else:
+                cells.append(str(summary.last(variant, metric) or ""))
+        table.append(cells)
+    return table
+
+
+def _race(summary: Summary, metric: str) -> list[list[str]]:
+    rows = [row for row in summary.rows if row.metric == metric]
+    cells = {(row.step, row.variant): str(row) for row in rows}
+    epochs = {row.step: row.epoch for row in rows}
+    table = [["epoch", "step", *summary.variants]]
+    for step in sorted(epochs):
+        epoch = epochs[step]
+        values = [cells.get((step, variant), "") for variant in summary.variants]
+        table.append(["" if epoch is None else f"{epoch:g}", f"{step:g}", *values])
+    return table
+
+
+def _seconds(folder: RunFolder, variants: Sequence[str]) -> list[list[str]]:
+    jobs = {(job.variant, job.seed): job.seconds() for job in folder.jobs()}
+    seeds = sorted({seed for _, seed in jobs})
+    table = [["", *(f"seed {seed}" for seed in seeds)]]
+    for variant in variants:
+        times = (jobs.get((variant, seed)) for seed in seeds)
+        table.append([variant, *("" if time is None else f"{time:.1f}" for time in times)])
+    return table
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *body])

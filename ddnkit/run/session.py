@@ -1,0 +1,102 @@
+"""One run from its folder to its report: what ``ddnkit run`` does once the recipe is validated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..recipe.recipe import Recipe, Variant
+from .environment import describe_environment, resolve_device
+from .execute import Outcome, execute
+from .folder import discard, new_run, resumed_run
+from .progress import display
+from .report import rebuild
+from .summary import Summary
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a recipe.
+
+    Attributes:
+        out: the run folder; None for a new one in ``outputs/``, or, to resume, the newest there.
+        command: the command line as it was typed, for the record.
+    """
+
+    out: Path | None = None
+    resume: bool = False
+    device: str = "auto"
+    smoke: bool = False
+    command: str = ""
+
+
+class Session:
+    """A run: opened, run, then reported; each is a step of its own so that a run can be cut off.
+
+    Raises:
+        InputError: the device is not there, or the folder is not fit for this run.
+    """
+
+    def __init__(self, recipe: Recipe, variants: list[Variant], options: Options) -> None:
+        self._options = options
+        self._device = resolve_device(options.device)
+        self._variants = variants
+        self._seeds = list(recipe.seeds)
+        find = resumed_run if options.resume else new_run
+        self.folder = find(recipe, options.out)
+        environment = describe_environment(
+            recipe.name, options.command, self._device, options.smoke
+        )
+        if options.resume:
+            recipe, environment = self._continued(recipe, environment)
+        self.folder.write_recipe(recipe)
+        self.folder.environment.write_text(json.dumps(environment, indent=2) + "\n")
+
+    def run(self) -> Outcome:
+        """Run the jobs that are not done.
+
+        Raises:
+            InputError: no job of a new run could begin, because what was given is wrong; the
+                folder is removed again.
+        """
+        jobs = len(self._variants) * len(self._seeds)
+        outcome = execute(
+            self.folder,
+            self._variants,
+            self._seeds,
+            device=self._device,
+            smoke=self._options.smoke,
+            display=display(jobs),
+        )
+        if outcome.wrong_input and not (outcome.done or outcome.failures):
+            if not self._options.resume:
+                discard(self.folder)
+            raise InputError("\n".join(outcome.wrong_input))
+        return outcome
+
+    def report(self) -> tuple[Summary, list[str]]:
+        """Write summary, figures and report; the summary and warnings."""
+        return rebuild(self.folder)
+
+    def _continued(
+        self, recipe: Recipe, environment: dict[str, object]
+    ) -> tuple[Recipe, dict[str, object]]:
+        """The recipe with the seeds of the sessions before, and the record of them."""
+        from ..recipe.load import load
+
+        before = self.folder.read_environment()
+        if bool(before.get("smoke")) != self._options.smoke:
+            kind = "a smoke run" if before.get("smoke") else "a full run"
+            raise InputError(f"'{self.folder.path}' holds {kind}: --smoke must be as it was")
+        seeds = tuple(dict.fromkeys([*load(self.folder.recipe).seeds, *recipe.seeds]))
+        mapping = {
+            key: list(seeds) if key == "seeds" else value for key, value in recipe.mapping.items()
+        }
+        name = before.get("recipe", environment["recipe"])
+        earlier = [*before.pop("earlier_sessions", []), before] if before else []
+        return (
+            replace(recipe, seeds=seeds, mapping=mapping),
+            {**environment, "recipe": name, "earlier_sessions": earlier},
+        )

@@ -1,0 +1,349 @@
+"""From a recipe's text to its variants; and everything that can be wrong with one, in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddnkit.errors import InputError
+from ddnkit.recipe import find
+from ddnkit.recipe.load import load
+from ddnkit.recipe.recipe import Recipe
+
+Loader = Callable[..., Recipe]
+Errors = Callable[..., list[str]]
+
+MINIMAL = """
+    pipeline: toy_load
+    head: toy_plain
+"""
+SWEEP = """
+    pipeline: toy_load
+    description: Two heads.
+    head: {name: toy_rich, temperature: 1e1, delta: 2e-3, dims: [3]}
+    train: {epochs: 3}
+    seeds: 2
+    sweep: {head.name: [toy_plain, toy_rich]}
+"""
+
+
+def variants(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(variant.name, repr(variant.settings)) for variant in recipe.variants]
+
+
+def test_a_minimal_recipe_has_one_variant_and_seed_zero(recipe: Loader) -> None:
+    loaded = recipe(MINIMAL)
+    assert loaded.name == "x"
+    assert loaded.seeds == (0,)
+    assert loaded.columns == ("epoch", "step", "loss")
+    (variant,) = loaded.variants
+    assert variant.name == "default"
+    assert variant.settings["head"] == {"name": "toy_plain", "temperature": 5.0, "share": 0.1}
+    assert variant.settings["metrics"] == {"name": "toy_metric", "smoothing": 0.0}
+    assert type(variant.pipeline.head).__name__ == "Plain"  # type: ignore[attr-defined]
+    assert not hasattr(variant.pipeline.head, "name")  # type: ignore[attr-defined]
+
+
+def test_an_optional_component_may_be_null(recipe: Loader) -> None:
+    loaded = recipe(MINIMAL + "    metrics: null\n")
+    assert loaded.variants[0].settings["metrics"] is None
+
+
+def test_a_component_may_take_any_key(recipe: Loader) -> None:
+    loaded = recipe("pipeline: toy_load\nhead: {name: toy_open, anything: 1}")
+    assert loaded.variants[0].settings["head"] == {"name": "toy_open", "anything": 1}
+
+
+def test_a_swept_head_takes_the_keys_it_knows(recipe: Loader) -> None:
+    loaded = recipe(SWEEP)
+    assert loaded.description == "Two heads."
+    assert loaded.seeds == (0, 1)
+    plain, rich = loaded.variants
+    assert (plain.name, rich.name) == ("toy_plain", "toy_rich")
+    assert plain.settings["head"] == {"name": "toy_plain", "temperature": 10.0, "share": 0.1}
+    assert rich.settings["head"]["delta"] == 2e-3
+    assert rich.settings["head"]["dims"] == [3]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("head.name=toy_plain",),
+        ("sweep.train.epochs=[1, 2]", "head.inner.alpha=1"),
+        ("sweep.head.inner.alpha=[1, 2]",),
+        ("head=toy_rich", "sweep={}"),
+        ("train.epochs=null", "loss.smoothing=1e-1"),
+    ],
+)
+def test_the_resolved_recipe_loads_to_the_same(recipe: Loader, overrides: tuple[str, ...]) -> None:
+    loaded = recipe(SWEEP, *overrides)
+    again = recipe(loaded.to_yaml())
+    assert variants(again) == variants(loaded)
+    assert (again.seeds, again.description) == (loaded.seeds, loaded.description)
+    assert again.to_yaml() == loaded.to_yaml()
+
+
+def test_shared_defaults_are_filled_in_and_differing_ones_are_not(recipe: Loader) -> None:
+    mapping = recipe(SWEEP, "sweep.loss.smoothing=[0, 1]").mapping
+    assert mapping["loss"] == {"name": "toy_loss"}
+    assert mapping["head"]["backward"] == "closed_form"
+    assert "share" not in mapping["head"]
+    assert mapping["sweep"] == {"head.name": ["toy_plain", "toy_rich"], "loss.smoothing": [0, 1]}
+
+
+def test_defaults_stay_out_where_a_component_tells_them_from_what_is_given(recipe: Loader) -> None:
+    loaded = recipe(SWEEP, "head.name=toy_plain", "loss={name: toy_picky, other: 5}")
+    assert loaded.mapping["loss"] == {"name": "toy_picky", "other": 5}
+    assert loaded.mapping["head"] == {"name": "toy_plain", "temperature": 10.0}
+    assert variants(recipe(loaded.to_yaml())) == variants(loaded)
+
+
+def test_a_value_that_variants_read_differently_stays_as_written(recipe: Loader) -> None:
+    text = "pipeline: toy_load\nhead: {temperature: 7}\nsweep: {head.name: [toy_plain, toy_open]}"
+    loaded = recipe(text)
+    assert loaded.mapping["head"] == {"temperature": 7}
+    assert variants(recipe(loaded.to_yaml())) == variants(loaded)
+
+
+def test_each_variant_is_a_recipe_of_its_own(recipe: Loader) -> None:
+    loaded = recipe(MINIMAL)
+    assert variants(recipe(loaded.variants[0].to_yaml())) == variants(loaded)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "names"),
+    [
+        ("{head.name: [toy_plain]}", ["toy_plain"]),
+        ("{head.temperature: [1, 0.5, 1e1]}", ["1", "0.5", "10.0"]),
+        ("{note: [a/b, a b, ../..]}", ["a-b", "a-b-2", "default"]),
+        ("{note: [A, a]}", ["A", "a-2"]),
+        ("{head: [toy_plain, {name: toy_rich, delta: 1}]}", ["toy_plain", "toy_rich+delta=1"]),
+        ("{metrics: [null]}", ["null"]),
+        (
+            "{head.name: [toy_plain], train.epochs: [1, 2]}",
+            ["name=toy_plain,epochs=1", "name=toy_plain,epochs=2"],
+        ),
+        (
+            "{head.name: [toy_plain], loss.name: [toy_loss]}",
+            ["head.name=toy_plain,loss.name=toy_loss"],
+        ),
+        ("{head.name: [toy_rich], head.dims: [[1, 2]]}", ["name=toy_rich,dims=1+2"]),
+    ],
+)
+def test_variant_names(recipe: Loader, sweep: str, names: list[str]) -> None:
+    loaded = recipe(MINIMAL + f"    sweep: {sweep}\n")
+    assert [variant.name for variant in loaded.variants] == names
+
+
+def test_an_override_ends_the_sweep_over_its_key(recipe: Loader) -> None:
+    loaded = recipe(SWEEP, "head.name=toy_plain")
+    assert [variant.name for variant in loaded.variants] == ["default"]
+    assert loaded.mapping["head"] == {"name": "toy_plain", "temperature": 10.0, "share": 0.1}
+
+
+def test_overrides_set_absent_keys_and_expand_bare_names(recipe: Loader) -> None:
+    loaded = recipe(MINIMAL, "head.temperature=1e-3", "loss.smoothing=0.5", "note=x=y")
+    settings = loaded.variants[0].settings
+    assert settings["head"] == {"name": "toy_plain", "temperature": 1e-3, "share": 0.1}
+    assert settings["loss"] == {"name": "toy_loss", "smoothing": 0.5}
+    assert settings["note"] == "x=y"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [("3", (0, 1, 2)), ("4,2", (4, 2)), ("7,", (7,)), ("1", (0,))]
+)
+def test_seeds_of_the_command_line(recipe: Loader, seeds: str, expected: tuple[int, ...]) -> None:
+    assert recipe(SWEEP, seeds=seeds).seeds == expected
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1", "a", "1,1", "1.5", "", "9" * 5000])
+def test_wrong_seeds_of_the_command_line(errors: Errors, seeds: str) -> None:
+    (line,) = errors(SWEEP, seeds=seeds)
+    assert line.startswith(f"--seeds {seeds}: seeds: ")
+
+
+def test_all_errors_are_told_in_the_order_of_the_file(errors: Errors) -> None:
+    lines = errors(
+        """
+        pipeline: toy_load
+        description: 5
+        head:
+          name: toy_rich
+          detla: 1
+          delta: abc
+          temperature: -1
+          backward: densee
+          dims: [1, x]
+          inner: {alhpa: 1}
+          flag: 2
+          size: []
+        hed: 3
+        loss: toy_los
+        metrics: [1]
+        train: {epochs: 1.5, colour: rad}
+        note: 5
+        seeds: [0, 0]
+        """
+    )
+    wanted = [
+        ("2: description:", "expected text, was given 5"),
+        ("5: head.detla:", "unknown key. Did you mean 'delta'?"),
+        ("6: head.delta:", "expected a number, was given 'abc'"),
+        ("7: head.temperature:", "expected a number > 0"),
+        ("8: head.backward:", "Did you mean 'dense'?"),
+        ("9: head.dims[1]:", "expected a whole number, was given 'x'"),
+        ("10: head.inner.alhpa:", "unknown key. Did you mean 'alpha'?"),
+        ("11: head.flag:", "expected true or false, was given 2"),
+        ("12: head.size:", "expected a whole number or 'full', was given []"),
+        ("13: hed:", "unknown key. Did you mean 'head'?"),
+        ("14: loss.name:", "no 'toy_los' among ddnkit.losses. Did you mean 'toy_loss'?"),
+        ("15: metrics:", "expected a name ("),
+        ("16: train.epochs:", "expected a whole number, was given 1.5"),
+        ("16: train.colour:", "expected 'red', was given 'rad'. Did you mean 'red'?"),
+        ("17: note:", "expected text, was given 5"),
+        ("18: seeds:", "the seed 0 is given twice"),
+    ]
+    assert len(lines) == len(wanted)
+    for line, (place, text) in zip(lines, wanted, strict=True):
+        assert line.startswith(f"x.yaml:{place}")
+        assert text in line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("head: toy_plain", "x.yaml:1: pipeline: missing; expected one of: "),
+        ("pipeline: 5", "x.yaml:1: pipeline: was given 5; expected one of: "),
+        ("pipeline: toy_lod", "x.yaml:1: pipeline: no 'toy_lod' among ddnkit.pipelines. Did you "),
+        ("pipeline: toy_load", "x.yaml:1: head: missing; expected one of: "),
+        ("pipeline: toy_load\nhead:", "x.yaml:2: head: expected a name ("),
+        ("pipeline: toy_load\nhead: {share: 1}", "x.yaml:2: head.name: expected one of: "),
+        ("pipeline: toy_load\nhead: {name: 5}", "x.yaml:2: head.name: expected one of: "),
+        (
+            "pipeline: toy_load\nhead: {name: toy_rich, more: {alhpa: 1}}",
+            "x.yaml:2: head.more.alhpa: unknown key. Did you mean 'alpha'?",
+        ),
+        (MINIMAL + "    train: 5", "x.yaml:3: train: expected a mapping, was given 5"),
+        (
+            MINIMAL + "    train: {epochs: 1, iterations: 2}",
+            "x.yaml:3: train: give epochs or iterations, not both",
+        ),
+        (MINIMAL + "    seeds: true", "x.yaml:3: seeds: expected a count"),
+        (MINIMAL + "    sweep: [1]", "x.yaml:3: sweep: expected a mapping"),
+        (MINIMAL + "    sweep: {note: a}", "x.yaml:3: sweep.note: expected a list of values"),
+        (MINIMAL + "    sweep: {note: []}", "x.yaml:3: sweep.note: expected a list of values"),
+        (MINIMAL + "    sweep: {note: [a, a]}", "x.yaml:3: sweep.note: 'a' twice"),
+        (MINIMAL + "    sweep: {a..b: [a]}", "x.yaml:3: sweep.a..b: expected a dotted key"),
+        (MINIMAL + "    sweep: {seeds: [1]}", "x.yaml:3: sweep.seeds: 'seeds' cannot be swept"),
+        (
+            MINIMAL + "    train: 7\n    sweep: {train.x: [1]}",
+            "x.yaml:4: sweep.train.x: train is 7, ",
+        ),
+        (
+            MINIMAL + "    sweep:\n      head.name:\n      - toy_plain\n      - toy_plian",
+            "x.yaml:6: head.name: no 'toy_plian'",
+        ),
+        (
+            MINIMAL + f"    sweep: {{note: {list(range(101))}, head.share: {list(range(100))}}}",
+            "x.yaml:3: sweep: more than 10000 variants",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(errors: Errors, text: str, line: str) -> None:
+    assert any(told.startswith(line) for told in errors(text))
+
+
+def test_a_key_that_no_swept_head_knows_is_told_once_with_the_choices_of_all(
+    errors: Errors,
+) -> None:
+    lines = errors(SWEEP.replace("dims:", "dmis:"))
+    assert lines == ["x.yaml:3: head.dmis: unknown key. Did you mean 'dims'?"]
+
+
+def test_a_misspelt_head_in_a_sweep_is_the_only_error(errors: Errors) -> None:
+    text = """
+        pipeline: toy_load
+        head: {delta: 1}
+        sweep: {head.name: [toy_plain, toy_rcih]}
+    """
+    (line,) = errors(text)
+    assert line.startswith("x.yaml:3: head.name: no 'toy_rcih'")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["head.detla=1"], ["-s head.detla=1: head.detla: unknown key. Did you mean 'delta'?"]),
+        (
+            ["head.delta=abc"],
+            ["-s head.delta=abc: head.delta: expected a number, was given 'abc'"],
+        ),
+        (["head.name=toy_plain", "head.delta=1"], ["-s head.delta=1: head.delta: unknown key."]),
+        (["train.epochs=yes"], ["-s train.epochs=yes: train.epochs: expected a number, was given"]),
+        (["head.dims=[true]"], ["-s head.dims=[true]: head.dims[0]: expected a number, was giv"]),
+        (["train.epochs.x=1"], ["-s train.epochs.x=1: train.epochs is 3, which has no keys"]),
+        (["pipeline.x=1"], ["-s pipeline.x=1: pipeline is 'toy_load', which has no keys"]),
+        (["foo", "a..b=1"], ["-s foo: expected KEY=VALUE", "-s a..b=1: expected KEY=VALUE"]),
+        (["a=[1"], ["-s a=[1: not valid YAML"]),
+        (["a={b: 1, b: 2}"], ["-s a={b: 1, b: 2}: b: the key is given twice"]),
+        (["sweep.note=[]"], ["-s sweep.note=[]: sweep.note: expected a list of values"]),
+    ],
+)
+def test_wrong_overrides_repeat_what_was_typed(
+    errors: Errors, overrides: list[str], lines: list[str]
+) -> None:
+    told = errors(SWEEP, *overrides)
+    assert len(told) == len(lines)
+    for line, start in zip(told, lines, strict=True):
+        assert line.startswith(start)
+
+
+def test_an_override_for_one_swept_head_is_left_out_for_the_other(recipe: Loader) -> None:
+    plain, rich = recipe(SWEEP, "head.delta=7").variants
+    assert "delta" not in plain.settings["head"]
+    assert rich.settings["head"]["delta"] == 7.0
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "site" / "ddnkit"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(find, "_PACKAGE", package)
+    return package
+
+
+def test_shipped_recipes_are_found_by_name(shipped: Path, recipe: Loader) -> None:
+    (shipped / "recipes").mkdir()
+    (shipped / "recipes" / "mine10.yaml").write_text("pipeline: toy_load\nhead: toy_plain\n")
+    assert load("mine10").name == "mine10"
+    with pytest.raises(InputError, match="Did you mean 'mine10'") as caught:
+        load("mine11")
+    assert "looked for" in str(caught.value)
+
+
+def test_a_checkout_ships_the_recipes_beside_the_package(shipped: Path) -> None:
+    beside = shipped.parent / "recipes"
+    beside.mkdir()
+    (beside / "a.yaml").write_text("")
+    assert find.shipped() == {}
+    (shipped.parent / "pyproject.toml").write_text("")
+    assert find.shipped() == {"a": beside / "a.yaml"}
+
+
+def test_a_missing_file_names_its_neighbour(shipped: Path, recipe: Loader) -> None:
+    recipe(MINIMAL)
+    with pytest.raises(InputError, match=r"no recipe file 'y\.yaml'.*Did you mean 'x\.yaml'"):
+        load("y.yaml")
+    with pytest.raises(InputError, match=r"looked in .*nowhere"):
+        load("nowhere/y.yaml")
+
+
+def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder, not a recipe$"):
+        load(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(InputError, match=r"its recipe is .*recipe\.yaml"):
+        load(tmp_path)

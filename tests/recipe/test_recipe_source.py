@@ -1,0 +1,154 @@
+"""YAML as recipes take it: what is read, and how what is not is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ddnkit.errors import InputError
+from ddnkit.recipe import source
+from ddnkit.recipe.source import Origin, dump, parse, read, shown
+
+
+def value(text: str) -> object:
+    return parse(text, Origin("t.yaml")).value
+
+
+def failure(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(text, Origin("t.yaml"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        ("-2e3", -2e3),
+        ("1.5e-3", 1.5e-3),
+        (".5", 0.5),
+        ("3", 3),
+        ("0", 0),
+        ("1_000", 1000),
+        ("2024-01-01", "2024-01-01"),
+        ("e5", "e5"),
+        ("'1e-3'", "1e-3"),
+        ("!!str 5", "5"),
+        ("~", None),
+        ("true", True),
+        ("{a: &x [1], b: *x}", {"a": [1], "b": [1]}),
+        ("{on: 1, 2: b}", {"on": 1, "2": "b"}),
+    ],
+)
+def test_plain_values(text: str, expected: object) -> None:
+    assert value(text) == expected
+    assert type(value(text)) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "content", [{"a": 1e-5, "b": "1e-3", "c": [1.0, "2024-01-01", None, True], "d": {"e": "é"}}]
+)
+def test_dump_is_read_back_to_the_same(content: object) -> None:
+    assert repr(value(dump(content))) == repr(content)
+
+
+def test_dump_repeats_shared_values_instead_of_aliasing_them() -> None:
+    shared = [1, 2]
+    assert "&" not in dump({"a": shared, "b": shared})
+
+
+def test_each_path_has_its_line_and_column() -> None:
+    document = parse("a:\n  b: [1,\n    2]\n", Origin("t.yaml"))
+    mark = document.mark(("a", "b", 1))
+    assert (mark.line, mark.column, str(mark)) == (3, 4, "t.yaml:3")
+    assert str(document.mark(("a", "b"))) == "t.yaml:2"
+    assert str(document.mark(("a", "absent", "deeper"))) == "t.yaml:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a: 1\nb: 2\na: 3", ["t.yaml:3: a:", "twice", "line 1"]),
+        ("a: 1\nx: !!python/object/apply:os.system [id]", ["t.yaml:2: x:", "os.system"]),
+        ("x: !!python/name:os.system", ["t.yaml:1: x:", "not allowed"]),
+        ("x: !!binary aGk=", ["t.yaml:1: x:", "!!binary"]),
+        ("x: !mine {a: 1}", ["t.yaml:1: x:", "!mine"]),
+        ("x: !!int abc", ["t.yaml:1: x:", "'abc'", "int"]),
+        ("a: [1, 2\nb: 3", ["t.yaml:2", "not valid YAML"]),
+        ("a: 1\n\tb: 2", ["t.yaml:2", "not valid YAML", "\\t"]),
+        ("a: 1\n---\nb: 2", ["t.yaml:2", "not valid YAML", "document"]),
+        ("a: 1\nb: \x00", ["t.yaml:2", "not valid YAML", "\\x00"]),
+        ("a: &x [*x]", ["t.yaml:1: a[0]:", "alias"]),
+        ("? [1]\n: 2", ["t.yaml:1", "plain word"]),
+        ("a: {<<: {b: 1}}", ["t.yaml:1: a:", "<<"]),
+        ("[" * 600, ["t.yaml:1", "too deeply"]),
+    ],
+)
+def test_a_text_that_is_not_taken(text: str, parts: list[str]) -> None:
+    message = failure(text)
+    for part in parts:
+        assert part in message
+
+
+def test_a_tag_never_runs_code(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    failure(f"x: !!python/object/apply:os.mkdir ['{trace}']")
+    assert not trace.exists()
+
+
+def test_nested_aliases_do_not_explode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAXIMUM_NODES", 500)
+    lines = ["a0: &a0 [1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
+    assert "aliases" in failure("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "empty"),
+        (b"# only a comment\n", "empty"),
+        (b"- 1\n", "expected a mapping"),
+        (b"a: 1\n\xff", "f.yaml:2: not a text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_recipe(content: bytes, part: str, tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"f\.yaml") as caught:
+        read(file, "f.yaml")
+    assert part in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_bytes(b"\xef\xbb\xbfa: 1\n")
+    assert read(file).value == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (None, "nothing"),
+        (True, "true"),
+        ("abc", "'abc'"),
+        ([1, "a"], "[1, a]"),
+        ({"a": 1}, "{a: 1}"),
+        ({"a": [1]}, "{a: [1]}"),
+        (1e-5, "1.0e-05"),
+    ],
+)
+def test_values_are_shown_as_written(given: object, text: str) -> None:
+    assert shown(given) == text
+
+
+def test_a_long_value_is_cut() -> None:
+    assert len(shown("x" * 200)) == 60

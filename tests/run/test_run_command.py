@@ -1,0 +1,336 @@
+"""``ddnkit run`` and ``ddnkit report`` with a pipeline of known figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from click.testing import Result
+
+from ddnkit import Job
+from ddnkit.recipe.load import load
+
+Command = Callable[..., Result]
+Ran = list[tuple[str, int]]
+Trouble = dict[tuple[str, int], Callable[[Job], None]]
+
+RACE = [(v, s) for s in (0, 1, 2) for v in ("toy_slow", "toy_fast")]
+
+
+def rows(file: str) -> list[dict[str, str]]:
+    with Path(file).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def boom(job: Job) -> NoReturn:
+    raise ValueError("boom\nwith details")
+
+
+def interrupt(job: Job) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def test_a_run_leaves_everything_in_its_folder(ddnkit: Command, ran: Ran) -> None:
+    result = ddnkit("run", "race.yaml", "--out", "o", "-s", "head.boost=4", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert ran == RACE
+    found = {str(file.relative_to("o")) for file in Path("o").rglob("*") if file.is_file()}
+    assert found == {
+        "recipe.yaml",
+        "environment.json",
+        "summary.csv",
+        "report.md",
+        "figures/the panel.png",
+        *(f"runs/{v}/settings.yaml" for v in ("toy_slow", "toy_fast")),
+        *(f"runs/{v}/seed-{s}/{f}" for v, s in RACE for f in ("metrics.csv", "done.json")),
+    }
+    assert Path("o/runs/toy_fast/seed-1/metrics.csv").read_text() == (
+        "epoch,step,train_loss,test_top1,nc1\n0.5,5,0.2,3,\n1,10,0.1,5,\n2,20,0.05,9,\n"
+    )
+    first = rows("o/summary.csv")
+    assert list(first[0]) == ["variant", "metric", "epoch", "step", "median", "min", "max", "n"]
+    last = [row for row in first if (row["variant"], row["metric"]) == ("toy_fast", "test_top1")]
+    assert list(last[-1].values()) == ["toy_fast", "test_top1", "2", "20", "9", "8", "10", "3"]
+    assert not [row for row in first if row["metric"] == "nc1"]
+    environment = json.loads(Path("o/environment.json").read_text())
+    assert environment["recipe"] == "race"
+    assert environment["device"] == "cpu"
+    assert environment["command"] == ("ddnkit run race.yaml -s head.boost=4 --device cpu --out o")
+    assert {"torch", "numpy", "python", "cpu", "threads", "date", "git_commit"} <= set(environment)
+
+
+def test_the_recipe_in_the_folder_gives_the_same_variants(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "-s", "head.boost=4", "--seeds", "1")
+    written, again = load("race.yaml", ["head.boost=4"], seeds="1"), load("o/recipe.yaml")
+    assert [v.settings for v in again.variants] == [v.settings for v in written.variants]
+    assert again.seeds == (0,)
+    fast = load("o/runs/toy_fast/settings.yaml")
+    assert fast.variants[0].settings == written.variants[1].settings
+
+
+def test_the_output_ends_with_a_comparison_and_the_folder(ddnkit: Command) -> None:
+    output = ddnkit("run", "race.yaml").output.splitlines()
+    assert re.fullmatch(r"\[1/6\] done toy_slow seed 0  \d+\.\d s", output[0])
+    head, slow, fast = output[-5:-2]
+    assert head.split() == ["variant", "test_top1", "train_loss", "nc1"]
+    assert slow.split()[:4] == ["toy_slow", "3", "[2,", "4]"]
+    assert fast.split()[:4] == ["toy_fast", "5", "[4,", "6]"]
+    assert re.fullmatch(r"report: outputs/race/\d{4}-\d\d-\d\d_\d{6}/report\.md", output[-1])
+
+
+def test_the_report_says_what_where_and_how_it_went(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o")
+    text = Path("o/report.md").read_text(encoding="utf-8")
+    for part in (
+        "# race\n\nTwo racing heads.\n\nddnkit 0.1.0, ",
+        "    ddnkit run race.yaml --out o\n",
+        "6 of 6 jobs finished.",
+        "- sweep over head.name: toy_slow, toy_fast\n",
+        "| test_top1 | 3 [2, 4] | 5 [4, 6] |",
+        "| seeds | 3 | 3 |",
+        "## test_top1 at each evaluation",
+        "| 0.5 | 5 | 1.5 [0.5, 2.5] | 2 [1, 3] |",
+        "|  | seed 0 | seed 1 | seed 2 |",
+        "![the panel](figures/the%20panel.png)",
+    ):
+        assert part in text
+
+
+def test_two_runs_in_one_second_have_two_folders(ddnkit: Command) -> None:
+    for _ in range(3):
+        assert ddnkit("run", "race.yaml", "--seeds", "1").exit_code == 0
+    assert len(list(Path("outputs/race").iterdir())) == 3
+
+
+def test_only_runs_the_variants_that_are_named(ddnkit: Command, ran: Ran) -> None:
+    assert ddnkit("run", "race.yaml", "--only", "toy_fast", "--seeds", "0,2").exit_code == 0
+    assert ran == [("toy_fast", 0), ("toy_fast", 2)]
+    result = ddnkit("run", "race.yaml", "--only", "toy_fats")
+    assert result.exit_code == 2
+    assert "--only toy_fats: the recipe has no such variant. Did you mean 'toy_fast'" in (
+        result.stderr
+    )
+
+
+def test_smoke_reaches_the_job_and_the_report(ddnkit: Command) -> None:
+    assert ddnkit("run", "race.yaml", "--out", "o", "--smoke", "--seeds", "1").exit_code == 0
+    assert len(rows("o/runs/toy_slow/seed-0/metrics.csv")) == 2
+    assert "smoke run" in Path("o/report.md").read_text()
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 2
+    assert "holds a smoke run: --smoke must be as it was" in result.stderr
+
+
+def test_a_dry_run_runs_nothing(ddnkit: Command, ran: Ran) -> None:
+    result = ddnkit("run", "race.yaml", "--dry-run", "--only", "toy_fast")
+    assert result.exit_code == 0
+    assert "seeds: 0, 1, 2\njobs: 3\n" in result.output
+    assert "head: {name: toy_fast, gain: 0.1, boost: 2.0}" in result.output
+    assert "toy_slow" not in result.output
+    assert not ran
+    assert not Path("outputs").exists()
+
+
+def test_a_failed_job_does_not_stop_the_others(ddnkit: Command, ran: Ran, trouble: Trouble) -> None:
+    trouble["toy_slow", 1] = boom
+    result = ddnkit("run", "race.yaml", "--out", "o")
+    assert result.exit_code == 1
+    assert ran == RACE
+    told = "failed toy_slow seed 1: ValueError: boom (traceback: o/runs/toy_slow/seed-1/error.txt)"
+    assert told in result.output
+    assert f"error: {told}" in result.stderr
+    assert "in boom" in Path("o/runs/toy_slow/seed-1/error.txt").read_text()
+    report = Path("o/report.md").read_text()
+    assert "5 of 6 jobs finished.\n\n- toy_slow seed 1: failed\n" in report
+
+    trouble.clear()
+    ran.clear()
+    again = ddnkit("run", "race.yaml", "--out", "o", "--resume")
+    assert again.exit_code == 0
+    assert ran == [("toy_slow", 1)]
+    assert not Path("o/runs/toy_slow/seed-1/error.txt").exists()
+    assert "6 of 6 jobs finished." in Path("o/report.md").read_text()
+
+
+def test_an_interrupted_run_says_how_to_go_on(ddnkit: Command, ran: Ran, trouble: Trouble) -> None:
+    trouble["toy_fast", 0] = interrupt
+    result = ddnkit("run", "race.yaml", "--out", "my run", "-s", "head.boost=4")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "interrupted; to go on: ddnkit run race.yaml -s head.boost=4 --out 'my run' --resume\n"
+    )
+    report = ddnkit("report", "my run")
+    assert report.exit_code == 0
+    text = Path("my run/report.md").read_text()
+    assert "1 of 6 jobs finished." in text
+    assert "- toy_fast seed 0: not finished" in text
+
+    trouble.clear()
+    ran.clear()
+    arguments = ("run", "race.yaml", "-s", "head.boost=4", "--out", "my run", "--resume")
+    assert ddnkit(*arguments).exit_code == 0
+    assert ran == RACE[1:]
+    assert [row["step"] for row in rows("my run/runs/toy_fast/seed-0/metrics.csv")] == [
+        "5",
+        "10",
+        "20",
+    ]
+    earlier = json.loads(Path("my run/environment.json").read_text())["earlier_sessions"]
+    assert len(earlier) == 1
+
+
+def test_resume_takes_the_newest_folder_and_may_add_seeds(ddnkit: Command, ran: Ran) -> None:
+    ddnkit("run", "race.yaml", "--seeds", "1")
+    ran.clear()
+    result = ddnkit("run", "race.yaml", "--resume", "--seeds", "2")
+    assert result.exit_code == 0
+    assert ran == [("toy_slow", 1), ("toy_fast", 1)]
+    (folder,) = Path("outputs/race").iterdir()
+    assert load(folder / "recipe.yaml").seeds == (0, 1)
+    assert "(earlier)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "'o' holds this run already: add --resume to go on with it, or choose another --out"),
+        (["-s", "head.gain=7"], "'o' holds another run already: choose another --out"),
+        (
+            ["-s", "head.gain=7", "--resume"],
+            "'o' holds another run (its head.gain is 0.1, here 7.0); to go on with that one",
+        ),
+        (
+            ["-s", "head.name=toy_slow", "--resume"],
+            "its variants are toy_slow, toy_fast; here they are default",
+        ),
+    ],
+)
+def test_a_folder_keeps_to_one_run(
+    ddnkit: Command, ran: Ran, arguments: list[str], told: str
+) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    ran.clear()
+    result = ddnkit("run", "race.yaml", "--out", "o", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not ran
+
+
+def test_a_run_whose_recipe_is_broken_is_not_resumed(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    Path("o/recipe.yaml").write_text("pipeline: gone\n")
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume")
+    assert result.exit_code == 2
+    assert "its recipe cannot be loaded" in result.stderr
+    report = ddnkit("report", "o")
+    assert report.exit_code == 0
+    assert "cannot be loaded, no figures drawn" in report.stderr
+    assert "toy_fast" in report.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "race.yaml", "--resume"], "nothing to resume: no run of 'race' in"),
+        (["run", "race.yaml", "--resume", "--out", "nowhere"], "there is no such folder"),
+        (["run", "race.yaml", "--out", "."], "is not an empty folder and holds no run"),
+        (["report", "."], "'.' is not a run folder: holds no recipe.yaml"),
+    ],
+)
+def test_folders_that_are_none(ddnkit: Command, arguments: list[str], told: str) -> None:
+    result = ddnkit(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_wrong_input_found_by_the_job_is_told_once_and_leaves_nothing(ddnkit: Command) -> None:
+    result = ddnkit("run", "race.yaml", "--out", "o", "-s", "data_is_there=false")
+    assert result.exit_code == 2
+    assert result.stderr == "error: the data are missing: looked in 'data'\n"
+    assert not Path("o").exists()
+
+
+def test_wrong_input_of_one_variant_leaves_the_others(ddnkit: Command) -> None:
+    result = ddnkit("run", "race.yaml", "--out", "o", "-s", "sweep={data_is_there: [true, false]}")
+    assert result.exit_code == 2
+    assert result.output.count("failed false: the data are missing") == 1
+    assert Path("o/runs/true/seed-2/done.json").is_file()
+
+
+def test_a_resumed_run_is_kept_when_its_data_are_gone(ddnkit: Command) -> None:
+    Path("o").mkdir()
+    Path("o/recipe.yaml").write_text(load("race.yaml", ["data_is_there=false"]).to_yaml())
+    result = ddnkit("run", "race.yaml", "--out", "o", "-s", "data_is_there=false", "--resume")
+    assert result.exit_code == 2
+    assert Path("o/recipe.yaml").is_file()
+
+
+def test_figures_that_fail_are_a_warning(ddnkit: Command) -> None:
+    result = ddnkit("run", "race.yaml", "--out", "o", "-s", "draw=nothing")
+    assert result.exit_code == 0
+    assert result.stderr == "warning: no figures drawn: RuntimeError: no ink\n"
+    assert "no ink" in Path("o/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"step": 1, "test_topl": 1.0}, "no column 'test_topl' among the pipeline's. Did you mean"),
+        ({"epoch": 1}, "a recorded row needs its 'step'"),
+    ],
+)
+def test_a_wrong_row_fails_the_job(
+    ddnkit: Command, trouble: Trouble, row: dict[str, float], told: str
+) -> None:
+    trouble["toy_slow", 0] = lambda job: job.record(row)
+    result = ddnkit("run", "race.yaml", "--seeds", "1")
+    assert result.exit_code == 1
+    assert told in result.stderr
+
+
+def test_cuda_that_is_not_there_is_wrong_input(
+    ddnkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = ddnkit("run", "race.yaml", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "error: --device cuda: torch" in result.stderr
+    assert not Path("outputs").exists()
+
+
+def test_auto_takes_cuda_where_it_is(ddnkit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    assert ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1").exit_code == 0
+    environment = json.loads(Path("o/environment.json").read_text())
+    assert (environment["device"], environment["cuda_device"]) == ("cuda", "a device")
+
+
+def test_reports_of_several_runs_stand_side_by_side(ddnkit: Command) -> None:
+    for out in ("a", "b"):
+        ddnkit("run", "race.yaml", "--out", out, "--seeds", "1")
+        Path(out, "summary.csv").unlink()
+    result = ddnkit("report", "a", "b")
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.output.splitlines()[1:5]]
+    assert names == ["a/toy_slow", "a/toy_fast", "b/toy_slow", "b/toy_fast"]
+    assert result.output.endswith("report: a/report.md\nreport: b/report.md\n")
+    assert Path("a/summary.csv").is_file()
+
+
+def test_a_report_of_a_run_without_figures_yet(ddnkit: Command) -> None:
+    Path("o/runs/toy_slow/seed-x").mkdir(parents=True)
+    Path("o/recipe.yaml").write_text(load("race.yaml").to_yaml())
+    result = ddnkit("report", "o")
+    assert result.exit_code == 0
+    assert "no evaluation was recorded" in result.output
+    assert "0 of 6 jobs finished." in Path("o/report.md").read_text()
