@@ -172,7 +172,7 @@ def complaint(certificate: Certificate, where: str, backward: bool) -> str | Non
     bad = ~good
     reasons = []
     tolerance = f"tolerance {certificate.tolerance:.0e}"
-    checks = [
+    checks: list[tuple[str, Tensor | None, str]] = [
         ("infeasible: the constraints are violated by", certificate.feasibility,
          "(a) the solver returns a point off the constraint set, (b) objective and solver disagree "
          "on the constraints"),

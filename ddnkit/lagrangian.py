@@ -96,11 +96,11 @@ def input_gradients(
         problem = problem.with_inputs(inputs)
         variable = y.detach().requires_grad_()
         value = problem.objective(variable).sum()
-        constraints = problem.constraints(variable) if nu is not None and mu is not None else None
-        if constraints is not None:
+        constraints = problem.constraints(variable)
+        if constraints is not None and nu is not None:
             value = value - (nu * constraints).sum()
         pairing = (derivative(value, variable, create_graph=True) * z).sum()
-        if constraints is not None:
+        if constraints is not None and mu is not None:
             pairing = pairing + (mu * constraints).sum()
         if not pairing.requires_grad:
             found: Sequence[Tensor | None] = [None] * len(wrt)

@@ -83,7 +83,7 @@ def get(group: str, name: str) -> Any:
     except PluginError as error:
         _state.failed[plugin] = str(error)
         raise
-    except Exception as error:  # a stranger's import may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's import may raise anything
         reason = f"{type(error).__name__}: {error}"
         _state.failed[plugin] = reason
         raise PluginError(f"plugin {plugin} failed to import: {reason}") from error

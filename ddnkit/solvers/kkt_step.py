@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..problem import Problem, derivative
+from ..lagrangian import constraint_jacobian, lagrangian_hessian
+from ..problem import Problem, flat
 
 
 @dataclass(frozen=True)
@@ -67,35 +68,13 @@ class Step:
 def local_model(problem: Problem, y: Tensor) -> LocalModel:
     """Evaluate f, ∇f, h and Dh at y of shape (B, *y)."""
     value, gradient = problem.value_and_gradient(y)
-    with torch.enable_grad():
-        y = y.detach().requires_grad_()
+    gradient = flat(gradient)
+    jacobian = constraint_jacobian(problem, y)
+    if jacobian is None:
+        jacobian = gradient.new_zeros(len(y), 0, gradient.shape[1])
+    with torch.no_grad():
         h = problem.all_constraints(y)
-        if h is None:
-            h = y.new_zeros(len(y), 0)
-        rows = [
-            derivative(h[:, k].sum(), y, create_graph=True).detach().reshape(len(y), -1)
-            for k in range(h.shape[1])
-        ]
-    gradient = gradient.reshape(len(y), -1)
-    jacobian = torch.stack(rows, dim=1) if rows else gradient.new_zeros(len(y), 0, y[0].numel())
-    return LocalModel(value, gradient, h.detach(), jacobian)
-
-
-def lagrangian_hessian(problem: Problem, y: Tensor, multipliers: Tensor) -> Tensor:
-    """∇²_yy (f − νᵀh), shape (B, m, m), a column at a time."""
-    with torch.enable_grad():
-        y = y.detach().requires_grad_()
-        lagrangian = problem.objective(y).sum()
-        h = problem.all_constraints(y)
-        if h is not None:
-            lagrangian = lagrangian - (multipliers * h).sum()
-        gradient = derivative(lagrangian, y, create_graph=True).reshape(len(y), -1)
-        columns = [
-            derivative(gradient[:, k].sum(), y, create_graph=True).detach().reshape(len(y), -1)
-            for k in range(gradient.shape[1])
-        ]
-    hessian = torch.stack(columns, dim=-1)
-    return (hessian + hessian.mT) / 2
+    return LocalModel(value, gradient, gradient[:, :0] if h is None else h, jacobian)
 
 
 def newton_step(problem: Problem, y: Tensor, model: LocalModel) -> Step:

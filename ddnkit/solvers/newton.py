@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..problem import Problem
+from ..problem import Problem, flat
 from ..solution import Solution, Status
 from ..solver import Solver
 from .kkt_step import LocalModel, Step, local_model, newton_step
@@ -83,7 +83,7 @@ class _Search:
         self.y = start
         self.eps = torch.finfo(start.dtype).eps
         self.tolerance = self.eps ** (2 / 3) if tolerance is None else tolerance
-        self.size = _norm(_flat(start))
+        self.size = _norm(flat(start))
         self.bound = (1 + self.size) / self.eps
         self.penalty = torch.zeros_like(self.size)
 
@@ -94,7 +94,7 @@ class _Search:
         if not bool(finite.all()):
             model = _zeroed(model, finite)
         step = newton_step(self.problem, self.y, model)
-        size = _norm(_flat(self.y))
+        size = _norm(flat(self.y))
         self.size = torch.maximum(self.size, size)
 
         jacobian_norm = torch.linalg.matrix_norm(model.jacobian)
@@ -121,7 +121,7 @@ class _Search:
             # The last, quadratically convergent step is below what the merit function resolves.
             length = torch.where(converged & short, 1.0, length * ~converged)
             self._move(active & finite, length.unsqueeze(-1) * direction)
-        diverged = _norm(_flat(self.y)) > self.bound
+        diverged = _norm(flat(self.y)) > self.bound
         return torch.where(finite & ~diverged, outcome, int(Status.NON_FINITE))
 
     def _move(self, items: Tensor, change: Tensor) -> None:
@@ -164,10 +164,6 @@ class _Search:
 
     def _merit(self, value: Tensor, h: Tensor, nu: Tensor) -> Tensor:
         return value - (nu * h).sum(dim=-1) + self.penalty / 2 * h.square().sum(dim=-1)
-
-
-def _flat(y: Tensor) -> Tensor:
-    return y.reshape(len(y), -1)
 
 
 def _norm(vector: Tensor) -> Tensor:

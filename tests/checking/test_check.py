@@ -233,5 +233,5 @@ def test_what_cannot_be_checked():
         ddnkit.check(List())
     with pytest.raises(InputError, match="takes a ddnkit"):
         ddnkit.check(Affine)
-    with pytest.raises(InputError, match="does not apply.*those that do: closed_form, dense"):
+    with pytest.raises(InputError, match=r"does not apply.*those that do: closed_form, dense"):
         ddnkit.check(Affine(), backward="embedded_field")

@@ -42,7 +42,7 @@ def test_register_validates_and_refuses_a_taken_name():
     assert registry.get("nodes", "mine_for_a_test") is Mine
     with pytest.raises(PluginError, match="has a 'nearest_etf' already"):
         registry.register("nodes", "nearest_etf", Mine)
-    with pytest.raises(PluginError, match="not a subclass of ddnkit.Manifold"):
+    with pytest.raises(PluginError, match=r"not a subclass of ddnkit\.Manifold"):
         registry.register("manifolds", "mine", Mine)
 
     class Half(ddnkit.DeclarativeNode):

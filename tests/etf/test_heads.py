@@ -62,7 +62,7 @@ def test_standard_rows_are_unit_after_each_step():
         free.weight.mul_(3)
     free.after_step()
     torch.testing.assert_close(free.classifier(), before)
-    assert not head.normalise == free.normalise
+    assert head.normalise != free.normalise
 
 
 def test_standard_may_centre():
