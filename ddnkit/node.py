@@ -104,3 +104,6 @@ class DeclarativeNode(abc.ABC):
     #: `solve` returned a Solution that carries some. Takes one problem, or the whole batch if
     #: `batched_solve`.
     adjoint: Any = None
+
+    # Optional, for `ddnkit bench`: ``bench_inputs(self, *size)``, inputs for a y of that size, and
+    # ``bench_sizes``, the sizes it takes by default.

@@ -34,6 +34,11 @@ def diagnose(node: DeclarativeNode, findings: Findings) -> list[str]:
             "not deterministic: solving the same inputs twice gives different points; fix the "
             "solver's seed and starting point, or the solution is not unique"
         ]
+    if findings.failed("second order"):
+        return [
+            "not a minimum: the point is stationary, but the objective curves downwards along the "
+            "constraints there; the solver returns a saddle point or a maximum"
+        ]
     return _gradient_causes(findings) or ["a comparison failed without a known pattern"]
 
 

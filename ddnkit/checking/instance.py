@@ -21,6 +21,11 @@ from ..backward.form import as_form
 from ..certificate import Certificate, measure
 from ..errors import DdnkitError
 from ..layer import batched_inputs, reject_captured_tensors, solve
+from ..lagrangian import (
+    constraint_jacobian,
+    lagrangian_hessian,
+    least_squares_multipliers,
+)
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..node import DeclarativeNode
 from ..problem import Problem
@@ -104,6 +109,8 @@ def _examine(node: DeclarativeNode, findings: Findings, forms: Sequence[str]) ->
     rows.append(_row("same solution when solved again", repeated, 1e3 * torch.finfo(y.dtype).eps))
     if not bool(y.isfinite().all()):
         return
+    if y.numel() <= RANK_REVEALING_SIZE:
+        rows.append(_row("second order: a minimum", _negative_curvature(problem, solution.y), 1e-6))
     generator = torch.Generator().manual_seed(SEED)
     v = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
     wrt = [i for i, x in enumerate(xs) if isinstance(x, Tensor) and x.is_floating_point()]
@@ -155,6 +162,20 @@ def _solve(node: DeclarativeNode, xs: Sequence[Any]) -> Tensor:
     inputs, shape = batched_inputs(node, xs, None)
     y = solve(Problem(node, inputs, shape.numel())).y
     return y.reshape(shape + y.shape[1:])
+
+
+def _negative_curvature(problem: Problem, y: Tensor) -> Tensor:
+    """max(0, −λ_min/max|λ|) of the Hessian of the Lagrangian on the tangent space."""
+    A = constraint_jacobian(problem, y)
+    G = lagrangian_hessian(
+        problem, y, None if A is None else least_squares_multipliers(A, problem.gradient(y))
+    )
+    if A is not None:
+        tangent = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device) - torch.linalg.pinv(A) @ A
+        G = tangent @ G @ tangent
+    values = torch.linalg.eigvalsh((G + G.mT) / 2)
+    largest = values.abs().amax(dim=-1).clamp(min=torch.finfo(G.dtype).tiny)
+    return (-values.amin(dim=-1) / largest).clamp(min=0).max()
 
 
 def _differences(

@@ -63,7 +63,7 @@ def execute(
                         outcome.done += 1
                     except InputError as error:
                         refused.add(variant.name)
-                        line = f"failed {variant.name}: {error}"
+                        line = f"failed {variant.name}: {str(error).splitlines()[0]}"
                         if str(error) not in outcome.wrong_input:
                             outcome.wrong_input.append(str(error))
                     except BrokenPipeError:

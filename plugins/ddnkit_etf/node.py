@@ -114,6 +114,14 @@ class NearestETF(DeclarativeNode):
         H = torch.randn(7, 5, dtype=torch.float64)
         return H / H.norm(), haar_frame(7, 5, dtype=torch.float64)
 
+    #: (d, C) of CIFAR-100 and of ImageNet on a ResNet-50's width
+    bench_sizes = ((1024, 100), (2048, 1000))
+
+    def bench_inputs(self, d: int, C: int) -> tuple[Any, ...]:
+        """Class means of unit Frobenius norm and a random frame, (d, C), for `ddnkit bench`."""
+        H = torch.randn(d, C)
+        return H / H.norm(), haar_frame(d, C)
+
     def _frame(self, P: Tensor) -> Tensor:
         return reduce(P) if self.reduced else P
 

@@ -52,6 +52,11 @@ class Infeasible(testing.QuadraticOnSphere):
         return 1.1 * x / x.norm()
 
 
+class Maximum(testing.QuadraticOnSphere):
+    def solve(self, x):
+        return -x / x.norm()
+
+
 class NotUnique(DeclarativeNode):
     input_dims = (1,)
 
@@ -131,6 +136,7 @@ def test_right_nodes_pass(node):
         (StopsEarly(), "inexact solve: the solver stops early"),
         (OtherObjective(), "the objective is not what is solved"),
         (Infeasible(), "infeasible: the solver returns a point that violates the constraints"),
+        (Maximum(), "not a minimum"),
         (NotUnique(), "not unique"),
         (Random(), "not deterministic"),
         (Raises(), "does not run: ZeroDivisionError: on purpose"),
