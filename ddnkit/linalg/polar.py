@@ -53,5 +53,8 @@ def polar_adjoint(U: Tensor, right_vectors: Tensor, singular_values: Tensor, V: 
     X = Q.mT @ (T - T.mT) @ Q
     X /= s.unsqueeze(-1) + s.unsqueeze(-2)
     X = Q @ X @ Q.mT
-    normal = V - U @ T
-    return U @ X + ((normal @ Q) / s.unsqueeze(-2)) @ Q.mT
+    S_inverse = (Q / s.unsqueeze(-2)) @ Q.mT
+    # U X + (V − U T) S⁻¹, with the products of d×C matrices gathered into two.
+    gradient = V @ S_inverse
+    gradient += U @ (X - T @ S_inverse)
+    return gradient

@@ -70,23 +70,46 @@ class Procrustes(Solver):
                 f"{type(node).__name__}.procrustes_target must return (B, d, C) with d ≥ C; "
                 f"it returned shape {tuple(target.shape)}"
             )
-        A = target.to(torch.float64)
-        finite = A.isfinite().flatten(1).all(dim=1)
-        A = torch.where(finite[:, None, None], A, 0.0)
-        left, s, right = torch.linalg.svd(A, full_matrices=False)
+        finite = target.isfinite().flatten(1).all(dim=1)
+        A = torch.where(finite[:, None, None], target, 0.0).to(torch.float64)
         threshold = torch.finfo(target.dtype).eps * A.shape[-2]
-        kept = s > threshold * s[:, :1]
-
-        # The SVD has synchronised with the host already: asking it costs nothing more.
-        if hasattr(node, "procrustes_completion") and not bool(kept.all()):
-            preferred = node.procrustes_completion(*problem.inputs).detach().to(torch.float64)
-            U = completed(left * kept.unsqueeze(1) @ right, preferred.expand_as(A), threshold)
-        else:
-            U = left @ right
+        U, s, V = _by_gram(A) if target.dtype != torch.float64 else _by_svd(A)
+        # Either factorisation has synchronised with the host: asking it costs nothing more.
+        if not bool((s > threshold * s[:, :1]).all()):
+            U, s, V = _deficient(node, problem, A, threshold)
         U = torch.where(finite[:, None, None], U, torch.nan).to(target.dtype)
         status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
-        aux = {"right_vectors": right.mT, "singular_values": s}
+        aux = {"right_vectors": V, "singular_values": s}
         return Solution(U, status, torch.zeros_like(status), self.name, aux)
+
+
+def _by_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    left, s, right = torch.linalg.svd(A, full_matrices=False)
+    return left @ right, s, right.mT
+
+
+def _by_gram(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From AᵀA = V diag(s²) Vᵀ, in half the time and memory, for A that came in float32 or less.
+
+    The square costs accuracy, eps₆₄ κ², and a rank that counts as full has κ < 1/(d eps₃₂): what is
+    lost is below 1e-8 there, and no deficient rank is taken for a full one.
+    """
+    squares, V = torch.linalg.eigh(A.mT @ A)
+    s = squares.clamp(min=0).sqrt().flip(-1)
+    V = V.flip(-1)
+    return A @ ((V / s.unsqueeze(-2)) @ V.mT), s, V
+
+
+def _deficient(
+    node: Any, problem: Problem, A: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    left, s, right = torch.linalg.svd(A, full_matrices=False)
+    if not hasattr(node, "procrustes_completion"):
+        return left @ right, s, right.mT
+    kept = s > threshold * s[:, :1]
+    preferred = node.procrustes_completion(*problem.inputs).detach().to(torch.float64)
+    U = completed(left * kept.unsqueeze(1) @ right, preferred.expand_as(A), threshold)
+    return U, s, right.mT
 
 
 def completed(partial: Tensor, preferred: Tensor, threshold: float) -> Tensor:
