@@ -146,12 +146,15 @@ def _ratio(residual: Tensor, probe: Tensor, step: float) -> Tensor:
 def _perturbed(x: Any, step: float, stream: int) -> Any:
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return x
-    index = torch.arange(x[0].numel() if len(x) else 0, device=x.device, dtype=torch.float64)
-    # Multiples of an irrational number fill [0, 1) evenly. Each tensor has its own: were y ∝ x to
-    # move in proportion, it might stay a solution and the scale come out as zero.
-    fraction = (index * (stream + 2.6180339887498949) ** 0.5 + 0.25) % 1.0
-    pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction).to(x.dtype)
-    return x.detach() * (1 + step * pattern.reshape(x.shape[1:]))
+    # Multiples of an irrational number fill [0, 1) evenly. Each dimension of each tensor has its
+    # own: were y ∝ x to move in proportion, it might stay a solution and the scale come out as zero.
+    factor = torch.full((), step, dtype=x.dtype, device=x.device)
+    for k, size in enumerate(x.shape[1:]):
+        index = torch.arange(1, size + 1, device=x.device, dtype=torch.float64)
+        fraction = (index * (5 * stream + k + 2.6180339887498949) ** 0.5) % 1.0
+        pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction).to(x.dtype)
+        factor = factor.unsqueeze(-1) * pattern
+    return x.detach() * (1 + factor)
 
 
 # -- policy ---------------------------------------------------------------------------------------

@@ -1,0 +1,181 @@
+"""The metrics of neural collapse: NC1–NC4, equinorm and the distance to a simplex ETF.
+
+Equation numbers are those of "Guiding Neural Collapse" (NeurIPS 2024), appendix A. All metrics go
+to zero at collapse; one that its input leaves undefined is NaN. Class means are of *embedded*
+features, and h_G is their own mean (equation 4); only NC4, which is about the classifier's
+decisions, uses the mean that the classifier subtracts. Sums over samples and all of the small
+matrices are in float64; products of samples with a matrix are in the features' own precision.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .statistics import CHUNK, ClassStatistics, chunks, class_statistics
+
+
+def neural_collapse(
+    features: Tensor, labels: Tensor, weight: Tensor, global_mean: Tensor, classes: int
+) -> dict[str, float]:
+    """All the metrics below, by the names of the columns of ``metrics.csv``.
+
+    Args:
+        features: embedded features ``(N, d)``, not centred.
+        labels: classes ``(N,)``, int64.
+        weight: classifier W ``(C, d)``.
+        global_mean: the mean ``(d,)`` that the classifier subtracts.
+        classes: number of classes C.
+    """
+    statistics = class_statistics(features, labels, classes)
+    figures = {
+        "nc1": nc1(features, labels, statistics),
+        "nc2": nc2(weight),
+        "nc3": nc3(weight, statistics),
+        "nc4": nc4(features, weight, global_mean, statistics),
+        "equinorm": equinorm(weight, statistics),
+        "etf_distance_w": etf_distance(weight),
+        "etf_distance_h": etf_distance(statistics.centred),
+    }
+    return {name: float(value) for name, value in figures.items()}
+
+
+def nc1(features: Tensor, labels: Tensor, statistics: ClassStatistics) -> Tensor:
+    """Variability collapse: (1/C) tr(Σ_W Σ_B†) (equation 11).
+
+    With K the C×d centred class means of the C classes that have samples, Σ_B = KᵀK/C. From
+    K Kᵀ = V diag(λ) Vᵀ follows Σ_B† = C Kᵀ V diag(λ⁻²) Vᵀ K over the λ > 0, at most C−1 of them,
+    so that the trace is a sum over samples of their within-class deviations seen through K:
+
+        NC1 = (1/N) Σ_i ‖diag(1/λ) Vᵀ K (h_i − h̄_{c(i)})‖²
+
+    O(NdC) time and O(dC + C²) memory: Σ_W and Σ_B, of size d×d, are never formed.
+
+    Args:
+        features: h_i ``(N, d)``.
+        labels: classes ``(N,)``, int64.
+        statistics: of these features.
+
+    Returns:
+        ``()``, float64; zero when every feature equals its class mean, NaN when all class means
+        coincide.
+    """
+    K = statistics.centred[statistics.present]
+    eigenvalues, V = torch.linalg.eigh(K @ K.T)
+    largest = eigenvalues[-1]
+    # The cut that torch.linalg.pinv would make for Σ_B: the rounding error of λ.
+    kept = eigenvalues > max(K.shape) * torch.finfo(K.dtype).eps * largest
+    inverse = torch.where(kept, 1 / eigenvalues, 0)
+    projector = (K.T @ (V * inverse)).to(features.dtype)
+    total = torch.zeros_like(largest)
+    for chunk, chunk_labels in chunks(features, labels):
+        deviations = chunk - statistics.means[chunk_labels]
+        seen = deviations.to(features.dtype) @ projector
+        total += seen.square().sum(dtype=torch.float64)
+    # Class means closer than the rounding of the features are one and the same point.
+    rounding = max(K.shape) * torch.finfo(K.dtype).eps * statistics.scale
+    return torch.where(largest.sqrt() > rounding, total / len(labels), torch.nan)
+
+
+def nc2(weight: Tensor) -> Tensor:
+    """Classifier to simplex ETF: ‖WWᵀ/‖WWᵀ‖_F − (I − 11ᵀ/C)/√(C−1)‖_F (equation 12).
+
+    Args:
+        weight: W ``(C, d)``.
+    """
+    W = weight.to(torch.float64)
+    return _distance_to_etf_gram(W @ W.T)
+
+
+def nc3(weight: Tensor, statistics: ClassStatistics) -> Tensor:
+    """Self-duality: ‖WH̄/‖WH̄‖_F − (I − 11ᵀ/C)/√(C−1)‖_F (equation 13).
+
+    Args:
+        weight: W ``(C, d)``.
+        statistics: its centred class means are H̄.
+    """
+    return _distance_to_etf_gram(weight.to(torch.float64) @ statistics.centred.T)
+
+
+def nc4(
+    features: Tensor, weight: Tensor, global_mean: Tensor, statistics: ClassStatistics
+) -> Tensor:
+    """Share of samples whose class by W is not that of the nearest class mean (equation 14).
+
+    The paper states NC4 as a limit, argmax_c ⟨w_c, h⟩ + b_c → argmin_c ‖h − h̄_c‖, here with
+    b_c = −⟨w_c, h_G⟩; the share of disagreements is the number that goes to zero with it. Classes
+    without a sample have no mean to be nearest to.
+
+    Args:
+        features: h_i ``(N, d)``.
+        weight: W ``(C, d)``.
+        global_mean: the h_G ``(d,)`` that the classifier subtracts.
+        statistics: of these features.
+    """
+    # argmin ‖h − h̄_c‖² = argmax 2⟨h − h_G, k_c⟩ − ‖k_c‖² with k_c = h̄_c − h_G: both decisions are
+    # affine in h, and one product gives both.
+    W, K = weight.to(torch.float64), statistics.centred
+    squared = torch.where(statistics.present, K.square().sum(dim=1), torch.inf)
+    directions = torch.cat([W, 2 * K]).T.to(features.dtype)
+    offsets = torch.cat([W @ global_mean.to(W.dtype), 2 * K @ statistics.global_mean + squared])
+    disagreements = torch.zeros((), dtype=torch.int64, device=features.device)
+    for chunk in features.split(CHUNK):
+        scores = torch.addmm(-offsets.to(features.dtype), chunk, directions)
+        by_classifier, by_mean = scores.tensor_split([len(W)], dim=1)
+        disagreements += (by_classifier.argmax(dim=1) != by_mean.argmax(dim=1)).sum()
+    share = disagreements.to(torch.float64) / len(features)
+    return torch.where(statistics.scale > 0, share, torch.nan)
+
+
+def equinorm(weight: Tensor, statistics: ClassStatistics) -> Tensor:
+    """|std‖w_c‖/avg‖w_c‖ − std‖h̄_c − h_G‖/avg‖h̄_c − h_G‖| over the classes (equation 15).
+
+    Standard deviations are those of a population (divided by C).
+
+    Args:
+        weight: W ``(C, d)``.
+        statistics: only classes that have samples enter its side.
+    """
+    of_weight = _variation(weight.to(torch.float64).norm(dim=1))
+    return (of_weight - _variation(statistics.centred[statistics.present].norm(dim=1))).abs()
+
+
+def etf_distance(vectors: Tensor) -> Tensor:
+    """min over α, U of ‖X − αUM̃‖_F / ‖X‖_F: relative distance to the nearest simplex ETF.
+
+    M̃ = (I − 11ᵀ/C)/√(C−1) and U has orthonormal columns on the span of M̃. With X the d×C matrix
+    of the vectors and σ_1 … σ_{C−1} the singular values of X(I − 11ᵀ/C), the best U is its polar
+    factor and the best α = Σσ/√(C−1), which leaves
+
+        ‖X − αUM̃‖²_F = ‖X1‖²/C + Σ_i (σ_i − σ̄)²
+
+    a sum of squares: no cancellation near an ETF.
+
+    Args:
+        vectors: rows of W or centred class means ``(C, d)``.
+
+    Returns:
+        ``()``, float64, in 0…1; NaN for zero vectors and where d < C−1, too few for an ETF.
+    """
+    X = vectors.to(torch.float64)
+    classes, dimension = X.shape
+    if dimension < classes - 1:
+        return X.new_tensor(math.nan)
+    mean = X.mean(dim=0)
+    # One singular value belongs to the direction of 1 and is zero; it is the last. svdvals raises
+    # on NaN, which the mean carries into the result instead.
+    sigma = torch.linalg.svdvals((X - mean).nan_to_num())[: classes - 1]
+    squared = classes * mean.square().sum() + (sigma - sigma.mean()).square().sum()
+    return squared.sqrt() / X.norm()
+
+
+def _distance_to_etf_gram(product: Tensor) -> Tensor:
+    classes = len(product)
+    eye = torch.eye(classes, dtype=product.dtype, device=product.device)
+    return (product / product.norm() - (eye - 1 / classes) / math.sqrt(classes - 1)).norm()
+
+
+def _variation(norms: Tensor) -> Tensor:
+    return norms.std(correction=0) / norms.mean()

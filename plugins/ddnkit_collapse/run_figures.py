@@ -1,0 +1,130 @@
+"""The figures of a run folder as series over its seeds: what the panels are drawn from."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from ddnkit import InputError
+
+
+@dataclass
+class Series:
+    """Median and range over seeds of one figure of one variant, point by point.
+
+    Attributes:
+        epochs, steps: where the points lie (for P_CM the ranks of the samples, both alike).
+        median, low, high: over the seeds.
+    """
+
+    epochs: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    median: list[float] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+    def append(self, epoch: float, step: float, median: float, low: float, high: float) -> None:
+        """Add one point."""
+        for values, value in zip(
+            (self.epochs, self.steps, self.median, self.low, self.high),
+            (epoch, step, median, low, high),
+            strict=True,
+        ):
+            values.append(value)
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """All series of a run folder.
+
+    Attributes:
+        variants: in the order of ``summary.csv``.
+        curves: by metric, then by variant.
+        margins: the sorted cosine margins by variant, at the end of the training.
+        margin_bound: C/(C−1), where margins were written.
+    """
+
+    variants: list[str]
+    curves: dict[str, dict[str, Series]]
+    margins: dict[str, Series]
+    margin_bound: float | None
+
+    @property
+    def ce_bound(self) -> float | None:
+        """The bound that the CE gap was taken from."""
+        for variant, gap in self.curves.get("ce_gap", {}).items():
+            loss = self.curves.get("train_loss", {}).get(variant)
+            if loss is not None and loss.steps[-1] == gap.steps[-1]:
+                return loss.median[-1] - gap.median[-1]
+        return None
+
+    @property
+    def early(self) -> bool:
+        """Whether evaluations come closer together early on, so that log steps show them best."""
+        for by_variant in self.curves.values():
+            for series in by_variant.values():
+                gaps = [later - earlier for earlier, later in pairwise(series.steps)]
+                if gaps and max(gaps) > 3 * gaps[0] > 0:
+                    return True
+        return False
+
+
+def read_run(folder: Path) -> RunFigures:
+    """Read ``summary.csv`` and ``runs/<variant>/seed-*/margins.csv`` of a run folder.
+
+    Raises:
+        ddnkit.InputError: there is no ``summary.csv``, or it lacks a column or holds no figure.
+    """
+    curves: dict[str, dict[str, Series]] = defaultdict(dict)
+    variants: list[str] = []
+    for row in _summary(folder / "summary.csv"):
+        if row["variant"] not in variants:
+            variants.append(row["variant"])
+        values = [_number(row[key]) for key in ("epoch", "step", "median", "min", "max")]
+        if not math.isnan(values[2]):
+            curves[row["metric"]].setdefault(row["variant"], Series()).append(*values)
+    margins, bound = {}, None
+    for variant in variants:
+        read = [_margins(p) for p in sorted(folder.glob(f"runs/{variant}/seed-*/margins.csv"))]
+        if read:
+            margins[variant] = _over_seeds([ranks_and_margins for ranks_and_margins, _ in read])
+            bound = read[0][1]
+    return RunFigures(variants, dict(curves), margins, bound)
+
+
+def _summary(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror}; is it a run folder?"
+        ) from error
+    needed = {"variant", "metric", "epoch", "step", "median", "min", "max"}
+    if not rows or not needed <= rows[0].keys():
+        raise InputError(f"{path}: expected rows with the columns {', '.join(sorted(needed))}")
+    return rows
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _margins(path: Path) -> tuple[dict[float, float], float]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    margins = {float(row["example"]): float(row["cosine_margin"]) for row in rows}
+    return margins, float(rows[0]["bound"])
+
+
+def _over_seeds(seeds: list[dict[float, float]]) -> Series:
+    series = Series()
+    for rank in sorted(set.intersection(*(set(seed) for seed in seeds))):
+        values = [seed[rank] for seed in seeds]
+        series.append(rank, rank, statistics.median(values), min(values), max(values))
+    return series

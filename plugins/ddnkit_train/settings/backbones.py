@@ -1,0 +1,73 @@
+"""Feature extractors: the ``backbone`` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt
+
+from ddnkit import InputError, Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class FreeFeatures(Settings):
+    """Features that are parameters themselves, one vector a sample (unconstrained features)."""
+
+    dimension: PositiveInt = Field(default=512, description="Feature dimension d.")
+
+    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
+        """A table of ``samples`` feature vectors, looked up by index."""
+        from ..backbones import FreeFeatures
+
+        if sample_shape != ():
+            raise InputError(
+                f"backbone: free_features looks features up by a sample's index; samples of shape "
+                f"{sample_shape} are no indices. Use it with data: free_features."
+            )
+        return FreeFeatures(samples, self.dimension)
+
+
+class MLP(Settings):
+    """A perceptron of layers of equal width with ReLU between them; the last gives the features."""
+
+    width: PositiveInt = Field(default=512, description="Units of each layer; feature dimension.")
+    depth: PositiveInt = Field(default=4, description="Number of hidden weight matrices.")
+    bias: bool = Field(
+        default=False, description="Add a bias in each layer. AGD is defined for matrices alone."
+    )
+
+    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
+        """A perceptron on the flattened sample."""
+        from ..backbones import MLP
+
+        if sample_shape == ():
+            raise InputError("backbone: mlp needs vectors or images, not the indices of the data.")
+        return MLP(sample_shape, self.width, self.depth, bias=self.bias)
+
+
+class CNN(Settings):
+    """A small convolutional network: 3×3 convolution, batch norm, ReLU; then average pooling.
+
+    Bias-free, its batch norm without affine parameters, so that AGD applies.
+    """
+
+    channels: tuple[PositiveInt, ...] = Field(
+        default=(32, 64, 128),
+        min_length=1,
+        description="Channels of each stage; every stage halves the resolution. The last is the "
+        "feature dimension.",
+    )
+    blocks: PositiveInt = Field(default=1, description="Convolutions in each stage.")
+
+    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
+        """A network on images ``(channels, height, width)``."""
+        from ..backbones import CNN
+
+        if len(sample_shape) != 3:
+            raise InputError(
+                f"backbone: cnn needs images (channels, height, width); the samples of the data "
+                f"have shape {sample_shape}."
+            )
+        return CNN(sample_shape[0], self.channels, self.blocks)
