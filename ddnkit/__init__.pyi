@@ -1,4 +1,5 @@
 from . import registry, testing
+from .backward.form import BackwardForm
 from .certificate import Certificate
 from .checking.report import CheckReport
 from .checking.run import check
@@ -13,7 +14,6 @@ from .errors import (
 from .layer import DeclarativeLayer
 from .manifold import Manifold
 from .node import DeclarativeNode
-from .backward.form import BackwardForm
 from .problem import Problem
 from .recipe.pipeline import Job, Pipeline
 from .recipe.settings import Settings, component

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
-from .lagrangian import constraint_jacobian, least_squares_multipliers
+from .lagrangian import constraint_jacobian, lagrangian_gradient, least_squares_multipliers
 from .problem import Problem, flat
 from .solution import Solution, Status
 
@@ -28,6 +28,10 @@ POLICIES = ("raise", "warn", "nan")
 #: Largest backward error that passes where a node names none. A gradient inherits about this
 #: error times the condition of its problem; float32 rounding alone costs 1e-7 times that.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-4}
+
+#: From this many unknowns on, one probe gives the scale: the entries average out. Of few, a probe
+#: may by chance leave the residual almost as it is.
+_ONE_PROBE_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -109,52 +113,64 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
     # The relative step of the probe: small enough to stay inside the domain of a barrier, large
     # enough that the difference of two gradients keeps half of the digits.
     step = torch.finfo(y.dtype).eps ** 0.5
-    probe = problem.with_inputs([_perturbed(x, step, k + 1) for k, x in enumerate(problem.inputs)])
-    y_probe = _perturbed(y, step, 0)
-    gradient, gradient_probe = problem.gradient(y), probe.gradient(y_probe)
-    own = problem.constraints(y)
     manifold = problem.manifold
-    feasibility = y.new_zeros(problem.batch_size)
+    feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
+    own = problem.constraints(y)
+    nu = sigma = None
     if own is not None:
         jacobian = constraint_jacobian(problem, y)
-        jacobian_probe = constraint_jacobian(probe, y_probe)
-        assert jacobian is not None and jacobian_probe is not None
-        nu = least_squares_multipliers(jacobian, gradient).unsqueeze(-1)
-        residual = flat(gradient) - (jacobian.mT @ nu).squeeze(-1)
-        residual_probe = flat(gradient_probe) - (jacobian_probe.mT @ nu).squeeze(-1)
-        h_probe = probe.constraints(y_probe)
-        assert h_probe is not None
-        feasibility = _ratio(own.detach(), h_probe.detach(), step)
+        assert jacobian is not None
+        nu = least_squares_multipliers(jacobian, problem.gradient(y))
+        # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
+        own_scale = (jacobian[:, : own.shape[1]].abs() @ flat(y).abs().unsqueeze(-1)).squeeze(-1)
+        scale_h = own_scale.norm(dim=-1)
     elif manifold is not None:
-        sigma = manifold.multipliers(y, gradient)
-        residual = gradient - manifold.normal(y, sigma)
-        residual_probe = gradient_probe - manifold.normal(y_probe, sigma)
-    else:
-        residual, residual_probe = gradient, gradient_probe
-    if manifold is not None:
-        feasibility = torch.maximum(feasibility, manifold.infeasibility(y))
-    return _ratio(flat(residual), flat(residual_probe), step), feasibility
+        sigma = manifold.multipliers(y, problem.gradient(y))
+
+    def lagrangian(instance: Problem, point: Tensor) -> Tensor:
+        if nu is None:
+            gradient = instance.gradient(point)
+            return flat(gradient if sigma is None else gradient - manifold.normal(point, sigma))
+        with torch.enable_grad():
+            gradient = lagrangian_gradient(instance, point.detach().requires_grad_(), nu)
+        return flat(gradient.detach())
+
+    residual = lagrangian(problem, y)
+    scale = torch.zeros_like(feasibility)
+    for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
+        inputs = [_perturbed(x, step, k + 1, probe) for k, x in enumerate(problem.inputs)]
+        moved, y_moved = problem.with_inputs(inputs), _perturbed(y, step, 0, probe)
+        change = (lagrangian(moved, y_moved) - residual).norm(dim=-1)
+        scale = torch.maximum(scale, change / step)
+        if own is not None:
+            h_moved = moved.constraints(y_moved)
+            assert h_moved is not None
+            scale_h = torch.maximum(scale_h, (h_moved - own).norm(dim=-1) / step)
+    if own is not None:
+        feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
+    return _ratio(residual.norm(dim=-1), scale), feasibility
 
 
-def _ratio(residual: Tensor, probe: Tensor, step: float) -> Tensor:
-    size = residual.norm(dim=-1)
-    scale = (probe - residual).norm(dim=-1) / step
+def _ratio(size: Tensor, scale: Tensor) -> Tensor:
     # 0/0 is an exact solution of a problem that nothing perturbs: 0.
     return torch.where(size == 0, size, size / scale)
 
 
-def _perturbed(x: Any, step: float, stream: int) -> Any:
+def _perturbed(x: Any, step: float, stream: int, probe: int) -> Any:
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return x
-    # Multiples of an irrational number fill [0, 1) evenly. Each dimension of each tensor has its
-    # own: were y ∝ x to move in proportion, it might stay a solution and the scale come out as zero.
-    factor = torch.full((), step, dtype=x.dtype, device=x.device)
+    # Multiples of an irrational number fill [0, 1) evenly. Each tensor, and each dimension of it, has
+    # its own: were y and x to move in proportion, y might stay a solution and the scale be zero.
+    irrational = (101 * probe + 5 * stream + 2.6180339887498949) ** 0.5
+    sign = 1 if irrational % 1.0 < 0.5 else -1
+    size_of_step = sign * step * (0.5 + irrational * 7 % 0.5)
+    factor = torch.full((), size_of_step, dtype=x.dtype, device=x.device)
     for k, size in enumerate(x.shape[1:]):
         index = torch.arange(1, size + 1, device=x.device, dtype=torch.float64)
-        fraction = (index * (5 * stream + k + 2.6180339887498949) ** 0.5) % 1.0
-        pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction).to(x.dtype)
-        factor = factor.unsqueeze(-1) * pattern
-    return x.detach() * (1 + factor)
+        fraction = (index * (irrational + 0.1 * k)) % 1.0
+        pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction)  # of size ½ to 1
+        factor = factor.unsqueeze(-1) * pattern.to(x.dtype)
+    return torch.addcmul(x.detach(), x.detach(), factor)
 
 
 # -- policy ---------------------------------------------------------------------------------------

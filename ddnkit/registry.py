@@ -108,6 +108,14 @@ def register(group: str, name: str, value: Any) -> Any:
     return value
 
 
+def is_installed(kind: type) -> bool:
+    """Whether ``kind`` or a base of it was loaded from an entry point, as in any other process."""
+    return any(
+        value in kind.__mro__ and _group(group)[name][1] is not None
+        for (group, name), value in _state.loaded.items()
+    )
+
+
 def failures() -> dict[Plugin, str]:
     """The plugins set aside so far, each with the reason."""
     if _state.found is None:

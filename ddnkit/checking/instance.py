@@ -20,12 +20,12 @@ from .. import registry
 from ..backward.form import as_form
 from ..certificate import Certificate, measure
 from ..errors import DdnkitError
-from ..layer import batched_inputs, reject_captured_tensors, solve
 from ..lagrangian import (
     constraint_jacobian,
     lagrangian_hessian,
     least_squares_multipliers,
 )
+from ..layer import batched_inputs, reject_captured_tensors, solve
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..node import DeclarativeNode
 from ..problem import Problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from ..errors import InputError, nearest_choice
 from ..recipe.load import load
 from ..recipe.recipe import Recipe, Variant
+from ..run.session import Options
 
 
 @click.command()
@@ -39,6 +41,11 @@ from ..recipe.recipe import Recipe, Variant
     show_default=True,
     help="Where to run.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Jobs side by side, each in a process.  [default: one a core on the CPU, else 1]",
+)
 @click.option("--dry-run", is_flag=True, help="Show variants, seeds and settings; run nothing.")
 @click.option("--smoke", is_flag=True, help="The same shapes on synthetic data, a few steps only.")
 def run(
@@ -49,6 +56,7 @@ def run(
     out: Path | None,
     resume: bool,
     device: str,
+    jobs: int | None,
     dry_run: bool,
     smoke: bool,
 ) -> None:
@@ -67,24 +75,23 @@ def run(
         command += [part for value in values for part in (option, value)]
     command += ["--seeds", seeds] if seeds is not None else []
     command += ["--device", device] if device != "auto" else []
+    command += ["--jobs", str(jobs)] if jobs is not None else []
     command += ["--smoke"] if smoke else []
-    _run(loaded, variants, command, out, resume, device, smoke)
+    _run(loaded, variants, command, Options(out, resume, device, smoke, jobs=jobs))
 
 
 def _run(
     recipe: Recipe,
     variants: list[Variant],
     command: list[str],
-    out: Path | None,
-    resume: bool,
-    device: str,
-    smoke: bool,
+    options: Options,
 ) -> None:
-    from ..run.session import Options, Session
+    from ..run.session import Session
     from ..run.table import comparison
 
-    typed = [*command, *(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
-    options = Options(out, resume, device, smoke, shlex.join(typed))
+    typed = [*command, *(["--out", str(options.out)] if options.out else [])]
+    typed += ["--resume"] if options.resume else []
+    options = dataclasses.replace(options, command=shlex.join(typed))
     session = Session(recipe, variants, options)
     path = session.folder.path
     try:

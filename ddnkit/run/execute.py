@@ -1,17 +1,15 @@
-"""Run the jobs of a recipe one after the other, in spite of those that fail."""
+"""Run the jobs of a recipe, here or in worker processes, in spite of those that fail."""
 
 from __future__ import annotations
 
-import time
-import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import DdnkitError, InputError
-from ..recipe.pipeline import Job
+from ..errors import InputError
 from ..recipe.recipe import Variant
 from .folder import RunFolder
+from .job import Ended, earlier, label, run_job
 from .progress import Display
-from .record import MetricsWriter
 
 
 @dataclass
@@ -20,8 +18,8 @@ class Outcome:
 
     Attributes:
         done: how many finished now or before.
-        failures: one line for each job that failed, or set of jobs that failed alike.
-        wrong_input: the failures that were errors of what was given.
+        failures: one line for each job that failed.
+        wrong_input: the failures that were errors of what was given, each told once.
     """
 
     jobs: int
@@ -36,6 +34,51 @@ class Outcome:
             return 1
         return InputError.exit_status if self.wrong_input else 0
 
+    def count(self, ended: Ended) -> None:
+        """Take in how one job ended."""
+        if ended.kind == "done":
+            self.done += 1
+        elif ended.kind == "failed":
+            self.failures.append(ended.error)
+        elif ended.error not in self.wrong_input:
+            self.wrong_input.append(ended.error)
+
+
+class Queue:
+    """The jobs to run, in order, and how they ended; a worker takes the next when it is free.
+
+    The seeds are the outer loop: after the first round all variants can be compared. A variant
+    whose input is wrong is told once and its other seeds are left out.
+    """
+
+    def __init__(
+        self, folder: RunFolder, variants: list[Variant], seeds: list[int], display: Display
+    ) -> None:
+        self._jobs = iter([(variant, seed) for seed in seeds for variant in variants])
+        self._folder = folder
+        self._display = display
+        self._refused: set[str] = set()
+        self.outcome = Outcome(len(variants) * len(seeds))
+
+    def __iter__(self) -> Iterator[tuple[Variant, int]]:
+        """The jobs that are still to run; those done in an earlier session are passed over."""
+        for variant, seed in self._jobs:
+            if variant.name in self._refused:
+                continue
+            ended = earlier(self._folder, variant.name, seed)
+            if ended is not None:
+                self.end(variant.name, seed, ended)
+                continue
+            self._display.begin(label(variant.name, seed))
+            yield variant, seed
+
+    def end(self, variant: str, seed: int, ended: Ended) -> None:
+        """A job has ended."""
+        if ended.kind == "wrong_input":
+            self._refused.add(variant)
+        self.outcome.count(ended)
+        self._display.end(label(variant, seed), ended.line)
+
 
 def execute(
     folder: RunFolder,
@@ -45,67 +88,27 @@ def execute(
     device: str,
     smoke: bool,
     display: Display,
+    workers: int = 1,
 ) -> Outcome:
-    """Run each variant with each seed; a finished job of an earlier session is not run again.
+    """Run each variant with each seed, ``workers`` at a time; finished jobs are not run again.
 
-    The seeds are the outer loop: after the first round all variants can be compared. A job that
-    fails is told and leaves ``error.txt``; the others run. A variant whose input is wrong is told
-    once and its other seeds are left out. An interrupt passes through.
+    One worker is this process. An interrupt passes through; the workers are stopped then.
     """
-    outcome = Outcome(len(variants) * len(seeds))
-    refused: set[str] = set()
+    queue = Queue(folder, variants, seeds, display)
     with display:
-        for seed in seeds:
-            for variant in variants:
-                if variant.name not in refused:
-                    try:
-                        line = _run_job(folder, variant, seed, device, smoke, display)
-                        outcome.done += 1
-                    except InputError as error:
-                        refused.add(variant.name)
-                        line = f"failed {variant.name}: {str(error).splitlines()[0]}"
-                        if str(error) not in outcome.wrong_input:
-                            outcome.wrong_input.append(str(error))
-                    except BrokenPipeError:
-                        raise  # nobody reads any more: as an interrupt, not the job's fault
-                    except Exception as error:  # a job may fail in any way; the others go on
-                        line = _failure(folder, variant, seed, error)
-                        outcome.failures.append(line)
-                    display.end(line)
-    return outcome
+        if workers > 1:
+            from .parallel import run_in_workers
 
+            run_in_workers(queue, folder, display, workers, device=device, smoke=smoke)
+        else:
+            for variant, seed in queue:
+                name = label(variant.name, seed)
 
-def _run_job(
-    folder: RunFolder, variant: Variant, seed: int, device: str, smoke: bool, display: Display
-) -> str:
-    job_folder = folder.job(variant.name, seed)
-    seconds = job_folder.seconds()
-    label = f"{variant.name} seed {seed}"
-    if seconds is not None:
-        return f"done {label}  {seconds:.1f} s (earlier)"
-    display.begin(label)
-    job_folder.start()
-    began = time.perf_counter()
-    with MetricsWriter(job_folder.metrics, variant.pipeline.columns) as writer:
-        variant.pipeline.run(
-            Job(
-                variant=variant.name,
-                seed=seed,
-                folder=job_folder.path,
-                device=device,
-                smoke=smoke,
-                record=writer.record,
-                progress=display.update,
-            )
-        )
-    seconds = time.perf_counter() - began
-    job_folder.finish(seconds)
-    return f"done {label}  {seconds:.1f} s"
+                def update(
+                    done: int, total: int, figures: dict[str, float], name: str = name
+                ) -> None:
+                    display.update(name, done, total, figures)
 
-
-def _failure(folder: RunFolder, variant: Variant, seed: int, error: Exception) -> str:
-    job_folder = folder.job(variant.name, seed)
-    job_folder.error.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    kind = "" if isinstance(error, DdnkitError) else f"{type(error).__name__}: "
-    first = str(error).strip().split("\n")[0]
-    return f"failed {variant.name} seed {seed}: {kind}{first} (traceback: {job_folder.error})"
+                ended = run_job(folder, variant, seed, device=device, smoke=smoke, update=update)
+                queue.end(variant.name, seed, ended)
+    return queue.outcome

@@ -26,11 +26,11 @@ class Display(Protocol):
     def begin(self, job: str) -> None:
         """A job begins."""
 
-    def update(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def update(self, job: str, done: int, total: int, figures: dict[str, float]) -> None:
         """The job is so far; may be called at every step."""
 
-    def end(self, line: str) -> None:
-        """The job ended; ``line`` says how."""
+    def end(self, job: str, line: str) -> None:
+        """The job ended, begun or not; ``line`` says how."""
 
 
 def figures_text(figures: dict[str, float]) -> str:
@@ -53,8 +53,7 @@ class PlainDisplay:
         self._every = every
         self._clock = clock
         self._ended = 0
-        self._job = ""
-        self._last = 0.0
+        self._last: dict[str, float] = {}
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -69,18 +68,17 @@ class PlainDisplay:
 
     def begin(self, job: str) -> None:
         """A job begins."""
-        self._job = job
-        self._last = self._clock()
+        self._last[job] = self._clock()
 
-    def update(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def update(self, job: str, done: int, total: int, figures: dict[str, float]) -> None:
         """The job is so far."""
         now = self._clock()
-        if now - self._last >= self._every:
-            self._last = now
-            text = f"{self._job}  {done}/{total}  {figures_text(figures)}".rstrip()
+        if now - self._last[job] >= self._every:
+            self._last[job] = now
+            text = f"{job}  {done}/{total}  {figures_text(figures)}".rstrip()
             self._line(self._ended + 1, text)
 
-    def end(self, line: str) -> None:
+    def end(self, job: str, line: str) -> None:
         """The job ended; ``line`` says how."""
         self._ended += 1
         self._line(self._ended, line)
@@ -90,7 +88,7 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """Two bars, the run's and the current job's with its figures, and a line a finished job."""
+    """A bar for the run, one for each current job with its figures, and a line a finished job."""
 
     def __init__(self, jobs: int, console: Any = None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -106,8 +104,8 @@ class LiveDisplay:
             transient=True,
         )
         self._overall = self._progress.add_task("jobs", total=jobs, figures="")
-        self._current = self._progress.add_task("", total=None, figures="", visible=False)
-        self._last = 0.0
+        self._tasks: dict[str, Any] = {}
+        self._last: dict[str, float] = {}
 
     def __enter__(self) -> LiveDisplay:
         self._progress.start()
@@ -123,22 +121,23 @@ class LiveDisplay:
 
     def begin(self, job: str) -> None:
         """A job begins."""
-        self._last = 0.0
-        self._progress.reset(self._current, total=None, description=job, figures="", visible=True)
+        self._last[job] = 0.0
+        self._tasks[job] = self._progress.add_task(job, total=None, figures="")
 
-    def update(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def update(self, job: str, done: int, total: int, figures: dict[str, float]) -> None:
         """The job is so far."""
         now = time.monotonic()
-        if now - self._last >= 0.1 or done >= total:
-            self._last = now
+        if now - self._last[job] >= 0.1 or done >= total:
+            self._last[job] = now
             self._progress.update(
-                self._current, completed=done, total=total, figures=figures_text(figures)
+                self._tasks[job], completed=done, total=total, figures=figures_text(figures)
             )
 
-    def end(self, line: str) -> None:
+    def end(self, job: str, line: str) -> None:
         """The job ended; ``line`` says how."""
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._progress.update(self._current, visible=False)
+        if job in self._tasks:
+            self._progress.remove_task(self._tasks.pop(job))
         self._progress.advance(self._overall)
 
 

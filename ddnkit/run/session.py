@@ -6,11 +6,13 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import registry
 from ..errors import InputError
 from ..recipe.recipe import Recipe, Variant
 from .environment import describe_environment, resolve_device
 from .execute import Outcome, execute
 from .folder import discard, new_run, resumed_run
+from .parallel import usable_cores
 from .progress import display
 from .report import rebuild
 from .summary import Summary
@@ -23,6 +25,7 @@ class Options:
     Attributes:
         out: the run folder; None for a new one in ``outputs/``, or, to resume, the newest there.
         command: the command line as it was typed, for the record.
+        jobs: how many jobs run side by side; None: as many as there are cores, on the CPU.
     """
 
     out: Path | None = None
@@ -30,6 +33,7 @@ class Options:
     device: str = "auto"
     smoke: bool = False
     command: str = ""
+    jobs: int | None = None
 
 
 class Session:
@@ -69,12 +73,27 @@ class Session:
             device=self._device,
             smoke=self._options.smoke,
             display=display(jobs),
+            workers=self._workers(),
         )
         if outcome.wrong_input and not (outcome.done or outcome.failures):
             if not self._options.resume:
                 discard(self.folder)
             raise InputError("\n".join(outcome.wrong_input))
         return outcome
+
+    def _workers(self) -> int:
+        pending = sum(
+            self.folder.job(variant.name, seed).seconds() is None
+            for variant in self._variants
+            for seed in self._seeds
+        )
+        if self._options.jobs is not None:
+            return min(self._options.jobs, max(pending, 1))
+        # A pipeline that was registered by hand exists in this process alone.
+        shared = all(registry.is_installed(type(v.pipeline)) for v in self._variants)
+        if self._device != "cpu" or not shared:
+            return 1
+        return max(1, min(usable_cores(), pending))
 
     def report(self) -> tuple[Summary, list[str]]:
         """Write summary, figures and report; the summary and warnings."""

@@ -65,6 +65,23 @@ def test_a_solution_at_zero_is_no_false_alarm():
     DeclarativeLayer(Mean(), policy="raise")(torch.zeros(4))
 
 
+def test_scalars_that_scale_together_are_no_false_alarm():
+    class Root(DeclarativeNode):
+        input_dims = (0, 0)
+
+        def objective(self, a, b, y):
+            return (y - a / b) ** 2
+
+        def solve(self, a, b):
+            return a / b * (1 + 4 * torch.finfo(a.dtype).eps)
+
+    for dtype in (torch.float32, torch.float64):
+        a, b = torch.randn(200, dtype=dtype), 1 + torch.rand(200, dtype=dtype)
+        layer = DeclarativeLayer(Root(), policy="raise")
+        layer(a, b)
+        assert (layer.certificate.stationarity < 100 * torch.finfo(dtype).eps).all()
+
+
 def test_policy_raise_names_what_failed():
     x = torch.tensor([1.0, 2.0, -1.5])
     with pytest.raises(UntrustedGradientError, match=r"1 of 1 not stationary.*stopped early"):

@@ -109,8 +109,8 @@ def test_plain_progress_is_short() -> None:
             shown.begin(job)
             for step in range(1, 51):
                 now[0] += 0.25
-                shown.update(step, 50, {"loss": 1 / step})
-            shown.end(f"done {job}")
+                shown.update(job, step, 50, {"loss": 1 / step})
+            shown.end(job, f"done {job}")
     lines = stream.getvalue().splitlines()
     assert lines[:3] == ["[1/2] a  20/50  loss 0.05", "[1/2] a  40/50  loss 0.025", "[1/2] done a"]
     assert len(lines) == 6
@@ -124,11 +124,11 @@ def test_live_progress_shows_the_job_and_keeps_a_line_of_each() -> None:
     console = Console(file=stream, force_terminal=True, width=100)
     with LiveDisplay(2, console) as shown:
         shown.begin("head[a] seed 0")
-        shown.update(1, 10, {"loss": 0.25})
-        shown.update(2, 10, {"loss": 0.5})
-        shown.update(10, 10, {"loss": 0.125})
+        shown.update("head[a] seed 0", 1, 10, {"loss": 0.25})
+        shown.update("head[a] seed 0", 2, 10, {"loss": 0.5})
+        shown.update("head[a] seed 0", 10, 10, {"loss": 0.125})
         time.sleep(0.3)  # it draws ten times a second
-        shown.end("done head[a] seed 0  1.0 s")
+        shown.end("head[a] seed 0", "done head[a] seed 0  1.0 s")
     assert "head[a] seed 0" in stream.getvalue()
     assert "loss 0.125" in stream.getvalue()
     assert "done head[a] seed 0  1.0 s\n" in stream.getvalue()

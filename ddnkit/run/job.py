@@ -1,0 +1,92 @@
+"""One job, from its folder to how it ended; nothing that it may raise gets past here."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import DdnkitError, InputError
+from ..recipe.pipeline import Job
+from ..recipe.recipe import Variant
+from .folder import RunFolder
+from .record import MetricsWriter
+
+Update = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Attributes:
+        kind: "done"; "wrong_input": what was given is wrong, for every seed alike; or "failed".
+        line: one line for the display.
+        error: the whole message where it is not done.
+    """
+
+    kind: Literal["done", "wrong_input", "failed"]
+    line: str
+    error: str = ""
+
+
+def label(variant: str, seed: int) -> str:
+    """What a job is called where it is shown."""
+    return f"{variant} seed {seed}"
+
+
+def earlier(folder: RunFolder, variant: str, seed: int) -> Ended | None:
+    """How the job ended in an earlier session, if it was done."""
+    seconds = folder.job(variant, seed).seconds()
+    if seconds is None:
+        return None
+    return Ended("done", f"done {label(variant, seed)}  {seconds:.1f} s (earlier)")
+
+
+def run_job(
+    folder: RunFolder, variant: Variant, seed: int, *, device: str, smoke: bool, update: Update
+) -> Ended:
+    """Run one job from its beginning. A failure leaves ``error.txt``; an interrupt passes through.
+
+    Raises:
+        BrokenPipeError: nobody reads the progress any more: as an interrupt, not the job's fault.
+    """
+    try:
+        return _run(folder, variant, seed, device, smoke, update)
+    except InputError as error:
+        first = str(error).splitlines()[0]
+        return Ended("wrong_input", f"failed {variant.name}: {first}", str(error))
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # a job may fail in any way; the others go on
+        file = folder.job(variant.name, seed).error
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        kind = "" if isinstance(error, DdnkitError) else f"{type(error).__name__}: "
+        first = str(error).strip().split("\n")[0]
+        line = f"failed {label(variant.name, seed)}: {kind}{first} (traceback: {file})"
+        return Ended("failed", line, line)
+
+
+def _run(
+    folder: RunFolder, variant: Variant, seed: int, device: str, smoke: bool, update: Update
+) -> Ended:
+    job_folder = folder.job(variant.name, seed)
+    job_folder.start()
+    began = time.perf_counter()
+    with MetricsWriter(job_folder.metrics, variant.pipeline.columns) as writer:
+        variant.pipeline.run(
+            Job(
+                variant=variant.name,
+                seed=seed,
+                folder=job_folder.path,
+                device=device,
+                smoke=smoke,
+                record=writer.record,
+                progress=update,
+            )
+        )
+    seconds = time.perf_counter() - began
+    job_folder.finish(seconds)
+    return Ended("done", f"done {label(variant.name, seed)}  {seconds:.1f} s")
