@@ -115,19 +115,23 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
     step = torch.finfo(y.dtype).eps ** 0.5
     manifold = problem.manifold
     feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
+    gradient = problem.gradient(y)
+    residual = flat(gradient)
     own = problem.constraints(y)
     nu = sigma = None
     if own is not None:
         jacobian = constraint_jacobian(problem, y)
         assert jacobian is not None
-        nu = least_squares_multipliers(jacobian, problem.gradient(y))
+        nu = least_squares_multipliers(jacobian, gradient)
+        residual = residual - (jacobian.mT @ nu.unsqueeze(-1)).squeeze(-1)
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
         own_scale = (jacobian[:, : own.shape[1]].abs() @ flat(y).abs().unsqueeze(-1)).squeeze(-1)
         scale_h = own_scale.norm(dim=-1)
     elif manifold is not None:
-        sigma = manifold.multipliers(y, problem.gradient(y))
+        sigma = manifold.multipliers(y, gradient)
+        residual = flat(gradient - manifold.normal(y, sigma))
 
-    def lagrangian(instance: Problem, point: Tensor) -> Tensor:
+    def of_lagrangian(instance: Problem, point: Tensor) -> Tensor:
         if nu is None:
             gradient = instance.gradient(point)
             return flat(gradient if sigma is None else gradient - manifold.normal(point, sigma))
@@ -135,12 +139,11 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
             gradient = lagrangian_gradient(instance, point.detach().requires_grad_(), nu)
         return flat(gradient.detach())
 
-    residual = lagrangian(problem, y)
     scale = torch.zeros_like(feasibility)
     for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
         inputs = [_perturbed(x, step, k + 1, probe) for k, x in enumerate(problem.inputs)]
         moved, y_moved = problem.with_inputs(inputs), _perturbed(y, step, 0, probe)
-        change = (lagrangian(moved, y_moved) - residual).norm(dim=-1)
+        change = (of_lagrangian(moved, y_moved) - residual).norm(dim=-1)
         scale = torch.maximum(scale, change / step)
         if own is not None:
             h_moved = moved.constraints(y_moved)
