@@ -25,7 +25,7 @@ from .support import in_dtype, lapack_dtype, manifold_reason
 
 with warnings.catch_warnings():
     # Importing geoopt compiles a few functions with torch.jit.script, which newer torch deprecates.
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*torch.jit")
     import geoopt
 
 _MANIFOLDS: dict[type, Any] = {Sphere: geoopt.Sphere, Stiefel: geoopt.EuclideanStiefel}
