@@ -34,7 +34,8 @@ class DeclarativeLayer(nn.Module):
             batch and broadcast against each other), else 0.
         policy: what to do with items whose certificate fails: "raise", "warn", or "nan" (they and
             their gradients become NaN, the rest of the batch is untouched); None: the node's. On a
-            GPU "raise" and "warn" wait for the device at each call; "nan" never does.
+            GPU the certificate waits for the device at each call under "raise" and "warn", and
+            never under "nan".
         tolerance: largest relative stationarity, infeasibility and adjoint residual that pass.
 
     Inputs that are no tensors are passed through to the node; so are integer tensors, batched.

@@ -32,6 +32,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads_each(workers: int) -> int:
+    """Threads of each of so many workers, which share the cores evenly."""
+    return max(1, usable_cores() // workers)
+
+
 def run_in_workers(
     queue: Queue,
     folder: RunFolder,
@@ -42,7 +47,7 @@ def run_in_workers(
     smoke: bool,
 ) -> None:
     """Run all jobs of ``queue`` in so many worker processes, which share the cores evenly."""
-    pool = _Pool(queue, folder, display, device, smoke, max(1, usable_cores() // workers))
+    pool = _Pool(queue, folder, display, device, smoke, threads_each(workers))
     threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(workers)]
     try:
         for thread in threads:

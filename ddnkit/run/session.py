@@ -12,7 +12,7 @@ from ..recipe.recipe import Recipe, Variant
 from .environment import describe_environment, resolve_device
 from .execute import Outcome, execute
 from .folder import discard, new_run, resumed_run
-from .parallel import usable_cores
+from .parallel import threads_each, usable_cores
 from .progress import display
 from .report import rebuild
 from .summary import Summary
@@ -53,6 +53,10 @@ class Session:
         environment = describe_environment(
             recipe.name, options.command, self._device, options.smoke
         )
+        workers = self._workers()
+        environment["jobs_side_by_side"] = workers
+        if workers > 1:
+            environment["threads"] = threads_each(workers)
         if options.resume:
             recipe, environment = self._continued(recipe, environment)
         self.folder.write_recipe(recipe)

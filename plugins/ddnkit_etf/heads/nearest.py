@@ -31,8 +31,8 @@ class NearestETFClassifier(ClassifierHead):
         backward: backward form of the declarative layer.
         differentiate: False drops the gradient through U* (Fig. 15; the paper's ImageNet runs).
         alpha: constant smoothing factor of the class means; None: the paper's decay.
-        policy: of the declarative layer. "nan" never makes a step wait for the device; a failed
-            certificate then shows as a NaN loss, and `certificate` says why.
+        policy: of the declarative layer. With "nan" the certificate never makes a step wait for the
+            device; one that fails shows as a NaN loss, and `certificate` says why.
     """
 
     prox: Tensor
