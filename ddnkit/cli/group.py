@@ -19,7 +19,7 @@ COMMANDS = {
     "list": ("ddnkit.cli.list:list_", "List plugins by group, and the shipped recipes."),
     "describe": ("ddnkit.cli.describe:describe", "Describe a plugin or recipe, with its settings."),
     "report": ("ddnkit.cli.report:report", "Rebuild the report of runs and compare them."),
-    "bench": ("ddnkit.cli.bench:bench", "Time the nearest-ETF layer at the sizes that matter."),
+    "bench": ("ddnkit.cli.bench:bench", "Time a node in each backward form, with ratios."),
 }
 
 

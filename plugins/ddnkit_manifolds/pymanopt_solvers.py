@@ -66,7 +66,7 @@ class ConjugateGradient(PymanoptSolver):
         self,
         *,
         max_iterations: int = 2000,
-        gradient_tolerance: float = 1e-6,
+        gradient_tolerance: float = 1e-7,
         max_time: float = 1000.0,
         beta_rule: str = "HestenesStiefel",
         orth_value: float = float("inf"),
@@ -98,7 +98,7 @@ class SteepestDescent(PymanoptSolver):
         self,
         *,
         max_iterations: int = 5000,
-        gradient_tolerance: float = 1e-6,
+        gradient_tolerance: float = 1e-7,
         max_time: float = 1000.0,
     ) -> None:
         super().__init__(
