@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError, nearest_choice
-from ..recipe.load import load
-from ..recipe.recipe import Recipe, Variant
-from ..run.session import Options
+
+if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe, Variant
+    from ..run.session import Options
 
 
 @click.command()
@@ -65,6 +67,9 @@ def run(
     Every variant runs with every seed. Figures go to runs/VARIANT/seed-N/metrics.csv of the run
     folder, and over the seeds to summary.csv and report.md.
     """
+    from ..recipe.load import load
+    from ..run.session import Options
+
     loaded = load(recipe, overrides, seeds=seeds)
     variants = _chosen(loaded, only)
     if dry_run:

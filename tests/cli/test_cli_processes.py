@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,28 +37,19 @@ def ddnkit(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "limit"),
+    ("arguments", "status"),
     [
-        (["--help"], 0, 0.3),
-        (["list"], 0, 0.3),
-        (["run", "digits", "-s", "head.detla=1"], 2, 1.0),
-        (["run", "digits", "--dry-run"], 0, 1.0),
-        (["run", "--help"], 0, 0.3),
+        (["--help"], 0),
+        (["list"], 0),
+        (["run", "digits", "-s", "head.detla=1"], 2),
+        (["run", "digits", "--dry-run"], 0),
+        (["run", "--help"], 0),
     ],
 )
-def test_light_commands_are_quick_and_import_nothing_heavy(
-    arguments: list[str], status: int, limit: float
-) -> None:
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        result = ddnkit(*arguments)
-        seconds.append(time.perf_counter() - began)
-        assert result.returncode == status, result.stderr
-        assert "HEAVY []" in result.stderr
-        if seconds[-1] < limit:  # the best of a few: the machine may be busy with other things
-            break
-    assert min(seconds) < limit
+def test_light_commands_import_nothing_heavy(arguments: list[str], status: int) -> None:
+    result = ddnkit(*arguments)
+    assert result.returncode == status, result.stderr
+    assert "HEAVY []" in result.stderr
 
 
 BAD_RECIPES = {
