@@ -19,6 +19,7 @@ COMMANDS = {
     "list": ("ddnkit.cli.list:list_", "List plugins by group, and the shipped recipes."),
     "describe": ("ddnkit.cli.describe:describe", "Describe a plugin or recipe, with its settings."),
     "report": ("ddnkit.cli.report:report", "Rebuild the report of runs and compare them."),
+    "new": ("ddnkit.cli.new:new", "Write a file to start from: ddnkit new node NAME."),
     "bench": ("ddnkit.cli.bench:bench", "Time a node in each backward form, with ratios."),
 }
 

@@ -1,0 +1,71 @@
+"""``ddnkit new``: a file to start from, that runs and passes its check as it is."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+import click
+
+from ..errors import InputError
+
+_NODE = '''\
+"""A declarative node. Check it with: ddnkit check {file}"""
+
+import torch
+
+import ddnkit
+
+
+class {name}(ddnkit.DeclarativeNode):
+    """min Σ wᵢ(yᵢ − xᵢ)² subject to Σ yᵢ = 1: replace it by your problem."""
+
+    # Dimensions of each input of ONE problem; leading dimensions beyond them are batch.
+    input_dims = (1, 1)
+
+    def objective(self, x, w, y):
+        return (w * (y - x) ** 2).sum()
+
+    def equality_constraints(self, x, w, y):  # leave out if there are none
+        return y.sum() - 1
+
+    def initial_point(self, x, w):  # or write solve(self, x, w), which returns the solution
+        return x
+
+    def sample_inputs(self):  # what `ddnkit check` draws from
+        return torch.randn(5), torch.rand(5) + 0.1
+
+
+if __name__ == "__main__":
+    layer = ddnkit.DeclarativeLayer({name}())
+    x, w = torch.randn(8, 5, requires_grad=True), torch.rand(8, 5) + 0.1
+    y = layer(x, w)
+    y.square().sum().backward()
+    print(layer.certificate)
+'''
+
+
+@click.group()
+def new() -> None:
+    """Write a file to start from."""
+
+
+@new.command()
+@click.argument("name")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+    help="Where to write it.  [default: here]",
+)  # fmt: skip
+def node(name: str, folder: Path) -> None:
+    """Write a node of this NAME: a class in a file, ready to check and to change."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)
+    class_name = "".join(word[:1].upper() + word[1:] for word in words)
+    if not class_name.isidentifier() or keyword.iskeyword(class_name):
+        raise InputError(f"'{name}' gives no class name; expected something like my_node or MyNode")
+    file = folder / f"{'_'.join(words).lower()}.py"
+    if file.exists():
+        raise InputError(f"{file} is there already; choose another name, or --dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(_NODE.format(name=class_name, file=file), encoding="utf-8")
+    click.echo(f"wrote {file}; now: ddnkit check {file}:{class_name}")
