@@ -100,14 +100,13 @@ class Problem:
 
     def _each(self, function: Callable[..., Any], y: Tensor) -> Tensor:
         if self.batch_size == 1:
-            value: Tensor = function(*self.item(0), y=y[0])
-            return value.unsqueeze(0)
+            return _tensor(function, function(*self.item(0), y=y[0])).unsqueeze(0)
         tensors = [x for x in self.inputs if isinstance(x, Tensor)]
 
         def one(y_one: Tensor, *ones: Tensor) -> Any:
             rest = iter(ones)
             xs = [next(rest) if isinstance(x, Tensor) else x for x in self.inputs]
-            return function(*xs, y=y_one)
+            return _tensor(function, function(*xs, y=y_one))
 
         try:
             batched: Tensor = torch.vmap(one)(y, *tensors)
@@ -138,6 +137,13 @@ class Problem:
             y = y.detach().requires_grad_()
             gradient = derivative(self.objective(y).sum(), y, create_graph=True)
             return derivative((gradient * direction).sum(), y)
+
+
+def _tensor(function: Callable[..., Any], value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        name = getattr(function, "__qualname__", function)
+        raise InputError(f"{name} must return a tensor; it returned {type(value).__name__}")
+    return value
 
 
 def derivative(scalar: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:

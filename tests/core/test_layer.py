@@ -223,6 +223,16 @@ def test_an_objective_that_is_no_scalar():
         DeclarativeLayer(Vector())(torch.randn(4), 1.0)
 
 
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_an_objective_that_is_no_tensor(batch):
+    class Number(Affine):
+        def objective(self, x, s, y):
+            return 1.0
+
+    with pytest.raises(InputError, match=r"Number\.objective must return a tensor.*float"):
+        DeclarativeLayer(Number())(torch.randn(*batch, 4), 1.0)
+
+
 def test_wrong_layer_arguments():
     with pytest.raises(InputError, match=r"takes a ddnkit\.DeclarativeNode"):
         DeclarativeLayer(Affine)
