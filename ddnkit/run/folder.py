@@ -193,6 +193,10 @@ def discard(folder: RunFolder) -> None:
     """Remove a folder that this process made, in which no job got as far as a figure."""
     if not any(read_metrics(job.metrics)[1] for job in folder.jobs()):
         shutil.rmtree(folder.path)
+        for parent in (OUTPUTS / folder.path.parent.name, OUTPUTS):
+            # Only what stands in the default place was made for this run, and only if empty.
+            if parent in folder.path.parents and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def _difference(recipe: Recipe, folder: RunFolder) -> str | None:

@@ -253,6 +253,8 @@ def test_wrong_input_found_by_the_job_is_told_once_and_leaves_nothing(ddnkit: Co
     assert result.exit_code == 2
     assert result.stderr == "error: the data are missing: looked in 'data'\n"
     assert not Path("o").exists()
+    assert ddnkit("run", "race.yaml", "-s", "data_is_there=false").exit_code == 2
+    assert not Path("outputs").exists()
 
 
 def test_wrong_input_of_one_variant_leaves_the_others(ddnkit: Command) -> None:
