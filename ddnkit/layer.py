@@ -90,6 +90,7 @@ class _Call:
     batch_shape: torch.Size
     solution: Solution | None = None
     certificate: Certificate | None = None
+    shown: Certificate | None = None
 
     def problem(self, tensors: Sequence[Tensor]) -> Problem:
         rest = iter(tensors)
@@ -97,8 +98,12 @@ class _Call:
         return Problem(self.layer.node, inputs, self.batch_shape.numel())
 
     def conclude(self, certificate: Certificate, backward: bool) -> None:
+        # A layer used twice shows its last call; the way back of an earlier one must not replace it.
+        last = not backward or self.layer.certificate is self.shown
         self.certificate = certificate
-        self.layer.certificate = certificate.reshaped(self.batch_shape)
+        self.shown = certificate.reshaped(self.batch_shape)
+        if last:
+            self.layer.certificate = self.shown
         if self.layer.policy != "nan":
             where = f"{type(self.layer.node).__name__} ({self.layer.form.name})"
             act(self.layer.policy, complaint(certificate, where, backward))

@@ -14,12 +14,16 @@ from torch import Tensor
 from ..errors import InputError
 from ..node import DeclarativeNode
 
-_QUIET = {
-    "database": None,
-    "deadline": None,
-    "derandomize": True,
-    "suppress_health_check": list(hypothesis.HealthCheck),
-}
+
+def _quiet(examples: int) -> hypothesis.settings:
+    """The same draws each time, kept nowhere; shrinking is done by `shrink`."""
+    return hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
 
 
 def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], bool]) -> None:
@@ -28,7 +32,7 @@ def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], b
     class _StopError(Exception):
         pass
 
-    @hypothesis.settings(max_examples=count, phases=[hypothesis.Phase.generate], **_QUIET)  # type: ignore[arg-type]
+    @hypothesis.settings(_quiet(count), phases=[hypothesis.Phase.generate])
     @hypothesis.given(st.integers(0, 2**31 - 1))
     def run(seed: int) -> None:
         if not visit(sample(node, seed)):
@@ -101,7 +105,7 @@ def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple
         found: tuple[Any, ...] = hypothesis.find(
             st.builds(simplified, st.integers(1, 16), kept),
             fails,
-            settings=hypothesis.settings(max_examples=60, **_QUIET),  # type: ignore[arg-type]
+            settings=_quiet(60),
         )
     except (hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky):
         return tuple(xs)

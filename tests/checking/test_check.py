@@ -189,6 +189,26 @@ def test_float32_inputs_are_held_against_what_float32_can_do():
     assert not ddnkit.check(AdjointTwice(), torch.randn(4)).ok
 
 
+def test_a_float32_constraint_leaves_rounding_not_a_saddle_point():
+    report = ddnkit.check(testing.QuadraticOnSphere(), torch.randn(60))
+    assert report.ok, str(report)
+
+
+def test_a_node_without_differentiable_inputs_is_checked_as_a_solver():
+    class Index(DeclarativeNode):
+        input_dims = (0,)
+
+        def objective(self, k, y):
+            return (y - k) ** 2
+
+        def solve(self, k):
+            return k.double()
+
+    report = ddnkit.check(Index(), torch.tensor(3))
+    assert report.ok, str(report)
+    assert not any("finite differences" in row.name for row in report.rows)
+
+
 def test_report_is_plain_data():
     data = json.loads(json.dumps(ddnkit.check(Affine(), examples=2).to_dict()))
     assert data["ok"] is True

@@ -155,6 +155,17 @@ def test_solution_carries_status_and_iterations():
     assert layer.certificate.solver == "mine"
 
 
+def test_the_certificate_is_of_the_last_call_whatever_the_order_of_the_ways_back():
+    layer = DeclarativeLayer(Affine())
+    first, second = (torch.randn(n, 4, requires_grad=True) for n in (2, 3))
+    y_first, y_second = layer(first, 1.0), layer(second, 1.0)
+    y_first.sum().backward()
+    assert layer.certificate.stationarity.shape == (3,)
+    assert layer.certificate.adjoint_residual is None
+    y_second.sum().backward()
+    assert layer.certificate.adjoint_residual.shape == (3,)
+
+
 def test_repr_says_which_form_was_taken():
     assert "backward=dense" in repr(DeclarativeLayer(Affine()))
 

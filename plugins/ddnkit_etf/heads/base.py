@@ -23,8 +23,6 @@ class ClassifierHead(nn.Module, abc.ABC):
 
     global_mean: Tensor
     mean_steps: Tensor
-    #: (d, C) running class means, for heads that keep them
-    class_means: Tensor | None = None
 
     def __init__(
         self, feature_dim: int, classes: int, *, temperature: float, normalise: bool = True
@@ -43,6 +41,11 @@ class ClassifierHead(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (N, C) for features (N, d); labels (N,) are needed while training."""
+
+    @property
+    def class_means(self) -> Tensor | None:
+        """(d, C) running class means; None for heads that keep none."""
+        return None
 
     def embed(self, features: Tensor) -> Tensor:
         """The features as the classifier sees them, not centred; in float32 or wider."""

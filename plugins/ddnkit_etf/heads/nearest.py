@@ -70,7 +70,7 @@ class NearestETFClassifier(ClassifierHead):
         self.started = False
 
     @property
-    def class_means(self) -> Tensor:  # type: ignore[override]
+    def class_means(self) -> Tensor:
         """(d, C): the running centred class means, before normalising."""
         return self.tracker.means
 
