@@ -111,8 +111,7 @@ def _examine(node: DeclarativeNode, findings: Findings, forms: Sequence[str]) ->
         return
     if y.numel() <= RANK_REVEALING_SIZE:
         # The constraints leave eigenvalues of zero, which rounding makes slightly negative.
-        curvature = _negative_curvature(problem, solution.y)
-        rows.append(_row("second order: a minimum", curvature, 1e-6 if double else 1e-4))
+        rows.append(_row("second order: a minimum", _negative_curvature(problem, solution.y), 1e-6))
     generator = torch.Generator().manual_seed(SEED)
     v = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
     wrt = [i for i, x in enumerate(xs) if isinstance(x, Tensor) and x.is_floating_point()]
