@@ -30,6 +30,12 @@ class DdnkitWarning(UserWarning):
     """The policy is ``warn`` and a solution or its gradient failed its certificate."""
 
 
+def closest(given: str, choices: Iterable[str]) -> str | None:
+    """The one of ``choices`` that ``given`` was likely meant to be, if any."""
+    close = difflib.get_close_matches(given, sorted(choices), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
 def nearest_choice(given: str, choices: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest of ``choices``, else the list of them.
 
@@ -37,7 +43,7 @@ def nearest_choice(given: str, choices: Iterable[str]) -> str:
     " Did you mean 'nearest_etf'?"
     """
     names = sorted(choices)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    if close:
-        return f" Did you mean '{close[0]}'?"
+    near = closest(given, names)
+    if near:
+        return f" Did you mean '{near}'?"
     return f" Choose one of: {', '.join(names)}." if names else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import InputError, nearest_choice
+from ..errors import InputError, closest, nearest_choice
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,8 +46,9 @@ def find(source: str | Path) -> Path:
         return known[text]
     if file.suffix or os.sep in text or "/" in text:
         beside = file.parent.glob("*.y*ml") if file.parent.is_dir() else ()
-        neighbours = {str(other): other for other in beside}
-        hint = nearest_choice(text, neighbours) if neighbours else nearest_choice(file.stem, known)
+        neighbour = closest(text, map(str, beside))
+        # With nothing like it there, the shipped recipes are of more use than whatever else is.
+        hint = f" Did you mean '{neighbour}'?" if neighbour else nearest_choice(file.stem, known)
         raise InputError(f"no recipe file '{source}' (looked in {file.parent.absolute()}).{hint}")
     looked = f"{file.absolute()} and among the shipped recipes"
     raise InputError(f"no recipe '{source}' (looked for {looked}).{nearest_choice(text, known)}")

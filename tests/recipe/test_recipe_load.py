@@ -333,6 +333,14 @@ def test_a_checkout_ships_the_recipes_beside_the_package(shipped: Path) -> None:
     assert find.shipped() == {"a": beside / "a.yaml"}
 
 
+def test_a_missing_file_like_none_there_names_the_shipped_recipes(recipe: Loader) -> None:
+    recipe(MINIMAL)
+    with pytest.raises(InputError) as error:
+        load("quite_another.yaml")
+    assert "x.yaml" not in str(error.value)
+    assert "digit_pairs" in str(error.value)
+
+
 def test_a_missing_file_names_its_neighbour(shipped: Path, recipe: Loader) -> None:
     recipe(MINIMAL)
     with pytest.raises(InputError, match=r"no recipe file 'y\.yaml'.*Did you mean 'x\.yaml'"):
