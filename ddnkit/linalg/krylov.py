@@ -1,0 +1,238 @@
+"""Matrix-free solution of A x = b, batched: what the iterations share, and conjugate gradients.
+
+`apply` maps v (..., m) to A v, for each leading item its own A. Every solver of this package runs in
+cycles of iterative refinement: a cycle solves A d = r/‖r‖ for the residual r = b − A x of the last,
+started at x = 0, and x ← x + ‖r‖ d is kept where it lowers ‖r‖. The recurrences of a cycle drift from
+the true residual by rounding; the next cycle starts from the true one. An item ends when ‖r‖/‖b‖ is
+within the tolerance, when a cycle no longer lowers it, or at its limit of iterations; it then takes
+steps of length zero until the others end, so that no item's figures depend on its neighbours.
+
+Conjugate gradients after Hestenes and Stiefel, *Methods of Conjugate Gradients for Solving Linear
+Systems* (1952), for A = Aᵀ ⪰ 0 and b in its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LinearMap = Callable[[Tensor], Tensor]
+
+#: Iterations between two looks at whether any item goes on, where a look waits for the device.
+DEVICE_CHECK_INTERVAL = 8
+
+#: Default tolerances on ‖b − A x‖/‖b‖. Rounding lets a general b reach them at condition numbers up to
+#: 1e4 (double) and 10 (single); beyond, an item ends at what it does reach, some eps ‖A‖ ‖x‖/‖b‖.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+#: A later cycle that leaves more of the residual than this is not kept, and is an item's last.
+WORTHWHILE = 0.9
+
+#: A recurrence is let fall this much below the tolerance, for the true residual to be within it.
+MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class KrylovSolution:
+    """x (..., m), and by item (...): the true ‖b − A x‖/‖b‖, iterations, and what CG met.
+
+    `residual` is recomputed from x, 0 where b = 0, NaN (with x) where b or A v holds NaN or infinity.
+    `negative_curvature`: conjugate gradients met a direction with pᵀAp ≤ 0 to working precision and
+    stopped; always False from the others, which do not look.
+    """
+
+    x: Tensor
+    residual: Tensor
+    iterations: Tensor
+    negative_curvature: Tensor
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When an item ends: tolerance on the relative residual, iterations, and stagnation.
+
+    An item is stagnant whose residual did not halve over `window` iterations.
+    """
+
+    tolerance: float
+    max_iterations: int
+    window: int
+
+    @classmethod
+    def given(cls, right: Tensor, tolerance: float | None, max_iterations: int | None) -> Stopping:
+        """The user's figures, or by default `TOLERANCES` and 10 m within [100, 10 000]."""
+        m = right.shape[-1]
+        if tolerance is None:
+            tolerance = TOLERANCES.get(right.dtype, 8 * torch.finfo(right.dtype).eps)
+        if max_iterations is None:
+            max_iterations = min(max(10 * m, 100), 10_000)
+        return cls(tolerance, max_iterations, window=min(max(5 * m, 50), 5_000))
+
+
+class Progress:
+    """Which items still iterate, (..., 1): a frozen one takes steps of length zero.
+
+    `active` may be narrowed by the cycle between two steps; `iterations` is counted in place.
+    `first_cycle`: the residual to reduce is b itself, not what another cycle left.
+    """
+
+    def __init__(
+        self,
+        active: Tensor,
+        iterations: Tensor,
+        target: Tensor,
+        stopping: Stopping,
+        first_cycle: bool,
+    ):
+        self.active = active
+        self.iterations = iterations
+        self.first_cycle = first_cycle
+        self.steps = 0
+        self._target = target
+        self._stopping = stopping
+        self._best = torch.ones_like(target)
+        self._mark = self._best.clone()
+        self._interval = 1 if active.device.type == "cpu" else DEVICE_CHECK_INTERVAL
+
+    def finished(self, size: Tensor) -> bool:
+        """Count a step that left residuals of `size` times the cycle's first; True to end."""
+        self.steps += 1
+        self.iterations += self.active
+        self.active = self.active & (size > self._target)
+        self.active &= self.iterations < self._stopping.max_iterations
+        torch.minimum(self._best, size, out=self._best)
+        if self.steps % self._stopping.window == 0:
+            self.active &= self._best < 0.5 * self._mark
+            self._mark.copy_(self._best)
+        return self.steps % self._interval == 0 and not bool(self.active.any())
+
+
+#: Solves A d = r for unit r, which it may overwrite: (r, progress) ↦ d and the items (..., 1) that
+#: no further cycle can improve.
+Cycle = Callable[[Tensor, Progress], tuple[Tensor, Tensor]]
+
+
+def conjugate_gradient(
+    apply: LinearMap,
+    right: Tensor,
+    *,
+    preconditioner: LinearMap | None = None,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> KrylovSolution:
+    """x (..., m) with A x = `right` for symmetric positive semidefinite A, `right` in its range.
+
+    `preconditioner` applies a symmetric positive definite approximation of A⁻¹.
+    """
+    precondition = None if preconditioner is None else operator(preconditioner)
+
+    def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        return _conjugate_gradient_cycle(operator(apply), precondition, r, progress)
+
+    return refined(cycle, apply, right, Stopping.given(right, tolerance, max_iterations))
+
+
+def _conjugate_gradient_cycle(
+    apply: LinearMap, precondition: LinearMap | None, r: Tensor, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    x = torch.zeros_like(r)
+    z = r if precondition is None else precondition(r)
+    p, rz = z.clone(), inner(r, z)
+    # pᵀAp/pᵀM⁻¹p, M the preconditioner, is a Rayleigh quotient of M A; pᵀM⁻¹p needs no product
+    # with a vector, since r is orthogonal to the last direction: (pᵀM⁻¹p)₊ = (rᵀz)₊ + β² pᵀM⁻¹p.
+    pp, zero = rz, torch.zeros_like(rz)
+    largest, rounding = zero, torch.full_like(rz, torch.finfo(r.dtype).eps)
+    flat = torch.zeros_like(progress.active)
+    finished = False
+    while not finished:
+        Ap = apply(p)
+        pAp = inner(p, Ap)
+        quotient = pAp / pp
+        largest = torch.maximum(largest, quotient)
+        flat |= progress.active & (quotient <= rounding * largest)
+        progress.active = progress.active & ~flat
+        step = torch.where(progress.active, rz / pAp, zero)
+        x.addcmul_(p, step)
+        r.addcmul_(Ap, step, value=-1)
+        size = norm(r)
+        finished = progress.finished(size)
+        if precondition is None:
+            rz_next = size.square()
+        else:
+            z = precondition(r)
+            rz_next = inner(r, z)
+        beta = torch.where(progress.active, rz_next / rz, zero)
+        p.mul_(beta).add_(z)
+        pp = torch.addcmul(rz_next, beta * beta, pp)
+        rz = rz_next
+    return x, flat
+
+
+def refined(cycle: Cycle, apply: LinearMap, right: Tensor, stopping: Stopping) -> KrylovSolution:
+    """Repeat cycles for each item until it ends."""
+    right = right.detach()
+    if right.numel() == 0:
+        none = torch.zeros(right.shape[:-1], dtype=torch.bool, device=right.device)
+        return KrylovSolution(right.clone(), none.to(right.dtype), none.long(), none)
+    # Small and large right-hand sides would lose their squares to underflow and overflow.
+    scale = right.abs().amax(-1, keepdim=True)
+    solvable = scale.isfinite() & (scale > 0)
+    b = torch.where(solvable, right / scale, 0.0)
+    size = torch.where(solvable, norm(b), 1.0)
+    b /= size
+    x, r, residual = torch.zeros_like(b), b, solvable.to(b.dtype)
+    iterations = torch.zeros_like(scale, dtype=torch.long)
+    active, stuck = solvable, torch.zeros_like(solvable)
+    first = True
+    while first or bool(active.any()):
+        length = torch.where(residual > 0, residual, 1.0)
+        target = MARGIN * stopping.tolerance / length
+        progress = Progress(active, iterations, target, stopping, first)
+        step, hopeless = cycle(r / length, progress)
+        stuck |= hopeless
+        candidate = torch.addcmul(x, step, length)
+        r_next = b - operator(apply)(candidate)
+        next_residual = norm(r_next)
+        # The first cycle's NaN is let pass: it comes of an operator that holds NaN itself.
+        worth_it = ~(next_residual > residual) if first else next_residual <= WORTHWHILE * residual
+        x, r = torch.where(worth_it, candidate, x), torch.where(worth_it, r_next, r)
+        active = active & worth_it & (next_residual <= WORTHWHILE * residual) & ~stuck
+        residual = torch.where(worth_it, next_residual, residual)
+        active = active & (residual > stopping.tolerance) & (iterations < stopping.max_iterations)
+        first = False
+    good = scale.isfinite() & residual.isfinite()
+    return KrylovSolution(
+        x=torch.where(good, x * scale * size, torch.nan),
+        residual=torch.where(good, residual, torch.nan).squeeze(-1),
+        iterations=iterations.squeeze(-1),
+        negative_curvature=stuck.squeeze(-1),
+    )
+
+
+def operator(apply: LinearMap) -> LinearMap:
+    """`apply` without its graph, its answers' shape checked."""
+
+    def checked(v: Tensor) -> Tensor:
+        image = apply(v).detach()
+        if image.shape != v.shape:
+            raise ValueError(
+                f"apply maps a tensor of shape {tuple(v.shape)} to one of shape "
+                f"{tuple(image.shape)}; a Krylov method needs the same shape back."
+            )
+        return image
+
+    return checked
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀb by item, (..., 1)."""
+    # Several times faster than a batched matrix product where items are many, never much slower.
+    return (a * b).sum(-1, keepdim=True)
+
+
+def norm(a: Tensor) -> Tensor:
+    """‖a‖ by item, (..., 1)."""
+    return torch.linalg.vector_norm(a, dim=-1, keepdim=True)
