@@ -20,6 +20,8 @@ class Status(enum.IntEnum):
     STALLED = 3
     TIME_LIMIT = 4
     NON_FINITE = 5
+    INFEASIBLE = 6
+    UNBOUNDED = 7
 
     @property
     def causes(self) -> str:
@@ -42,6 +44,14 @@ _CAUSES = {
     Status.NON_FINITE: (
         "(a) the objective is unbounded below, (b) the iterates left its domain, "
         "(c) an input holds NaN or infinity"
+    ),
+    Status.INFEASIBLE: (
+        "(a) the constraints contradict each other, (b) the solver is stuck at a point that violates "
+        "them least; another start may help"
+    ),
+    Status.UNBOUNDED: (
+        "(a) the objective falls without bound along the constraints, (b) its sign is wrong, "
+        "(c) a regularising term is missing"
     ),
 }
 

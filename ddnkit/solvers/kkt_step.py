@@ -53,7 +53,8 @@ class Step:
         escape: (B, m), unit direction of the most negative curvature, downhill; zero without one.
         lowest: (B,), the eigenvalue along ``escape``, at most 0.
         multipliers: (B, p).
-        stationarity: (B,), ‖Wᵀg‖. hessian_norm: (B,), largest |λ| of the full H.
+        stationarity: (B,), ‖Wᵀg‖. hessian_norm: (B,), Frobenius norm of the full H.
+        change: (B,), ‖|H||y|‖, what may have cancelled in the gradient.
     """
 
     direction: Tensor
@@ -63,6 +64,7 @@ class Step:
     multipliers: Tensor
     stationarity: Tensor
     hessian_norm: Tensor
+    change: Tensor
 
 
 def local_model(problem: Problem, y: Tensor) -> LocalModel:
@@ -118,6 +120,7 @@ def newton_step(problem: Problem, y: Tensor, model: LocalModel) -> Step:
         multipliers=transposed_pinv(g + _apply(H, direction)),
         stationarity=torch.linalg.vector_norm(_apply(W.mT, g), dim=-1),
         hessian_norm=hessian_norm,
+        change=torch.linalg.vector_norm(_apply(H.abs(), flat(y).abs()), dim=-1),
     )
 
 

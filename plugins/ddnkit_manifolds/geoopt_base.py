@@ -43,18 +43,30 @@ class GeooptSolver(Solver):
         max_iterations: iterations allowed.
         gradient_tolerance: largest norm of the embedded gradient, relative to
             ‖∇f(y₀)‖ + ‖∇²f(y₀) y₀‖; None for 1e-7 where it iterates in float64, 1e-5 in float32.
+        max_time: seconds; None for no limit. For one call, the whole batch, where the batch is
+            iterated together; for one item where the items go one by one. Looked at between
+            iterations.
 
-    Status per item: CONVERGED, where the gradient is within the tolerance; MAX_ITERATIONS; STALLED,
-    where no step decreases the objective; NON_FINITE, where objective or gradient are so (the
-    solution is then the best point at which they were checked to be finite, or the start).
+    Status per item: CONVERGED, where the gradient is within the tolerance; MAX_ITERATIONS;
+    TIME_LIMIT; STALLED, where no step decreases the objective; NON_FINITE, where objective or
+    gradient are so (the solution is then the best point at which they were checked to be finite, or
+    the start). On these compact manifolds no problem is infeasible, nor unbounded but through the
+    edge of its domain.
     """
 
     #: True: iterate in float64 whatever the dtype of the problem.
     _float64 = False
 
-    def __init__(self, *, max_iterations: int, gradient_tolerance: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_iterations: int,
+        gradient_tolerance: float | None = None,
+        max_time: float | None = None,
+    ) -> None:
         self.max_iterations = max_iterations
         self.gradient_tolerance = gradient_tolerance
+        self.max_time = max_time
 
     def unsupported(self, problem: Problem) -> str | None:
         """Needs a Stiefel manifold or a sphere and no further constraints."""

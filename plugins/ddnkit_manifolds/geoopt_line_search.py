@@ -9,6 +9,7 @@ space*.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -45,10 +46,15 @@ class RiemannianLineSearch(GeooptSolver):
         *,
         max_iterations: int = 2000,
         gradient_tolerance: float | None = None,
+        max_time: float | None = None,
         direction: str = "pr",
         curvature_condition: float = 0.4,
     ) -> None:
-        super().__init__(max_iterations=max_iterations, gradient_tolerance=gradient_tolerance)
+        super().__init__(
+            max_iterations=max_iterations,
+            gradient_tolerance=gradient_tolerance,
+            max_time=max_time,
+        )
         if direction not in ("pr", "fr", "steepest"):
             raise InputError(f"direction is 'pr', 'fr' or 'steepest', not {direction!r}")
         self.direction, self.curvature_condition = direction, curvature_condition
@@ -57,7 +63,7 @@ class RiemannianLineSearch(GeooptSolver):
         whole = Progress(problem, start, tolerance)
         for index in range(problem.batch_size):
             single = Problem.single(problem.node, problem.item(index))
-            one = Progress(single, start[index : index + 1], tolerance)
+            one = Progress(single, start[index : index + 1], tolerance, self.max_time)
             with warnings.catch_warnings():
                 # A search without a result is told apart by its step size, not by a warning.
                 warnings.filterwarnings("ignore", category=RuntimeWarning)
@@ -97,12 +103,16 @@ class RiemannianLineSearch(GeooptSolver):
             idle = idle + 1 if rise >= 0 else 0
             if idle == _IDLE_ITERATIONS:
                 progress.end(progress.active, Status.STALLED, iteration)
+            if progress.late and iteration < self.max_iterations:
+                progress.end(progress.active, Status.TIME_LIMIT, iteration)
             if not bool(progress.active.any()) or iteration == self.max_iterations:
                 return
             optimiser.step(objective)
             if optimiser.last_step_size is None:
                 fallback = geoopt.optim.RiemannianLineSearch([parameter], **searches[1])
-                fallback.step(objective)
+                # At the rounding level of f the search halves its step down to 0 and divides by it.
+                with contextlib.suppress(ZeroDivisionError):
+                    fallback.step(objective)
                 optimiser = geoopt.optim.RiemannianLineSearch([parameter], **searches[0])
                 if fallback.last_step_size is None:
                     progress.end(progress.active, Status.STALLED, iteration)

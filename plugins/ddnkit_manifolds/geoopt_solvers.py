@@ -31,9 +31,18 @@ class _BatchedSolver(GeooptSolver):
     """All items of the batch in step; the host looks at them every ``check_every`` iterations."""
 
     def __init__(
-        self, *, max_iterations: int, gradient_tolerance: float | None, check_every: int
+        self,
+        *,
+        max_iterations: int,
+        gradient_tolerance: float | None,
+        max_time: float | None,
+        check_every: int,
     ) -> None:
-        super().__init__(max_iterations=max_iterations, gradient_tolerance=gradient_tolerance)
+        super().__init__(
+            max_iterations=max_iterations,
+            gradient_tolerance=gradient_tolerance,
+            max_time=max_time,
+        )
         self.check_every = check_every
 
     @abc.abstractmethod
@@ -48,7 +57,7 @@ class _BatchedSolver(GeooptSolver):
     _tolerated_rise: float
 
     def _descend(self, problem: Problem, start: Tensor, tolerance: float) -> Progress:
-        progress = Progress(problem, start, tolerance)
+        progress = Progress(problem, start, tolerance, self.max_time)
         parameter = manifold_parameter(problem, start)
         optimiser = self._optimiser(parameter)
         factor = torch.ones_like(progress.tolerance)
@@ -56,10 +65,13 @@ class _BatchedSolver(GeooptSolver):
             y = plain_point(parameter)
             value, gradient = problem.value_and_gradient(y)
             gradient = problem.manifold.tangent(y, gradient)
-            if iteration % self.check_every == 0 or iteration == self.max_iterations:
+            late = progress.late
+            if iteration % self.check_every == 0 or iteration == self.max_iterations or late:
                 rise = progress.check(y, value, gradient, iteration)
                 factor = torch.where(rise >= self._tolerated_rise, factor / 2, factor)
                 progress.end(factor < torch.finfo(y.dtype).eps, Status.STALLED, iteration)
+                if late:
+                    progress.end(progress.active, Status.TIME_LIMIT, iteration)
                 if not bool(progress.active.any()):
                     break
                 # One learning rate an item; geoopt multiplies the direction by it.
@@ -90,6 +102,7 @@ class RiemannianSGD(_BatchedSolver):
         *,
         max_iterations: int = 10_000,
         gradient_tolerance: float | None = None,
+        max_time: float | None = None,
         learning_rate: float = 1.0,
         momentum: float = 0.9,
         check_every: int = 20,
@@ -97,6 +110,7 @@ class RiemannianSGD(_BatchedSolver):
         super().__init__(
             max_iterations=max_iterations,
             gradient_tolerance=gradient_tolerance,
+            max_time=max_time,
             check_every=check_every,
         )
         self.learning_rate, self.momentum = learning_rate, momentum
@@ -127,6 +141,7 @@ class RiemannianAdam(_BatchedSolver):
         *,
         max_iterations: int = 10_000,
         gradient_tolerance: float | None = None,
+        max_time: float | None = None,
         learning_rate: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.99),
         check_every: int = 20,
@@ -134,6 +149,7 @@ class RiemannianAdam(_BatchedSolver):
         super().__init__(
             max_iterations=max_iterations,
             gradient_tolerance=gradient_tolerance,
+            max_time=max_time,
             check_every=check_every,
         )
         self.learning_rate, self.betas = learning_rate, betas

@@ -21,7 +21,6 @@ import pymanopt
 import torch
 from pymanopt.manifolds import Sphere as PymanoptSphere
 from pymanopt.manifolds import Stiefel as PymanoptStiefel
-from pymanopt.optimizers.optimizer import Optimizer
 from torch import Tensor
 
 from ddnkit import Problem, Solution, Solver, Status
@@ -33,9 +32,11 @@ from .support import gradient_scale, in_dtype, item_norm, manifold_reason
 _MANIFOLDS: dict[type, Any] = {Sphere: PymanoptSphere, Stiefel: PymanoptStiefel}
 # A tangent gradient this many roundings above its scale is as good as zero.
 _ROUNDING = 16 * np.finfo(np.float64).eps
+# The least tolerance by default for a problem in float32 or below, which the result is rounded to.
+_BELOW_FLOAT64 = 1e-6
 
 
-class _LeftDomainError(Exception):
+class LeftDomainError(Exception):
     """The derivative of the objective is not finite at an iterate."""
 
 
@@ -47,25 +48,46 @@ class PymanoptSolver(Solver):
     Args:
         max_iterations: pymanopt's ``max_iterations``.
         gradient_tolerance: largest norm of the Riemannian gradient, relative to
-            ‖∇f(y₀)‖ + ‖∇²f(y₀) y₀‖; times that scale it is pymanopt's ``min_gradient_norm``.
-        max_time: pymanopt's ``max_time``, in seconds, for one item.
+            ‖∇f(y₀)‖ + ‖∇²f(y₀) y₀‖; None for what each solver names, but no less than 1e-6 for a
+            problem in lower precision than float64.
+        max_time: pymanopt's ``max_time``, in seconds, for one item; None for no limit.
 
     Status: CONVERGED, where the gradient at the returned point is within the tolerance;
     MAX_ITERATIONS; TIME_LIMIT; STALLED, where no step decreases the objective; NON_FINITE, where
     objective or gradient are so at the start or at an iterate (the solution is then the last
-    iterate at which they were finite, or the start).
+    iterate at which they were finite, or the start). On these compact manifolds no problem is
+    infeasible, nor unbounded but through the edge of its domain.
     """
 
+    #: ``gradient_tolerance`` by default, in float64.
+    _tolerance: float
+
     def __init__(
-        self, *, max_iterations: int, gradient_tolerance: float, max_time: float = 1000.0
+        self,
+        *,
+        max_iterations: int,
+        gradient_tolerance: float | None = None,
+        max_time: float | None = None,
     ) -> None:
         self.max_iterations = max_iterations
         self.gradient_tolerance = gradient_tolerance
         self.max_time = max_time
 
     @abc.abstractmethod
-    def optimiser(self, **limits: Any) -> Optimizer:
-        """pymanopt's optimiser, with the options ``limits`` that are common to all of them."""
+    def run(self, item: Item, tolerance: float) -> tuple[Tensor, Status, int]:
+        """Point, status and iterations of one item, to `GOAL` times a gradient norm of ``tolerance``.
+
+        May raise `LeftDomainError`.
+        """
+
+    def limits(self) -> dict[str, Any]:
+        """The options that all of pymanopt's optimisers have in common."""
+        return {
+            "max_iterations": self.max_iterations,
+            "max_time": np.inf if self.max_time is None else self.max_time,
+            "max_cost_evaluations": np.inf,
+            "verbosity": 0,
+        }
 
     def unsupported(self, problem: Problem) -> str | None:
         """Needs a Stiefel manifold or a sphere and no further constraints."""
@@ -74,12 +96,16 @@ class PymanoptSolver(Solver):
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Solve the items one after the other, from the projection of ``start``."""
         start = problem.start() if start is None else start
-        exact = in_dtype(problem, torch.float64)
+        relative = self.gradient_tolerance
+        if relative is None:
+            exact = start.dtype == torch.float64
+            relative = self._tolerance if exact else max(self._tolerance, _BELOW_FLOAT64)
+        exact_problem = in_dtype(problem, torch.float64)
         y = problem.manifold.project(start.detach().to(torch.float64))
         points, statuses, iterations = [], [], []
         for index in range(problem.batch_size):
-            item = _Item(Problem.single(problem.node, exact.item(index)), y[index])
-            point, status, count = self._solve_item(item)
+            item = Item(Problem.single(problem.node, exact_problem.item(index)), y[index])
+            point, status, count = self._solve_item(item, max(relative, _ROUNDING))
             points.append(point)
             statuses.append(int(status))
             iterations.append(count)
@@ -91,45 +117,28 @@ class PymanoptSolver(Solver):
             self.name,
         )
 
-    def _solve_item(self, item: _Item) -> tuple[Tensor, Status, int]:
+    def _solve_item(self, item: Item, relative: float) -> tuple[Tensor, Status, int]:
         scale = item.scale()
         if not np.isfinite(scale):
             return item.start, Status.NON_FINITE, 0
-        tolerance = max(self.gradient_tolerance, _ROUNDING) * scale
-        if item.tangent_norm(item.start) <= tolerance:
+        if item.tangent_norm(item.start) <= relative * scale:
             return item.start, Status.CONVERGED, 0
-        optimiser = self.optimiser(
-            max_iterations=self.max_iterations,
-            min_gradient_norm=tolerance,
-            max_time=self.max_time,
-            max_cost_evaluations=np.inf,
-            verbosity=0,
-        )
         try:
             # A trial step out of the domain gives inf or NaN, which the line search deals with.
             with np.errstate(all="ignore"):
-                result = optimiser.run(
-                    item.pymanopt_problem(), initial_point=item.start.cpu().numpy()
-                )
-        except _LeftDomainError:
+                return self.run(item, relative * scale)
+        except LeftDomainError:
             return item.last_finite, Status.NON_FINITE, item.gradients
-        point = item.tensor(result.point)
-        # Two habits of pymanopt: of several criteria met it names the gradient late, and steepest
-        # descent takes one more step, uphill in the gradient, after the point that met it.
-        if item.tangent_norm(point) <= tolerance:
-            status = Status.CONVERGED
-        elif item.tangent_norm(item.last_finite) <= tolerance:
-            point, status = item.last_finite, Status.CONVERGED
-        elif "max iterations" in result.stopping_criterion:
-            status = Status.MAX_ITERATIONS
-        elif "max time" in result.stopping_criterion:
-            status = Status.TIME_LIMIT
-        else:
-            status = Status.STALLED
-        return point, status, result.iterations
 
 
-class _Item:
+def ending(criterion: str) -> Status:
+    """The status for pymanopt's account of why it ended, if it is not a solution."""
+    if "max iterations" in criterion:
+        return Status.MAX_ITERATIONS
+    return Status.TIME_LIMIT if "max time" in criterion else Status.STALLED
+
+
+class Item:
     """One problem in float64, seen from numpy."""
 
     def __init__(self, problem: Problem, start: Tensor) -> None:
@@ -139,33 +148,42 @@ class _Item:
         self.gradients = 0
 
     def tensor(self, array: np.ndarray) -> Tensor:
+        """The point as a tensor."""
         return torch.tensor(array, dtype=torch.float64, device=self.start.device)
 
     def scale(self) -> float:
+        """What the gradient norm is relative to; not finite where f or ∇f is not at the start."""
         y = self.start.unsqueeze(0)
         value, _ = self.problem.value_and_gradient(y)
         # Infinite or NaN where the objective itself is.
         return float(gradient_scale(self.problem, y) + 0 * value)
 
     def tangent_norm(self, y: Tensor) -> float:
+        """Norm of the Riemannian gradient at y."""
         y = y.unsqueeze(0)
         return float(item_norm(self.problem.manifold.tangent(y, self.problem.gradient(y))))
 
-    def pymanopt_problem(self) -> pymanopt.Problem:
-        manifold = next(
+    def pymanopt_manifold(self) -> Any:
+        """pymanopt's counterpart of the manifold."""
+        return next(
             build(*self.start.shape)
             for kind, build in _MANIFOLDS.items()
             if isinstance(self.problem.manifold, kind)
         )
+
+    def pymanopt_problem(self) -> pymanopt.Problem:
+        """The problem with its derivatives."""
+        manifold = self.pymanopt_manifold()
         function = pymanopt.function.numpy(manifold)
         return pymanopt.Problem(
             manifold,
-            function(self._cost),
+            function(self.cost),
             euclidean_gradient=function(self._gradient),
             euclidean_hessian=function(self._hessian),
         )
 
-    def _cost(self, point: np.ndarray) -> np.float64:
+    def cost(self, point: np.ndarray) -> np.float64:
+        """f, infinite outside its domain."""
         with torch.no_grad():
             value = self.problem.objective(self.tensor(point).unsqueeze(0))
         # NaN compares false with everything, so a line search would accept it as a decrease.
@@ -175,7 +193,7 @@ class _Item:
         y = self.tensor(point)
         gradient = self.problem.gradient(y.unsqueeze(0)).squeeze(0)
         if not bool(gradient.isfinite().all()):
-            raise _LeftDomainError
+            raise LeftDomainError
         self.last_finite = y
         self.gradients += 1
         return self._numpy(gradient)

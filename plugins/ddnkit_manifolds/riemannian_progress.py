@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import torch
 from torch import Tensor
 
 from ddnkit import Problem, Status
 
-from .support import gaussian, gradient_scale, item_norm, per_item
+from .support import GOAL, gaussian, gradient_scale, item_norm, per_item
 
 _RUNNING = -1
 _POWER_ITERATIONS = 8
@@ -16,17 +19,29 @@ _POWER_ITERATIONS = 8
 class Progress:
     """The batch during a solve; an item that has ended keeps its point, status and iteration.
 
+    Args:
+        max_time: seconds from now until `late`; None for no limit.
+
     Attributes:
         y: (B, *y), the best point checked so far; the start of an item that never was finite.
+        norm: (B,), its tangent gradient norm.
         tolerance: (B,), the largest tangent gradient norm that counts as converged.
         status, iterations: (B,), as in `ddnkit.Solution`.
     """
 
-    def __init__(self, problem: Problem, start: Tensor, relative_tolerance: float) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        start: Tensor,
+        relative_tolerance: float,
+        max_time: float | None = None,
+    ) -> None:
+        self._end = math.inf if max_time is None else time.perf_counter() + max_time
         batch, device = problem.batch_size, start.device
         self.y = start
         self.tolerance = relative_tolerance * gradient_scale(problem, start)
         self.objective = torch.full((batch,), torch.inf, dtype=start.dtype, device=device)
+        self.norm = torch.full_like(self.objective, torch.inf)
         self.status = torch.full((batch,), _RUNNING, dtype=torch.long, device=device)
         self.iterations = torch.zeros(batch, dtype=torch.long, device=device)
 
@@ -35,10 +50,17 @@ class Progress:
         """(B,), True where the item has not ended."""
         return self.status == _RUNNING
 
+    @property
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return time.perf_counter() >= self._end
+
     def end(self, items: Tensor, status: Status, iteration: int) -> None:
-        """End those of ``items`` that are still active."""
+        """End those of ``items`` that are still active; CONVERGED where within the tolerance."""
         ending = items & self.active
-        self.status = torch.where(ending, int(status), self.status)
+        good = (self.norm <= self.tolerance) & (status != Status.NON_FINITE)
+        outcome = torch.where(good, int(Status.CONVERGED), int(status))
+        self.status = torch.where(ending, outcome, self.status)
         self.iterations = torch.where(ending, iteration, self.iterations)
 
     def check(self, y: Tensor, value: Tensor, gradient: Tensor, iteration: int) -> Tensor:
@@ -60,10 +82,11 @@ class Progress:
         rounding = torch.finfo(value.dtype).eps * self.objective.abs()
         rise = torch.where(self.objective.isinf(), -1, (value - self.objective) / rounding)
         # At the rounding level of f the gradient is the better judge.
-        done = finite & (norm <= self.tolerance)
+        done = finite & (norm <= (GOAL if iteration else 1.0) * self.tolerance)
         better = self.active & (done | (value < self.objective))
         self.y = torch.where(per_item(better, y), y, self.y)
         self.objective = torch.where(better, value, self.objective)
+        self.norm = torch.where(better, norm, self.norm)
         self.end(done, Status.CONVERGED, iteration)
         return rise
 

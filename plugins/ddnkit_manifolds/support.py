@@ -9,6 +9,10 @@ from torch import Generator, Tensor
 
 from ddnkit import Problem
 
+#: Solvers iterate to this part of their tolerance. A solution is then one still when it is started
+#: from, where the scale that gradients are relative to may be smaller than at the first start.
+GOAL = 0.25
+
 
 def lapack_dtype(dtype: torch.dtype) -> torch.dtype:
     """``dtype`` itself, or float32 where factorisations do not exist in it (half precision)."""

@@ -1,9 +1,12 @@
 """Every iterative solver on every problem: known solutions, dtypes, statuses, refusals."""
 
+import numpy as np
 import pytest
 import torch
 from ddnkit_manifolds import (
     ConjugateGradient,
+    NelderMead,
+    ParticleSwarm,
     Procrustes,
     RiemannianAdam,
     RiemannianLineSearch,
@@ -24,7 +27,10 @@ SOLVERS = [
     RiemannianAdam,
     RiemannianLineSearch,
 ]
+DERIVATIVE_FREE = [NelderMead, ParticleSwarm]
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
+every_solver = pytest.mark.parametrize("solver", SOLVERS + DERIVATIVE_FREE)
+derivative_free = pytest.mark.parametrize("solver", DERIVATIVE_FREE)
 
 
 @pytest.fixture(autouse=True)
@@ -139,10 +145,12 @@ VECTORS = [
 ]
 
 
-@each_solver
+@every_solver
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
 @pytest.mark.parametrize(("node", "x"), VECTORS, ids=lambda v: type(v).__name__)
 def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
+    if solver in DERIVATIVE_FREE:
+        tolerance = 5e-3
     problem = Problem(node, [x.to(dtype)], 2)
     solution = solver().solve(problem)
     assert solution.statuses() == [Status.CONVERGED] * 2
@@ -155,7 +163,11 @@ def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
         assert 1 - cosine < tolerance**2 + 1e-6 * (dtype == torch.float32)
 
 
-@each_solver
+def closeness(solver):
+    return 1e-2 if solver in DERIVATIVE_FREE else 1e-5
+
+
+@every_solver
 def test_an_exact_start_needs_no_step(solver):
     x = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
     solution = solver().solve(Problem(Quadratic(), [x], 1), start=x)
@@ -164,7 +176,7 @@ def test_an_exact_start_needs_no_step(solver):
     assert torch.allclose(solution.y, x)
 
 
-@each_solver
+@every_solver
 def test_iteration_limit_is_reported(solver):
     problem = nearest_etf(12, 4, batch=1)
     solution = solver(max_iterations=2).solve(problem)
@@ -173,7 +185,7 @@ def test_iteration_limit_is_reported(solver):
     assert problem.objective(solution.y) <= problem.objective(problem.start())
 
 
-@each_solver
+@every_solver
 def test_scale_of_the_objective_does_not_matter(solver):
     class Scaled(Quadratic):
         def objective(self, x, y):
@@ -182,16 +194,16 @@ def test_scale_of_the_objective_does_not_matter(solver):
     x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
     solution = solver().solve(Problem(Scaled(), [x], 1))
     assert solution.statuses() == [Status.CONVERGED]
-    assert torch.allclose(solution.y[0], Quadratic().solution(x[0]), atol=1e-5)
+    assert torch.allclose(solution.y[0], Quadratic().solution(x[0]), atol=closeness(solver))
 
 
-@each_solver
+@every_solver
 def test_non_finite_items_are_reported_and_leave_the_others_alone(solver):
     x = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [3.0, -1.0]], dtype=torch.float64)
     solution = solver().solve(Problem(Quadratic(), [x], 3))
     assert solution.statuses() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
     assert solution.y.isfinite().all()
-    assert torch.allclose(solution.y[2], Quadratic().solution(x[2]), atol=1e-5)
+    assert torch.allclose(solution.y[2], Quadratic().solution(x[2]), atol=closeness(solver))
 
 
 class EdgeOfDomain(Quadratic):
@@ -201,7 +213,7 @@ class EdgeOfDomain(Quadratic):
         return x[0] * y[0] + y[0].sqrt()
 
 
-@each_solver
+@every_solver
 def test_leaving_the_domain_is_a_status_and_no_exception(solver):
     x = torch.ones(1, 2, dtype=torch.float64)
     solution = solver(max_iterations=200).solve(Problem(EdgeOfDomain(), [x], 1))
@@ -216,7 +228,7 @@ class NoDerivative(Quadratic):
         return x[0] * y[0] + torch.where(y[0] < 0.5, 0.0, 0 * (y[0] - 0.5).sqrt())
 
 
-@each_solver
+@every_solver
 def test_a_derivative_that_is_not_finite_is_reported(solver):
     x = torch.ones(1, 2, dtype=torch.float64)
     solution = solver().solve(Problem(NoDerivative(), [x], 1))
@@ -243,21 +255,24 @@ def test_a_tolerance_out_of_reach_stalls(solver):
     assert solution.statuses() == [Status.STALLED]
 
 
-@each_solver
+@every_solver
 def test_no_output(solver, capfd):
-    solver().solve(nearest_etf(12, 4, batch=1))
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    solver().solve(Problem(Quadratic(), [x], 1))
     assert capfd.readouterr() == ("", "")
 
 
-@each_solver
+@every_solver
 def test_leaves_the_random_state_alone(solver):
-    before = torch.random.get_rng_state()
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()
     problem = Problem(Quadratic(), [torch.tensor([[1.0, -2.0, 0.5]])], 1)
     solver().solve(problem)
     assert torch.equal(torch.random.get_rng_state(), before)
+    for part, part_before in zip(np.random.get_state(), numpy_before, strict=True):
+        assert np.array_equal(part, part_before)
 
 
-@each_solver
+@every_solver
 def test_refuses_with_a_reason(solver):
     class Free(Quadratic):
         manifold = None
@@ -278,12 +293,12 @@ def test_refuses_with_a_reason(solver):
     assert solver().unsupported(Problem.single(Quadratic(), [x])) is None
 
 
-@each_solver
+@every_solver
 def test_is_found_by_name(solver):
     assert registry.get("solvers", solver.name) is solver
 
 
-@each_solver
+@every_solver
 def test_empty_batch(solver):
     problem = Problem(Quadratic(), [torch.zeros(0, 3)], 0)
     solution = solver().solve(problem, start=torch.zeros(0, 3))
@@ -306,3 +321,57 @@ def test_an_unknown_direction_is_an_error():
 def test_plain_gradient_descent_without_momentum():
     solution = RiemannianSGD(momentum=0.0).solve(nearest_etf(12, 4, batch=1))
     assert solution.statuses() == [Status.CONVERGED]
+
+
+@derivative_free
+@pytest.mark.parametrize(("d", "C"), [(3, 1), (3, 2), (4, 2)])
+def test_derivative_free_on_the_stiefel_manifold(solver, d, C):
+    A = torch.randn(1, d, C, dtype=torch.float64)
+
+    class Nearest(Quadratic):
+        manifold = Stiefel()
+
+        def objective(self, x, y):
+            return (y - x).square().sum()
+
+        def initial_point(self, x):
+            return torch.eye(d, C, dtype=x.dtype)
+
+    problem = Problem(Nearest(), [A], 1)
+    solution = solver().solve(problem)
+    assert solution.statuses() == [Status.CONVERGED]
+    assert Stiefel().infeasibility(solution.y).max() < 1e-14
+    polar = Stiefel().project(A)
+    assert (solution.y - polar).norm() < 2e-2
+    assert problem.objective(solution.y) < problem.objective(problem.start())
+
+
+@derivative_free
+def test_derivative_free_converges_only_to_its_tolerance(solver):
+    problem = Problem(Quadratic(), [torch.tensor([[1.0, -2.0, 0.5]]).double()], 1)
+    best = solver(gradient_tolerance=1e-14, max_iterations=60).solve(problem)
+    assert best.statuses() == [Status.MAX_ITERATIONS]
+    loose = solver(gradient_tolerance=0.1).solve(problem)
+    assert loose.statuses() == [Status.CONVERGED]
+    assert int(loose.iterations[0]) < 60
+    tangent = Sphere().tangent(loose.y, problem.gradient(loose.y)).norm()
+    start = problem.start()
+    scale = problem.gradient(start).norm() + problem.hessian_vector(start, start).norm()
+    assert tangent <= 0.1 * scale
+
+
+def test_particle_swarm_is_deterministic_for_a_seed_and_searches_everywhere():
+    class TwoWells(Quadratic):
+        def objective(self, x, y):
+            return -(y[0] ** 4) - 0.2 * y[0] + x.sum() * 0
+
+        def initial_point(self, x):
+            return torch.tensor([-1.0, 0.05, 0.0], dtype=x.dtype) / (1 + 0.05**2) ** 0.5
+
+    problem = Problem(TwoWells(), [torch.zeros(1, 3, dtype=torch.float64)], 1)
+    first, again = ParticleSwarm().solve(problem), ParticleSwarm().solve(problem)
+    other = ParticleSwarm(seed=1).solve(problem)
+    assert torch.equal(first.y, again.y)
+    assert not torch.equal(first.y, other.y)
+    assert first.y[0, 0] > 0.9 and other.y[0, 0] > 0.9
+    assert TrustRegions().solve(problem).y[0, 0] < -0.9

@@ -284,9 +284,9 @@ class RootOfNegative(Node):
 @pytest.mark.parametrize(
     ("node", "settings", "status"),
     [
-        (Unbounded(), {}, Status.NON_FINITE),
+        (Unbounded(), {}, Status.UNBOUNDED),
         (RootOfNegative(), {}, Status.NON_FINITE),
-        (Contradiction(), {}, Status.STALLED),
+        (Contradiction(), {}, Status.INFEASIBLE),
         (Rosenbrock(), {"max_iterations": 3}, Status.MAX_ITERATIONS),
         (Rosenbrock(), {"max_iterations": 40}, Status.CONVERGED),
     ],
@@ -297,6 +297,31 @@ def test_status_says_how_it_ended(node, settings, status):
     assert solution.statuses() == [status]
     if status == Status.MAX_ITERATIONS:
         assert int(solution.iterations[0]) == settings["max_iterations"]
+
+
+def test_a_step_without_curvature_is_lengthened_to_where_it_sets_in():
+    class FlatFirst(Node):
+        start = (0.0, 0.0)
+
+        def objective(self, x, y):
+            return -y[0] + torch.relu(y[0] - 1e6).square() + (y[1] - x).square()
+
+    solution = Newton().solve(Problem.single(FlatFirst(), tensors(1.0)))
+    assert solution.statuses() == [Status.CONVERGED]
+    assert torch.allclose(solution.y[0], torch.tensor([1e6 + 0.5, 1.0], dtype=torch.float64))
+    assert int(solution.iterations[0]) < 20
+
+
+def test_steps_that_get_short_towards_a_singularity_are_no_convergence():
+    # Constant along rays: the steps shrink with y, and the direction never settles.
+    class Cosine(Node):
+        start = (1.0, 1.0)
+
+        def objective(self, x, y):
+            return -(y[0] + x * y[1]) / y.norm()
+
+    solution = Newton().solve(Problem.single(Cosine(), tensors(-3.0)))
+    assert solution.statuses() != [Status.CONVERGED]
 
 
 def test_one_bad_item_leaves_the_others_alone():

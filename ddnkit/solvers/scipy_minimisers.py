@@ -1,0 +1,104 @@
+"""SciPy's minimisers with equality constraints: SLSQP, and trust regions (trust-constr)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import NonlinearConstraint, minimize
+from scipy.sparse.linalg import LinearOperator
+
+from .scipy_base import ScipySolver
+from .scipy_item import ScipyItem
+
+# `ScipyItem` judges the iterates; SciPy's own rules on accuracy are set out of reach.
+_NEVER = 1e-300
+
+
+class SLSQP(ScipySolver):
+    """Sequential quadratic programming: each step solves a quadratic program with a BFGS matrix.
+
+    First derivatives only; O(m³) time a step. See `ScipySolver` for the settings and the statuses.
+
+    Source: Kraft (1988), *A software package for sequential quadratic programming*.
+    """
+
+    name = "slsqp"
+
+    def __init__(
+        self,
+        *,
+        max_iterations: int = 500,
+        tolerance: float | None = None,
+        max_time: float | None = None,
+    ) -> None:
+        super().__init__(max_iterations=max_iterations, tolerance=tolerance, max_time=max_time)
+
+    def _minimise(self, item: ScipyItem) -> None:
+        constraint = {"type": "eq", "fun": item.constraints, "jac": item.jacobian}
+        minimize(
+            item.objective,
+            item.last,
+            jac=item.gradient,
+            method="SLSQP",
+            constraints=[constraint] if item.constrained else (),
+            options={"maxiter": self.max_iterations + 1, "ftol": _NEVER},
+        )
+
+
+class TrustConstr(ScipySolver):
+    """Trust-region sequential quadratic programming with exact second derivatives.
+
+    Hessians of f and h come in as Hessian-vector products by automatic differentiation. See
+    `ScipySolver` for the common settings and the statuses.
+
+    Args:
+        initial_radius: of the first trust region, in units of y.
+
+    Source: Lalee, Nocedal and Plantenga (1998), after Byrd and Omojokun.
+    """
+
+    name = "trust_constr"
+
+    def __init__(
+        self,
+        *,
+        max_iterations: int = 500,
+        tolerance: float | None = None,
+        max_time: float | None = None,
+        initial_radius: float = 1.0,
+    ) -> None:
+        super().__init__(max_iterations=max_iterations, tolerance=tolerance, max_time=max_time)
+        self.initial_radius = initial_radius
+
+    def _minimise(self, item: ScipyItem) -> None:
+        options: dict[str, Any] = {
+            # Steps that it rejects count here, and not for `ScipyItem`.
+            "maxiter": 10 * self.max_iterations + 1,
+            "gtol": _NEVER,
+            "xtol": np.finfo(np.float64).eps ** 2,
+            "initial_tr_radius": self.initial_radius,
+        }
+        constraints: Any = ()
+        if item.constrained:
+            size = len(item.x0)
+
+            def hessian(x: np.ndarray, weights: np.ndarray) -> LinearOperator:
+                def product(v: np.ndarray) -> np.ndarray:
+                    return item.constraint_hessian_vector(x, weights, v)
+
+                return LinearOperator((size, size), matvec=product, dtype=np.float64)
+
+            constraints = NonlinearConstraint(
+                item.constraints, 0.0, 0.0, jac=item.jacobian, hess=hessian
+            )
+            options["factorization_method"] = "SVDFactorization"
+        minimize(
+            item.objective,
+            item.last,
+            jac=item.gradient,
+            hessp=item.hessian_vector,
+            method="trust-constr",
+            constraints=constraints,
+            options=options,
+        )
