@@ -11,6 +11,7 @@ from .errors import (
     UntrustedGradientError,
     nearest_choice,
 )
+from .fixed_point import FixedPointNode
 from .layer import DeclarativeLayer
 from .manifold import Manifold
 from .node import DeclarativeNode
@@ -29,6 +30,7 @@ __all__ = [
     "DdnkitWarning",
     "DeclarativeLayer",
     "DeclarativeNode",
+    "FixedPointNode",
     "InputError",
     "Job",
     "Manifold",

@@ -10,20 +10,29 @@ is deterministic, and costs one more gradient.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
-from .lagrangian import constraint_jacobian, lagrangian_gradient, least_squares_multipliers
+from .lagrangian import (
+    constraint_jacobian,
+    constraint_margin,
+    lagrangian_gradient,
+    least_squares_multipliers,
+)
 from .problem import Problem, flat
 from .solution import Solution, Status
 
-POLICIES = ("raise", "warn", "nan")
+VERDICTS = ("trusted", "doubtful", "invalid")
+POLICIES = ("raise", "warn", "nan", "mask")
 
 #: Largest backward error that passes where a node names none. A gradient inherits about this
 #: error times the condition of its problem; float32 rounding alone costs 1e-7 times that.
@@ -46,7 +55,15 @@ class Certificate:
         uniqueness: least over largest curvature where the solver knows it, else None.
         adjoint_residual: relative residual of the adjoint system; None before the backward pass and
             for forms that solve none.
+        licq: least over largest singular value of the constraints' gradients, each of unit length; 0
+            where they are dependent (harmless if they agree), 1 without constraints.
+        curvature: least over largest curvature of the Lagrangian on the tangent space; at or below
+            rounding level the solution is no strict minimum. Measured on request.
+        condition: largest over least size of those curvatures. Measured on request.
+        error_bound: estimated bound on the relative error of the gradient: of the last one computed,
+            before that of the worst of three. Measured on request.
         tolerance: what the figures are held against.
+        form: the backward form that "auto" took.
     """
 
     stationarity: Tensor
@@ -57,6 +74,11 @@ class Certificate:
     solver: str = ""
     uniqueness: Tensor | None = None
     adjoint_residual: Tensor | None = None
+    licq: Tensor | None = None
+    curvature: Tensor | None = None
+    condition: Tensor | None = None
+    error_bound: Tensor | None = None
+    form: str = ""
 
     @property
     def solved(self) -> Tensor:
@@ -69,9 +91,37 @@ class Certificate:
         good = self.solved
         if self.adjoint_residual is not None:
             good = good & (self.adjoint_residual <= self.tolerance)
-        if self.uniqueness is not None:
-            good = good & (self.uniqueness > 64 * torch.finfo(self.stationarity.dtype).eps)
+        for curvature in (self.uniqueness, self.curvature):
+            if curvature is not None:
+                good = good & (curvature > self._rounding)
         return good
+
+    @property
+    def _rounding(self) -> float:
+        return 64 * torch.finfo(self.stationarity.dtype).eps
+
+    def verdicts(self) -> list[str]:
+        """Per item, in row-major order: "trusted", "doubtful" or "invalid".
+
+        Trusted: every figure measured is within its tolerance. Invalid: one is beyond the square root
+        of it, NaN, or says that there is no gradient. Waits for a GPU.
+        """
+        grade = torch.zeros_like(self.stationarity, dtype=torch.long)
+        loose = self.tolerance**0.5
+        for value in (self.stationarity, self.feasibility, self.adjoint_residual):
+            if value is not None:
+                grade = torch.maximum(grade, _grade(value, self.tolerance, loose))
+        for value in (self.uniqueness, self.curvature):
+            if value is not None:
+                least = torch.finfo(value.dtype).eps ** 0.5
+                grade = torch.maximum(grade, _grade(-value, -least, -self._rounding))
+        if self.error_bound is not None:
+            grade = torch.maximum(grade, _grade(self.error_bound, loose, 0.3))
+        return [VERDICTS[g] for g in grade.reshape(-1).tolist()]
+
+    def causes(self) -> list[str]:
+        """What speaks against the worst items, each with its figure; empty if nothing does."""
+        return _reasons(self, backward=True)
 
     def reshaped(self, shape: Sequence[int]) -> Certificate:
         """The same with another batch shape."""
@@ -85,14 +135,21 @@ class Certificate:
         parts = [f"stationarity {_worst(self.stationarity)}"]
         parts.append(f"feasibility {_worst(self.feasibility)}")
         if self.uniqueness is not None:
-            parts.append(f"uniqueness {float(self.uniqueness.min()):.1e}")
+            parts.append(f"uniqueness {_least(self.uniqueness)}")
         if self.adjoint_residual is not None:
             parts.append(f"adjoint residual {_worst(self.adjoint_residual)}")
+        if self.curvature is not None:
+            parts.append(f"curvature {_least(self.curvature)}")
+        if self.condition is not None:
+            parts.append(f"condition {_worst(self.condition)}")
+        if self.error_bound is not None:
+            parts.append(f"gradient error at most {_worst(self.error_bound)}")
         bad = int((~self.differentiable).sum())
         verdict = "passed" if bad == 0 else f"{bad} of {self.stationarity.numel()} failed"
         return f"{verdict}: {', '.join(parts)} (tolerance {self.tolerance:.0e})"
 
 
+@torch.no_grad()
 def measure(problem: Problem, solution: Solution, tolerance: float | None) -> Certificate:
     """The certificate of a solved batch; ``solution`` must be batched."""
     y = solution.y
@@ -100,16 +157,19 @@ def measure(problem: Problem, solution: Solution, tolerance: float | None) -> Ce
         tolerance = problem.node.tolerance
     if tolerance is None:
         tolerance = TOLERANCE[y.dtype]
-    stationarity, feasibility = _backward_errors(problem, y)
+    if problem.batch_size == 0:
+        stationarity = feasibility = licq = y.new_zeros(0)
+    else:
+        stationarity, feasibility, licq = _backward_errors(problem, y)
     status = torch.as_tensor(solution.status, device=y.device)
     iterations = torch.as_tensor(solution.iterations, device=y.device)
     return Certificate(
         stationarity, feasibility, status, iterations, tolerance, solution.solver,
-        solution.uniqueness,
+        solution.uniqueness, licq=licq,
     )  # fmt: skip
 
 
-def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The relative step of the probe: small enough to stay inside the domain of a barrier, large
     # enough that the difference of two gradients keeps half of the digits.
     step = torch.finfo(y.dtype).eps ** 0.5
@@ -119,9 +179,11 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
     residual = flat(gradient)
     own = problem.constraints(y)
     nu = sigma = None
+    licq = torch.ones_like(feasibility)
     if own is not None:
         jacobian = constraint_jacobian(problem, y)
         assert jacobian is not None
+        licq = constraint_margin(jacobian)
         nu = least_squares_multipliers(jacobian, gradient)
         residual = residual - (jacobian.mT @ nu.unsqueeze(-1)).squeeze(-1)
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
@@ -141,8 +203,12 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
 
     scale = torch.zeros_like(feasibility)
     for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
-        inputs = [_perturbed(x, step, k + 1, probe) for k, x in enumerate(problem.inputs)]
-        moved, y_moved = problem.with_inputs(inputs), _perturbed(y, step, 0, probe)
+        flags = problem.operands_batched
+        operands = [
+            _perturbed(x, step, k + 1, probe) if own else x
+            for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
+        ]
+        moved, y_moved = problem.with_operands(operands), _perturbed(y, step, 0, probe)
         change = (of_lagrangian(moved, y_moved) - residual).norm(dim=-1)
         scale = torch.maximum(scale, change / step)
         if own is not None:
@@ -151,7 +217,7 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
             scale_h = torch.maximum(scale_h, (h_moved - own).norm(dim=-1) / step)
     if own is not None:
         feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
-    return _ratio(residual.norm(dim=-1), scale), feasibility
+    return _ratio(residual.norm(dim=-1), scale), feasibility, licq
 
 
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:
@@ -180,10 +246,17 @@ def _perturbed(x: Any, step: float, stream: int, probe: int) -> Any:
 
 
 def validated_policy(policy: str) -> str:
-    """``policy`` if it is one of raise, warn, nan."""
+    """``policy`` if it is one of raise, warn, nan, mask."""
     if policy not in POLICIES:
         raise InputError(f"no policy '{policy}'.{nearest_choice(policy, POLICIES)}")
     return policy
+
+
+def validated_certify(certify: str) -> str:
+    """``certify`` if it is "fast" or "full"."""
+    if certify not in ("fast", "full"):
+        raise InputError(f"no choice '{certify}' of certify; 'fast' or 'full'")
+    return certify
 
 
 def complaint(certificate: Certificate, where: str, backward: bool) -> str | None:
@@ -191,7 +264,11 @@ def complaint(certificate: Certificate, where: str, backward: bool) -> str | Non
     good = certificate.differentiable if backward else certificate.solved
     if bool(good.all()):
         return None
-    bad = ~good
+    reasons = _reasons(certificate, backward)
+    return f"{where}: {int((~good).sum())} of {good.numel()} {'; '.join(reasons)}"
+
+
+def _reasons(certificate: Certificate, backward: bool) -> list[str]:
     reasons = []
     tolerance = f"tolerance {certificate.tolerance:.0e}"
     checks: list[tuple[str, Tensor | None, str]] = [
@@ -201,6 +278,8 @@ def complaint(certificate: Certificate, where: str, backward: bool) -> str | Non
         ("not stationary: backward error", certificate.stationarity,
          "(a) the solver stopped early, (b) it solves another problem than the objective states"),
     ]  # fmt: skip
+    if certificate.licq is not None and not bool((certificate.licq > certificate._rounding).all()):
+        checks[1] = (*checks[1][:2], checks[1][2] + ", (c) the constraints are degenerate there")
     if backward:
         checks.append(
             ("adjoint system not solved: residual", certificate.adjoint_residual,
@@ -209,25 +288,44 @@ def complaint(certificate: Certificate, where: str, backward: bool) -> str | Non
     for text, value, causes in checks:
         if value is not None and not bool((value <= certificate.tolerance).all()):
             reasons.append(f"{text} {_worst(value)} ({tolerance}); {causes}")
-    if backward and not reasons and certificate.uniqueness is not None:
-        reasons.append(
-            f"not unique: relative curvature {float(certificate.uniqueness.min()):.1e}; "
-            "the solution has no gradient; add a term that singles one out"
-        )
+    for curvature in (certificate.uniqueness, certificate.curvature) if backward else ():
+        if not reasons and curvature is not None and not bool(
+            (curvature > certificate._rounding).all()
+        ):  # fmt: skip
+            reasons.append(
+                f"not unique: relative curvature {_least(curvature)}; the solution has no gradient; "
+                "add a term that singles one out"
+            )
     if not backward or not reasons:
         causes = _status_causes(certificate)
         if causes:
             reasons.append(causes)
-    return f"{where}: {int(bad.sum())} of {bad.numel()} {'; '.join(reasons)}"
+    return reasons
 
 
 def act(policy: str, message: str | None) -> None:
     """Raise or warn with ``message``, if there is one."""
-    if message is None or policy == "nan":
+    if message is None or policy in ("nan", "mask"):
         return
     if policy == "raise":
         raise UntrustedGradientError(message)
-    warnings.warn(message, DdnkitWarning, stacklevel=8)
+    frame = _callers_frame()
+    if frame is None:
+        warnings.warn(message, DdnkitWarning, stacklevel=2)
+        return
+    # What Python keeps there to show a repeated warning once.
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    filename, line = frame.f_code.co_filename, frame.f_lineno
+    warnings.warn_explicit(message, DdnkitWarning, filename, line, registry=registry)
+
+
+def _callers_frame() -> FrameType | None:
+    """Where, outside of ddnkit and torch, the call came from."""
+    inside = tuple(str(Path(module).parent) for module in (__file__, str(torch.__file__)))
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
+        frame = frame.f_back
+    return frame
 
 
 def _status_causes(certificate: Certificate) -> str:
@@ -238,6 +336,15 @@ def _status_causes(certificate: Certificate) -> str:
     if status in (Status.CONVERGED, Status.UNKNOWN):
         return ""
     return f"solver {certificate.solver or '?'} ended with {status.name}: {status.causes}"
+
+
+def _grade(value: Tensor, trusted: float, doubtful: float) -> Tensor:
+    # Written so that NaN ends in the worst grade.
+    return 2 - (value <= doubtful).long() - (value <= trusted).long()
+
+
+def _least(value: Tensor) -> str:
+    return "none" if value.numel() == 0 else f"{float(value.min()):.1e}"
 
 
 def _worst(value: Tensor) -> str:

@@ -1,25 +1,26 @@
-"""Multipliers, Hessian and input derivatives of the Lagrangian L(x, y, ν) = f(x, y) − νᵀ h(x, y).
+"""The Lagrangian L(x, y, ν) = f(x, y) − νᵀ h(x, y): multipliers, tangent space, Hessian.
 
-At a solution ∇_y L = 0 and h = 0. Differentiating both, with G = D²_yy L, B = D²_xy L, A = D_y h and
-C = D_x h:
-    G dy − Aᵀ dν + B dx = 0,      A dy + C dx = 0.
-For an incoming gradient v, let z and μ solve G z + Aᵀ μ = −v, A z = 0. Then
-    vᵀ dy = −zᵀG dy − μᵀA dy = −zᵀ(Aᵀ dν − B dx) + μᵀC dx = (Bᵀz + Cᵀμ)ᵀ dx,
-because A z = 0. So the gradient for the inputs is the derivative with respect to x of
-    zᵀ ∇_y L(x, y, ν) + μᵀ h(x, y),
-one backward pass, whatever the sizes. A manifold's constraints do not depend on x and drop out of it.
-Checked against finite differences, and for the signs against PROBLEMS 3 and 10.
+Two sets of routines. Those of the first part work on plain numbers, with torch.autograd, for solvers,
+certificates and the linear algebra of the backward forms. Those of the second part are functions of
+operands and y built on torch.func, so that any transform may go through them; the implicit function
+theorem (`ddnkit.implicit`) is written in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 
+from .errors import InputError
 from .linalg.kkt import without_bad_items
 from .problem import Problem, derivative, flat
+
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
@@ -29,27 +30,56 @@ def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
         variable = y.detach().requires_grad_()
         own = problem.constraints(variable)
         if own is not None:
-            total = own.sum(dim=0)  # items are independent: each keeps its own rows
-            rows = [
-                flat(_row(total[k], variable, last=k == len(total) - 1)) for k in range(len(total))
-            ]
-            parts.append(torch.stack(rows, dim=1))
+            # Items are independent: the gradient of a sum over the batch keeps each one's own row.
+            parts.append(_rows(own.sum(dim=0), variable))
     if problem.manifold is not None:
         parts.append(problem.manifold.constraint_jacobian(y.detach()))
     return torch.cat(parts, dim=1) if parts else None
 
 
-def _row(scalar: Tensor, variable: Tensor, last: bool) -> Tensor:
-    if not scalar.requires_grad:
-        return torch.zeros_like(variable)
-    (row,) = torch.autograd.grad(scalar, variable, retain_graph=not last, allow_unused=True)
-    return torch.zeros_like(variable) if row is None else row
+def _rows(values: Tensor, variable: Tensor) -> Tensor:
+    """∂valuesₖ/∂variable for values (n,) and variable (B, *y), shape (B, n, m)."""
+    count, shape = len(values), (len(variable), len(values), variable.shape[1:].numel())
+    if not values.requires_grad or count == 0:
+        return variable.new_zeros(shape)
+    basis = torch.eye(count, dtype=values.dtype, device=values.device)
+    if count > 1:
+        try:
+            (rows,) = torch.autograd.grad(
+                values, variable, basis, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+        except (RuntimeError, InputError):  # an operation whose derivative cannot be batched
+            rows = None
+        if rows is not None:
+            return rows.movedim(0, 1).reshape(shape)
+    found = [
+        torch.autograd.grad(values, variable, e, retain_graph=True, allow_unused=True)[0]
+        for e in basis
+    ]
+    zero = torch.zeros_like(variable)
+    return torch.stack([zero if row is None else row for row in found], 1).reshape(shape)
 
 
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     """The ν of least norm that minimises ‖∇f − Aᵀν‖, shape (B, p)."""
-    (finite,) = without_bad_items(jacobian)
-    return (torch.linalg.pinv(finite.mT) @ flat(gradient).unsqueeze(-1)).squeeze(-1)
+    return _apply(pseudo_inverse(jacobian).mT, flat(gradient))
+
+
+def pseudo_inverse(jacobian: Tensor) -> Tensor:
+    """A⁺ (B, m, p), differentiable where the rank is constant nearby; 0 for an item that is not finite."""
+    (A,) = without_bad_items(jacobian)
+    return torch.linalg.pinv(A)
+
+
+def constraint_margin(jacobian: Tensor) -> Tensor:
+    """Least over largest singular value of A with rows of unit length, (B,): 0 if they are dependent."""
+    (A,) = without_bad_items(jacobian)
+    if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
+        return A.new_zeros(len(A))
+    length = A.norm(dim=-1, keepdim=True)
+    values = torch.linalg.svdvals(A / torch.where(length > 0, length, 1.0))
+    largest = values[..., 0]
+    return torch.where(largest > 0, values[..., -1] / largest, 0.0)
 
 
 def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
@@ -63,49 +93,196 @@ def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tenso
 
 
 def lagrangian_hessian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
-    """G = D²_yy L, shape (B, m, m), row by row: m backward passes for the whole batch."""
+    """G = D²_yy L, shape (B, m, m): m backward passes for the whole batch, side by side."""
     with torch.enable_grad():
         variable = y.detach().requires_grad_()
         gradient = flat(lagrangian_gradient(problem, variable, nu)).sum(dim=0)
-        rows = [
-            flat(_row(gradient[k], variable, last=k == len(gradient) - 1))
-            for k in range(len(gradient))
-        ]
-    return torch.stack(rows, dim=1)
+        return _rows(gradient, variable)
 
 
-def input_gradients(
-    problem: Problem,
-    y: Tensor,
-    z: Tensor,
-    wrt: Sequence[int],
-    nu: Tensor | None = None,
-    mu: Tensor | None = None,
-) -> list[Tensor | None]:
-    """Bᵀz + Cᵀμ for each input whose index is in ``wrt``; None for the others.
+# -- functions -------------------------------------------------------------------------------------
 
-    Args:
-        z: (B, *y).
-        nu, mu: (B, p) for the node's own constraints; None where it has none.
+
+class ConstraintSet(abc.ABC):
+    """The constraints at a point y, linearised: A = D_y h, and the projector P on its null space.
+
+    Vectors are flat, (..., B, m). Everything is differentiable in the problem's operands and in y.
     """
-    gradients: list[Tensor | None] = [None] * len(problem.inputs)
-    with torch.enable_grad():
-        inputs = list(problem.inputs)
-        for index in wrt:
-            inputs[index] = inputs[index].detach().requires_grad_()
-        problem = problem.with_inputs(inputs)
-        variable = y.detach().requires_grad_()
-        value = problem.objective(variable).sum()
-        constraints = problem.constraints(variable)
-        if constraints is not None and nu is not None:
-            value = value - (nu * constraints).sum()
-        pairing = (derivative(value, variable, create_graph=True) * z).sum()
-        if constraints is not None and mu is not None:
-            pairing = pairing + (mu * constraints).sum()
-        if not pairing.requires_grad:
-            found: Sequence[Tensor | None] = [None] * len(wrt)
-        else:
-            found = torch.autograd.grad(pairing, [inputs[i] for i in wrt], allow_unused=True)
-    for index, gradient in zip(wrt, found, strict=True):
-        gradients[index] = torch.zeros_like(inputs[index]) if gradient is None else gradient
-    return gradients
+
+    #: whether the constraints can depend on the operands, as a manifold's cannot
+    parametric: bool
+
+    @abc.abstractmethod
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """The ν that minimises ‖gradient − Aᵀν‖, for (B, m)."""
+
+    @abc.abstractmethod
+    def project(self, vector: Tensor) -> Tensor:
+        """P v, the orthogonal projection on the tangent space."""
+
+    @abc.abstractmethod
+    def restore(self, violation: Tensor) -> Tensor:
+        """A⁺ r, (B, m) for r (B, p): the least change of y that changes h by r."""
+
+
+class Unconstrained(ConstraintSet):
+    """No constraint: P = I."""
+
+    parametric = False
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """(B, 0)."""
+        return gradient[..., :0]
+
+    def project(self, vector: Tensor) -> Tensor:
+        """v."""
+        return vector
+
+    def restore(self, violation: Tensor) -> Tensor:
+        """Nothing to restore."""
+        raise NotImplementedError
+
+
+class OnManifold(ConstraintSet):
+    """The constraints of a manifold alone, with multipliers in closed form (Birtea's field)."""
+
+    parametric = False
+
+    def __init__(self, problem: Problem, y: Tensor):
+        self.manifold, self.y = problem.manifold, y
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """σ(y), in the manifold's own shape."""
+        sigma: Tensor = self.manifold.multipliers(self.y, gradient.reshape(self.y.shape))
+        return sigma
+
+    def project(self, vector: Tensor) -> Tensor:
+        """The manifold's own projection."""
+        shaped = vector.reshape(vector.shape[:-1] + self.y.shape[1:])
+        tangent: Tensor = self.manifold.tangent(self.y.expand_as(shaped), shaped)
+        return tangent.reshape(vector.shape)
+
+    def restore(self, violation: Tensor) -> Tensor:
+        """A manifold's constraints do not depend on the operands."""
+        raise NotImplementedError
+
+
+class Linearised(ConstraintSet):
+    """Constraints of any kind through their Jacobian A and its pseudo-inverse.
+
+    ν = (A⁺)ᵀ∇f and P = I − A⁺A need A to have constant rank nearby, not full rank: a constraint that
+    is written twice does no harm.
+    """
+
+    parametric = True
+
+    def __init__(self, problem: Problem, y: Tensor):
+        def h(y: Tensor) -> Tensor:
+            values = problem.all_constraints(y)
+            assert values is not None
+            return values
+
+        values, pull = vjp(h, y)
+        basis = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
+        basis = basis.unsqueeze(1).expand(-1, *values.shape)
+        self.A = flat_after(pulled(pull, basis), 2).movedim(0, 1)
+        self.pinv = pseudo_inverse(self.A)
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """(A⁺)ᵀ g, (B, p)."""
+        return _apply(self.pinv.mT, gradient)
+
+    def project(self, vector: Tensor) -> Tensor:
+        """v − A⁺A v."""
+        return vector - _apply(self.pinv, _apply(self.A, vector))
+
+    def restore(self, violation: Tensor) -> Tensor:
+        """A⁺ r."""
+        return _apply(self.pinv, violation)
+
+
+def constraint_set(problem: Problem, y: Tensor) -> ConstraintSet:
+    """The constraints of a problem at y."""
+    if problem.has_constraints(y):
+        return Linearised(problem, y)
+    return Unconstrained() if problem.manifold is None else OnManifold(problem, y)
+
+
+def objective_gradient(problem: Problem, y: Tensor) -> Tensor:
+    """∇_y f, (B, m)."""
+    return flat(grad(lambda y: problem.objective(y).sum())(y))
+
+
+def stationarity(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
+    """∇_y L for the multipliers of the problem's `constraint_set`, (B, m)."""
+    if problem.manifold is not None and not problem.has_constraints(y):
+        normal = problem.manifold.normal(y, nu)
+        return objective_gradient(problem, y) - flat(normal)
+
+    def lagrangian(y: Tensor) -> Tensor:
+        value = problem.objective(y).sum()
+        constraints = problem.all_constraints(y)
+        return value if constraints is None else value - (nu * constraints).sum()
+
+    return flat(grad(lagrangian)(y))
+
+
+def hessian_product(problem: Problem, y: Tensor, nu: Tensor, z: Tensor) -> Tensor:
+    """G z for G = D²_yy L and z (k, B, m): one backward pass a vector."""
+    _, pull = vjp(lambda y: stationarity(problem, y, nu), y)
+    return flat_after(pulled(pull, z), 2)
+
+
+def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Any]]:
+    """``torch.func.vjp`` without auxiliary output."""
+    value, pull, *_ = torch.func.vjp(function, *primals)
+    return value, pull
+
+
+def pulled(pull: Callable[..., Any], vectors: Tensor) -> Tensor:
+    """The pull-back of k vectors, side by side."""
+    if len(vectors) == 1:
+        return pull(vectors[0])[0].unsqueeze(0)
+    try:
+        found: Tensor = vmap(pull)(vectors)[0]
+    except RuntimeError:
+        found = torch.stack([pull(vector)[0] for vector in vectors])
+    return found
+
+
+def pushforward(
+    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> Tensor:
+    """The derivative of ``function`` along the tangents, by two transposed passes.
+
+    torch does not nest forward mode inside its own dual levels; the pull-back is linear in its
+    argument, and its derivative there is the push-forward.
+    """
+    moving = [i for i, t in enumerate(tangents) if t is not None]
+
+    def of_moving(*values: Tensor) -> Tensor:
+        everything = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            everything[i] = value
+        return function(*everything)
+
+    if not moving:
+        return torch.zeros_like(function(*primals))
+    out, pull = vjp(of_moving, *(primals[i] for i in moving))
+
+    def paired(u: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=u.dtype, device=u.device)
+        for i, gradient in zip(moving, pull(u), strict=True):
+            total = total + (gradient * tangents[i]).sum()
+        return total
+
+    return grad(paired)(torch.zeros_like(out))
+
+
+def flat_after(x: Tensor, dims: int) -> Tensor:
+    """(a, B, *y) as (a, B, m)."""
+    return x.reshape(*x.shape[:dims], x.shape[dims:].numel())
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

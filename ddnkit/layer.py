@@ -1,14 +1,13 @@
 """DeclarativeLayer: solves a node for a batch and differentiates the solution.
 
-This holds the only autograd.Function of the project. What happens in a call:
-inputs are brought to one floating dtype and one batch dimension; the node is solved without a graph;
-the certificate is measured and the policy acts; on the way back the backward form turns the incoming
-gradient into gradients for the inputs, and the certificate gains the adjoint's residual.
+What happens in a call: inputs are brought to one floating dtype and one batch dimension; the node is
+solved without a graph; the certificate is measured and the policy acts. The result is an implicit
+function of the inputs and of the tensors that the objective captures (`ddnkit.implicit`), which any
+transform of torch may differentiate; the certificate then gains the adjoint's residual.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,34 +15,47 @@ import torch
 from torch import Tensor, nn
 
 from .backward.form import BackwardForm, as_form
-from .certificate import Certificate, act, complaint, measure, validated_policy
+from .backward.unrolled import Unrolled
+from .captured import Captured, attributes, is_tracked
+from .certificate import Certificate, validated_certify, validated_policy
 from .errors import InputError
+from .implicit.call import Call
+from .implicit.function import solution_of
+from .implicit.measured_equation import MeasuredEquation
+from .implicit.solution_equation import SolutionEquation
 from .node import DeclarativeNode
 from .problem import Problem
-from .solution import Solution
+from .solving import solve
+from .structure import Structure
 
 
 class DeclarativeLayer(nn.Module):
     """y = argmin f(x₁, …, xₙ, y) subject to h = 0 as a differentiable layer.
 
     Args:
-        node: the problem.
-        backward: a backward form or its name: "dense", "embedded_field", "closed_form", or "auto".
+        node: the problem. Its parameters and modules are the layer's.
+        backward: a backward form or its name: "dense", "embedded_field", "krylov", "closed_form",
+            "fixed_point", "unrolled", or "auto", which picks by structure and size.
         batch_dims: how many leading dimensions of the tensor inputs are batch, the same for all;
             None takes the node's `input_dims` if it has them (leading dimensions beyond them are
             batch and broadcast against each other), else 0.
-        policy: what to do with items whose certificate fails: "raise", "warn", or "nan" (they and
-            their gradients become NaN, the rest of the batch is untouched); None: the node's. On a
-            GPU the certificate waits for the device at each call under "raise" and "warn", and
-            never under "nan".
+        policy: what to do with items whose certificate fails: "raise", "warn", "nan" (they and
+            their gradients become NaN) or "mask" (their gradients become zero, and y where it is not
+            finite); the rest of the batch is untouched. None: the node's. On a GPU the certificate
+            waits for the device at each call under "raise" and "warn" alone.
         tolerance: largest relative stationarity, infeasibility and adjoint residual that pass.
+        certify: "fast", or "full" to measure curvature, condition and a bound on the gradient's error
+            in every call as well; it costs about three gradients.
 
     Inputs that are no tensors are passed through to the node; so are integer tensors, batched.
     float16 and bfloat16 inputs are solved in float32, inside autocast too, and y is float32 then.
+    Differentiable in every direction and to every order: backward, forward mode, torch.func, vmap.
+    Under torch.compile the layer runs as it is, outside the compiled graph.
 
     Example:
         >>> layer = ddnkit.DeclarativeLayer(node)
         >>> y = layer(x)                  # x: (8, 3)  ->  y: (8, 3) for input_dims = (1,)
+        >>> y = layer(x, start=y)         # warm start, for nodes with an iterative solver
         >>> layer.certificate             # figures of this call, per item
 
     Source: Gould, Hartley and Campbell, *Deep Declarative Networks*, Proposition 4.5.
@@ -57,6 +69,7 @@ class DeclarativeLayer(nn.Module):
         batch_dims: int | None = None,
         policy: str | None = None,
         tolerance: float | None = None,
+        certify: str = "fast",
     ):
         super().__init__()
         if not isinstance(node, DeclarativeNode):
@@ -66,163 +79,144 @@ class DeclarativeLayer(nn.Module):
         self.batch_dims = batch_dims
         self.policy = validated_policy(node.policy if policy is None else policy)
         self.tolerance = tolerance
+        self.certify = validated_certify(certify)
         self.certificate: Certificate | None = None
+        if not isinstance(node, nn.Module):
+            for name, value in vars(node).items():
+                if isinstance(value, nn.Parameter):
+                    self.register_parameter(f"node_{name}", value)
+                elif isinstance(value, nn.Module):
+                    self.add_module(f"node_{name}", value)
 
-    def forward(self, *xs: Any) -> Tensor:
-        """Solve for every item; returns y with the batch dimensions of the inputs in front."""
+    def forward(self, *xs: Any, start: Any = None) -> Any:
+        """Solve for every item; returns y with the batch dimensions of the inputs in front.
+
+        Args:
+            start: where an iterative solver starts, shaped like y; the node's own point if None.
+        """
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                msg="a DeclarativeLayer solves, measures and differentiates by itself and runs outside "
+                "the compiled graph: use torch.compile without fullgraph=True, or call the layer "
+                "outside the compiled function"
+            )
+            return _outside_graph()(self, xs, start)
+        return self._call(xs, start)
+
+    def _call(self, xs: Sequence[Any], start: Any) -> Any:
+        _refuse_tracing(xs)
+        if torch.is_inference_mode_enabled():
+            # Certificates and solvers differentiate, which inference mode would make zero silently.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._call(xs, start)
         inputs, batch_shape = batched_inputs(self.node, xs, self.batch_dims)
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        call = _Call(self, inputs, batch_shape)
-        y: Tensor = _Solve.apply(call, *tensors)
-        return y.reshape(batch_shape + y.shape[1:])
+        problem = Problem(self.node, inputs, batch_shape.numel())
+        seen, values = self._captured(problem)
+        if start is not None:
+            start, structure = self._start(start, batch_shape)
+            problem = problem.with_structure(structure)
+        call = Call(
+            self.form,
+            policy=self.policy,
+            tolerance=self.tolerance,
+            certify=self.certify,
+            batch_shape=batch_shape,
+            start=start,
+            show=self._show,
+        )
+        if isinstance(self.form, Unrolled):
+            y = self._unrolled(call, problem, seen, values)
+        else:
+            y, *_ = self._solved(call, problem.with_captured(seen, values))
+        if call.discovered:
+            extra = call.discovered
+            problem = problem.with_captured([*seen, *extra], [*values, *(c.tensor for c in extra)])
+            y, *_ = self._solved(call, problem)
+        y = y.reshape(batch_shape + y.shape[1:])
+        return y if call.structure is None else call.structure.split(y)
+
+    @staticmethod
+    def _solved(call: Call, problem: Problem) -> tuple[Tensor, ...]:
+        operands = problem.operands
+        return solution_of(SolutionEquation(call, problem), *operands)
+
+    def _unrolled(
+        self, call: Call, problem: Problem, seen: Sequence[Captured], values: Sequence[Tensor]
+    ) -> Tensor:
+        problem, solution = solve(problem, keep_graph=True)
+        y = solution.y
+        if not is_tracked(y) and any(is_tracked(x) for x in (*problem.operands, *values)):
+            raise InputError(
+                f"{type(self.node).__name__}.solve keeps no graph (it leaves torch, detaches, or "
+                "works in place), so that its steps cannot be differentiated; use backward='auto'"
+            )
+        call.structure = problem.structure
+        problem = problem.with_captured(seen, values)
+        (measured,) = solution_of(MeasuredEquation(call, problem), *problem.operands, y)
+        return measured
+
+    def _captured(self, problem: Problem) -> tuple[list[Captured], list[Tensor]]:
+        """Tensors of the node that want a derivative: as its functions see them, and their values."""
+        inputs = {id(x) for x in problem.inputs if isinstance(x, Tensor)}
+        seen: dict[int, Captured] = {}
+        values: dict[int, Tensor] = {}
+        for path, tensor in attributes(self.node):
+            # torch.func.functional_call swaps the layer's parameters, not the node's attributes.
+            current = self._parameters.get(f"node_{path}")
+            value = tensor if current is None else current
+            if is_tracked(value) and id(tensor) not in inputs and id(tensor) not in seen:
+                seen[id(tensor)], values[id(tensor)] = Captured(tensor, path), value
+        return list(seen.values()), list(values.values())
+
+    def _start(self, start: Any, batch_shape: torch.Size) -> tuple[Tensor, Structure | None]:
+        if type(self.node).solve is not DeclarativeNode.solve:
+            raise InputError(
+                f"{type(self.node).__name__} has a `solve` of its own, which takes no start; `start` is "
+                "for nodes with a `solver`"
+            )
+        structure = Structure.of(start, "start")
+        dims = len(batch_shape)
+        point = start if structure is None else structure.join(start, dims)
+        assert isinstance(point, Tensor)
+        if point.shape[:dims] != batch_shape:
+            raise InputError(
+                f"{type(self.node).__name__}: start has shape {tuple(point.shape)}, but the batch of "
+                f"the inputs is {tuple(batch_shape)}"
+            )
+        point = point.detach().reshape(batch_shape.numel(), *point.shape[dims:])
+        return point, None if structure is None else structure.without_batch(dims)
+
+    def _show(self, certificate: Certificate, instead_of: Certificate | None) -> None:
+        # A layer used twice shows its last call; the way back of an earlier one must not replace it.
+        if instead_of is None or self.certificate is instead_of:
+            self.certificate = certificate
 
     def extra_repr(self) -> str:
         """Shows what the layer was made of."""
-        return f"{type(self.node).__name__}, backward={self.form.name}, policy={self.policy}"
+        form = self.form.name
+        if self.certificate is not None and self.certificate.form not in ("", form):
+            form = f"{form} ({self.certificate.form})"
+        return f"{type(self.node).__name__}, backward={form}, policy={self.policy}"
 
 
-@dataclasses.dataclass
-class _Call:
-    """What one call keeps from forward to backward beside its tensors."""
-
-    layer: DeclarativeLayer
-    inputs: Sequence[Any]
-    batch_shape: torch.Size
-    solution: Solution | None = None
-    certificate: Certificate | None = None
-    shown: Certificate | None = None
-
-    def problem(self, tensors: Sequence[Tensor]) -> Problem:
-        rest = iter(tensors)
-        inputs = [next(rest) if isinstance(x, Tensor) else x for x in self.inputs]
-        return Problem(self.layer.node, inputs, self.batch_shape.numel())
-
-    def conclude(self, certificate: Certificate, backward: bool) -> None:
-        # A layer used twice shows its last call; the way back of an earlier one must not replace it.
-        last = not backward or self.layer.certificate is self.shown
-        self.certificate = certificate
-        self.shown = certificate.reshaped(self.batch_shape)
-        if last:
-            self.layer.certificate = self.shown
-        if self.layer.policy != "nan":
-            where = f"{type(self.layer.node).__name__} ({self.layer.form.name})"
-            act(self.layer.policy, complaint(certificate, where, backward))
+_OUTSIDE: dict[str, Any] = {}
 
 
-class _Solve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
-        device = tensors[0].device.type if tensors else "cpu"
-        with torch.autocast(device, enabled=False):
-            problem = call.problem([x.detach() for x in tensors])
-            solution = solve(problem)
-            reject_captured_tensors(problem, solution.y)
-            certificate = measure(problem, solution, call.layer.tolerance)
-        call.conclude(certificate, backward=False)
-        y = solution.y
-        if call.layer.policy == "nan":
-            y = _mask(y, certificate.solved)
-        # y and the inputs go through autograd's own store, which notices changes in place.
-        call.solution = dataclasses.replace(solution, y=y.new_empty(0))
-        call.inputs = [x[:0] if isinstance(x, Tensor) else x for x in call.inputs]
-        ctx.call = call
-        ctx.save_for_backward(*tensors, y)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
-        *tensors, y = ctx.saved_tensors
-        assert call.solution is not None and call.certificate is not None
-        problem = call.problem(tensors)
-        solution = dataclasses.replace(call.solution, y=y)
-        positions = [i for i, x in enumerate(problem.inputs) if isinstance(x, Tensor)]
-        wrt = [i for i, needed in zip(positions, ctx.needs_input_grad[1:], strict=True) if needed]
-        with torch.autocast(v.device.type, enabled=False):
-            adjoint = call.layer.form.vjp(problem, solution, v, wrt)
-        certificate = dataclasses.replace(call.certificate, adjoint_residual=adjoint.residual)
-        call.conclude(certificate, backward=True)
-        gradients = [adjoint.gradients[i] for i in positions]
-        if call.layer.policy == "nan":
-            good = certificate.differentiable
-            gradients = [None if g is None else _mask(g, good) for g in gradients]
-        return (None, *gradients)
+def _outside_graph() -> Any:
+    # Made on first use: it loads torch's compiler, which takes a second. No functools.cache: the
+    # compiler, which traces this, warns of one.
+    if "call" not in _OUTSIDE:
+        _OUTSIDE["call"] = torch.compiler.disable(DeclarativeLayer._call)
+    return _OUTSIDE["call"]
 
 
-def solve(problem: Problem) -> Solution:
-    """Solve a batch of a node in the way that the node asks for; always returns a batched Solution.
-
-    Raises:
-        InputError: the node's `solve` returned something else than it should.
-    """
-    node, size = problem.node, problem.batch_size
-    if type(node).solve is DeclarativeNode.solve:
-        solution = node.solve_problem(problem)
-    elif node.batched_solve:
-        solution = _as_solution(node, node.solve(*problem.inputs))
-        if solution.y.shape[:1] != (size,):
-            raise InputError(
-                f"{type(node).__name__}.solve has batched_solve = True and must return a batch of "
-                f"{size}; it returned shape {tuple(solution.y.shape)}"
-            )
-    else:
-        solution = _stacked(
-            [_as_solution(node, node.solve(*problem.item(i))) for i in range(size)], node
-        )
-    y = solution.y.detach()
-    if not y.is_floating_point():
+def _refuse_tracing(xs: Sequence[Any]) -> None:
+    fake = any(type(x).__name__ in ("FakeTensor", "FunctionalTensor") for x in xs)
+    if fake or torch.jit.is_tracing():
         raise InputError(
-            f"{type(node).__name__}.solve returned dtype {y.dtype}; y must be floating"
-        )
-    floating = [x.dtype for x in problem.inputs if isinstance(x, Tensor) and x.is_floating_point()]
-    return dataclasses.replace(solution, y=y.to(floating[0]) if floating else y).batched(size)
-
-
-def _as_solution(node: DeclarativeNode, returned: Any) -> Solution:
-    if isinstance(returned, Tensor):
-        returned = Solution(returned)
-    if not isinstance(returned, Solution):
-        raise InputError(
-            f"{type(node).__name__}.solve must return a Tensor or a ddnkit.Solution, "
-            f"not {type(returned).__name__}"
-        )
-    return returned
-
-
-def _stacked(items: Sequence[Solution], node: DeclarativeNode) -> Solution:
-    if not items:
-        raise InputError(
-            f"{type(node).__name__} was given an empty batch; the shape of y is only known from "
-            "solving a problem"
-        )
-    first = items[0]
-    return Solution(
-        torch.stack([item.y for item in items]),
-        torch.stack([torch.as_tensor(item.status) for item in items]),
-        torch.stack([torch.as_tensor(item.iterations) for item in items]),
-        first.solver,
-        {key: torch.stack([item.aux[key] for item in items]) for key in first.aux},
-        None
-        if first.uniqueness is None
-        else torch.stack([item.uniqueness for item in items if item.uniqueness is not None]),
-    )
-
-
-def _mask(x: Tensor, good: Tensor) -> Tensor:
-    return torch.where(good.reshape(-1, *[1] * (x.ndim - 1)), x, torch.nan)
-
-
-def reject_captured_tensors(problem: Problem, y: Tensor) -> None:
-    """A tensor inside the objective that is no input but wants a gradient would silently get none."""
-    with torch.enable_grad():
-        value = problem.objective(y)
-        constraints = problem.constraints(y)
-    if value.requires_grad or (constraints is not None and constraints.requires_grad):
-        raise InputError(
-            f"{type(problem.node).__name__} uses a tensor that requires a gradient but is not one "
-            "of its inputs (a module's parameter, say): its gradient would silently be zero. Pass "
-            "it to the layer as an input, or detach it"
+            "a DeclarativeLayer cannot be traced or exported (torch.jit.trace, torch.export): what it "
+            "computes depends on the values of its inputs. Export the rest of the network, and use "
+            "torch.compile for speed"
         )
 
 
@@ -257,6 +251,7 @@ def batched_inputs(
             inputs.append(x)
             continue
         own = x.shape[len(shape) :]
+        x = x.clone() if x.is_inference() else x
         x = x.to(dtype) if x.is_floating_point() else x
         inputs.append(x.expand(batch_shape + own).reshape(batch_shape.numel(), *own))
     return inputs, batch_shape

@@ -51,7 +51,7 @@ class DeclarativeNode(abc.ABC):
     input_dims: Sequence[int | None] | None = None
     #: Largest stationarity and infeasibility that pass, relative; None: by dtype (see Certificate).
     tolerance: float | None = None
-    #: What to do with a solution that fails its certificate: "raise", "warn" or "nan".
+    #: What to do with a solution that fails its certificate: "raise", "warn", "nan" or "mask".
     policy: str = "warn"
     #: Backward form that "auto" takes for this node; None lets the library choose.
     preferred_backward: ClassVar[str | None] = None
@@ -77,13 +77,13 @@ class DeclarativeNode(abc.ABC):
         problem = Problem.single(self, xs)
         return problem.item_solution(self.solve_problem(problem))
 
-    def solve_problem(self, problem: Problem) -> Solution:
-        """Solve a whole batch with the node's `solver`."""
+    def solve_problem(self, problem: Problem, start: Tensor | None = None) -> Solution:
+        """Solve a whole batch with the node's `solver`, from ``start`` if it is given."""
         solver = as_solver(self.solver)
         reason = solver.unsupported(problem)
         if reason is not None:
             raise InputError(f"solver '{solver.name}' cannot solve {type(self).__name__}: {reason}")
-        return solver.solve(problem)
+        return solver.solve(problem, start)
 
     def initial_point(self, *xs: Any, **named: Any) -> Tensor:
         """Where an iterative solver starts on one problem; needed only where one is used."""
@@ -104,6 +104,19 @@ class DeclarativeNode(abc.ABC):
     #: `solve` returned a Solution that carries some. Takes one problem, or the whole batch if
     #: `batched_solve`.
     adjoint: Any = None
+
+    #: Optional, beside `adjoint`. ``tangent_inverse(*xs, y)`` returns a function of right sides r that
+    #: gives z = (P G P)⁺ P r on the tangent space, G the Hessian of the Lagrangian: forward mode and
+    #: higher derivatives in closed form. r is (k, *y) for one problem, (k, B, *y) if `batched_solve`.
+    tangent_inverse: Any = None
+
+    #: Optional. ``fixed_point(*xs, y) -> y``: a map T of one problem with y = T(x, y) at the solution,
+    #: which the backward form "fixed_point" uses. See `FixedPointNode`.
+    fixed_point: Any = None
+
+    #: Optional. ``precondition(*xs, y, v) -> v``: a symmetric positive definite approximation of the
+    #: inverse Hessian of the Lagrangian of one problem, for the backward form "krylov".
+    precondition: Any = None
 
     # Optional, for `ddnkit bench`: ``bench_inputs(self, *size)``, inputs for a y of that size, and
     # ``bench_sizes``, the sizes it takes by default.

@@ -3,10 +3,15 @@
 The user's objective takes one problem. Here it is evaluated for B at once (by vmap, or one by one
 where it does not allow that), and differentiated. Because the problems are independent,
 the gradient of the sum of the objectives holds each item's own gradient.
+
+Its *operands* are all tensors that the solution depends on: the tensor inputs, which carry the batch
+dimension in front, and the captured tensors (see `captured`), which the items share unless a
+transform gave each its own.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .captured import Captured, substituted
 from .errors import InputError
 from .solution import Solution
+from .structure import Structure
 
 if TYPE_CHECKING:
     from .node import DeclarativeNode
@@ -28,12 +35,22 @@ class Problem:
         node: the node.
         inputs: its inputs; tensors of shape (B, ...), anything else as it was given.
         batch_size: B.
+        structure: the parts of y, where it has several; y is then one vector here.
+        originals: captured tensors, as the node's functions see them.
+        captured: what stands for them here; shared by the items, or with a batch dimension.
+        captured_batched: which of the two, one flag each.
     """
 
     def __init__(self, node: DeclarativeNode, inputs: Sequence[Any], batch_size: int):
         self.node = node
         self.inputs = tuple(inputs)
         self.batch_size = batch_size
+        self.structure: Structure | None = None
+        self.originals: tuple[Captured, ...] = ()
+        self.captured: tuple[Tensor, ...] = ()
+        self.captured_batched: tuple[bool, ...] = ()
+        # What one evaluation has shown, shared by all that is made from this problem.
+        self._shown: dict[str, bool] = {}
 
     @classmethod
     def single(cls, node: DeclarativeNode, inputs: Sequence[Any]) -> Problem:
@@ -49,9 +66,90 @@ class Problem:
         """The inputs of one instance."""
         return tuple(x[index] if isinstance(x, Tensor) else x for x in self.inputs)
 
+    # -- the same problem, otherwise ------------------------------------------------------------
+
     def with_inputs(self, inputs: Sequence[Any]) -> Problem:
         """The same batch with other inputs."""
-        return Problem(self.node, inputs, self.batch_size)
+        return self._changed(inputs=tuple(inputs))
+
+    def with_structure(self, structure: Structure | None) -> Problem:
+        """The same batch with a y of these parts."""
+        return self._changed(structure=structure)
+
+    def with_captured(self, originals: Sequence[Captured], values: Sequence[Tensor]) -> Problem:
+        """The same batch with ``values``, shared by the items, in place of captured tensors."""
+        return self._changed(
+            originals=tuple(originals),
+            captured=tuple(values),
+            captured_batched=(False,) * len(values),
+        )
+
+    def without_scoped(self) -> Problem:
+        """The same batch with the captured tensors of enclosing scopes left as the node sees them."""
+        kept = [i for i, c in enumerate(self.originals) if c.path is not None]
+        return self._changed(
+            originals=tuple(self.originals[i] for i in kept),
+            captured=tuple(self.captured[i] for i in kept),
+            captured_batched=tuple(self.captured_batched[i] for i in kept),
+        )
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """All tensors that the solution depends on: tensor inputs, then captured ones."""
+        return [x for x in self.inputs if isinstance(x, Tensor)] + list(self.captured)
+
+    @property
+    def operands_batched(self) -> list[bool]:
+        """For each operand, whether it carries the batch dimension."""
+        return [True for x in self.inputs if isinstance(x, Tensor)] + list(self.captured_batched)
+
+    def with_operands(self, operands: Sequence[Tensor]) -> Problem:
+        """The same batch with other tensors in place of its operands."""
+        rest = iter(operands)
+        inputs = tuple(next(rest) if isinstance(x, Tensor) else x for x in self.inputs)
+        return self._changed(inputs=inputs, captured=tuple(rest))
+
+    def resized(
+        self, operands: Sequence[Tensor], batch_size: int, batched: Sequence[bool]
+    ) -> Problem:
+        """Another batch of the same node, from operands of that size."""
+        problem = self.with_operands(operands)
+        problem.batch_size = batch_size
+        problem.captured_batched = tuple(batched[len(operands) - len(self.captured) :])
+        return problem
+
+    def _changed(self, **attributes: Any) -> Problem:
+        problem = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(problem, name, value)
+        return problem
+
+    def at(self, index: int) -> Problem:
+        """One item as a batch of its own."""
+        flags = self.operands_batched
+        operands = [
+            x[index : index + 1] if own and k < len(flags) - len(self.captured) else x
+            for k, (x, own) in enumerate(zip(self.operands, flags, strict=True))
+        ]
+        single = self.with_operands(operands)
+        single.batch_size = 1
+        single.captured = tuple(self._captured_of(index))
+        single.captured_batched = (False,) * len(self.captured)
+        return single
+
+    def substituted(self, index: int | None = None) -> Any:
+        """A context in which the node sees this problem's, or one item's, captured tensors."""
+        values = self.captured if index is None else self._captured_of(index)
+        return substituted(self.node, self.originals, values)
+
+    @property
+    def shares_captured(self) -> bool:
+        """Whether the items have their captured tensors in common."""
+        return not any(self.captured_batched)
+
+    def _captured_of(self, index: int) -> list[Tensor]:
+        pairs = zip(self.captured, self.captured_batched, strict=True)
+        return [c[index] if own else c for c, own in pairs]
 
     @staticmethod
     def item_solution(solution: Solution) -> Solution:
@@ -67,8 +165,14 @@ class Problem:
         )
 
     def start(self) -> Tensor:
-        """(B, *y): the node's initial point of each item."""
-        return torch.stack([self.node.initial_point(*self.item(i)) for i in range(self.batch_size)])
+        """(B, *y): the node's initial point of each item. Settles the structure of y."""
+        points = []
+        for i in range(self.batch_size):
+            with self.substituted(i):
+                points.append(self.node.initial_point(*self.item(i)))
+        self.structure = Structure.of(points[0], f"{type(self.node).__name__}.initial_point")
+        structure = self.structure
+        return torch.stack([p if structure is None else structure.join(p) for p in points])
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -86,9 +190,24 @@ class Problem:
         """h of each item, shape (B, p), without the manifold's; None where the node has none."""
         if not self.node.constrained:
             return None
-        if self.batch_size and self.node.equality_constraints(*self.item(0), y=y[0]) is None:
-            return None
-        return self._each(self.node.equality_constraints, y).reshape(self.batch_size, -1)
+        values = flat(self._each(self._flat_constraints, y))
+        self._shown["constraints"] = values.shape[-1] > 0
+        return values if values.shape[-1] else None
+
+    def has_constraints(self, y: Tensor) -> bool:
+        """Whether the node has constraints of its own, beside a manifold's, for these inputs."""
+        if not self.node.constrained:
+            return False
+        if "constraints" not in self._shown:
+            self.constraints(y)
+        return self._shown["constraints"]
+
+    def _flat_constraints(self, *xs: Any, y: Any) -> Tensor:
+        values = self.node.equality_constraints(*xs, y=y)
+        if values is None:
+            first = y if isinstance(y, Tensor) else next(iter(_parts(y)))
+            return first.new_zeros(0)
+        return _tensor(self.node.equality_constraints, values).reshape(-1)
 
     def all_constraints(self, y: Tensor) -> Tensor | None:
         """h with the manifold's independent constraints appended, shape (B, p), or None."""
@@ -98,24 +217,51 @@ class Problem:
         manifold = self.manifold.constraint(y)
         return manifold if own is None else torch.cat([own, manifold], dim=-1)
 
-    def _each(self, function: Callable[..., Any], y: Tensor) -> Tensor:
-        if self.batch_size == 1:
-            return _tensor(function, function(*self.item(0), y=y[0])).unsqueeze(0)
-        tensors = [x for x in self.inputs if isinstance(x, Tensor)]
+    def fixed_point(self, y: Tensor) -> Tensor:
+        """T(x, y) of each item, for nodes with a fixed-point map, shape (B, *y)."""
+        return self._each(self._joined(self.node.fixed_point), y)
 
-        def one(y_one: Tensor, *ones: Tensor) -> Any:
-            rest = iter(ones)
+    def precondition(self, y: Tensor, v: Tensor) -> Tensor:
+        """The node's approximation of G⁻¹ v of each item, shape (B, *y)."""
+        return self._each(self._joined(self.node.precondition), y, v)
+
+    def _joined(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def joined(*xs: Any, **named: Any) -> Any:
+            value = function(*xs, **named)
+            return value if self.structure is None else self.structure.join(value)
+
+        return joined
+
+    def _each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
+        tensors = self.operands
+        count = len(tensors) - len(self.captured)
+        batched = self.operands_batched
+
+        def one(y_one: Tensor, v_one: Tensor | None, *ones: Tensor) -> Any:
+            rest = iter(ones[:count])
             xs = [next(rest) if isinstance(x, Tensor) else x for x in self.inputs]
-            return _tensor(function, function(*xs, y=y_one))
+            extra = {} if v_one is None else {"v": self._split(v_one)}
+            with substituted(self.node, self.originals, ones[count:]):
+                return _tensor(function, function(*xs, y=self._split(y_one), **extra))
 
+        def item(i: int) -> Any:
+            own = (x[i] if each else x for x, each in zip(tensors, batched, strict=True))
+            return one(y[i], None if v is None else v[i], *own)
+
+        if self.batch_size == 1:
+            return item(0).unsqueeze(0)
+        dims = tuple(0 if own else None for own in batched)
         try:
-            batched: Tensor = torch.vmap(one)(y, *tensors)
-            return batched
+            values: Tensor = torch.vmap(one, in_dims=(0, None if v is None else 0, *dims))(
+                y, v, *tensors
+            )
+            return values
         except RuntimeError:
             # Code that branches on values cannot be vmapped; one by one gives the same.
-            return torch.stack(
-                [one(y[i], *(x[i] for x in tensors)) for i in range(self.batch_size)]
-            )
+            return torch.stack([item(i) for i in range(self.batch_size)])
+
+    def _split(self, y: Tensor) -> Any:
+        return y if self.structure is None else self.structure.split(y)
 
     # -- derivatives ----------------------------------------------------------------------------
 
@@ -137,6 +283,10 @@ class Problem:
             y = y.detach().requires_grad_()
             gradient = derivative(self.objective(y).sum(), y, create_graph=True)
             return derivative((gradient * direction).sum(), y)
+
+
+def _parts(y: Any) -> Any:
+    return y.values() if isinstance(y, dict) else y
 
 
 def _tensor(function: Callable[..., Any], value: Any) -> Tensor:

@@ -1,1 +1,5 @@
-"""Backward forms: how the solution of a node is differentiated, one form a file."""
+"""Backward forms: how the linear system of the implicit function theorem is solved."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,22 +1,29 @@
-"""The closed form: the node supplies its own adjoint, and the library only calls it."""
+"""The closed form: the node supplies its own adjoint, and the library only calls it.
+
+Whatever else is asked for (forward mode, second derivatives) goes the general way, with the linear
+system solved by the node's own `tangent_inverse`, or as "auto" would.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..linalg.kkt import relative
 from ..problem import Problem
-from ..solution import Solution
-from .form import Adjoint, BackwardForm
+from .form import BackwardForm, TangentSolve
+from .matrix_free import by_size
+from .tangent_operator import hessian_operator, projector
 
 
 class ClosedForm(BackwardForm):
     """Calls ``node.adjoint(*xs, y, v)``; exact where the structure of the problem allows it."""
 
     name = "closed_form"
+    has_adjoint = True
 
     def unsupported(self, problem: Problem) -> str | None:
         """The node must have an adjoint."""
@@ -24,42 +31,107 @@ class ClosedForm(BackwardForm):
             return "it has no `adjoint(self, *xs, y, v)` of its own; use 'auto'"
         return None
 
-    def vjp(self, problem: Problem, solution: Solution, v: Tensor, wrt: Sequence[int]) -> Adjoint:
-        """See `BackwardForm.vjp`."""
-        node = problem.node
-        if node.batched_solve:
-            extra = {"aux": solution.aux} if solution.aux else {}
-            gradients = list(node.adjoint(*problem.inputs, y=solution.y, v=v, **extra))
+    def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
+        """See `BackwardForm.tangent_solve`."""
+        if problem.node.tangent_inverse is None:
+            return by_size(problem, y.shape[1:].numel()).tangent_solve(problem, y, nu)
+        inverse = _tangent_inverse(problem, y)
+        P, G = projector(problem, y), hessian_operator(problem, y, nu)
+
+        def solve(r: Tensor) -> tuple[Tensor, Tensor]:
+            z = inverse(r.reshape(r.shape[:-1] + y.shape[1:])).reshape(r.shape)
+            # The node may be wrong, or the system singular: its residual is measured all the same.
+            return z, relative((P(G(z)) - P(r)).norm(dim=-1), r.norm(dim=-1))
+
+        return solve
+
+    def adjoint(
+        self,
+        problem: Problem,
+        y: Tensor,
+        v: Tensor,
+        aux: Mapping[str, Tensor],
+        wrt: Sequence[int],
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """See `BackwardForm.adjoint`."""
+        node, structure = problem.node, problem.structure
+        if structure is not None:
+            y, v = structure.split(y), structure.split(v)
+        if node.batched_solve and problem.shares_captured:
+            extra = {"aux": aux} if aux else {}
+            with problem.substituted():
+                gradients = list(node.adjoint(*problem.inputs, y=y, v=v, **extra))
         else:
-            items = []
-            for i in range(problem.batch_size):
-                aux = {key: value[i] for key, value in solution.aux.items()}
-                extra = {"aux": aux} if aux else {}
-                items.append(node.adjoint(*problem.item(i), y=solution.y[i], v=v[i], **extra))
-            gradients = [
-                None if column[0] is None else torch.stack(column)
-                for column in zip(*items, strict=True)
-            ]
-        self._validate(problem, gradients, wrt)
-        return Adjoint(gradients)
+            gradients = _item_by_item(problem, y, v, aux)
+        self._validate(problem, gradients)
+        tensors = [i for i, x in enumerate(problem.inputs) if isinstance(x, Tensor)]
+        return [self._asked_for(problem, gradients, tensors[i]) for i in wrt], None
 
     @staticmethod
-    def _validate(problem: Problem, gradients: list[Tensor | None], wrt: Sequence[int]) -> None:
-        name = f"{type(problem.node).__name__}.adjoint"
+    def _validate(problem: Problem, gradients: list[Tensor | None]) -> None:
         if len(gradients) != len(problem.inputs):
             raise InputError(
-                f"{name} must return one gradient an input, {len(problem.inputs)} in all; "
-                f"it returned {len(gradients)}"
+                f"{type(problem.node).__name__}.adjoint must return one gradient an input, "
+                f"{len(problem.inputs)} in all; it returned {len(gradients)}"
             )
-        for index in wrt:
-            gradient, shape = gradients[index], tuple(problem.inputs[index].shape)
-            if gradient is None:
-                raise InputError(
-                    f"{name} returned None for input {index}, whose gradient is asked for: its "
-                    "gradient would silently be missing"
-                )
-            if tuple(gradient.shape) != shape:
-                raise InputError(
-                    f"{name} returned shape {tuple(gradient.shape)} for input {index} of shape "
-                    f"{shape} (batch first)"
-                )
+
+    @staticmethod
+    def _asked_for(problem: Problem, gradients: list[Tensor | None], index: int) -> Tensor:
+        gradient, shape = gradients[index], tuple(problem.inputs[index].shape)
+        name = f"{type(problem.node).__name__}.adjoint"
+        if gradient is None:
+            raise InputError(
+                f"{name} returned None for input {index}, whose gradient is asked for: its "
+                "gradient would silently be missing"
+            )
+        if tuple(gradient.shape) != shape:
+            raise InputError(
+                f"{name} returned shape {tuple(gradient.shape)} for input {index} of shape "
+                f"{shape} (batch first)"
+            )
+        return gradient
+
+
+def _tangent_inverse(problem: Problem, y: Tensor) -> Callable[[Tensor], Tensor]:
+    node = problem.node
+    if node.batched_solve and problem.shares_captured:
+        with problem.substituted():
+            of_batch: Callable[[Tensor], Tensor] = node.tangent_inverse(*problem.inputs, y=y)
+        return of_batch
+    of_items = []
+    for i in range(problem.batch_size):
+        with problem.substituted(i):
+            if node.batched_solve:
+                of_items.append(node.tangent_inverse(*problem.at(i).inputs, y=y[i : i + 1]))
+            else:
+                of_items.append(node.tangent_inverse(*problem.item(i), y=y[i]))
+
+    def of_item(r: Tensor, i: int) -> Tensor:
+        z: Tensor = of_items[i](r[:, i : i + 1] if node.batched_solve else r[:, i])
+        return z.squeeze(1) if node.batched_solve else z
+
+    return lambda r: torch.stack([of_item(r, i) for i in range(len(of_items))], dim=1)
+
+
+def _item_by_item(
+    problem: Problem, y: object, v: object, aux: Mapping[str, Tensor]
+) -> list[Tensor | None]:
+    items, node = [], problem.node
+    for i in range(problem.batch_size):
+        # A batched adjoint that captures another value for each item takes batches of one.
+        at = slice(i, i + 1) if node.batched_solve else i
+        xs = problem.at(i).inputs if node.batched_solve else problem.item(i)
+        kept = {key: value[at] for key, value in aux.items()}
+        extra = {"aux": kept} if kept else {}
+        with problem.substituted(i):
+            items.append(node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra))
+    join = torch.cat if node.batched_solve else torch.stack
+    return [None if column[0] is None else join(column) for column in zip(*items, strict=True)]
+
+
+def _part(y: object, at: int | slice) -> object:
+    if isinstance(y, Tensor):
+        return y[at]
+    if isinstance(y, dict):
+        return {key: part[at] for key, part in y.items()}
+    return tuple(part[at] for part in y)  # type: ignore[attr-defined]

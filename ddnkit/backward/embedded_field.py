@@ -1,24 +1,24 @@
-"""The embedded-gradient-field form: multipliers of the manifold in closed form, no system for them.
+"""The embedded-field form: the Hessian of Birtea's embedded gradient vector field on the tangent space.
 
-On a manifold with multiplier functions σ(y) (Birtea and Comănescu; *Guiding Neural Collapse*, eq.
-36–49) the Hessian of the restricted objective is
-    (∇²f − Σᵢ σᵢ ∇²jᵢ) on the tangent space,
-on the Stiefel manifold ∇²f − I_d ⊗ Σ(U). The adjoint is the tangent vector z with
-P(∇²f − Σ σᵢ∇²jᵢ) z = −P v; the constraints do not depend on the inputs, so no μ is needed.
+The field is ∂f(y) = ∇f(y) − Σᵢ σᵢ(y) ∇jᵢ(y) with the multiplier functions σ = (J Jᵀ)⁻¹ J ∇f of the
+constraint gradients J. Its derivative on the tangent space is P G P, with G = ∇²f − Σᵢ σᵢ ∇²jᵢ and
+P = I − Jᵀ(J Jᵀ)⁺J. A manifold knows σ and P in closed form (on St(d, C): Σ(U) = ½(∇fᵀU + Uᵀ∇f) and
+G = ∇²f − I_d ⊗ Σ); for any other constraints they come from the Gram matrix of the gradients.
+O(m²) memory and O(m³) time for m unknowns.
+
+Source: Birtea and Comănescu, *Geometrical dissipation for dynamical systems*; *Guiding Neural
+Collapse* (NeurIPS 2024), eq. 36.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from ..lagrangian import input_gradients, lagrangian_hessian
-from ..linalg.kkt import solve_tangent
+from ..lagrangian import lagrangian_hessian
+from ..linalg.kkt import TangentInverse
 from ..problem import Problem, flat
-from ..solution import Solution
-from .form import Adjoint, BackwardForm
+from .form import BackwardForm, TangentSolve
+from .tangent_operator import matrix_of, projector
 
 
 class EmbeddedField(BackwardForm):
@@ -26,28 +26,19 @@ class EmbeddedField(BackwardForm):
 
     name = "embedded_field"
 
-    def unsupported(self, problem: Problem) -> str | None:
-        """A manifold is needed, and no constraint beside it."""
-        if problem.manifold is None:
-            return "it needs a manifold whose multipliers are known in closed form; use 'dense'"
-        if problem.node.constrained:
-            return "it has equality constraints beside its manifold; use 'dense'"
-        return None
+    def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
+        """See `BackwardForm.tangent_solve`."""
+        P = matrix_of(projector(problem, y), flat(y))
+        manifold = problem.manifold
+        if manifold is None or problem.has_constraints(y):
+            G = lagrangian_hessian(problem, y, nu)
+        else:
 
-    def vjp(self, problem: Problem, solution: Solution, v: Tensor, wrt: Sequence[int]) -> Adjoint:
-        """See `BackwardForm.vjp`."""
-        y, manifold = solution.y, problem.manifold
-        sigma = manifold.multipliers(y, problem.gradient(y))
-        event = y.shape[1:]
-        m = event.numel()
-        basis = torch.eye(m, dtype=y.dtype, device=y.device).reshape(m, *event)
-        # One axis more in front for the m basis vectors; the manifold takes any batch dimensions.
-        points, sigmas = y.unsqueeze(1), sigma.unsqueeze(1)
-        directions = basis.unsqueeze(0).expand(len(y), *basis.shape)
-        points = points.expand_as(directions)
-        tangent = manifold.tangent(points, directions).flatten(2)
-        sigmas = sigmas.expand(len(y), m, *sigma.shape[1:])
-        curvature = manifold.constraint_curvature(points, sigmas, directions).flatten(2)
-        G = lagrangian_hessian(problem, y, None) - curvature
-        z, residual = solve_tangent(G, tangent, flat(v))
-        return Adjoint(input_gradients(problem, y, z.reshape(y.shape), wrt), residual)
+            def curvature(v: Tensor) -> Tensor:
+                shaped = v.reshape(v.shape[:-1] + y.shape[1:])
+                sigma = nu.expand(len(v), *nu.shape)
+                product: Tensor = manifold.constraint_curvature(y.expand_as(shaped), sigma, shaped)
+                return product.reshape(v.shape)
+
+            G = lagrangian_hessian(problem, y, None) - matrix_of(curvature, flat(y))
+        return TangentInverse(G, P)

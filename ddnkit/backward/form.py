@@ -1,56 +1,79 @@
-"""The BackwardForm contract: from a solved batch and an incoming gradient to input gradients."""
+"""The BackwardForm contract: how the linear system of the implicit function theorem is solved.
+
+The theorem itself is stated once, in `ddnkit.implicit`. A form brings the numbers: at a solution y
+with multipliers ν, z = (P G P)⁺ P r for right sides r, where G = D²_yy L and P projects on the tangent
+space of the constraints. From it follow gradients, forward derivatives and all higher ones.
+A form may also know a shorter way to the gradient (`BackwardForm.adjoint`).
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .. import registry
 from ..errors import InputError
 from ..problem import Problem
-from ..solution import Solution
 
+if TYPE_CHECKING:
+    from ..node import DeclarativeNode
 
-@dataclass(frozen=True)
-class Adjoint:
-    """Gradients for the inputs, one an input (None for those not asked for), and how far to trust them.
-
-    Attributes:
-        residual: relative residual of the adjoint system, (B,); None for a form that solves none.
-    """
-
-    gradients: Sequence[Tensor | None]
-    residual: Tensor | None = None
+#: z (k, B, m) and the relative residual (k, B) for right sides r (k, B, m)
+TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class BackwardForm(abc.ABC):
-    """Computes v·dy/dxᵢ at a solution. Stateless, constructible without arguments."""
+    """Solves P G P z = P r at a solution. Stateless, constructible without arguments."""
 
     name: str
+    #: True: `adjoint` is implemented, a shorter way to v·dy/dx
+    has_adjoint: bool = False
 
     @abc.abstractmethod
-    def vjp(self, problem: Problem, solution: Solution, v: Tensor, wrt: Sequence[int]) -> Adjoint:
-        """Gradients for the inputs whose indices are in ``wrt``; v is (B, *y)."""
+    def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
+        """Prepare (factorise, if the form does) the system at y.
+
+        Args:
+            y: (B, *y), plain numbers.
+            nu: multipliers: (B, p) of `Problem.all_constraints`; in the manifold's own shape where a
+                manifold is all there is; (B, 0) without constraints.
+
+        Returns:
+            a function of right sides r (k, B, m) that returns z (k, B, m) and the residual (k, B).
+        """
+
+    def adjoint(
+        self,
+        problem: Problem,
+        y: Tensor,
+        v: Tensor,
+        aux: Mapping[str, Tensor],
+        wrt: Sequence[int],
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """v·dy/dx for the inputs of ``wrt`` (positions among the tensors) and a residual (B,) or None.
+
+        Used for the value of a gradient where `has_adjoint`; its derivatives go the general way.
+        """
+        raise NotImplementedError
 
     def unsupported(self, problem: Problem) -> str | None:
         """Why this form cannot take ``problem``, or None if it can."""
         return None
 
+    def taken(self, problem: Problem, size: int) -> BackwardForm:
+        """The form that does the work for y of ``size`` unknowns: itself, but for "auto"."""
+        return self
+
 
 def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
-    """The form itself, the registered one of that name, or for "auto" the best that applies.
-
-    "auto" takes the node's `preferred_backward`, else its own adjoint, else the closed-form
-    multipliers of its manifold, else the dense form.
+    """The form itself, or the registered one of that name; "auto" chooses at each call.
 
     Raises:
         InputError: the form cannot take this node; the reason is given.
     """
-    if backward == "auto":
-        backward = _automatic(problem)
     if isinstance(backward, str):
         form: BackwardForm = registry.get("backwards", backward)()
     elif isinstance(backward, BackwardForm):
@@ -65,10 +88,12 @@ def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
     return form
 
 
-def _automatic(problem: Problem) -> str:
-    node = problem.node
-    if node.preferred_backward is not None:
-        return node.preferred_backward
-    if node.adjoint is not None:
-        return "closed_form"
-    return "embedded_field" if node.manifold is not None else "dense"
+def applicable_forms(node: DeclarativeNode) -> list[str]:
+    """Registered forms that can take the node, the reference form last. "auto" takes one of them."""
+    problem = Problem(node, (), 0)
+    names = [
+        name
+        for name in registry.names("backwards")
+        if name != "auto" and registry.get("backwards", name)().unsupported(problem) is None
+    ]
+    return sorted(names, key=lambda name: (name == "dense", name))

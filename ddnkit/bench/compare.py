@@ -15,6 +15,8 @@ from .measure import Measurement, MeasurementError, measure_apart
 
 #: m×m matrices alive at once in a dense form's backward: Hessian, rows being stacked, its factors.
 _DENSE_COPIES = 4
+#: Forms without an m×m matrix.
+_MATRIX_FREE = ("closed_form", "krylov", "fixed_point", "unrolled")
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ def _entry(
     progress: Callable[[str], None],
     settings: dict[str, Any],
 ) -> Entry:
-    if form == "closed_form" or fits(size, settings.get("dtype", "float32")):
+    if form in _MATRIX_FREE or fits(size, settings.get("dtype", "float32")):
         m = measure_apart(node, form, size, **settings)
         return Entry(form, size, m.forward, m.backward, m.memory)
-    half, quarter = (tuple(n // k for n in size) for k in (2, 4))
+    half, quarter = (tuple(max(n // k, 1) for n in size) for k in (2, 4))
     if not fits(half, settings.get("dtype", "float32")):
         raise MeasurementError("does not fit in memory, nor does half the size: not measured")
     measured = []
@@ -91,13 +93,15 @@ def fits(size: Sequence[int], dtype: str) -> bool:
 
 
 def table(entries: Sequence[Entry | str]) -> str:
-    """The entries as text, with the ratio of each form's backward to the closed form's."""
+    """The entries as text, with the ratio of each form's backward to the quickest of its size."""
     lines = [
         f"{'form':<16}{'size':>12}{'forward':>11}{'backward':>11}{'memory':>11}  backward ratio"
     ]
-    reference = {
-        e.size: e.backward for e in entries if isinstance(e, Entry) and e.form == "closed_form"
-    }
+    reference: dict[tuple[int, ...], float] = {}
+    for entry in entries:
+        if isinstance(entry, Entry):
+            quickest = reference.get(entry.size, float("inf"))
+            reference[entry.size] = min(quickest, entry.backward)
     for entry in entries:
         if isinstance(entry, str):
             lines.append(entry)

@@ -26,7 +26,9 @@ class _Size(click.ParamType):
 @click.command()
 @click.argument("name", default="nearest_etf")
 @click.option("--size", "sizes", type=_Size(), multiple=True, help="Size of y, e.g. 1024,100.")
-@click.option("--form", "forms", multiple=True, help="Backward form; repeatable. Default: all.")
+@click.option(
+    "--form", "forms", multiple=True, help="Backward form; repeatable. Default: all but unrolled."
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="The median of so many is reported.")
@@ -50,8 +52,8 @@ def bench(
     import torch
 
     from .. import __version__, registry
+    from ..backward.form import applicable_forms
     from ..bench.compare import Entry, compare, table
-    from ..checking.instance import applicable_forms
 
     names = registry.names("nodes")
     if name not in names:
@@ -68,7 +70,7 @@ def bench(
     entries = compare(
         name,
         list(sizes) or list(node.bench_sizes),
-        list(forms) or known,
+        list(forms) or [form for form in known if form != "unrolled"],
         progress=lambda text: click.echo(f"measuring {text}", err=True),
         dtype=dtype,
         device=device,

@@ -75,7 +75,7 @@ def _plugin(plugin: registry.Plugin) -> str:
         title = "arguments" if rows else "no arguments"
     lines += ["", f"  {title}:" if rows else f"  {title}", *_table(rows)]
     if plugin.group == "nodes":
-        lines += ["", f"  backward forms: auto, {', '.join(registry.names('backwards'))}"]
+        lines += ["", f"  backward forms: {', '.join(sorted(registry.names('backwards')))}"]
         lines += [f"  to check it: ddnkit check {plugin.name}"]
     return "\n".join(lines)
 

@@ -37,8 +37,8 @@ def nearest_etf(
         reduced: solve for U E on St(d, C−1) and return U E Eᵀ, which has U 1 = 0: the same ETF
             without a null direction. Allows d = C − 1 and ``delta=0``.
         solver: "procrustes" (closed form), or a manifold solver such as "trust_regions".
-        backward: "auto" (closed form), or "dense", "embedded_field".
-        policy: "raise", "warn" or "nan", for items whose certificate fails.
+        backward: "auto" (closed form), or "dense", "embedded_field", "krylov".
+        policy: "raise", "warn", "nan" or "mask", for items whose certificate fails.
 
     Returns:
         U, (..., d, C), float32 or float64.

@@ -15,7 +15,7 @@ A = (2/√(C−1)) H E + δ P E.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -79,11 +79,11 @@ class NearestETF(DeclarativeNode):
         """Where A is rank-deficient, the solution nearest to P (else to the canonical frame)."""
         return self._frame(self._prior(H, P))
 
-    def solve_problem(self, problem: Problem) -> Solution:
+    def solve_problem(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Solves with the node's solver; adds the factors of S and the margin to non-uniqueness."""
         H, P = problem.inputs
         _validate(H, P, self.reduced)
-        solution = super().solve_problem(problem)
+        solution = super().solve_problem(problem, start)
         aux = dict(solution.aux)
         if "right_vectors" not in aux:
             A = self.procrustes_target(H, P).double()
@@ -108,6 +108,12 @@ class NearestETF(DeclarativeNode):
         H_gradient = scale * (lifted if self.reduced else centre(lifted))
         P_gradient = None if P is None else (self.delta * lifted).to(P.dtype)
         return H_gradient.to(H.dtype), P_gradient
+
+    def tangent_inverse(self, H: Tensor, P: Tensor | None, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """(P G P)⁺ P for G = I_d ⊗ S: the derivative of a polar factor is its own adjoint."""
+        U = y.double()
+        Q, s = symmetric_factors(U, self.procrustes_target(H, P).double())
+        return lambda r: polar_adjoint(U, Q, s, r.double()).to(r.dtype)
 
     def sample_inputs(self) -> tuple[Any, ...]:
         """Class means of unit Frobenius norm in (7, 5) and a random frame, in float64."""

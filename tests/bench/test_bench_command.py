@@ -18,7 +18,7 @@ def test_forms_at_a_small_size():
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert {entry["form"] for entry in data["entries"]} == {
-        "closed_form", "embedded_field", "dense"
+        "closed_form", "embedded_field", "krylov", "dense"
     }  # fmt: skip
     assert all(entry["forward"] > 0 and entry["backward"] > 0 for entry in data["entries"])
     assert all(entry["memory"] >= 0 and not entry["extrapolated_from"] for entry in data["entries"])

@@ -216,4 +216,25 @@ def test_imagenet_size_runs_in_float32_within_memory_of_order_dC():
 def test_check_finds_nothing_wrong():
     report = ddnkit.check(NearestETF(), examples=3)
     assert report.ok, str(report)
-    assert report.forms == ("closed_form", "embedded_field", "dense")
+    assert set(report.forms) == {"closed_form", "embedded_field", "krylov", "dense"}
+
+
+@pytest.mark.parametrize("case", ["random", "collapse"])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_higher_derivatives_and_forward_mode_stay_exact(case, reduced):
+    d, C = 5, 3
+    torch.manual_seed(1)
+    P = haar_frame(d, C, **DOUBLE)
+    H = torch.randn(d, C, **DOUBLE)
+    H = 2 * etf_of_frame(P) if case == "collapse" else H / H.norm()
+    layer = DeclarativeLayer(NearestETF(0.1, reduced=reduced), policy="raise")
+    xs = [x.requires_grad_() for x in (H, P)]
+    assert torch.autograd.gradcheck(layer, xs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(layer, xs)
+    general = DeclarativeLayer(NearestETF(0.1, reduced=reduced), "krylov", policy="raise")
+
+    def loss(layer):
+        return lambda H: (layer(H, P.detach()) ** 3).sum()
+
+    mine, other = (torch.func.hessian(loss(each))(H.detach()) for each in (layer, general))
+    torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-9)

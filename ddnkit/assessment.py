@@ -1,0 +1,188 @@
+"""The costly figures of a certificate: curvature, condition, and a bound on the gradient's error.
+
+Curvatures are eigenvalues of P G P on the tangent space: all of them for few unknowns, the extreme ones
+by Lanczos for many (a lowest one that is then an upper bound).
+
+Error bound, for an incoming gradient v, or of the worst of three where there is none yet. At a point y
+that solves the problem inexactly, one step of Newton's method,
+    y⁺ = y + n + (P G P)⁺ P(−∇L − G n),    n = −A⁺h,
+lies nearer to the solution by the square of the distance. The gradient there differs from the one at y
+by the error of the latter, up to the same square. With ρ the reduction of ‖∇L‖ by the step, the error
+is estimated as ‖g(y) − g(y⁺)‖ / ((1 − ρ)‖g(y⁺)‖), doubled for safety, plus what rounding and the adjoint
+residual may add. Where the step does not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from .backward.form import BackwardForm
+from .backward.tangent_operator import hessian_operator, matrix_of, projector
+from .certificate import Certificate
+from .implicit.numbers import Numbers
+from .implicit.solution_equation import gradient_of_operands
+from .lagrangian import constraint_set, objective_gradient, stationarity
+from .linalg.lanczos import extreme_eigenvalues
+from .problem import Problem, flat
+from .solution import Solution
+
+#: Unknowns up to which all curvatures are computed.
+_ALL_CURVATURES = 256
+_PROBES = 3
+#: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
+_SEED = 0x5EED_A55E
+
+
+@torch.no_grad()
+def assess(
+    problem: Problem,
+    solution: Solution,
+    form: BackwardForm,
+    certificate: Certificate,
+    v: Tensor | None = None,
+) -> Certificate:
+    """The certificate with `curvature`, `condition` and `error_bound` measured.
+
+    Args:
+        problem, solution: a solved batch.
+        form: solves the linear systems.
+        v: (B, *y), the incoming gradient that the bound is for; None for the worst of three others.
+    """
+    y = solution.y
+    if len(y) == 0:
+        empty = y.new_zeros(0)
+        return dataclasses.replace(certificate, curvature=empty, condition=empty, error_bound=empty)
+    constraints = constraint_set(problem, y)
+    nu = constraints.multipliers(objective_gradient(problem, y))
+    curvature, condition = _curvatures(problem, y, nu)
+    bound = _error_bound(problem, y, nu, form, certificate, condition, v)
+    return dataclasses.replace(
+        certificate, curvature=curvature, condition=condition, error_bound=bound
+    )
+
+
+@torch.no_grad()
+def error_bound(
+    problem: Problem, y: Tensor, form: BackwardForm, certificate: Certificate, v: Tensor
+) -> Tensor:
+    """The bound for one incoming gradient v (B, *y), given the curvatures of an assessed certificate."""
+    assert certificate.condition is not None
+    nu = constraint_set(problem, y).multipliers(objective_gradient(problem, y))
+    return _error_bound(problem, y, nu, form, certificate, certificate.condition, v)
+
+
+def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+    P, G = projector(problem, y), hessian_operator(problem, y, nu)
+    like = flat(y)
+    if like.shape[-1] > _ALL_CURVATURES:
+        lowest, largest, _ = extreme_eigenvalues(lambda v: P(G(v)), like, project=P)
+        size = torch.maximum(lowest.abs(), largest.abs())
+        return lowest / size, size / lowest.clamp(min=0)
+    tangent = matrix_of(P, like)
+    matrix = matrix_of(lambda v: P(G(P(v))), like)
+    finite = matrix.isfinite().flatten(1).all(dim=1) & tangent.isfinite().flatten(1).all(dim=1)
+    keep = finite.reshape(-1, 1, 1)
+    matrix, tangent = torch.where(keep, matrix, 0.0), torch.where(keep, tangent, 0.0)
+    # Directions normal to the constraints are moved out of the way of both ends.
+    size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(y.dtype).tiny)
+    eye = torch.eye(like.shape[-1], dtype=y.dtype, device=y.device)
+    values = torch.linalg.eigvalsh(
+        (matrix + matrix.mT) / 2 + 4 * size.reshape(-1, 1, 1) * (eye - tangent)
+    )
+    on_tangent = values < 2 * size.unsqueeze(-1)
+    count = on_tangent.sum(dim=-1)
+    lowest = values.amin(dim=-1)
+    sizes = torch.where(on_tangent, values.abs(), 0.0)
+    largest = sizes.amax(dim=-1)
+    least = torch.where(on_tangent, values.abs(), torch.inf).amin(dim=-1)
+    # No tangent direction at all: the constraints alone determine y.
+    curvature = torch.where(count == 0, 1.0, lowest / largest)
+    condition = torch.where(count == 0, 1.0, largest / least)
+    return tuple(torch.where(finite, x, torch.nan) for x in (curvature, condition))  # type: ignore[return-value]
+
+
+def _error_bound(
+    problem: Problem,
+    y: Tensor,
+    nu: Tensor,
+    form: BackwardForm,
+    certificate: Certificate,
+    condition: Tensor,
+    v: Tensor | None,
+) -> Tensor:
+    numbers = Numbers(form)
+    better, reduction = _newton_step(problem, y, nu, numbers)
+    eps = torch.finfo(y.dtype).eps
+    exact = certificate.stationarity <= 1e3 * eps
+    reduction = torch.where(exact, 0.0, reduction)
+    probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
+    changes, sizes = [], []
+    for probe in probes:
+        here, there = (_gradient(problem, point, probe, numbers) for point in (y, better))
+        changes.append((here - there).norm(dim=-1))
+        sizes.append(there.norm(dim=-1))
+    change, size = torch.stack(changes), torch.stack(sizes)
+    # A probe may happen to have no gradient, whose relative error would say nothing of the others'.
+    size = torch.maximum(size, 0.1 * size.square().mean(dim=0).sqrt())
+    error = torch.where(change > 0, change / size, 0.0).amax(dim=0)
+    residual = certificate.adjoint_residual
+    solving = eps if residual is None else eps + residual
+    bound = 2 * error / (1 - reduction) + condition * solving
+    bound = torch.where(reduction <= 0.5, bound, torch.inf)
+    return torch.where(bound.isnan(), torch.inf, bound)
+
+
+def _newton_step(
+    problem: Problem, y: Tensor, nu: Tensor, numbers: Numbers
+) -> tuple[Tensor, Tensor]:
+    """y⁺, and ‖∇L‖ + ‖h‖ there relative to y."""
+    constraints = constraint_set(problem, y)
+    right = -stationarity(problem, y, nu)
+    normal = torch.zeros_like(right)
+    if constraints.parametric:
+        h = problem.all_constraints(y)
+        assert h is not None
+        normal = -constraints.restore(h)
+        G = hessian_operator(problem, y, nu)
+        right = right - G(normal)
+    step = normal + numbers.solve_tangent(problem, y, nu, right.unsqueeze(0)).squeeze(0)
+    if constraints.parametric or problem.manifold is None:
+        better = y + step.reshape(y.shape)
+    else:
+        better = problem.manifold.retract(y, step.reshape(y.shape))
+    before, after = _violation(problem, y), _violation(problem, better)
+    return better, torch.where(before > 0, after / before, 0.0)
+
+
+def _violation(problem: Problem, y: Tensor) -> Tensor:
+    constraints = constraint_set(problem, y)
+    nu = constraints.multipliers(objective_gradient(problem, y))
+    size = stationarity(problem, y, nu).norm(dim=-1)
+    h = problem.constraints(y)
+    return size if h is None else size + constraints.restore(_all(problem, y)).norm(dim=-1)
+
+
+def _all(problem: Problem, y: Tensor) -> Tensor:
+    h = problem.all_constraints(y)
+    assert h is not None
+    return h
+
+
+def _gradient(problem: Problem, y: Tensor, v: Tensor, numbers: Numbers) -> Tensor:
+    """The gradient for all operands that each item has to itself, (B, n)."""
+    flags = problem.operands_batched
+    wrt = [i for i, x in enumerate(problem.operands) if flags[i] and x.is_floating_point()]
+    if not wrt:
+        return y.new_zeros(len(y), 1)
+    found = gradient_of_operands(numbers, problem, y, v, wrt)
+    return torch.cat([flat(g) for g in found], dim=-1)
+
+
+def _probe(y: Tensor, k: int) -> Tensor:
+    generator = torch.Generator().manual_seed(_SEED + k)
+    shape = y.shape[1:]
+    # The same for all items, so that a figure does not depend on an item's place in the batch.
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(y).expand(y.shape)

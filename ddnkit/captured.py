@@ -1,0 +1,178 @@
+"""Tensors that an objective uses without being given them: found, and replaced while it is evaluated.
+
+An objective may use a module's parameters or a tensor of an enclosing scope. To be differentiated
+with respect to, such a tensor must be an operand of the implicit function like any input. A
+`TorchFunctionMode` sees every tensor that enters a torch function. It tells which of them want a
+derivative (`discover`), and puts other tensors in their place (`substituted`), so that the objective
+becomes a function of them. Nothing is written onto the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A tensor that a node's functions use without being given it.
+
+    Attributes:
+        tensor: as they saw it when the node was solved.
+        path: where it hangs on the node ("net.0.weight"), or None for one of an enclosing scope.
+            torch.func.functional_call puts other tensors there, and takes them away before the
+            derivative is computed: what hangs there at the time of an evaluation is meant.
+    """
+
+    tensor: Tensor
+    path: str | None = None
+
+
+class _Substitution(TorchFunctionMode):
+    """Replaces tensors by identity in the arguments of every torch function."""
+
+    def __init__(self, replacements: Mapping[int, Tensor]):
+        super().__init__()
+        self.replacements = replacements
+        self.used: set[int] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        def replace(tensor: Tensor) -> Tensor:
+            found = self.replacements.get(id(tensor))
+            if found is None:
+                return tensor
+            self.used.add(id(found))
+            return found
+
+        kwargs = {name: _mapped(replace, value) for name, value in (kwargs or {}).items()}
+        return func(*(_mapped(replace, value) for value in args), **kwargs)
+
+
+class _Discovery(TorchFunctionMode):
+    """Collects the tensors that enter torch functions, want a derivative, and were made outside."""
+
+    def __init__(self, known: Sequence[Tensor]):
+        super().__init__()
+        self.made = {id(tensor): tensor for tensor in known}
+        self.found: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        def look(tensor: Tensor) -> Tensor:
+            if id(tensor) not in self.made and is_tracked(tensor):
+                self.found[id(tensor)] = tensor
+            return tensor
+
+        for value in (*args, *(kwargs or {}).values()):
+            _mapped(look, value)
+        result = func(*args, **(kwargs or {}))
+        # Kept alive as well, so that no identity is given out twice.
+        _mapped(lambda tensor: self.made.setdefault(id(tensor), tensor), result)
+        return result
+
+
+def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(function, entry) for entry in value)
+    if type(value) is dict:
+        return {key: _mapped(function, entry) for key, entry in value.items()}
+    return value
+
+
+def substituted(
+    node: object, captured: Sequence[Captured], values: Sequence[Tensor]
+) -> contextlib.AbstractContextManager[Any]:
+    """While this context lasts, torch functions see ``values`` in place of the captured tensors."""
+    if not captured:
+        return contextlib.nullcontext()
+    table = {id(c.tensor): value for c, value in zip(captured, values, strict=True)}
+    if any(c.path is not None for c in captured):
+        now = dict(attributes(node))
+        for c, value in zip(captured, values, strict=True):
+            if c.path in now:
+                table[id(now[c.path])] = value
+    return _Substitution(table)
+
+
+def unused(
+    evaluate: Callable[[], Any], captured: Sequence[Captured], values: Sequence[Tensor]
+) -> list[Captured]:
+    """Tensors of enclosing scopes among the captured that ``evaluate()`` does not use any more."""
+    scoped = [(c, v) for c, v in zip(captured, values, strict=True) if c.path is None]
+    with _Substitution({id(c.tensor): v for c, v in scoped}) as mode:
+        evaluate()
+    return [c for c, v in scoped if id(v) not in mode.used]
+
+
+def discover(evaluate: Callable[[], Any], known: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that want a derivative and enter ``evaluate()`` from outside, beside the ``known``."""
+    mode = _Discovery(known)
+    with mode:
+        evaluate()
+    return list(mode.found.values())
+
+
+def is_tracked(tensor: Tensor) -> bool:
+    """Whether some transform may ask for a derivative with respect to ``tensor``."""
+    return tensor.is_floating_point() and (
+        tensor.requires_grad or is_wrapped(tensor) or _has_tangent(tensor)
+    )
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether ``tensor`` belongs to a torch.func transform."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    if torch.autograd.forward_ad._current_level < 0:
+        return False
+    with torch.autograd.forward_ad._set_fwd_grad_enabled(True):
+        return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def under_transform() -> bool:
+    """Whether a torch.func transform or forward mode is at work."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return inside or torch.autograd.forward_ad._current_level >= 0
+
+
+def attributes(owner: object) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point tensors in an object's attributes, lists, dictionaries and modules included."""
+    values = dict(vars(owner))
+    if isinstance(owner, nn.Module):
+        values.update(_of_module(owner))
+    for name, value in values.items():
+        if not name.startswith("_") or isinstance(value, Tensor):
+            yield from _tensors(name, value)
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, nn.Module):
+        for inner, tensor in _of_module(value).items():
+            yield f"{name}.{inner}", tensor
+    elif isinstance(value, (list, tuple)):
+        for index, entry in enumerate(value):
+            yield from _tensors(f"{name}.{index}", entry)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _tensors(f"{name}.{key}", entry)
+
+
+def _of_module(module: nn.Module) -> dict[str, Tensor]:
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}

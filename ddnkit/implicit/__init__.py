@@ -1,0 +1,1 @@
+"""The implicit function theorem: derivatives of any order and direction of a solution."""

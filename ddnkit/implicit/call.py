@@ -1,0 +1,209 @@
+"""Call: one call of a layer, from forward to whatever derivatives are asked for later.
+
+It solves, certifies, lets the policy act, and does the numerical work that the equations ask for. A
+call may be folded into a larger batch by vmap; figures are then kept for that batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..assessment import assess, error_bound
+from ..backward.form import BackwardForm, TangentSolve
+from ..captured import Captured, under_transform
+from ..certificate import Certificate, act, complaint, measure
+from ..problem import Problem
+from ..solution import Solution
+from ..solving import (
+    captured_tensors,
+    reject_rebound_tensors,
+    reject_unfollowed_tensors,
+    solve,
+)
+from ..structure import Structure
+from .numbers import Numbers
+
+
+class Call(Numbers):
+    """What one call of a layer keeps beside its tensors.
+
+    Attributes:
+        aux_names: what the solver kept, the outputs after y. With the policy "mask" the last is
+            ``good``, which items passed.
+        discovered: tensors found inside the objective that must become operands.
+        certificate: figures of the whole, flat batch.
+    """
+
+    def __init__(
+        self,
+        form: BackwardForm,
+        *,
+        policy: str,
+        tolerance: float | None,
+        certify: str,
+        batch_shape: Sequence[int],
+        start: Tensor | None,
+        show: Callable[[Certificate, Certificate | None], None],
+    ):
+        super().__init__(form)
+        self.policy = policy
+        self.certify = certify
+        self.tolerance = tolerance
+        self.batch_shape = tuple(batch_shape)
+        self.start = start
+        self._show = show
+        self.aux_names: tuple[str, ...] = ()
+        self.structure: Structure | None = None
+        self.discovered: list[Captured] = []
+        self.transformed = under_transform()
+        self.certificate: Certificate | None = None
+        self._shown: Certificate | None = None
+        self._shape = self.batch_shape
+        self._solved: tuple[Problem, Solution, Certificate] | None = None
+        self._prepared: tuple[list[tuple[int, int, torch.Size]], Any, TangentSolve] | None = None
+        self._name = ""
+        self._said: set[str | None] = set()
+
+    def structured(self, problem: Problem) -> Problem:
+        """The problem, with the parts of y that its solution turned out to have."""
+        return problem.with_structure(self.structure)
+
+    # -- forward --------------------------------------------------------------------------------
+
+    def solve(self, problem: Problem, lead: Sequence[int]) -> tuple[Tensor, ...]:
+        """y and what the solver kept. Sets `discovered`, and then the result is to be thrown away."""
+        self._shape = (*lead, *self.batch_shape)
+        if self._solved is None:
+            start = self.start
+            if start is not None and lead:
+                start = start.expand(*lead, *start.shape).flatten(0, len(lead))
+            found, solution = solve(problem, start)
+            self.discovered = self._discover(found, solution.y)
+            self._solved = found, solution, measure(found, solution, self.tolerance)
+            if self.discovered:
+                # The same solution serves once they are operands: the next call takes it from here.
+                return (solution.y,)
+        found, solution, certificate = self._solved
+        self._solved = None
+        if self.discovered:
+            reject_unfollowed_tensors(problem.with_structure(found.structure), solution.y)
+        self.structure = found.structure
+        self._name = type(found.node).__name__
+        self.form = self.form.taken(found, solution.y.shape[1:].numel())
+        certificate = dataclasses.replace(certificate, form=self.form.name)
+        if self.certify == "full":
+            certificate = assess(found, solution, self.form, certificate)
+        self._conclude(certificate, backward=False)
+        y, good = solution.y, certificate.solved
+        aux = dict(solution.aux)
+        if self.policy == "nan":
+            y = _where(good, y, torch.nan)
+        if self.policy == "mask":
+            y = torch.where(y.isfinite() | good.reshape(-1, *[1] * (y.ndim - 1)), y, 0.0)
+            aux["good"] = good
+        self.aux_names = tuple(aux)
+        return (y, *aux.values())
+
+    def _discover(self, problem: Problem, y: Tensor) -> list[Captured]:
+        if problem.batch_size == 0:
+            return []
+        return captured_tensors(problem, y, transformed=self.transformed)
+
+    def measured(self, problem: Problem, y: Tensor, lead: Sequence[int]) -> Tensor:
+        """y with its certificate, for a solution that came with a graph of its own."""
+        self._shape = (*lead, *self.batch_shape)
+        self._name = type(problem.node).__name__
+        certificate = measure(problem, Solution(y).batched(len(y)), self.tolerance)
+        self._conclude(dataclasses.replace(certificate, form=self.form.name), backward=False)
+        good = certificate.solved
+        return _where(good, y, torch.nan) if self.policy == "nan" else y.clone()
+
+    def _conclude(self, certificate: Certificate, backward: bool) -> None:
+        before = self._shown
+        self.certificate = certificate
+        self._shown = certificate.reshaped(self._shape)
+        self._show(self._shown, before if backward else None)
+        if self.policy in ("raise", "warn"):
+            message = complaint(certificate, f"{self._name} ({self.form.name})", backward)
+            # One call may solve many systems, for many derivatives: each complaint is heard once.
+            if self.policy == "raise" or message not in self._said:
+                act(self.policy, message)
+            self._said.add(message)
+
+    # -- derivatives ----------------------------------------------------------------------------
+
+    def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
+        """z (k, B, m) by the form, masked by the policy."""
+        z, residual = self._tangent_solve(problem, y, nu)(r)
+        if len(r) == 1:
+            self._bound(problem, y, -r[0].reshape(y.shape))
+        self._judge(residual)
+        return self._filled(z, torch.nan)
+
+    def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:
+        """On the way back the error bound is for the gradient that came in."""
+        certificate = self.certificate
+        if self.certify != "full" or certificate is None or len(y) != len(certificate.stationarity):
+            return
+        bound = error_bound(self.structured(problem), y, self.form, certificate, v)
+        self.certificate = dataclasses.replace(certificate, error_bound=bound)
+
+    def _tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
+        # ν is a function of the operands and y, which therefore tell whether this is the same point.
+        # They are kept, so that no other tensor can take their place in memory.
+        point = [*problem.operands, y]
+        key = [(x.data_ptr(), x._version, x.shape) for x in point]
+        if self._prepared is None or self._prepared[0] != key:
+            reject_rebound_tensors(self.structured(problem), y)
+            prepared = self.form.tangent_solve(self.structured(problem), y, nu)
+            self._prepared = key, point, prepared
+        return self._prepared[2]
+
+    def shortcut(self, problem: Problem, wrt: Sequence[int]) -> list[int]:
+        """Those of the operands whose gradient the form knows a shorter way to: inputs alone."""
+        inputs = len(problem.operands) - len(problem.captured)
+        return [i for i in wrt if i < inputs] if self.form.has_adjoint else []
+
+    def adjoint(
+        self, problem: Problem, y: Tensor, v: Tensor, aux: Sequence[Tensor], wrt: Sequence[int]
+    ) -> list[Tensor]:
+        """The gradients by the form's shortcut, masked by the policy."""
+        kept: Mapping[str, Tensor] = {
+            name: value
+            for name, value in zip(self.aux_names, aux, strict=True)
+            if not (name == "good" and self.policy == "mask")
+        }
+        reject_rebound_tensors(self.structured(problem), y)
+        gradients, residual = self.form.adjoint(self.structured(problem), y, v, kept, wrt)
+        self._bound(problem, y, v)
+        self._judge(None if residual is None else residual.unsqueeze(0))
+        fill = 0.0 if self.policy == "mask" else torch.nan
+        return [self._filled(g.unsqueeze(0), fill).squeeze(0) for g in gradients]
+
+    def _judge(self, residual: Tensor | None) -> None:
+        """Take the residual (k, B) into the certificate, whose batch may have been repeated in B."""
+        certificate = self.certificate
+        assert certificate is not None
+        size = len(certificate.stationarity)
+        if residual is not None and residual.numel() and residual.shape[1] % size == 0:
+            worst = residual.amax(dim=0).reshape(-1, size).amax(dim=0)  # NaN stays NaN
+            certificate = dataclasses.replace(certificate, adjoint_residual=worst)
+        self._conclude(certificate, backward=True)
+
+    def _filled(self, z: Tensor, fill: float) -> Tensor:
+        """z (k, B, ...) with ``fill`` for failed items, where the policy says so."""
+        assert self.certificate is not None
+        size, batch = len(self.certificate.stationarity), z.shape[1]
+        if self.policy in ("raise", "warn") or not size or batch % size:
+            return z
+        good = self.certificate.differentiable.repeat(batch // size)
+        return _where(good.expand(z.shape[:2]).reshape(-1), z.flatten(0, 1), fill).reshape(z.shape)
+
+
+def _where(good: Tensor, x: Tensor, fill: float) -> Tensor:
+    return torch.where(good.reshape(-1, *[1] * (x.ndim - 1)), x, fill)

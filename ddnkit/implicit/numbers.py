@@ -1,0 +1,21 @@
+"""Numbers: the linear systems that the equations ask for, solved by a backward form."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backward.form import BackwardForm
+from ..problem import Problem
+
+
+class Numbers:
+    """The linear systems of a form, solved without any state: what `Call` does, for one evaluation."""
+
+    policy = "warn"
+
+    def __init__(self, form: BackwardForm):
+        self.form = form
+
+    def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
+        """z (k, B, m)."""
+        return self.form.tangent_solve(problem, y, nu)(r)[0]

@@ -1,0 +1,272 @@
+"""y(θ): the solution of a node, by the implicit function theorem.
+
+At a solution ∇_y L = 0 and h = 0. Differentiating both, with G = D²_yy L, B = D²_θy L, A = D_y h and
+C = D_θ h:
+    G dy − Aᵀ dν + B dθ = 0,      A dy + C dθ = 0.
+For an incoming gradient v, let z and μ solve G z + Aᵀ μ = −v, A z = 0. Then
+    vᵀ dy = −zᵀG dy − μᵀA dy = −zᵀ(Aᵀ dν − B dθ) + μᵀC dθ = (Bᵀz + Cᵀμ)ᵀ dθ,
+because A z = 0. So the gradient for the operands is the derivative with respect to θ of
+    zᵀ ∇_y L(θ, y, ν) + μᵀ h(θ, y),
+with z = (P G P)⁺ P(−v) and μ = (Aᵀ)⁺(−v − G z). In the other direction, dy has the normal part
+n = −A⁺ C dθ and the tangent part (P G P)⁺ P(−B dθ − G n). A manifold's constraints do not depend on θ:
+μ is not needed and n = 0 there. Checked for the signs against PROBLEMS 3 and 10.
+
+ν(θ, y) = (A⁺)ᵀ∇_y f is an explicit function of θ and y here, z an equation of its own
+(`tangent_equation`), and y has its own history: everything can be differentiated again.
+
+A form may know a shorter way to the gradient alone (`BackwardForm.adjoint`). It is used for the value,
+and the formula above for the derivative of that value (`AdjointEquation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..lagrangian import (
+    constraint_set,
+    hessian_product,
+    objective_gradient,
+    pushforward,
+    stationarity,
+    vjp,
+)
+from ..problem import Problem, flat
+from .function import Equation, Unfold, solution_of
+from .tangent_equation import TangentEquation, fold_operands
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .numbers import Numbers
+
+
+def gradient_of_operands(
+    call: Numbers, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
+) -> list[Tensor]:
+    """Bᵀz + Cᵀμ for the operands of ``wrt``: v·dy/dθ, differentiable in θ, y and v."""
+    constraints = constraint_set(problem, y)
+    nu = constraints.multipliers(objective_gradient(problem, y))
+    right = -flat(v)
+    z = TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0))
+    if call.policy == "mask":
+        dropped = z.isnan().any(dim=-1, keepdim=True)
+        z, right = torch.where(dropped, 0.0, z), torch.where(dropped.squeeze(0), 0.0, right)
+    z = z.squeeze(0)
+    chosen = [problem.operands[i] for i in wrt]
+    # One pass back through ∇_y L gives Bᵀz and, for μ, G z.
+    _, pull = vjp(
+        lambda y, *values: stationarity(_replaced(problem, wrt, values), y, nu), y, *chosen
+    )
+    curvature, *gradients = pull(z)
+    if not constraints.parametric:
+        return gradients
+    mu = constraints.multipliers(right - flat(curvature))
+    _, pull = vjp(lambda *values: _constraints(_replaced(problem, wrt, values), y), *chosen)
+    return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
+
+
+def _constraints(problem: Problem, y: Tensor) -> Tensor:
+    h = problem.all_constraints(y)
+    assert h is not None
+    return h
+
+
+def _replaced(problem: Problem, indices: Sequence[int], values: Sequence[Tensor]) -> Problem:
+    operands = problem.operands
+    for index, value in zip(indices, values, strict=True):
+        operands[index] = value
+    return problem.with_operands(operands)
+
+
+def _entered(
+    gradients: list[Tensor | None], indices: Sequence[int], found: Sequence[Tensor]
+) -> list[Tensor | None]:
+    at = dict(zip(indices, found, strict=True))
+    return [at.get(i, gradient) for i, gradient in enumerate(gradients)]
+
+
+def _without_failed(
+    problem: Problem, y: Tensor, v: Tensor, good: Tensor
+) -> tuple[Problem, Tensor, Tensor]:
+    """The batch with a copy of a good item in the place of each failed one, and v zero there.
+
+    What a failed item computes could be NaN, which no zero takes back from a tensor that all share.
+    """
+    if len(good) == 0:
+        return problem, y, v
+    here = torch.arange(len(good), device=good.device)
+    source = torch.where(good, here, good.int().argmax())
+    flags = problem.operands_batched
+    operands = [x[source] if own else x for x, own in zip(problem.operands, flags, strict=True)]
+    v = torch.where(good.reshape(-1, *[1] * (v.ndim - 1)), v, 0.0)
+    return problem.with_operands(operands), y[source], v
+
+
+class SolutionEquation(Equation):
+    """Operands: those of the problem. Outputs: y (B, *y), and what the solver kept (`Solution.aux`)."""
+
+    def __init__(self, call: Call, problem: Problem, lead: tuple[int, ...] = ()):
+        self.call = call
+        self.problem = problem
+        self.lead = lead  # sizes of the vmaps that the batch has taken in, outermost first
+
+    @property
+    def auxiliary(self) -> int:  # type: ignore[override]
+        """As many as the solver kept, known once it has run."""
+        return len(self.call.aux_names)
+
+    def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """By the node's solver, with its certificate."""
+        return self.call.solve(self.problem.with_operands(operands), self.lead)
+
+    def vjp(
+        self,
+        operands: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        wrt: Sequence[int],
+    ) -> list[Tensor | None]:
+        """Bᵀz + Cᵀμ."""
+        problem = self.call.structured(self.problem).with_operands(operands)
+        wrt = [i for i in wrt if operands[i].is_floating_point()]
+        gradients: list[Tensor | None] = [None] * len(operands)
+        if problem.batch_size == 0:
+            return [torch.zeros_like(x) if i in wrt else None for i, x in enumerate(operands)]
+        if not wrt:
+            return gradients
+        y, *aux = outputs
+        v = cotangents[0]
+        if self.call.policy == "mask":
+            problem, y, v = _without_failed(problem, y, v, aux[-1])
+        short = self.call.shortcut(problem, wrt)
+        if short:
+            equation = AdjointEquation(self.call, problem, short)
+            found = solution_of(equation, *problem.operands, y, v, *aux)
+            gradients = _entered(gradients, short, found)
+        rest = [i for i in wrt if i not in short]
+        if rest:
+            found = tuple(gradient_of_operands(self.call, problem, y, v, rest))
+            gradients = _entered(gradients, rest, found)
+        return gradients
+
+    def jvp(
+        self,
+        operands: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        tangents: Sequence[Tensor | None],
+    ) -> tuple[Tensor, ...]:
+        """n + (P G P)⁺ P(−B dθ − G n), n = −A⁺ C dθ."""
+        problem = self.call.structured(self.problem).with_operands(operands)
+        y = outputs[0]
+        if problem.batch_size == 0:
+            return (torch.zeros_like(y),)
+        constraints = constraint_set(problem, y)
+        nu = constraints.multipliers(objective_gradient(problem, y))
+        moving = [
+            t if x.is_floating_point() else None for x, t in zip(operands, tangents, strict=True)
+        ]
+        right = -pushforward(
+            lambda *theta: stationarity(problem.with_operands(theta), y, nu), operands, moving
+        )
+        normal = torch.zeros_like(right)
+        if constraints.parametric:
+            dh = pushforward(
+                lambda *theta: _constraints(problem.with_operands(theta), y), operands, moving
+            )
+            normal = -constraints.restore(dh)
+            right = right - hessian_product(problem, y, nu, normal.unsqueeze(0)).squeeze(0)
+        z = TangentEquation(self.call, problem).apply(y, nu, right.unsqueeze(0)).squeeze(0)
+        return ((normal + z).reshape(y.shape),)
+
+    def folded(
+        self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
+    ) -> tuple[Equation, list[Tensor], Unfold]:
+        """A larger batch."""
+        B = self.problem.batch_size
+        inside, flags = fold_operands(operands, in_dims, self.problem.operands_batched, size, B)
+        problem = self.problem.resized(inside, size * B, flags)
+        equation = SolutionEquation(self.call, problem, (size, *self.lead))
+        return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
+
+
+class AdjointEquation(Equation):
+    """v·dy/dθ by the form's own way; its derivative by the general one.
+
+    Operands: those of the problem, y, v, and what the solver kept. Outputs: the gradients for ``wrt``.
+    """
+
+    def __init__(self, call: Call, problem: Problem, wrt: Sequence[int]):
+        self.call = call
+        self.problem = problem
+        self.wrt = list(wrt)
+
+    def _split(self, operands: Sequence[Tensor]) -> tuple[Problem, Tensor, Tensor, list[Tensor]]:
+        count = len(self.problem.operands)
+        y, v, *aux = operands[count:]
+        return self.problem.with_operands(operands[:count]), y, v, aux
+
+    def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """By the form's shortcut."""
+        problem, y, v, aux = self._split(operands)
+        return tuple(self.call.adjoint(problem, y, v, aux, self.wrt))
+
+    def _general(self, *values: Tensor) -> tuple[Tensor, ...]:
+        *theta, y, v = values
+        problem = self.problem.with_operands(theta)
+        return tuple(gradient_of_operands(self.call, problem, y, v, self.wrt))
+
+    def vjp(
+        self,
+        operands: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        wrt: Sequence[int],
+    ) -> list[Tensor | None]:
+        """By differentiating the general formula."""
+        values = operands[: len(self.problem.operands) + 2]
+        inner = [i for i in wrt if i < len(values) and values[i].is_floating_point()]
+
+        def of_inner(*moving: Tensor) -> tuple[Tensor, ...]:
+            moved = list(values)
+            for i, value in zip(inner, moving, strict=True):
+                moved[i] = value
+            return self._general(*moved)
+
+        gradients: list[Tensor | None] = [None] * len(operands)
+        _, pull = vjp(of_inner, *(values[i] for i in inner))
+        for i, gradient in zip(inner, pull(tuple(cotangents)), strict=True):
+            gradients[i] = gradient
+        return gradients
+
+    def jvp(
+        self,
+        operands: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        tangents: Sequence[Tensor | None],
+    ) -> tuple[Tensor, ...]:
+        """By differentiating the general formula."""
+        count = len(self.problem.operands) + 2
+        values = operands[:count]
+        moving = [
+            t if x.is_floating_point() else None
+            for x, t in zip(values, tangents[:count], strict=True)
+        ]
+        return tuple(
+            pushforward(lambda *moved, k=k: self._general(*moved)[k], values, moving)
+            for k in range(len(self.wrt))
+        )
+
+    def folded(
+        self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
+    ) -> tuple[Equation, list[Tensor], Unfold]:
+        """A larger batch. A shortcut is for inputs alone: each gradient carries the batch."""
+        B = self.problem.batch_size
+        count = len(self.problem.operands)
+        batched = [*self.problem.operands_batched, *[True] * (len(operands) - count)]
+        inside, flags = fold_operands(operands, in_dims, batched, size, B)
+        problem = self.problem.resized(inside[:count], size * B, flags[:count])
+        equation = AdjointEquation(self.call, problem, self.wrt)
+        return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])

@@ -1,0 +1,19 @@
+"""Problems with known answers, and assertions, for anyone's solver, backward form or node.
+
+    for problem in ddnkit.testing.bank():
+        xs = ddnkit.testing.sampled(problem, seed=0)
+        layer = ddnkit.DeclarativeLayer(problem, backward="mine")
+        ...compare with problem.jacobians(*xs, y=layer(*xs))
+
+or all of it at once, first and second derivatives, forward mode, vmap and batches:
+
+    for row in ddnkit.testing.sweep(forms=["mine"]):
+        print(row)
+
+All are in float64. L = f − νᵀh; each class states its problem, its answer and its derivative, and
+`KnownProblem` what may be asked of each. `assert_gradients` holds a node of your own to `check`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

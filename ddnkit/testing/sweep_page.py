@@ -1,0 +1,106 @@
+"""The tables of a sweep as a page of the site."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+
+import torch
+
+from .sweep_row import SweepRow, shown
+
+_TEXT = """\
+# Every problem through every form
+
+The worst relative error, in float64, of derivatives of the problems of `ddnkit.testing.bank()` by each
+backward form. Written by `make sweep`: ddnkit {ddnkit}, torch {torch}, {date}, seeds {seeds}. Rounding is
+1e-16; what is held against finite differences can be seen to about 1e-12.
+
+## The worst of all columns
+
+"–": the form does not apply (why is listed below).
+
+{forms}
+
+## "auto", column by column
+
+{columns}
+
+| column | what is compared |
+|---|---|
+| analytic | the whole Jacobian, parameters' included, and a gradient by autograd alone, with those on paper |
+| differences | the Jacobian along random directions with extrapolated differences through new solutions |
+| transpose | `jacfwd` and `jvp` with `vjp` |
+| second | H u, reverse over reverse and forward over reverse, with differences of the gradient |
+| vmap | values and gradients under `torch.func.vmap` with one by one: all inputs mapped, and one alone |
+| batch | values and gradients of a batch with those of its items |
+
+## What is left out, or failed
+
+{notes}
+
+Your own form or problem: `ddnkit.testing.sweep(forms=[MyForm()])`, `ddnkit.testing.sweep([MyProblem()])`.
+"""
+
+
+def page(rows: Sequence[SweepRow], seeds: Iterable[int]) -> str:
+    """The page of ``rows``."""
+    return _TEXT.format(
+        ddnkit=metadata.version("ddnkit"),
+        torch=torch.__version__,
+        date=datetime.date.today().isoformat(),
+        seeds=", ".join(map(str, seeds)),
+        forms=_by_form(rows),
+        columns=_by_column([row for row in rows if row.form == "auto"]),
+        notes=_left_out(rows),
+    )
+
+
+def _by_form(rows: Sequence[SweepRow]) -> str:
+    forms = list(dict.fromkeys(row.form for row in rows))
+    cells = {(row.problem, row.form): shown(row.worst) for row in rows}
+    problems = dict.fromkeys(row.problem for row in rows)
+    return _table(
+        ["problem", *forms],
+        [[problem, *(cells.get((problem, form), "–") for form in forms)] for problem in problems],
+    )
+
+
+def _by_column(rows: Sequence[SweepRow]) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row.errors))
+    return _table(
+        ["problem", *columns],
+        [[row.problem, *(shown(row.errors.get(c)) for c in columns)] for row in rows],
+    )
+
+
+def _left_out(rows: Sequence[SweepRow]) -> str:
+    """Each reason once, with the problems that it holds for."""
+    every = list(dict.fromkeys(row.problem for row in rows))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for what, why in row.notes.items():
+            form_or_column = row.form if what == "form" else what
+            problems = reasons.setdefault((form_or_column, why), [])
+            if row.problem not in problems:
+                problems.append(row.problem)
+    return _table(
+        ["form or column", "why", "problems"],
+        [
+            [what, why.replace("|", "\\|").replace("\n", " "), _listed(problems, every)]
+            for (what, why), problems in reasons.items()
+        ],
+    )
+
+
+def _listed(problems: Sequence[str], every: Sequence[str]) -> str:
+    others = [problem for problem in every if problem not in problems]
+    if len(problems) <= len(others) or not others:
+        return ", ".join(problems)
+    return f"all but {', '.join(others)}"
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,260 @@
+"""The costly figures: curvature, condition, error bound, verdicts."""
+
+import pytest
+import torch
+
+import ddnkit
+from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, InputError, testing
+
+
+class Stopped(DeclarativeNode):
+    """Σ (yᵢ − xᵢ)⁴ + (yᵢ − wᵢ)² + ½ y₁y₂, solved exactly, then moved by `off` of its size."""
+
+    input_dims = (1, 1)
+
+    def __init__(self, off=0.0):
+        self.off = off
+
+    def objective(self, x, w, y):
+        return ((y - x) ** 4 + (y - w) ** 2).sum() + y[0] * y[1] / 2
+
+    def solve(self, x, w):
+        y = w.clone()
+        for _ in range(60):
+            gradient = 4 * (y - x) ** 3 + 2 * (y - w)
+            gradient[:2] += y[:2].flip(0) / 2
+            hessian = torch.diag(12 * (y - x) ** 2 + 2)
+            hessian[0, 1] = hessian[1, 0] = 0.5
+            y = y - torch.linalg.solve(hessian, gradient)
+        direction = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=y.dtype) / 2
+        return y + self.off * y.norm() * direction
+
+
+class OnSphere(testing.QuadraticOnSphere):
+    """The same idea with a constraint: off along the sphere, and outside it."""
+
+    def __init__(self, off=0.0):
+        self.off = off
+
+    def solve(self, x):
+        y = super().solve(x)
+        moved = y + self.off * y.roll(1)
+        return moved / moved.norm() * (1 + self.off / 3)
+
+
+def inputs(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("off", [1e-3, 1e-4, 1e-2])
+@pytest.mark.parametrize(("make", "count"), [(Stopped, 2), (OnSphere, 1)])
+def test_the_bound_holds_for_a_solver_that_stops_early(make, count, off):
+    for seed in range(10):
+        xs = [x.requires_grad_() for x in inputs(seed)[:count]]
+        v = inputs(seed + 100)[0]
+        inexact = DeclarativeLayer(make(off), policy="warn", certify="full")
+        with pytest.warns(DdnkitWarning, match="stationary|infeasible"):
+            found = torch.cat(torch.autograd.grad(inexact(*xs), xs, v))
+        exact = torch.cat(torch.autograd.grad(DeclarativeLayer(make())(*xs), xs, v))
+        error = (found - exact).norm() / exact.norm()
+        certificate = inexact.certificate
+        assert certificate.verdicts() != ["trusted"]
+        assert error <= certificate.error_bound
+        assert certificate.causes()
+
+
+def test_an_exact_solution_has_a_tiny_bound_and_is_trusted():
+    layer = DeclarativeLayer(Stopped(), policy="raise", certify="full")
+    layer(*inputs(0))
+    assert layer.certificate.error_bound < 1e-10
+    assert layer.certificate.verdicts() == ["trusted"]
+    assert layer.certificate.causes() == []
+    assert "gradient error at most" in str(layer.certificate)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_probe_without_a_gradient_is_no_alarm(seed):
+    """On the sphere a v along x has none; the probes must not be the numbers that inputs are drawn with."""
+    for problem in (testing.QuadraticOnSphere(), testing.Procrustes()):
+        layer = DeclarativeLayer(problem, policy="raise", certify="full")
+        layer(*testing.sampled(problem, seed))
+        assert layer.certificate.verdicts() == ["trusted"]
+
+
+def test_figures_have_no_history():
+    layer = DeclarativeLayer(testing.TwoInputsOptionAndModule(), policy="raise", certify="full")
+    layer(*testing.sampled(layer.node, 0))
+    figures = [v for v in vars(layer.certificate).values() if isinstance(v, torch.Tensor)]
+    assert len(figures) >= 8
+    assert not any(value.requires_grad for value in figures)
+
+
+def test_curvature_and_condition_are_those_of_the_tangent_space():
+    """On yᵀy = 1 with f = ½ yᵀDy at the eigenvector e₁ the curvatures are dᵢ − d₁."""
+
+    class Rayleigh(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, d, y):
+            return (d * y**2).sum() / 2
+
+        def equality_constraints(self, d, y):
+            return (y**2).sum() - 1
+
+        def solve(self, d):
+            y = torch.zeros_like(d)
+            y[0] = 1
+            return y
+
+    d = torch.tensor([[1.0, 3.0, 5.0], [1.0, 1.5, 9.0]], dtype=torch.float64)
+    layer = DeclarativeLayer(Rayleigh(), policy="raise", certify="full")
+    layer(d)
+    torch.testing.assert_close(layer.certificate.curvature, torch.tensor([0.5, 1 / 16]).double())
+    torch.testing.assert_close(layer.certificate.condition, torch.tensor([2.0, 16.0]).double())
+    layer.policy = "nan"
+    layer(torch.tensor([[2.0, 1.0, 5.0], [1.0, 1.0, 9.0]], dtype=torch.float64))
+    assert layer.certificate.curvature[0] < -0.3  # a saddle point
+    assert layer.certificate.curvature[1].abs() < 1e-12  # not unique
+    assert layer.certificate.verdicts() == ["invalid", "invalid"]
+    assert any("not unique" in text for text in layer.certificate.causes())
+
+
+def test_curvature_by_lanczos_for_many_unknowns():
+    class Diagonal(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, d, y):
+            return (d * y**2).sum() / 2
+
+        def solve(self, d):
+            return torch.zeros_like(d)
+
+    d = torch.linspace(1, 4, 400, dtype=torch.float64)
+    layer = DeclarativeLayer(Diagonal(), policy="raise", certify="full")
+    layer(d)
+    torch.testing.assert_close(
+        layer.certificate.curvature, torch.tensor(0.25).double(), rtol=1e-2, atol=0
+    )
+    torch.testing.assert_close(
+        layer.certificate.condition, torch.tensor(4.0).double(), rtol=1e-2, atol=0
+    )
+
+
+def test_problem_five_is_not_unique_before_any_backward_pass():
+    layer = DeclarativeLayer(testing.CosineDistance(), policy="nan", certify="full")
+    layer(torch.randn(4, dtype=torch.float64))
+    assert layer.certificate.verdicts() == ["invalid"]
+    assert any("not unique" in text for text in layer.certificate.causes())
+
+
+def test_licq_margin():
+    def margin(node, *xs):
+        layer = DeclarativeLayer(node, policy="raise")
+        layer(*xs)
+        return float(layer.certificate.licq)
+
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert margin(testing.SingularHessian(), x) == 1
+    assert margin(testing.RepeatedConstraint(), x) < 1e-12
+    assert margin(testing.Polynomial(), torch.tensor(1.0).double()) == 1
+
+
+def test_points_determined_by_the_constraints_alone():
+    class Fixed(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (y**2).sum()
+
+        def equality_constraints(self, x, y):
+            return y - x
+
+        def solve(self, x):
+            return x.clone()
+
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(Fixed(), policy="raise", certify="full")
+    layer(x).sum().backward()
+    assert (x.grad - 1).abs().max() < 1e-12
+    assert layer.certificate.condition == 1
+
+
+def test_bad_items_do_not_spoil_the_figures_of_others():
+    class Sometimes(Stopped):
+        def solve(self, x, w):
+            y = super().solve(x, w)
+            return y * torch.nan if bool(x[0] > 5) else y
+
+    x, w = (torch.stack(pair) for pair in zip(*(inputs(k) for k in range(3)), strict=True))
+    alone = DeclarativeLayer(Sometimes(), policy="raise", certify="full")
+    alone(x[0], w[0])
+    x[1, 0] = 10.0
+    layer = DeclarativeLayer(Sometimes(), policy="nan", certify="full")
+    layer(x, w)
+    assert layer.certificate.verdicts() == ["trusted", "invalid", "trusted"]
+    torch.testing.assert_close(layer.certificate.condition[0], alone.certificate.condition)
+
+
+def test_certify_takes_two_values():
+    with pytest.raises(InputError, match="no choice 'fulll'"):
+        DeclarativeLayer(Stopped(), certify="fulll")
+
+
+class TestMask:
+    """A failed item gets a zero gradient and leaves shared parameters alone."""
+
+    class Shared(DeclarativeNode):
+        input_dims = (1,)
+
+        def __init__(self):
+            self.scale = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def objective(self, x, y):
+            # NaN outside of its domain, as the solutions of the bad items are
+            return ((y - self.scale * x) ** 2).sum() + 0 * (10 - y).log().sum()
+
+        def solve(self, x):
+            y = (self.scale * x).detach()
+            return y + 100 if bool(x[0] < 0) else y
+
+    def gradients(self, x, policy):
+        node = self.Shared()
+        x = x.clone().requires_grad_()
+        layer = DeclarativeLayer(node, policy=policy)
+        layer(x).sum().backward()
+        return x.grad, node.scale.grad, layer
+
+    def test_mask(self):
+        x = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, 1.0]], dtype=torch.float64)
+        of_x, of_scale, layer = self.gradients(x, "mask")
+        good_x, good_scale, _ = self.gradients(x[[0, 2]], "raise")
+        torch.testing.assert_close(of_x[[0, 2]], good_x)
+        assert (of_x[1] == 0).all()
+        torch.testing.assert_close(of_scale, good_scale)
+        assert layer.certificate.solved.tolist() == [True, False, True]
+
+    def test_nothing_but_bad_items(self):
+        of_x, of_scale, _ = self.gradients(-torch.ones(2, 2, dtype=torch.float64), "mask")
+        assert (of_x == 0).all()
+        assert of_scale == 0 or of_scale.isnan()
+
+    def test_items_whose_adjoint_fails_are_dropped_too(self):
+        x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+        layer = DeclarativeLayer(testing.CosineDistance(), policy="mask")
+        layer(x)[:, 0].sum().backward()
+        assert (x.grad == 0).all()
+
+    def test_not_finite_becomes_zero(self):
+        class Broken(self.Shared):
+            def solve(self, x):
+                return super().solve(x) * torch.nan
+
+        y = DeclarativeLayer(Broken(), policy="mask")(torch.ones(2, dtype=torch.float64))
+        assert (y == 0).all()
+
+
+def test_the_public_name_of_the_certificate():
+    layer = DeclarativeLayer(Stopped())
+    layer(*inputs(0))
+    assert isinstance(layer.certificate, ddnkit.Certificate)

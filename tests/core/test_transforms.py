@@ -1,0 +1,277 @@
+"""A layer under every transform of torch: exact, in any nesting, or refused with a way out."""
+
+import warnings
+
+import pytest
+import torch
+from ddnkit_manifolds import Sphere
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+import ddnkit
+from ddnkit import DeclarativeLayer, DeclarativeNode, InputError
+
+
+class Curved(DeclarativeNode):
+    """A quartic whose constraint depends on an input and is written twice."""
+
+    input_dims = (1, 1)
+
+    def objective(self, x, b, y):
+        return ((y - x) ** 2).sum() / 2 + 0.1 * (y**4).sum() * x[0] ** 2
+
+    def equality_constraints(self, x, b, y):
+        h = (b * y).sum() + (b * y**2).sum() - 1
+        return torch.stack([h, 2 * h])
+
+    def initial_point(self, x, b):
+        return x / 2 + 1
+
+
+class OnSphere(DeclarativeNode):
+    input_dims = (1, 1)
+    manifold = Sphere()
+
+    def objective(self, x, b, y):
+        return (b * y**2).sum() - x @ y
+
+    def initial_point(self, x, b):
+        return x / x.norm()
+
+
+class WithAdjoint(DeclarativeNode):
+    input_dims = (1, 1)
+
+    def objective(self, x, b, y):
+        return (b.exp() * (y - x) ** 2).sum()
+
+    def solve(self, x, b):
+        return x.clone()
+
+    def adjoint(self, x, b, y, v):
+        return v.clone(), torch.zeros_like(b)
+
+
+class Equilibrium(ddnkit.FixedPointNode):
+    input_dims = (1, 1)
+
+    def fixed_point(self, x, b, y):
+        return torch.tanh(0.5 * b * y.roll(1) + x)
+
+    def initial_point(self, x, b):
+        return torch.zeros_like(x)
+
+
+CASES = [
+    (Curved(), "dense"),
+    (Curved(), "embedded_field"),
+    (Curved(), "krylov"),
+    (OnSphere(), "embedded_field"),
+    (OnSphere(), "dense"),
+    (OnSphere(), "krylov"),
+    (WithAdjoint(), "closed_form"),
+    (Equilibrium(), "fixed_point"),
+    (Equilibrium(), "krylov"),
+]
+each_case = pytest.mark.parametrize(
+    ("node", "form"),
+    CASES,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+
+
+def inputs(*batch):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(*batch, 3, generator=generator, dtype=torch.float64)
+    b = 0.2 + torch.rand(*batch, 3, generator=generator, dtype=torch.float64)
+    return x, b
+
+
+def scalar(layer):
+    return lambda x, b: (layer(x, b) ** 3).sum()
+
+
+@each_case
+def test_derivatives_of_first_and_second_order_in_both_directions(node, form):
+    layer = DeclarativeLayer(node, form, policy="raise")
+    xs = [x.requires_grad_() for x in inputs()]
+    assert gradcheck(layer, xs, check_forward_ad=True)
+    assert gradgradcheck(layer, xs, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@each_case
+def test_every_nesting_gives_the_same_hessian(node, form):
+    f = scalar(DeclarativeLayer(node, form, policy="raise"))
+    xs = inputs()
+    first = hessian(f, argnums=(0, 1))(*xs)
+    assert max(entry.abs().max() for row in first for entry in row) > 1e-3
+    for outer, inner in ((jacrev, jacrev), (jacfwd, jacfwd), (jacrev, jacfwd)):
+        other = outer(inner(f, argnums=(0, 1)), argnums=(0, 1))(*xs)
+        for a, b in zip(sum(first, ()), sum(other, ()), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@each_case
+def test_third_derivatives(node, form):
+    f = scalar(DeclarativeLayer(node, form, policy="raise"))
+    x, b = inputs()
+    along = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    forward = jacfwd(jacfwd(jacfwd(f)))(x, b)
+    step = 1e-4
+    difference = (
+        hessian(f)(x + step * along, b) - hessian(f)(x - step * along, b)
+    ) / (2 * step)  # fmt: skip
+    torch.testing.assert_close(forward @ along, difference, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(jacrev(jacfwd(jacrev(f)))(x, b), forward, rtol=1e-8, atol=1e-8)
+
+
+@each_case
+def test_vmap_is_a_loop(node, form):
+    layer = DeclarativeLayer(node, form, policy="raise")
+    xs, bs = inputs(4)
+    together = vmap(layer)(xs, bs)
+    assert layer.certificate.stationarity.shape == (4,)
+    torch.testing.assert_close(
+        together, torch.stack([layer(x, b) for x, b in zip(xs, bs, strict=True)])
+    )
+    f = scalar(layer)
+    torch.testing.assert_close(
+        vmap(hessian(f))(xs, bs),
+        torch.stack([hessian(f)(x, b) for x, b in zip(xs, bs, strict=True)]),
+        rtol=1e-8, atol=1e-10,
+    )  # fmt: skip
+
+
+def test_nested_vmap_and_batch_dimensions():
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    x, _ = inputs(2, 3, 4)
+    _, b = inputs(
+        4, 3
+    )  # one b for each of the mapped 3, shared by the mapped 2, broadcast to the 4
+    together = vmap(vmap(layer, in_dims=(0, None)), in_dims=(1, 1))(x, b)
+    assert together.shape == (3, 2, 4, 3)
+    assert layer.certificate.feasibility.shape == (3, 2, 4)
+    for i in range(3):
+        for j in range(2):
+            torch.testing.assert_close(together[i, j], layer(x[j, i], b[:, i]))
+
+
+def test_vjp_and_jvp_are_transposes():
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    x, b = inputs()
+    dx, db = inputs()[::-1]
+    _, dy = jvp(layer, (x, b), (dx, db))
+    v = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+    _, pull = vjp(layer, x, b)
+    gx, gb = pull(v)
+    torch.testing.assert_close(v @ dy, gx @ dx + gb @ db, rtol=1e-12, atol=1e-12)
+
+
+def test_forward_mode_of_autograd():
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    x, b = inputs()
+    with forward_ad.dual_level():
+        y = layer(forward_ad.make_dual(x, torch.ones_like(x)), b)
+        tangent = forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, jvp(lambda x: layer(x, b), (x,), (torch.ones_like(x),))[1])
+
+
+def test_per_sample_gradients():
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    xs, bs = inputs(5)
+    each = vmap(grad(scalar(layer)), in_dims=(0, 0))(xs, bs)
+    xs.requires_grad_()
+    scalar(layer)(xs, bs).backward()
+    torch.testing.assert_close(each, xs.grad)
+
+
+def test_second_derivatives_through_a_pass_under_autocast():
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    x, b = (t.float() for t in inputs())
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = (layer(x, b) ** 3).sum()
+        (first,) = torch.autograd.grad(value, x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert second.dtype == torch.float32
+    exact = hessian(scalar(layer))(*inputs()).sum(0)
+    torch.testing.assert_close(second.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_inference_mode_solves_and_certifies():
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    x, b = inputs()
+    expected = layer(x, b)
+    with torch.inference_mode():
+        y = layer(x, b * 1)
+        assert layer.certificate.stationarity < 1e-9
+    torch.testing.assert_close(y, expected)
+    with torch.inference_mode():
+        made_there = x * 1
+    torch.testing.assert_close(layer(made_there, b), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_around_the_layer(backend):
+    layer = DeclarativeLayer(Curved(), policy="raise")
+    linear = torch.nn.Linear(3, 3, dtype=torch.float64)
+
+    def model(x, b):
+        return (layer(linear(x).tanh(), b) * 2).sum()
+
+    x, b = inputs()
+    expected = torch.autograd.grad(model(x, b), linear.weight)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's compiler, about itself
+        compiled = torch.compile(model, backend=backend)
+        torch.testing.assert_close(torch.autograd.grad(compiled(x, b), linear.weight)[0], expected)
+
+
+class TestRefusals:
+    """Each says what cannot be done, and what can."""
+
+    def test_compiled_as_one_graph(self):
+        layer = DeclarativeLayer(Curved())
+        compiled = torch.compile(lambda x, b: layer(x, b).sum(), backend="eager", fullgraph=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(RuntimeError, match=r"without fullgraph=True"):
+                compiled(*inputs())
+
+    @pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated
+    def test_traced(self):
+        with pytest.raises(InputError, match=r"cannot be traced or exported.*torch\.compile"):
+            torch.jit.trace(DeclarativeLayer(Curved()), inputs())
+
+    def test_exported(self):
+        with pytest.raises(Exception, match=r"cannot be traced or exported|fullgraph"):
+            torch.export.export(DeclarativeLayer(Curved()), inputs())
+
+    def test_autograds_own_vectorisation(self):
+        x, b = inputs()
+        x.requires_grad_()
+        y = DeclarativeLayer(Curved())(x, b)
+        with pytest.raises(InputError, match=r"use\s+torch\.func\.vmap, jacrev"):
+            torch.autograd.grad(y, x, torch.eye(3, dtype=torch.float64), is_grads_batched=True)
+
+    def test_complex_inputs(self):
+        x, b = inputs()
+        with pytest.raises(InputError, match="complex"):
+            DeclarativeLayer(Curved())(x.to(torch.complex128), b)
+
+    def test_a_closure_inside_a_transform(self):
+        def outer(w):
+            class Scaled(DeclarativeNode):
+                input_dims = (1,)
+
+                def objective(self, x, y):
+                    return ((y - w * x) ** 2).sum()
+
+                def solve(self, x):
+                    return w * x
+
+            return DeclarativeLayer(Scaled())(torch.ones(3)).sum()
+
+        for transform in (grad, jacfwd):
+            with pytest.raises(InputError, match="keep it as an attribute"):
+                transform(outer)(torch.tensor(2.0))
