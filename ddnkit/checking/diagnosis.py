@@ -2,118 +2,53 @@
 
 from __future__ import annotations
 
-import torch
+from . import causes_of_gradient, causes_of_node
+from .cause import Cause
+from .findings import Findings
 
-from ..errors import DdnkitError
-from ..layer import batched_inputs
-from ..node import DeclarativeNode
-from ..problem import Problem
-from .instance import Findings
+_OF_NODE = (
+    causes_of_node.does_not_run,
+    causes_of_node.memory,
+    causes_of_node.batch_leak,
+    causes_of_node.not_finite,
+    causes_of_node.infeasible,
+    causes_of_node.not_stationary,
+)
+_OF_POINT = (
+    causes_of_gradient.not_a_minimum,
+    causes_of_gradient.not_unique,
+    causes_of_gradient.degenerate_constraints,
+    causes_of_gradient.other_branch,
+    causes_of_gradient.coarse_inputs,
+)
+_OF_GRADIENT = (
+    causes_of_gradient.refused,
+    causes_of_gradient.wrong_gradient,
+    causes_of_gradient.wrong_forward,
+    causes_of_gradient.wrong_parameters,
+    causes_of_gradient.float32,
+)
 
 
-def diagnose(node: DeclarativeNode, findings: Findings) -> list[str]:
-    """The causes that the findings speak for, each one sentence with its figures."""
+def diagnose(findings: Findings) -> list[Cause]:
+    """The causes that the findings speak for; empty if every comparison held.
+
+    What follows from a fundamental cause would only confuse: the first found is then the diagnosis.
+    """
     if findings.ok:
         return []
-    if findings.error:
-        return [f"the node does not run: {findings.error}"]
-    certificate = findings.certificate
-    assert certificate is not None and findings.y is not None
-    if not bool(findings.y.isfinite().all()):
-        return ["the solver returned NaN or infinity"]
-    if findings.failed("feasibility"):
-        return [
-            "infeasible: the solver returns a point that violates the constraints (backward error "
-            f"{float(certificate.feasibility.max()):.1e}); no gradient can be right there. Project "
-            "the solution, or mend the solver"
-        ]
-    if findings.failed("stationarity"):
-        return [_inexact(node, findings)]
-    if findings.failed("same solution"):
-        return [
-            "not deterministic: solving the same inputs twice gives different points; fix the "
-            "solver's seed and starting point, or the solution is not unique"
-        ]
-    if findings.failed("second order"):
-        return [
-            "not a minimum: the point is stationary, but the objective curves downwards along the "
-            "constraints there; the solver returns a saddle point or a maximum"
-        ]
-    return _gradient_causes(findings) or ["a comparison failed without a known pattern"]
-
-
-def _inexact(node: DeclarativeNode, findings: Findings) -> str:
-    assert findings.certificate is not None and findings.y is not None
-    backward_error = f"backward error {float(findings.certificate.stationarity.max()):.1e}"
-    moved = _distance_to_minimum(node, findings)
-    if moved is None:
-        return (
-            f"inexact solve: the solver stops early, or solves another problem than the objective "
-            f"states ({backward_error})"
+    for find in _OF_NODE:
+        cause = find(findings)
+        if cause is not None:
+            return [cause]
+    for find_all in _OF_POINT:
+        causes = list(find_all(findings))
+        if causes:
+            return causes
+    causes = [cause for find_all in _OF_GRADIENT for cause in find_all(findings)]
+    return causes or [
+        Cause(
+            "a comparison failed without a known pattern",
+            "look at the failed rows, and check the smallest failing input in smaller pieces",
         )
-    if moved < 0.5:
-        return (
-            f"inexact solve: the solver stops early ({backward_error}); Newton's method from its "
-            f"point moves y by {moved:.1e} of its size to a minimum. Allow more iterations or a "
-            "smaller tolerance"
-        )
-    return (
-        f"the objective is not what is solved, or the solver stops very early ({backward_error}); "
-        f"Newton's method from its point moves y by {moved:.1e} of its size to a minimum"
-    )
-
-
-def _distance_to_minimum(node: DeclarativeNode, findings: Findings) -> float | None:
-    from .. import registry
-
-    assert findings.y is not None
-    try:
-        inputs, shape = batched_inputs(node, findings.inputs, None)
-        problem = Problem(node, inputs, shape.numel())
-        start = findings.y.reshape(shape.numel(), *findings.y.shape[len(shape) :])
-        solution = registry.get("solvers", "newton")().solve(problem, start)
-    except (DdnkitError, RuntimeError):
-        return None
-    difference = (solution.y - start).norm() / start.norm().clamp(min=1e-30)
-    return float(difference) if bool(torch.isfinite(difference)) else None
-
-
-def _gradient_causes(findings: Findings) -> list[str]:
-    causes = []
-    wrong = {row.name.split(":")[0] for row in findings.rows if not row.ok and ":" in row.name}
-    off = {row.name.split(":")[0] for row in findings.rows if not row.ok and "finite" in row.name}
-    if findings.difference_error > 1e-2:
-        causes.append(
-            "the solution jumps or is noisy near these inputs (differences with two steps disagree "
-            f"by {findings.difference_error:.1e}): another branch, a non-unique solution, or a "
-            "solver that is not accurate enough"
-        )
-    elif "closed_form" in wrong and off <= {"closed_form"}:
-        causes.append(_wrong_adjoint(findings))
-    elif off:
-        causes.append(
-            "the forms do not match finite differences although the point is stationary: (a) the "
-            "solution is not unique or the constraints are degenerate there, (b) `solve` follows "
-            "another branch of solutions than the one the objective singles out"
-        )
-    residual = [row.name for row in findings.rows if not row.ok and "adjoint residual" in row.name]
-    if residual:
-        causes.append(
-            "the adjoint system has no solution for a general incoming gradient: the solution is "
-            "not unique (its Hessian is singular on the tangent space)"
-        )
-    return causes
-
-
-def _wrong_adjoint(findings: Findings) -> str:
-    name = "the node's own adjoint is wrong"
-    assert findings.differences is not None
-    own, expected = findings.slopes["closed_form"], findings.differences
-    dense = next((g for key, g in findings.gradients.items() if key != "closed_form"), None)
-    if dense is not None:
-        own, expected = findings.gradients["closed_form"], dense
-    factor = float((own * expected).sum() / expected.square().sum())
-    rest = float((own - factor * expected).norm() / expected.norm())
-    if rest < 1e-3 and abs(factor) > 1e-6:
-        return f"{name}: it is off by a factor of {factor:.4g} (its direction is right)"
-    return f"{name}: it differs from the other forms and finite differences by {rest:.1e}"
+    ]

@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from .. import registry
+from ..backward.form import BackwardForm, applicable_forms, as_form
+from ..certificate import VERDICTS
 from ..errors import InputError
+from ..layer import DeclarativeLayer
 from ..node import DeclarativeNode
-from .cases import as_text, draw, shrink
+from ..problem import Problem
+from .around import examine_around
+from .cases import as_text, draw
+from .cause import Cause
 from .diagnosis import diagnose
-from .instance import Findings, applicable_forms, examine
+from .findings import Findings
 from .report import CheckReport, Row, merge
+from .smallest import smallest
+from .snippet import script
+from .subject import Subject
+
+#: Cases on which the costly comparisons are made too.
+_THOROUGH = 3
 
 
 def check(
-    node: DeclarativeNode,
+    node: DeclarativeNode | DeclarativeLayer,
     *xs: Any,
     examples: int = 20,
-    backward: str | None = None,
+    backward: str | BackwardForm | None = None,
+    local: bool = False,
     name: str | None = None,
+    target: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CheckReport:
-    """Is y = argmin f what `node` returns, and is its gradient right?
+    """Is y = argmin f what `node` returns, and is its gradient right? If not, why?
 
     Measures feasibility and stationarity of the solution, then compares each backward form that
-    applies with central finite differences through a re-solve, and the forms with each other.
+    applies with central finite differences through a re-solve, with the other forms and with forward
+    mode, for inputs and parameters. The first inputs are also solved in a batch, in turn with others,
+    and in another precision. See docs/check.md for all comparisons and diagnoses.
 
     Args:
-        node: the node.
+        node: the node, or a layer: its node is then checked with the layer's form, tolerance and
+            batch dimensions.
         *xs: inputs to check on, batched or not. Without them, inputs are drawn by hypothesis from
             the node's `sample_inputs`, and shrunk when they fail.
         examples: how many inputs are drawn.
         backward: check this form only.
+        local: `solve` is meant to return a local minimum, though there may be a lower one.
         name: what the report calls the node.
+        target: the registered name or the file that the node came from, for the report's script.
         progress: called with the number of cases done.
 
     Returns:
@@ -47,57 +67,103 @@ def check(
         >>> report = ddnkit.check(NearestETF())
         >>> print(report)
     """
-    if not isinstance(node, DeclarativeNode):
-        raise InputError(f"check takes a ddnkit.DeclarativeNode, not {node!r}")
-    forms = applicable_forms(node)
-    if backward is not None:
-        if backward not in forms:
-            raise InputError(
-                f"form '{backward}' does not apply to {type(node).__name__}; "
-                f"those that do: {', '.join(forms)}"
-            )
-        forms = [backward]
-    rows: list[Row] = []
-    worst: Findings | None = None
-    cases = 0
-
-    def visit(inputs: tuple[Any, ...]) -> bool:
-        nonlocal worst, cases
-        findings = examine(node, inputs, forms)
-        cases += 1
-        rows.extend(findings.rows)
-        if progress is not None:
-            progress(cases)
-        if not findings.ok:
-            worst = findings
-        return findings.ok
-
-    if xs:
-        visit(tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in xs))
+    subject = _subject(node, backward, local)
+    given = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in xs)
+    session = _Session(subject, progress)
+    if given:
+        session.visit(given)
     else:
-        draw(node, examples, visit)
-    diagnosis: list[str] = []
-    inputs = ""
-    if worst is not None:
-        failing = worst
-        diagnosis = diagnose(node, failing)
-        kinds = _kinds(failing)
-        if not xs:
-            smallest = shrink(
-                failing.inputs, lambda simple: _kinds(examine(node, simple, forms)) == kinds
-            )
-            failing = examine(node, smallest, forms)
-        inputs = as_text(failing.inputs)
+        # Drawn inputs are those of one problem.
+        session.subject = subject = subject.with_batch_dims(None)
+        draw(subject.node, examples, session.visit)
+    failing = session.failing
+    causes: list[Cause] = []
+    inputs = text = ""
+    if failing is not None:
+        causes = diagnose(failing)
+        simplest = failing.inputs if given else smallest(failing, causes[0])
+        inputs = as_text(simplest)
+        is_layer = isinstance(node, DeclarativeLayer)
+        text = script(subject, simplest, target=target, layer=is_layer, local=local)
     return CheckReport(
-        name or type(node).__name__,
-        merge(rows),
-        tuple(diagnosis),
+        name or subject.name,
+        merge(session.rows),
+        tuple(cause.text for cause in causes),
+        tuple(cause.next for cause in causes),
+        tuple(session.notes.values()),
+        "invalid" if failing is not None else VERDICTS[session.verdict],
         inputs,
-        cases,
-        tuple(forms),
+        text,
+        session.cases,
+        tuple(form.name for form in subject.forms),
     )
 
 
-def _kinds(findings: Findings) -> frozenset[str]:
-    """Which comparisons failed: what shrinking must keep."""
-    return frozenset(row.name for row in findings.rows if not row.ok)
+class _Session:
+    """The cases of one check: their rows, and the first that failed."""
+
+    def __init__(self, subject: Subject, progress: Callable[[int], None] | None):
+        self.subject, self.progress = subject, progress
+        self.rows: list[Row] = []
+        self.notes: dict[str, str] = {}
+        self.cases = self.verdict = 0
+        self.failing: Findings | None = None
+
+    def visit(self, inputs: tuple[Any, ...]) -> bool:
+        """Examine one case; returns whether it passed."""
+        findings = examine_around(
+            self.subject, inputs, around=not self.cases, thorough=self.cases < _THOROUGH
+        )
+        self.cases += 1
+        self.rows += findings.rows
+        self.notes = {**findings.notes, **self.notes}
+        self.verdict = max(self.verdict, _verdict(findings))
+        if findings.ok and _verdict(findings):
+            assert findings.certificate is not None
+            self.notes.setdefault("certificate", f"the worst certificate: {findings.certificate}")
+        if self.progress is not None:
+            self.progress(self.cases)
+        if not findings.ok:
+            self.failing = findings
+        return findings.ok
+
+
+def _verdict(findings: Findings) -> int:
+    if findings.certificate is None:
+        return 0
+    return max((VERDICTS.index(v) for v in findings.certificate.verdicts()), default=0)
+
+
+def _subject(
+    node: DeclarativeNode | DeclarativeLayer, backward: str | BackwardForm | None, local: bool
+) -> Subject:
+    if isinstance(node, DeclarativeLayer):
+        layer, node = node, node.node
+        form = layer.form if backward is None else as_form(backward, Problem(node, (), 0))
+        return Subject(
+            node,
+            [form],
+            batch_dims=layer.batch_dims,
+            tolerance=layer.tolerance,
+            asked=True,
+            local=local,
+        )
+    if not isinstance(node, DeclarativeNode):
+        raise InputError(f"check takes a ddnkit.DeclarativeNode or a layer, not {node!r}")
+    if backward is not None:
+        return Subject(node, _asked(node, backward), asked=True, local=local)
+    forms = [registry.get("backwards", form)() for form in applicable_forms(node)]
+    return Subject(node, forms, local=local)
+
+
+def _asked(node: DeclarativeNode, backward: str | BackwardForm) -> Sequence[BackwardForm]:
+    problem = Problem(node, (), 0)
+    if isinstance(backward, BackwardForm):
+        return [as_form(backward, problem)]
+    known = [*applicable_forms(node), "auto"]
+    if backward not in known:
+        raise InputError(
+            f"form '{backward}' does not apply to {type(node).__name__}; "
+            f"those that do: {', '.join(known)}"
+        )
+    return [registry.get("backwards", backward)()]

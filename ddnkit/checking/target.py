@@ -11,6 +11,9 @@ from .. import registry
 from ..errors import InputError, nearest_choice
 from ..node import DeclarativeNode
 
+#: What the names of modules begin with that were imported by path.
+TARGET = "_ddnkit_target_"
+
 
 def load_target(target: str) -> DeclarativeNode:
     """The node that ``target`` names, made without arguments.
@@ -72,7 +75,7 @@ def _class_in_file(path: Path, class_name: str) -> type[DeclarativeNode]:
 
 
 def _import(path: Path) -> ModuleType:
-    name = f"_ddnkit_target_{path.stem}"
+    name = f"{TARGET}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -12,15 +12,22 @@ import click
 @click.argument("target")
 @click.option("--examples", default=20, show_default=True, help="How many inputs to draw.")
 @click.option("--backward", default=None, help="Check this backward form only.")
+@click.option("--local", is_flag=True, help="The node is meant to return a local minimum.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def check(
-    context: click.Context, target: str, examples: int, backward: str | None, as_json: bool
+    context: click.Context,
+    target: str,
+    examples: int,
+    backward: str | None,
+    local: bool,
+    as_json: bool,
 ) -> None:
     """Check a node: a registered name, or path/to/file.py:ClassName.
 
     Measures feasibility and stationarity of its solutions, and compares every backward form with
-    finite differences through a re-solve and with the other forms, on inputs drawn by hypothesis.
+    finite differences through a re-solve, with forward mode and with the other forms, on inputs drawn
+    by hypothesis. What fails is diagnosed, with what to do next and a script that shows it.
     Exit status 1 if anything fails.
     """
     from ..checking.run import check as run_check
@@ -33,7 +40,15 @@ def check(
         if terminal:
             click.echo(f"\r{done}/{examples} cases", nl=False, err=True)
 
-    report = run_check(node, examples=examples, backward=backward, name=target, progress=progress)
+    report = run_check(
+        node,
+        examples=examples,
+        backward=backward,
+        local=local,
+        name=target,
+        target=target,
+        progress=progress,
+    )
     if terminal:
         click.echo("\r\x1b[K", nl=False, err=True)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))

@@ -5,6 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
+import ddnkit
+from ddnkit.checking.target import load_target
 from ddnkit.cli import main
 
 FILE = '''
@@ -56,6 +58,23 @@ class NoNode:
 '''
 
 
+WELLS = """
+import torch
+import ddnkit
+
+
+class Shallower(ddnkit.DeclarativeNode):
+    def objective(self, x, y):
+        return x * y**4 + 2 * x**2 * y**3 - 12 * y**2
+
+    def solve(self, x):
+        return (-3 * x**2 + (9 * x**4 + 96 * x).sqrt()) / (4 * x)
+
+    def sample_inputs(self):
+        return (0.5 + torch.rand(()),)
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "nodes.py"
@@ -92,6 +111,37 @@ def test_wrong_nodes_exit_1_and_are_named(file, name, diagnosis):
     assert result.exit_code == 1
     assert diagnosis in result.output
     assert "smallest failing inputs" in result.output
+
+
+def test_json_has_the_whole_report_and_its_snippet_runs(file, capsys):
+    result = run(f"{file}:TwiceTheAdjoint", "--examples", 2, "--json")
+    data = json.loads(result.stdout)
+    assert {"rows", "diagnosis", "next", "notes", "verdict", "inputs", "snippet"} <= set(data)
+    assert data["ok"] is False
+    assert data["verdict"] == "invalid"
+    exec(data["snippet"], {})
+    assert "diagnosis: the node's own adjoint is wrong" in capsys.readouterr().out
+
+
+def test_a_node_loaded_by_path_is_loaded_by_path_in_the_snippet(file, capsys):
+    report = ddnkit.check(load_target(f"{file}:Infeasible"), examples=1)
+    assert f"node = load_target('{file}:Infeasible')" in report.snippet
+    exec(report.snippet, {})
+    assert "diagnosis: infeasible" in capsys.readouterr().out
+
+
+def test_a_registered_node_is_made_by_its_name():
+    result = run("nearest_etf", "--examples", 1, "--backward", "unrolled")
+    assert result.exit_code == 2, result.output
+    result = run("nearest_etf", "--examples", 1, "--backward", "auto", "--json")
+    assert json.loads(result.stdout)["forms"] == ["auto"]
+
+
+def test_a_local_minimum_is_accepted_where_it_is_said_to_be_one(tmp_path):
+    path = tmp_path / "wells.py"
+    path.write_text(WELLS)
+    assert "next: choose the root with the least objective" in run(path, "--examples", 1).output
+    assert run(path, "--examples", 1, "--local").exit_code == 0
 
 
 @pytest.mark.parametrize(

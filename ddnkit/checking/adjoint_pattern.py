@@ -1,0 +1,213 @@
+"""What is wrong with a hand-written adjoint, recognised by what it returned instead.
+
+The gradient for an input θ is Bᵀz + Cᵀμ with z = (P G P)⁺ P(−v) and B = D_θ ∇_y L. Small problems allow
+B, G, P and the Jacobian J = dy/dθ as matrices, and with them the usual mistakes can be made on purpose:
+    J v instead of Jᵀ v, B z instead of Bᵀ z       a transposed matrix,
+    z = G⁻¹(−v)                                    the constraints left out,
+    z = P(−v)                                      the Hessian left out,
+each up to a factor. A match to three digits in all entries is no accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backward.dense import Dense
+from ..backward.tangent_operator import hessian_operator, matrix_of, projector
+from ..lagrangian import constraint_set, objective_gradient, stationarity
+from ..problem import flat
+from .gradients import backward, differentiable
+from .subject import Solved, Subject
+
+#: Entries of B up to which it is assembled.
+_MOST_ENTRIES = 65_536
+_CLOSE = 1e-3
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A recognised mistake: what it is, and what to look at."""
+
+    text: str
+    next: str
+
+
+_TRANSPOSED = Pattern(
+    "a matrix in it is transposed: it multiplies with the Jacobian dy/dx, not with its transpose",
+    "transpose the Hessian or the matrix that it solves with: the way back needs (dy/dx)ᵀ v",
+)
+_CROSS_TRANSPOSED = Pattern(
+    "its cross-derivative D²_xy L is transposed",
+    "transpose the matrix of mixed second derivatives: the gradient is (D_x ∇_y L)ᵀ z",
+)
+_NO_CONSTRAINTS = Pattern(
+    "it leaves out the constraints",
+    "project v on the tangent space of the constraints, or solve the KKT system",
+)
+_NO_HESSIAN = Pattern(
+    "it leaves out the Hessian",
+    "solve with the Hessian of the Lagrangian in y before the cross-derivative is applied",
+)
+
+
+def recognise(
+    subject: Subject,
+    xs: Sequence[Any],
+    solved: Solved,
+    v: Tensor,
+    own: Sequence[Tensor],
+    expected: Sequence[Tensor],
+) -> Pattern:
+    """The mistake that takes ``expected`` to ``own``, one gradient a differentiable input; v (B, m)."""
+    factor, rest = _fit(_joined(own), _joined(expected))
+    if rest < _CLOSE and abs(factor) > 1e-6:
+        return _scaled(factor)
+    forgotten = _forgotten(own, expected)
+    if forgotten:
+        names = _named(xs, forgotten)
+        return Pattern(
+            f"forgotten input, its gradient for {names} is zero although the solution depends on it",
+            f"differentiate ∇_y L with respect to {names} as well",
+        )
+    wrong = [k for k, (g, e) in enumerate(zip(own, expected, strict=True)) if _apart(g, e)]
+    transposed = [k for k in wrong if own[k].ndim >= 2 and _transposed(own[k], expected[k])]
+    if transposed:
+        names = _named(xs, transposed)
+        return Pattern(
+            f"its gradient for {names} is transposed",
+            f"return the transpose for {names}: z yᵀ and y zᵀ are easily taken for each other",
+        )
+    mistake = _matrix_mistake(subject, xs, solved, v, own, wrong)
+    if mistake is not None:
+        return mistake
+    where = "" if len(wrong) == len(own) else f" for {_named(xs, wrong)}"
+    return Pattern(
+        f"it differs from the implicit function theorem by {rest:.1e}{where}",
+        "compare it with backward='dense', input by input; without it 'auto' takes a general form",
+    )
+
+
+def _named(xs: Sequence[Any], which: Sequence[int]) -> str:
+    wrt = differentiable(xs)
+    names = ", ".join(str(wrt[k]) for k in which)
+    return f"input{'s' if len(which) > 1 else ''} {names}"
+
+
+def _scaled(factor: float) -> Pattern:
+    if abs(factor + 1) < _CLOSE:
+        return Pattern(
+            "its sign is wrong: it is off by a factor of -1",
+            "return the negative; dy/dx = −G⁻¹B has a minus sign that is easily lost",
+        )
+    return Pattern(
+        f"it is off by a factor of {factor:.4g} (its direction is right)",
+        f"divide it by {factor:.4g}; look for a constant that was lost or counted twice, such as the "
+        "2 of a square or a mean taken for a sum",
+    )
+
+
+def _forgotten(own: Sequence[Tensor], expected: Sequence[Tensor]) -> list[int]:
+    largest = max(float(e.norm()) for e in expected)
+    return [
+        k
+        for k, (g, e) in enumerate(zip(own, expected, strict=True))
+        if float(g.norm()) <= 1e-12 * largest and float(e.norm()) > 1e-6 * largest
+    ]
+
+
+def _transposed(own: Tensor, expected: Tensor) -> bool:
+    return own.shape[-1] == own.shape[-2] and _matches(own.mT, expected)
+
+
+def _matrix_mistake(
+    subject: Subject,
+    xs: Sequence[Any],
+    solved: Solved,
+    v: Tensor,
+    own: Sequence[Tensor],
+    wrong: Sequence[int],
+) -> Pattern | None:
+    """A mistake in the linear algebra, for one problem small enough to have it as matrices."""
+    problem, y = solved.problem, solved.solution.y
+    m = v.shape[-1]
+    entries = m * max(sum(g.numel() for g in own), m)
+    if problem.batch_size != 1 or entries > _MOST_ENTRIES:
+        return None
+    constraints = constraint_set(problem, y)
+    nu = constraints.multipliers(objective_gradient(problem, y))
+    G = matrix_of(hessian_operator(problem, y, nu), flat(y))[0]
+    P = matrix_of(projector(problem, y), flat(y))[0]
+    z, z_without_constraints = _pinv(P @ G @ P) @ -v[0], _pinv(G) @ -v[0]
+    floating = [k for k, x in enumerate(problem.operands) if x.is_floating_point()]
+    B = {k: _cross_derivative(solved, nu, floating[k]) for k in wrong}
+    J = _jacobians(subject, xs, solved, m)
+
+    def is_own(value: Callable[[int], Tensor], which: Sequence[int]) -> bool:
+        return bool(which) and all(_matches(own[k].reshape(-1), value(k)) for k in which)
+
+    square = [k for k in wrong if own[k].numel() == m]
+    if any(is_own(lambda k: J[k] @ v[0], [k]) for k in square):
+        return _TRANSPOSED
+    if any(is_own(lambda k: B[k] @ z, [k]) for k in square):
+        return _CROSS_TRANSPOSED
+    if is_own(lambda k: B[k].mT @ z_without_constraints, wrong):
+        return _NO_CONSTRAINTS
+    if is_own(lambda k: B[k].mT @ (P @ v[0]), wrong):
+        return _NO_HESSIAN
+    return None
+
+
+def _pinv(symmetric: Tensor) -> Tensor:
+    return torch.linalg.pinv(symmetric, hermitian=True, rtol=1e-12)
+
+
+def _cross_derivative(solved: Solved, nu: Tensor, operand: int) -> Tensor:
+    """B = D_θ ∇_y L, (m, n)."""
+    problem, y = solved.problem, solved.solution.y
+    operands = problem.operands
+
+    def gradient(theta: Tensor) -> Tensor:
+        moved = list(operands)
+        moved[operand] = theta
+        return stationarity(problem.with_operands(moved), y, nu)[0]
+
+    B: Tensor = torch.func.jacrev(gradient)(operands[operand])
+    return B.reshape(B.shape[0], -1)
+
+
+def _jacobians(subject: Subject, xs: Sequence[Any], solved: Solved, m: int) -> list[Tensor]:
+    """J = dy/dθ, (m, n) each, by the reference form."""
+    rows = [
+        backward(subject, Dense(), xs, solved, e.unsqueeze(0))[0]
+        for e in torch.eye(m, dtype=solved.y.dtype, device=solved.y.device)
+    ]
+    return [torch.stack([row.reshape(-1) for row in column]) for column in zip(*rows, strict=True)]
+
+
+def _joined(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([g.reshape(-1) for g in gradients])
+
+
+def _fit(own: Tensor, expected: Tensor) -> tuple[float, float]:
+    """The factor that takes ``expected`` nearest to ``own``, and what is left, relative."""
+    size = expected.norm()
+    if not bool(size > 0):
+        return 0.0, float("inf")
+    factor = (own * expected).sum() / size.square()
+    return float(factor), float((own - factor * expected).norm() / size)
+
+
+def _matches(own: Tensor, expected: Tensor) -> bool:
+    factor, rest = _fit(own, expected)
+    # One number is a multiple of any other.
+    return own.numel() > 1 and abs(factor) > 1e-6 and rest < _CLOSE * abs(factor)
+
+
+def _apart(own: Tensor, expected: Tensor) -> bool:
+    size = max(float(expected.norm()), 1e-300)
+    return float((own - expected).norm()) > _CLOSE * size

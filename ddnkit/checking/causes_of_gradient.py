@@ -1,0 +1,270 @@
+"""Causes of a wrong gradient at a point that is stationary and feasible.
+
+Each function yields the causes that the findings speak for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..backward.dense import Dense
+from ..backward.krylov import Krylov
+from ..linalg.kkt import RANK_REVEALING_SIZE
+from . import gradients
+from .adjoint_pattern import recognise
+from .cause import Cause
+from .causes_of_node import degenerate
+from .differences import along_inputs
+from .findings import Findings
+from .forms import slopes_of
+from .gradients import differentiable
+from .landscape import continued
+from .point import UNRELIABLE, moved
+from .subject import frozen
+
+
+def not_a_minimum(findings: Findings) -> Iterator[Cause]:
+    """A saddle point or a maximum."""
+    for row in findings.failed("second order: a minimum"):
+        yield Cause(
+            "not a minimum: the point is stationary, but the objective curves downwards along the "
+            f"constraints there (relative curvature {-row.error:.1e}); the solver returns a saddle "
+            "point or a maximum",
+            "take the stationary point of least objective; of several roots or eigenvectors, compare "
+            "their objectives",
+        )
+
+
+def not_unique(findings: Findings) -> Iterator[Cause]:
+    """A solution that is one of several, or a system too badly conditioned to solve."""
+    assert findings.certificate is not None
+    flat = findings.failed("second order: a strict one")
+    residual = findings.failed("adjoint residual")
+    if flat or residual:
+        curvature = findings.certificate.curvature
+        least = "" if curvature is None else f", relative curvature {float(curvature.min()):.1e}"
+        worst = "" if not residual else f"; adjoint residual {max(r.error for r in residual):.1e}"
+        if flat or curvature is None:
+            yield Cause(
+                "the solution is not unique: the objective is flat along the constraints there"
+                f"{least}{worst}, so that no gradient exists",
+                "add a term that singles one solution out, such as δ‖y − y₀‖², or a constraint that "
+                "fixes what is free (a scale, a sign, a rotation)",
+            )
+        else:
+            yield Cause(
+                f"the adjoint system is not solved{worst.replace('; adjoint', ':')}{least}; the problem is "
+                "badly conditioned for its dtype",
+                "use float64, backward='dense', rescale y, or regularise the objective",
+            )
+
+
+def degenerate_constraints(findings: Findings) -> Iterator[Cause]:
+    """Constraints that their linearisation does not describe."""
+    cause = degenerate(findings)
+    if cause is not None:
+        yield cause
+
+
+def other_branch(findings: Findings) -> Iterator[Cause]:
+    """A solution that is not the one meant, or not the one that was followed."""
+    lower = findings.elsewhere
+    if lower is not None and findings.failed("branch: the lowest"):
+        yield Cause(
+            f"another branch: `solve` computes a formula for a local minimum with objective "
+            f"{lower.here:.6g}, but there is a lower one, {lower.there:.6g} ({lower.distance:.1e} away, "
+            "relative)",
+            "choose the root with the least objective; if the local one is meant, check with "
+            "local=True (--local)",
+        )
+    for row in findings.failed("branch: nearby"):
+        who = "`solve`" if findings.subject.has_own_solve else "the solver from its own start"
+        yield Cause(
+            f"another branch: at inputs next to these {who} jumps to another solution than the one "
+            f"that continues smoothly ({row.error:.1e} away, relative)",
+            "choose among solutions by a rule that is continuous in the inputs, or warm start from the "
+            "last solution (layer(x, start=y))",
+        )
+    if findings.difference_error > UNRELIABLE and not findings.failed("branch"):
+        yield Cause(
+            "the solution jumps or is noisy near these inputs: differences with two steps disagree by "
+            f"{findings.difference_error:.1e}, (a) another branch, (b) a solution that is not unique, "
+            "(c) a solver that is not accurate enough",
+            "tighten the solver's tolerance first; then look for choices that depend on rounding",
+        )
+
+
+def refused(findings: Findings) -> Iterator[Cause]:
+    """A form that raises."""
+    for form, error in findings.refused.items():
+        yield Cause(
+            f"the form '{form}' does not run: {error}",
+            "mend what it names; backward='dense' needs nothing of the node but its objective",
+        )
+
+
+def wrong_gradient(findings: Findings) -> Iterator[Cause]:
+    """A form that does not match the differences: a wrong adjoint, or a dependence that is hidden."""
+    if findings.difference_error > UNRELIABLE or findings.failed("branch: nearby"):
+        return
+    wrong = {
+        row.name.split(":")[0]
+        for part in ("finite differences", "against ")
+        for row in findings.failed(f": {part}")
+    }
+    if not wrong:
+        return
+    expected = _general_gradient(findings)
+    if _apart(findings, expected):
+        yield _hidden(findings, expected) if _followed(findings) else _other_motion(wrong)
+        return
+    solved, subject = findings.solved, findings.subject
+    assert solved is not None
+    own = {form.name for form in subject.forms if subject.has_adjoint(form, solved)}
+    for name in sorted(wrong & own):
+        yield _wrong_adjoint(findings, name, expected)
+    if wrong - own:
+        yield Cause(
+            f"{', '.join(sorted(wrong - own))}: the linear system is not solved as the other forms do",
+            "use backward='dense'; see the condition of the problem, and whether y wants rescaling",
+        )
+
+
+def wrong_forward(findings: Findings) -> Iterator[Cause]:
+    """Forward mode that is not the transpose of the way back."""
+    rows = findings.failed("forward against backward")
+    off = {row.name.split(":")[0] for row in findings.failed("finite differences")}
+    for row in rows:
+        form = row.name.split(":")[0]
+        if form not in off:
+            yield Cause(
+                f"{form}: forward mode and the way back disagree by {row.error:.1e}, although the way "
+                "back matches finite differences",
+                "make objective and constraints twice differentiable by torch, without in-place writes "
+                "and custom autograd functions",
+            )
+
+
+def wrong_parameters(findings: Findings) -> Iterator[Cause]:
+    """A parameter whose gradient does not match the differences, where the inputs' do."""
+    if findings.failed("finite differences"):
+        return
+    names = dict.fromkeys(row.name.split(": ")[1] for row in findings.failed(": parameter"))
+    for name in names:
+        worst = max(row.error for row in findings.failed(f": {name}"))
+        yield Cause(
+            f"{name}: its gradient does not match finite differences ({worst:.1e}): `solve` depends on "
+            "it otherwise than the objective does",
+            "let `solve` and `objective` use the parameter alike, live and not a copy of it",
+        )
+
+
+def float32(findings: Findings) -> Iterator[Cause]:
+    """A result that float32 spoils."""
+    for row in findings.failed("float32"):
+        text = (
+            "overflows: the result is NaN or infinite with float32 inputs and finite with float64"
+            if "finite" in row.name
+            else f"is too coarse: with float32 inputs it is off by {row.error:.1e} from float64"
+        )
+        yield Cause(
+            f"float32 {text}",
+            "compute in float64 inside `solve` and the objective (x.double()), or in a form that does "
+            "not overflow or cancel (logsumexp, log1p, a difference of squares as a product)",
+        )
+
+
+def coarse_inputs(findings: Findings) -> Iterator[Cause]:
+    """Given float32 inputs at which y itself is far off, whatever else follows from it."""
+    if findings.failed("float32: y against float64"):
+        yield from float32(findings)
+
+
+def _wrong_adjoint(findings: Findings, name: str, expected: Sequence[Tensor]) -> Cause:
+    solved, v = findings.solved, findings.v
+    assert solved is not None and v is not None
+    with frozen(solved.problem.originals):
+        pattern = recognise(
+            findings.subject, findings.inputs, solved, v, findings.gradients[name], expected
+        )
+    what = f"the form '{name}'" if name == "fixed_point" else "the node's own adjoint"
+    return Cause(f"{what} is wrong: {pattern.text}", pattern.next)
+
+
+def _general_gradient(findings: Findings) -> list[Tensor]:
+    """The gradient that needs nothing of the node but its objective and constraints."""
+    solved, v = findings.solved, findings.v
+    assert solved is not None and v is not None
+    for name in ("dense", "krylov"):
+        if name in findings.gradients:
+            return findings.gradients[name]
+    form = Dense() if solved.y.shape[-1] <= RANK_REVEALING_SIZE else Krylov()
+    with frozen(solved.problem.originals):
+        return gradients.unguarded(findings.subject, form, findings.inputs, solved, v)
+
+
+def _apart(findings: Findings, expected: Sequence[Tensor]) -> bool:
+    """Whether the general gradient is off from the differences."""
+    differences, v = findings.differences, findings.v
+    assert differences is not None and v is not None
+    slopes = slopes_of(expected, findings.directions)
+    return float((slopes - differences.slopes(v)).norm()) > 1e-3 * findings.scale
+
+
+def _followed(findings: Findings) -> bool:
+    """Whether Newton's method on the objective moves with the inputs as the node's solution does."""
+    differences, v, solved = findings.differences, findings.v, findings.solved
+    assert differences is not None and v is not None and solved is not None
+    step = differences.step
+    ends = [continued(findings.subject, moved(findings, 0, t), solved) for t in (step, -step)]
+    if ends[0] is None or ends[1] is None:
+        return True
+    slope = ((ends[0] - ends[1]) * v).sum() / (2 * step)
+    return float((slope - differences.slopes(v)[0]).abs()) <= 1e-2 * findings.scale
+
+
+def _hidden(findings: Findings, expected: Sequence[Tensor]) -> Cause:
+    missing, size = _missing(findings, expected)
+    names = ", ".join(str(i) for i in missing) or "?"
+    zero = all(
+        not bool(expected[k].any())
+        for k, i in enumerate(differentiable(findings.inputs))
+        if i in missing
+    )
+    return Cause(
+        f"forgotten input: the solution moves with input {names} (by {size:.1e}, finite differences), but "
+        f"{'no' if zero else 'only part of the'} gradient reaches it: objective or constraints hide it "
+        "from torch",
+        "use the input in the objective as a tensor: no detach(), .item(), .data, numpy, no_grad, and "
+        "no branch or rounding in its place",
+    )
+
+
+def _missing(findings: Findings, expected: Sequence[Tensor]) -> tuple[list[int], float]:
+    """Inputs along which the differences move otherwise than the general gradient, and how much."""
+    subject, solved, v = findings.subject, findings.solved, findings.v
+    assert solved is not None and v is not None and findings.differences is not None
+    missing, size = [], 0.0
+    for k, i in enumerate(differentiable(findings.inputs)):
+        along = [
+            [u if j == k else torch.zeros_like(u) for j, u in enumerate(direction)]
+            for direction in findings.directions
+        ]
+        found = along_inputs(subject, findings.inputs, solved, along, findings.differences.step)
+        off = (found.slopes(v) - slopes_of(expected, along)).norm()
+        if float(off) > 1e-3 * findings.scale:
+            missing.append(i)
+            size = max(size, float(found.slopes(v).norm()))
+    return missing, size
+
+
+def _other_motion(wrong: set[str]) -> Cause:
+    return Cause(
+        f"{', '.join(sorted(wrong))}: `solve` moves with the inputs otherwise than the objective says, "
+        "although its point is stationary: (a) the solution is not unique or barely so, (b) it follows "
+        "another branch, (c) `solve` is exact only to the node's tolerance",
+        "lower the node's `tolerance` and see whether the point still passes; check at other inputs",
+    )

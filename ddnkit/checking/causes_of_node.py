@@ -1,0 +1,198 @@
+"""Causes that lie before any gradient: the node does not run, or its point is no solution.
+
+Each function returns its cause if the findings speak for it.
+"""
+
+from __future__ import annotations
+
+from ..solution import Status
+from .cause import Cause
+from .findings import Findings
+from .landscape import distance_to_minimum
+from .precision import certified_in_double, in_double
+from .tracing import is_formula, last_step
+
+#: A last step so much shorter than the way to the minimum says that the iteration is over.
+_AT_REST = 1e-6
+#: From here on, relative to y, a minimum is another point and not the one that was nearly reached.
+_FAR = 0.5
+
+
+def does_not_run(findings: Findings) -> Cause | None:
+    """An exception."""
+    if not findings.error:
+        return None
+    return Cause(
+        f"the node does not run: {findings.error}",
+        "call ddnkit.DeclarativeLayer(node) on the inputs below: its traceback says where",
+    )
+
+
+def memory(findings: Findings) -> Cause | None:
+    """Solving depends on chance, or on what was solved before."""
+    if findings.state == "stale answer":
+        (row,) = findings.failed("memory")
+        return Cause(
+            f"stale cache: solving other inputs in between changes the answer by {row.error:.1e}; the "
+            "node keeps an answer, a starting point or a factorisation of other inputs",
+            "keep no state on the node: return what the way back needs as Solution(y, aux={...}); a "
+            "cache must be keyed by the content of the inputs, not by shape, id or memory",
+        )
+    if findings.state == "stale gradient":
+        (row,) = findings.failed("memory")
+        return Cause(
+            "stale cache: the gradient changes by "
+            f"{row.error:.1e} if other inputs are solved between the way there and the way back; "
+            "`adjoint` uses what the last `solve` left on the node",
+            "hand it over with the solution: return Solution(y, aux={...}) and take `aux` in `adjoint`",
+        )
+    again = max((row.error for row in findings.failed("same solution")), default=0.0)
+    if not again and findings.state != "random":
+        return None
+    apart = f" ({again:.1e} apart, relative)" if again else ""
+    if findings.state == "repeatable":
+        return Cause(
+            f"the answer depends on earlier calls: solved twice, the same inputs give different points"
+            f"{apart}, while copies of the node agree; it keeps a starting point, say",
+            "keep no state on the node; to warm start, leave it to a `solver` and call layer(x, start=y)",
+        )
+    return Cause(
+        f"not deterministic: solving the same inputs twice gives different points{apart}",
+        "fix the solver's seed and starting point inside `solve`; if the points differ much, the "
+        "solution is not unique: add a term that singles one out",
+    )
+
+
+def batch_leak(findings: Findings) -> Cause | None:
+    """Items of a batch that influence one another."""
+    rows = findings.failed("batch:")
+    if not rows:
+        return None
+    what = "gradients" if "gradient" in rows[0].name else "y"
+    return Cause(
+        f"items of a batch influence one another: {findings.blamed} gives other {what} for an item in "
+        f"a batch than alone ({rows[0].error:.1e} apart, relative)",
+        "reduce over the dimensions of one problem only (a mean, norm or maximum over dim 0 mixes "
+        "items), stop each item by its own criterion; or set batched_solve = False",
+    )
+
+
+def not_finite(findings: Findings) -> Cause | None:
+    """NaN or infinity in y."""
+    solved = findings.solved
+    if solved is None or bool(solved.y.isfinite().all()):
+        return None
+    return _too_coarse(findings, "the solver returns NaN or infinity") or Cause(
+        "the solver returns NaN or infinity: (a) it leaves the domain of the objective, (b) it "
+        "divides by zero or diverges, (c) the objective has no minimum",
+        "run `solve` on the smallest failing input under torch.autograd.set_detect_anomaly, or print "
+        "its iterates",
+    )
+
+
+def _too_coarse(findings: Findings, otherwise: str) -> Cause | None:
+    """The node computes in less than double, and without that all would be well."""
+    solved = in_double(findings.subject, findings.inputs)
+    if solved is None or not bool(solved.y.isfinite().all()):
+        return None
+    if not certified_in_double(findings.subject, solved):
+        return None
+    return Cause(
+        f"float32 is too coarse: {otherwise}, while the same computation in float64 has a solution "
+        "that passes; the node computes in float32 or less",
+        "compute in float64 inside `solve` and the objective (x.double()), or in a form that does not "
+        "overflow or cancel (logsumexp, log1p, a difference of squares as a product)",
+    )
+
+
+def infeasible(findings: Findings) -> Cause | None:
+    """Constraints that are violated."""
+    certificate = findings.certificate
+    if certificate is None or not findings.failed("feasibility"):
+        return None
+    violation = f"backward error {float(certificate.feasibility.max()):.1e}"
+    return _too_coarse(findings, f"the constraints are violated ({violation})") or Cause(
+        f"infeasible: the solver returns a point that violates the constraints ({violation})"
+        f"{_ended(findings)}; no gradient can be right there",
+        "project the solution on the constraints at the end of `solve`, or mend the solver; and see "
+        "that `equality_constraints` states what it enforces",
+    )
+
+
+def not_stationary(findings: Findings) -> Cause | None:
+    """∇_y L is not zero: by which of several causes."""
+    certificate, solved = findings.certificate, findings.solved
+    if certificate is None or solved is None or not findings.failed("stationarity"):
+        return None
+    error = f"backward error {float(certificate.stationarity.max()):.1e}"
+    coarse = _too_coarse(findings, f"the point is not stationary ({error})")
+    return coarse or degenerate(findings) or _inexact(findings, error)
+
+
+def degenerate(findings: Findings) -> Cause | None:
+    """Constraints whose rank is lower at the solution than around it."""
+    if not findings.rank_gained:
+        return None
+    assert findings.certificate is not None
+    stationarity = float(findings.certificate.stationarity.max())
+    return Cause(
+        "degenerate constraints: at the solution their gradients vanish or become dependent, and just "
+        f"beside it they are not (singular value {findings.rank_gained:.1e} of their Jacobian, 0 at "
+        f"the solution); there are no multipliers (stationarity {stationarity:.1e}) or no tangent "
+        "space to differentiate on",
+        "state the constraint so that its gradient does not vanish where it holds: g(y) = 0 and not "
+        "g(y)² = 0 or |g(y)| = 0; drop constraints that only touch the others",
+    )
+
+
+def _inexact(findings: Findings, error: str) -> Cause:
+    solved, subject = findings.solved, findings.subject
+    assert solved is not None
+    moved = distance_to_minimum(solved)
+    distance = (
+        ""
+        if moved is None
+        else f"; Newton's method from its point moves y by {moved:.1e} of its size to a minimum"
+    )
+    if is_formula(subject, solved):
+        return Cause(
+            f"the objective is not what is solved: `solve` computes a formula, and its result is no "
+            f"stationary point of the objective ({error}){distance}",
+            "derive the formula again from the objective, factors and signs included, or leave "
+            "`solve` out and let a solver find the minimum",
+        )
+    step = last_step(subject, solved)
+    if step is not None and moved is not None and step < _AT_REST * moved:
+        return Cause(
+            f"the objective is not what is solved: `solve` iterates until it is at rest (its last step "
+            f"is {step:.1e} of y), at a point that is not stationary ({error}){distance}",
+            "see that what `solve` iterates on is the gradient of the objective: signs, factors, "
+            "regularisation, constraints",
+        )
+    if not subject.has_own_solve or _ended(findings):
+        return Cause(
+            f"inexact solve: the solver stops early ({error}){_ended(findings)}{distance}; "
+            f"{max(solved.solution.statuses()).causes}",
+            "allow more iterations, start nearer, or set the node's `tolerance` to what you accept",
+        )
+    if moved is not None and moved >= _FAR:
+        return Cause(
+            f"the objective is not what is solved, or the solver stops very early ({error}){distance}",
+            "see that `solve` and `objective` state the same problem: signs, factors, regularisation, "
+            "constraints; then the number of iterations",
+        )
+    other = "" if moved is not None else ", or solves another problem than the objective states"
+    return Cause(
+        f"inexact solve: the solver stops early{other} ({error}){distance}",
+        "allow more iterations or a smaller tolerance, or end `solve` with a Newton step; to accept "
+        "such errors set the node's `tolerance`",
+    )
+
+
+def _ended(findings: Findings) -> str:
+    """What the solver itself says, where it is no success."""
+    assert findings.solved is not None
+    status = max(findings.solved.solution.statuses())
+    if status == Status.UNKNOWN or (status == Status.CONVERGED and findings.subject.has_own_solve):
+        return ""
+    return f", with status {status.name}"

@@ -1,0 +1,155 @@
+"""Comparisons of the backward forms: with finite differences, each other, and forward mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backward.form import BackwardForm
+from ..certificate import Certificate
+from ..errors import DdnkitError
+from ..linalg.kkt import RANK_REVEALING_SIZE
+from . import gradients
+from .differences import along_inputs, step_for
+from .findings import Findings
+from .subject import Solved
+
+#: Forms whose memory grows with the square of the unknowns.
+_DENSE = ("dense", "embedded_field")
+
+
+def compare_backward(findings: Findings, solved: Solved) -> None:
+    """The gradient of each form, and the residual of its linear system."""
+    assert findings.v is not None and findings.certificate is not None
+    for form in findings.subject.forms:
+        if form.name in _DENSE and solved.y.shape[-1] > RANK_REVEALING_SIZE:
+            continue
+        try:
+            found, certificate = gradients.backward(
+                findings.subject, form, findings.inputs, solved, findings.v
+            )
+        except Exception as error:  # of the node's adjoint, or of steps that are differentiated
+            refuse(findings, form, error)
+            continue
+        residual, solvable = certificate.adjoint_residual, True
+        if residual is not None:
+            worst, tolerance = residual.max(), certificate.tolerance
+            solvable = findings.compare(f"{form.name}: adjoint residual", worst, tolerance)
+            findings.certificate = _with_residual(findings.certificate, residual)
+        if solvable:  # else the layer's gradient is NaN, which is no news
+            findings.gradients[form.name] = found
+
+
+def compare_differences(findings: Findings, solved: Solved) -> None:
+    """Each form against central differences, along all directions at once."""
+    certificate, v = findings.certificate, findings.v
+    assert certificate is not None and v is not None
+    differences = findings.differences = along_inputs(
+        findings.subject, findings.inputs, solved, findings.directions, step_for(certificate)
+    )
+    fine = differences.slopes(v)
+    slopes = {
+        name: slopes_of(found, findings.directions) for name, found in findings.gradients.items()
+    }
+    # A gradient may be zero: then the slopes are held against a thousandth of what they would be
+    # if y moved as much as the inputs do.
+    sizes = [float(s.norm()) for name, s in slopes.items() if counts(findings, name)]
+    least_size = 1e-3 * float(v.norm() * solved.y.norm())
+    scale = findings.scale = max(float(fine.norm()), *sizes, least_size, 1e-300)
+    findings.difference_error = float(differences.disagreement(v)) / scale
+    allowed = max(difference_limit(v), min(findings.difference_error, 1e-2))
+    for name, slope in slopes.items():
+        error = float((slope - fine).norm()) / scale
+        compare_form(findings, name, "finite differences", error, allowed)
+
+
+def compare_forms(findings: Findings) -> None:
+    """Each form against the last, the reference."""
+    names = list(findings.gradients)
+    if len(names) < 2:
+        return
+    reference = names[-1]
+    expected = torch.cat([g.reshape(-1) for g in findings.gradients[reference]])
+    size = max(float(expected.norm()), 1e-300)
+    double = expected.dtype == torch.float64
+    for name in names[:-1]:
+        found = torch.cat([g.reshape(-1) for g in findings.gradients[name]])
+        # Where it converges, an iteration has its derivative later than its value.
+        limit = (1e-7 if name != "unrolled" else 1e-4) if double else 1e-2
+        error = float((found - expected).norm()) / size
+        compare_form(findings, name, f"against {reference}", error, limit)
+
+
+def compare_forward(findings: Findings, solved: Solved) -> None:
+    """v·(J u), by torch.func.jvp, against (Jᵀv)·u."""
+    v = findings.v
+    assert v is not None
+    for form in findings.subject.forms:
+        if form.name not in findings.gradients:
+            continue
+        pulled = slopes_of(findings.gradients[form.name], findings.directions)[0]
+        try:
+            pushed = gradients.forward(
+                findings.subject, form, findings.inputs, solved, findings.directions[0]
+            )
+        except Exception as error:
+            refuse(findings, form, error)
+            continue
+        apart = float(((pushed * v).sum() - pulled).abs()) / findings.scale
+        limit = 1e-7 if v.dtype == torch.float64 else 1e-2
+        compare_form(findings, form.name, "forward against backward", apart, limit)
+
+
+def compare_form(
+    findings: Findings, form: str, with_what: str, error: float, tolerance: float
+) -> None:
+    """A comparison of one form; a note where that form is there for comparison alone."""
+    if counts(findings, form) or error <= tolerance:
+        findings.compare(f"{form}: {with_what}", error, tolerance)
+        return
+    findings.note(
+        "unrolled",
+        f"unrolled: {with_what}, it is off by {error:.1e}; the steps of `solve` do not carry the "
+        "derivative there, and no other form uses them",
+    )
+
+
+def counts(findings: Findings, form: str) -> bool:
+    """Whether an error of this form is a failure."""
+    return form != "unrolled" or findings.subject.asked
+
+
+def difference_limit(like: Tensor) -> float:
+    """What central differences agree to."""
+    return 1e-5 if like.dtype == torch.float64 else 2e-2
+
+
+def refuse(findings: Findings, form: BackwardForm, error: Exception) -> None:
+    """A form that raises: a failure, or a note where it is there for comparison alone."""
+    said = str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
+    if counts(findings, form.name):
+        findings.refused[form.name] = said
+        findings.compare(f"{form.name}: runs", float("nan"), 0.0, said)
+    else:
+        text = "unrolled: not compared, torch cannot differentiate the steps of `solve`"
+        findings.note("unrolled", text)
+
+
+def slopes_of(found: Sequence[Tensor], directions: Sequence[Sequence[Tensor]]) -> Tensor:
+    """g·u for each direction."""
+    return torch.stack(
+        [
+            torch.stack([(g * u).sum() for g, u in zip(found, direction, strict=True)]).sum()
+            for direction in directions
+        ]
+    )
+
+
+def _with_residual(certificate: Certificate, residual: Tensor) -> Certificate:
+    residual = residual.detach().reshape(certificate.stationarity.shape)
+    if certificate.adjoint_residual is not None:
+        residual = torch.maximum(residual, certificate.adjoint_residual)
+    return dataclasses.replace(certificate, adjoint_residual=residual)

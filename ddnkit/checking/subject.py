@@ -1,0 +1,204 @@
+"""Subject: what is checked. A node, the backward forms it is checked with, and how it is called."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backward.form import BackwardForm
+from ..captured import Captured, attributes
+from ..certificate import Certificate, measure
+from ..errors import DdnkitError
+from ..layer import DeclarativeLayer, batched_inputs
+from ..node import DeclarativeNode
+from ..problem import Problem, flat
+from ..solution import Solution
+from ..solving import captured_tensors, solve
+from ..structure import Structure
+
+
+@dataclass
+class Solved:
+    """A batch of problems with its solution: captured tensors stand in it as plain numbers.
+
+    Attributes:
+        shape: the batch dimensions that the inputs came with.
+    """
+
+    problem: Problem
+    solution: Solution
+    shape: torch.Size
+
+    @property
+    def y(self) -> Tensor:
+        """(B, m)."""
+        return flat(self.solution.y)
+
+
+class Subject:
+    """A node under check.
+
+    Args:
+        node: the node.
+        forms: the backward forms to compare.
+        batch_dims, tolerance: as for a layer.
+        asked: the forms were named by the caller, and count whatever they are.
+        local: a local minimum is what `solve` is meant to return.
+    """
+
+    def __init__(
+        self,
+        node: DeclarativeNode,
+        forms: Sequence[BackwardForm] = (),
+        *,
+        batch_dims: int | None = None,
+        tolerance: float | None = None,
+        asked: bool = False,
+        local: bool = False,
+    ):
+        self.node, self.forms, self.asked, self.local = node, tuple(forms), asked, local
+        self.batch_dims, self.tolerance = batch_dims, tolerance
+        self._pristine = _copied(node)
+
+    @property
+    def name(self) -> str:
+        """The node's class."""
+        return type(self.node).__name__
+
+    @property
+    def has_own_solve(self) -> bool:
+        """Whether `solve` is the node's own, which takes no start, and not a registered solver's."""
+        return type(self.node).solve is not DeclarativeNode.solve
+
+    def with_forms(self, forms: Sequence[BackwardForm]) -> Subject:
+        """The same node with other forms."""
+        return self._changed(forms=tuple(forms))
+
+    def with_batch_dims(self, batch_dims: int | None) -> Subject:
+        """The same node, called with so many batch dimensions."""
+        return self._changed(batch_dims=batch_dims)
+
+    def tolerating(self, tolerance: float) -> Subject:
+        """The same node with another tolerance."""
+        return self._changed(tolerance=tolerance)
+
+    def fresh(self) -> Subject | None:
+        """The same with a copy of the node as it was before the check; None if it cannot be copied."""
+        node = _copied(self._pristine)
+        return None if node is None else self._changed(node=node)
+
+    def _changed(self, **attributes: Any) -> Subject:
+        changed = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(changed, name, value)
+        return changed
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def layer(self, form: BackwardForm) -> DeclarativeLayer:
+        """The public way to a gradient by ``form``; a failed certificate shows as NaN."""
+        return DeclarativeLayer(
+            self.node,
+            form,
+            batch_dims=self.batch_dims,
+            tolerance=self.tolerance,
+            policy="nan",
+        )
+
+    def has_adjoint(self, form: BackwardForm, solved: Solved) -> bool:
+        """Whether ``form``, or the one that "auto" takes, has code of the node's own for the way back."""
+        return form.taken(solved.problem, solved.y.shape[-1]).has_adjoint
+
+    def solve(self, xs: Sequence[Any]) -> Solved:
+        """The solution from the node's own starting point, as a layer would find it."""
+        inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
+        with torch.no_grad():
+            problem, solution = solve(Problem(self.node, inputs, shape.numel()))
+        captured = self.captured(problem, solution.y)
+        values = [c.tensor.detach() for c in captured]
+        return Solved(problem.with_captured(captured, values), solution, shape)
+
+    def resolve(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
+        """y (B, m) of each problem, from ``start`` (B, *y) where the node's solver takes one."""
+        if self.node.batched_solve and self.has_own_solve:
+            # Its items might influence one another, which is for another comparison to say.
+            return [self._near(problem, start) for problem in problems]
+        first, count = problems[0], len(problems)
+        if first.captured or count == 1:
+            return [self._near(problem, start) for problem in problems]
+        inputs = [
+            torch.cat([p.inputs[i] for p in problems]) if isinstance(x, Tensor) else x
+            for i, x in enumerate(first.inputs)
+        ]
+        merged = Problem(self.node, inputs, count * first.batch_size)
+        merged = merged.with_structure(first.structure)
+        if start is not None:
+            start = start.repeat(count, *[1] * (start.ndim - 1))
+        return list(self._near(merged, start).chunk(count))
+
+    def _near(self, problem: Problem, start: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            _, solution = solve(problem, None if self.has_own_solve else start)
+        return flat(solution.y)
+
+    def certificate(self, solved: Solved) -> Certificate:
+        """The certificate of a solved batch, by the tolerance of the subject."""
+        found = measure(solved.problem, solved.solution, self.tolerance)
+        values = {k: v.detach() for k, v in vars(found).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(found, **values)  # type: ignore[arg-type]
+
+    def captured(self, problem: Problem, y: Tensor) -> list[Captured]:
+        """Tensors beside the inputs that the solution depends on and that want a gradient."""
+        given = {id(x) for x in problem.inputs if isinstance(x, Tensor)}
+        found = {
+            id(tensor): Captured(tensor, path)
+            for path, tensor in attributes(self.node)
+            if tensor.requires_grad and id(tensor) not in given
+        }
+        known = problem.with_captured(
+            list(found.values()), [c.tensor.detach() for c in found.values()]
+        )
+        try:
+            return [*found.values(), *captured_tensors(known, y, transformed=False)]
+        except DdnkitError:
+            return list(found.values())  # the layer's call will raise the same, and be reported
+
+
+def vector(y: Any, batch_dims: int) -> Tensor:
+    """What a layer returned, a tensor or parts, as (*batch, m)."""
+    structure = Structure.of(y, "y")
+    if structure is None:
+        tensor: Tensor = y
+        return tensor.reshape(*tensor.shape[:batch_dims], tensor.shape[batch_dims:].numel())
+    return structure.join(y, batch_dims)
+
+
+@contextmanager
+def frozen(captured: Sequence[Captured]) -> Iterator[None]:
+    """Captured leaves want no gradient meanwhile.
+
+    A layer whose node has parameters takes the general way for all its gradients; a node's own
+    adjoint is used, and can be checked, without them.
+    """
+    leaves = [c.tensor for c in captured if c.tensor.is_leaf and c.tensor.requires_grad]
+    try:
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        yield
+    finally:
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+
+
+def _copied(node: Any) -> Any:
+    try:
+        return copy.deepcopy(node)
+    except Exception:  # a stranger's attributes may refuse in any way
+        return None

@@ -1,0 +1,211 @@
+"""Twelve seeded defects, each beside its correct twin: `check` names the one and is silent on the other."""
+
+import pytest
+import torch
+
+import ddnkit
+from ddnkit import DeclarativeNode, testing
+
+
+class Projection(testing.AffineConstraint):
+    """The nearest point with sum 1, with its adjoint."""
+
+    def adjoint(self, x, y, v):
+        return (v - v.mean(),)
+
+
+class WrongFactor(Projection):
+    def adjoint(self, x, y, v):
+        return (3 * (v - v.mean()),)
+
+
+class WrongSign(Projection):
+    def adjoint(self, x, y, v):
+        return (v.mean() - v,)
+
+
+class LinearSystem(DeclarativeNode):
+    """min ½‖Ay − b‖²: y = A⁻¹b, whose way back solves with Aᵀ."""
+
+    input_dims = (2, 1)
+
+    def objective(self, A, b, y):
+        return ((A @ y - b) ** 2).sum() / 2
+
+    def solve(self, A, b):
+        return torch.linalg.solve(A, b)
+
+    def adjoint(self, A, b, y, v):
+        u = torch.linalg.solve(A.T, v)
+        return -torch.outer(u, y), u
+
+    def sample_inputs(self):
+        return 3 * torch.eye(4) + torch.randn(4, 4), torch.randn(4)
+
+
+class TransposedHessianTerm(LinearSystem):
+    def adjoint(self, A, b, y, v):
+        u = torch.linalg.solve(A, v)
+        return -torch.outer(u, y), u
+
+
+class ForgottenInput(LinearSystem):
+    def adjoint(self, A, b, y, v):
+        return torch.zeros_like(A), torch.linalg.solve(A.T, v)
+
+
+class Descent(DeclarativeNode):
+    """min Σ(y−x)⁴ + (y−x)² + y², by gradient descent."""
+
+    input_dims = (1,)
+    steps = 400
+
+    def objective(self, x, y):
+        return ((y - x) ** 4 + (y - x) ** 2 + y**2).sum()
+
+    def solve(self, x):
+        y = torch.zeros_like(x)
+        for _ in range(self.steps):
+            y = y - 0.05 * (4 * (y - x) ** 3 + 2 * (y - x) + 2 * y)
+        return y
+
+
+class StopsEarly(Descent):
+    steps = 12
+
+
+class RightRoot(testing.Polynomial):
+    """The stationary point with the least objective."""
+
+
+class WrongRoot(testing.Polynomial):
+    """The other minimum, which is not as deep."""
+
+    def answer(self, x):
+        return (-3 * x**2 + (9 * x**4 + 96 * x).sqrt()) / (4 * x)
+
+
+class OnSphere(testing.QuadraticOnSphere):
+    """The point of the unit sphere nearest to x."""
+
+
+class Infeasible(OnSphere):
+    def answer(self, x):
+        return 1.05 * x / x.norm()
+
+
+class SquaredConstraint(OnSphere):
+    """The same sphere, stated so that the gradient of the constraint vanishes on it."""
+
+    def equality_constraints(self, x, y):
+        return ((y**2).sum() - 1) ** 2
+
+
+class Shrinkage(DeclarativeNode):
+    """min ½‖y−x‖² + ½‖y‖², for a whole batch at once."""
+
+    input_dims = (1,)
+    batched_solve = True
+
+    def objective(self, x, y):
+        return ((y - x) ** 2).sum() / 2 + (y**2).sum() / 2
+
+    def solve(self, x):
+        return x / 2
+
+
+class BatchLeak(Shrinkage):
+    def solve(self, x):
+        # Of a batch of one the mean is the item itself, and all is well.
+        return x / 2 + 0.1 * (x.mean(dim=0) - x)
+
+
+class LogSumExp(DeclarativeNode):
+    """min ½(y − log Σ eˣ)²."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return (y - x.logsumexp(0)) ** 2 / 2
+
+    def solve(self, x):
+        return x.logsumexp(0)
+
+    def sample_inputs(self):
+        return (150 + 10 * torch.randn(4),)
+
+
+class Float32Overflow(LogSumExp):
+    def solve(self, x):
+        return x.exp().sum().log()
+
+
+class Cached(testing.Ridge):
+    """Ridge regression that keeps the factorisation of its matrix."""
+
+    def __init__(self):
+        self.cache = {}
+
+    def key(self, X, lam):
+        return (*X.reshape(-1).tolist(), lam.item())
+
+    def answer(self, X, t, lam):
+        key = self.key(X, lam)
+        if key not in self.cache:
+            K = X.T @ X + len(t) * lam * torch.eye(X.shape[1], dtype=X.dtype)
+            self.cache[key] = torch.linalg.cholesky(K)
+        return torch.cholesky_solve((X.T @ t).unsqueeze(-1), self.cache[key]).squeeze(-1)
+
+
+class StaleCache(Cached):
+    def key(self, X, lam):
+        return tuple(X.shape)
+
+
+class Random(OnSphere):
+    def answer(self, x):
+        y = x + 0.01 * torch.randn_like(x)
+        return y / y.norm()
+
+
+PAIRS = [
+    (WrongFactor, Projection, "the node's own adjoint is wrong: it is off by a factor of 3 "),
+    (WrongSign, Projection, "the node's own adjoint is wrong: its sign is wrong"),
+    (
+        TransposedHessianTerm,
+        LinearSystem,
+        "the node's own adjoint is wrong: a matrix in it is transposed",
+    ),
+    (StopsEarly, Descent, "inexact solve: the solver stops early"),
+    (WrongRoot, RightRoot, "another branch: `solve` computes a formula for a local minimum"),
+    (Infeasible, OnSphere, "infeasible: the solver returns a point that violates"),
+    (SquaredConstraint, OnSphere, "degenerate constraints: at the solution their gradients vanish"),
+    (
+        BatchLeak,
+        Shrinkage,
+        "items of a batch influence one another: `solve` (batched_solve = True)",
+    ),
+    (Float32Overflow, LogSumExp, "float32 overflows"),
+    (StaleCache, Cached, "stale cache: solving other inputs in between"),
+    (
+        ForgottenInput,
+        LinearSystem,
+        "the node's own adjoint is wrong: forgotten input, its gradient for input 0 is zero",
+    ),
+    (Random, OnSphere, "not deterministic"),
+]
+
+
+@pytest.mark.parametrize(
+    ("defect", "twin", "cause"), PAIRS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_defect_is_named_and_its_twin_passes(defect, twin, cause):
+    report = ddnkit.check(defect(), examples=3)
+    assert not report.ok
+    assert report.verdict == "invalid"
+    assert report.diagnosis[0].startswith(cause), report.diagnosis
+    assert report.next[0]
+    right = ddnkit.check(twin(), examples=3)
+    assert right.ok, str(right)
+    assert right.diagnosis == right.next == ()
+    assert right.snippet == right.inputs == ""
