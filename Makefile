@@ -3,13 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint format docs clean
+.PHONY: run test fuzz sweep lint format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
 
 test: $(VENV)/.installed-test  ## all tests, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+CASES ?= 10500
+SEEDS ?= 3
+
+fuzz: $(VENV)/.installed-test  ## every backward form at more seeds, and more than ten thousand drawn gradients
+	DDNKIT_SWEEP_SEEDS=$(SEEDS) DDNKIT_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -s -q tests/core/test_sweep.py tests/fuzz
+
+sweep: $(VENV)/.installed  ## docs/sweep.md: every known problem through every backward form
+	$(BIN)/python -m ddnkit.testing.sweeping --seeds $(SEEDS) --markdown docs/sweep.md
 
 lint: $(VENV)/.installed-test  ## style, types, and the arrows between packages
 	$(BIN)/ruff check .

@@ -29,6 +29,8 @@ from torch import Tensor
 RANK_REVEALING_SIZE = 1024
 #: ε of the damped choice, relative to the largest eigenvalue.
 DAMPING = 1e-6
+#: An eigenvalue that is smaller, in roundings of the largest, is what differentiation leaves of zero.
+_HESSIAN_ROUNDINGS = 512
 SINGULAR = ("minimum_norm", "damped", "error")
 
 
@@ -61,7 +63,8 @@ class EigenInverse(SymmetricInverse):
         scaled = self.D.unsqueeze(-1) * K * self.D.unsqueeze(-2)
         values, self.vectors = torch.linalg.eigh((scaled + scaled.mT) / 2)
         largest = values.abs().amax(dim=-1, keepdim=True)
-        cutoff = largest * (4 * max(16, K.shape[-1]) * torch.finfo(K.dtype).eps)
+        roundings = max(_HESSIAN_ROUNDINGS, 4 * K.shape[-1])
+        cutoff = largest * (roundings * torch.finfo(K.dtype).eps)
         kept = values.abs() > cutoff
         self.null: Tensor | None = None
         if singular == "damped":

@@ -32,8 +32,6 @@ TOLERANCE = 1e-6
 #: More of them, and then every column of every form, in `make fuzz`.
 SEEDS = int(os.environ.get("DDNKIT_SWEEP_SEEDS", "1"))
 
-MAPPED_PARAMETERS = "under vmap over parameters, a node's own `solve` sees all of them at once"
-
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 
 
@@ -64,9 +62,7 @@ def rows_of(label, columns):
 
 
 def as_parameter(label, form, column):
-    known = (label, column) == ("TwoInputsOptionAndModule", "vmap") and form != "unrolled"
-    marks = [pytest.mark.xfail(strict=True, reason=MAPPED_PARAMETERS)] if known else []
-    return pytest.param(label, form, column, marks=marks, id=f"{label}-{form}-{column}")
+    return pytest.param(label, form, column, id=f"{label}-{form}-{column}")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +232,14 @@ def test_a_wrong_jacobian_on_paper_is_seen():
 
     (found,) = testing.sweep([Wrong()], ["dense"], columns=["analytic", "differences"])
     assert found.errors["analytic"] > 1e-4 > 1e-9 > found.errors["differences"]
+
+
+def test_problems_need_not_name_their_input_dims():
+    class NoDims(testing.WeightedLeastSquares):
+        input_dims = None
+
+    (found,) = testing.sweep([NoDims()], ["dense"])
+    assert found.worst <= 1e-9 and None not in found.errors.values()
 
 
 def test_instances_of_different_shapes_are_not_stacked():
