@@ -58,7 +58,8 @@ class Krylov(BackwardForm):
         precondition = self._preconditioner(problem, y, P)
 
         def operator(v: Tensor) -> Tensor:
-            return P(G(P(v)))
+            # The right side is tangent, and with it all that an iteration makes of it.
+            return P(G(v))
 
         def solve(r: Tensor) -> tuple[Tensor, Tensor]:
             right = P(r)

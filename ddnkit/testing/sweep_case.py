@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -29,19 +29,15 @@ class Case:
         self.problem = problem
         self.xs = sampled(problem, seed)
         # Whether it can be trusted is for each form to say: here it only must not stop the sweep.
-        self.solution = SolutionMap(problem, "dense", self.xs, policy="nan")
+        self.solution = SolutionMap(problem, "auto", self.xs, policy="nan")
         self.operands = self.solution.operands
-        self._generator = torch.Generator().manual_seed(_SEED + seed)
+        self._seed = 4 * (_SEED + seed)
 
     @cached_property
     def y(self) -> Tensor:
         """The solution as a vector (m,)."""
         with torch.no_grad():
             return self.solution(*self.operands)
-
-    def random_like(self, x: Tensor) -> Tensor:
-        """Normal numbers of the shape of ``x``."""
-        return torch.randn(x.shape, generator=self._generator, dtype=x.dtype)
 
     @cached_property
     def jacobians(self) -> list[Tensor]:
@@ -62,12 +58,14 @@ class Case:
         """
         if self.problem.unique:
             return torch.eye(len(self.y), dtype=self.y.dtype)
-        return torch.stack([pushed(self.jacobians, u) for u in self._random(_DETERMINED)])
+        return torch.stack([pushed(self.jacobians, u) for u in self._random(_DETERMINED, 0)])
 
     @cached_property
     def weights(self) -> Tensor:
         """One random combination of them."""
-        return self.random_like(self.incoming[:, 0]) @ self.incoming
+        generator = torch.Generator().manual_seed(self._seed + 1)
+        k = len(self.incoming)
+        return torch.randn(k, generator=generator, dtype=torch.float64) @ self.incoming
 
     @cached_property
     def directions(self) -> list[list[Tensor]]:
@@ -75,21 +73,54 @@ class Case:
         count = len(self.operands)
         masks = [*torch.eye(count).tolist(), [1.0] * count] if count > 1 else [[1.0]]
         return [self._feasible([k * u for k, u in zip(mask, d, strict=True)])
-                for mask, d in zip(masks, self._random(len(masks)), strict=True)]  # fmt: skip
+                for mask, d in zip(masks, self._random(len(masks), 2), strict=True)]  # fmt: skip
 
     @cached_property
     def slopes(self) -> list[Tensor]:
         """The derivative of y along each direction, by differences through new solutions."""
 
         def along(directions: Sequence[Tensor]) -> Tensor:
-            (slope,) = derivatives_at_zero(lambda t: [at_steps(self.solution, directions, t)])
+            (slope,) = derivatives_at_zero(
+                lambda t: self._at_steps(lambda points: [self.solution(*points)], directions, t)
+            )
             return slope
 
         with torch.no_grad():
             return [along(u) for u in self.directions]
 
-    def _random(self, count: int) -> list[list[Tensor]]:
-        return [[self.random_like(x) for x in self.operands] for _ in range(count)]
+    @cached_property
+    def hessian_product(self) -> list[Tensor]:
+        """H u of φ(y(θ)) along the last direction, by differences of ∇φ, which "auto" gives."""
+
+        def gradients(points: Sequence[Tensor]) -> list[Tensor]:
+            leaves = [x.clone().requires_grad_() for x in points]
+            return list(torch.autograd.grad(phi(self.solution(*leaves), self.weights), leaves))
+
+        return derivatives_at_zero(lambda t: self._at_steps(gradients, self.directions[-1], t))
+
+    def _at_steps(
+        self,
+        function: Callable[[Sequence[Tensor]], list[Tensor]],
+        directions: Sequence[Tensor],
+        t: Tensor,
+    ) -> list[Tensor]:
+        """``function`` at θ + tu for each t (n,): as a batch, or one by one where parameters move."""
+        points = [
+            x + t.reshape(-1, *[1] * x.ndim) * u
+            for x, u in zip(self.operands, directions, strict=True)
+        ]
+        if self.solution.inputs == len(points):
+            return function(points)
+        one_by_one = [function([x[k] for x in points]) for k in range(len(t))]
+        return [torch.stack(column) for column in zip(*one_by_one, strict=True)]
+
+    def _random(self, count: int, stream: int) -> list[list[Tensor]]:
+        # One stream a purpose, so that no number depends on which columns are asked for.
+        generator = torch.Generator().manual_seed(self._seed + stream)
+        return [
+            [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in self.operands]
+            for _ in range(count)
+        ]
 
     def _feasible(self, directions: Sequence[Tensor]) -> list[Tensor]:
         inputs = self.solution.inputs
@@ -104,14 +135,6 @@ def pushed(jacobians: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
     return torch.stack(terms).sum(dim=0)
 
 
-def moved(operands: Sequence[Tensor], directions: Sequence[Tensor], t: Tensor) -> list[Tensor]:
-    """θ + tu for each t (n,), (n, *θ)."""
-    return [x + t.reshape(-1, *[1] * x.ndim) * u for x, u in zip(operands, directions, strict=True)]
-
-
-def at_steps(function: SolutionMap, directions: Sequence[Tensor], t: Tensor) -> Tensor:
-    """y(θ + tu) for each t (n,), (n, m): as a batch, or one by one where parameters move."""
-    points = moved(function.operands, directions, t)
-    if function.inputs == len(points):
-        return function(*points)
-    return torch.stack([function(*(x[k] for x in points)) for k in range(len(t))])
+def phi(y: Tensor, w: Tensor) -> Tensor:
+    """Σ wₖ(yₖ + ½yₖ²), summed over a batch: what second derivatives are taken of."""
+    return (w * (y + y**2 / 2)).sum()

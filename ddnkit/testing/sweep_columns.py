@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
 from ..backward.unrolled import Unrolled
-from .differences import derivatives_at_zero
 from .parts import joined
-from .solution_map import SolutionMap
-from .sweep_case import moved, pushed
+from .sweep_case import phi, pushed
 from .sweep_trial import NotApplicableError, Trial, value_and_gradient
 
 
@@ -57,17 +55,15 @@ def second(trial: Trial) -> float:
         raise NotApplicableError("not unique: the gradient is no function of the inputs")
     u = case.directions[-1]
     leaves = [x.clone().requires_grad_() for x in case.operands]
-    first = torch.autograd.grad(_phi(f(*leaves), case.weights), leaves, create_graph=True)
+    first = torch.autograd.grad(phi(f(*leaves), case.weights), leaves, create_graph=True)
     slope = torch.stack([(g * d).sum() for g, d in zip(first, u, strict=True)]).sum()
     by_reverse = torch.autograd.grad(slope, leaves, materialize_grads=True)
     gradient = torch.func.grad(
-        lambda *theta: _phi(f(*theta), case.weights), argnums=tuple(range(len(leaves)))
+        lambda *theta: phi(f(*theta), case.weights), argnums=tuple(range(len(leaves)))
     )
     by_forward = jvp(gradient, case.operands, tuple(u))[1]
-    expected = _hessian_by_differences(trial, u)
-    return max(
-        worst(by_reverse, expected), worst(by_forward, expected), worst(by_reverse, by_forward)
-    )
+    known = case.hessian_product
+    return max(worst(by_reverse, known), worst(by_forward, known), worst(by_reverse, by_forward))
 
 
 def mapped(trial: Trial) -> float:
@@ -157,26 +153,3 @@ def _can_be_mapped(trial: Trial) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _phi(y: Tensor, w: Tensor) -> Tensor:
-    """Σ wₖ(yₖ + ½yₖ²), summed over a batch."""
-    return (w * (y + y**2 / 2)).sum()
-
-
-def _hessian_by_differences(trial: Trial, u: Sequence[Tensor]) -> list[Tensor]:
-    case = trial.case
-    f = SolutionMap(case.problem, trial.form, case.xs, policy="nan")
-
-    def gradients(operands: Sequence[Tensor]) -> list[Tensor]:
-        leaves = [x.clone().requires_grad_() for x in operands]
-        return list(torch.autograd.grad(_phi(f(*leaves), case.weights), leaves))
-
-    def at(t: Tensor) -> list[Tensor]:
-        points = moved(case.operands, u, t)
-        if f.inputs == len(points):
-            return gradients(points)
-        one_by_one = [gradients([x[k] for x in points]) for k in range(len(t))]
-        return [torch.stack(column) for column in zip(*one_by_one, strict=True)]
-
-    return derivatives_at_zero(at)

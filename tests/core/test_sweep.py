@@ -61,13 +61,8 @@ def rows_of(label, columns):
     return {row.form: row for row in rows}
 
 
-def as_parameter(label, form, column):
-    return pytest.param(label, form, column, id=f"{label}-{form}-{column}")
-
-
 @pytest.mark.parametrize(
-    ("label", "form", "column"),
-    [as_parameter(*pair, column) for pair in PAIRS for column in columns_of(*pair)],
+    ("label", "form", "column"), [(*pair, column) for pair in PAIRS for column in columns_of(*pair)]
 )
 def test_derivatives_are_exact(label, form, column):
     row = rows_of(label, columns_of(label, form))[form]
@@ -157,7 +152,7 @@ def test_a_strangers_form_is_swept_under_its_own_name():
 def test_a_wrong_scale_is_seen_where_the_truth_is_another_way():
     found = row(lambda z: (1 + 1e-5) * z)
     for column in ("analytic", "differences", "second"):
-        assert found.errors[column] == pytest.approx(1e-5, rel=0.5)
+        assert 1e-6 < found.errors[column] < 1e-4
     for column in ("transpose", "vmap", "batch"):
         assert found.errors[column] < 1e-12
 

@@ -43,7 +43,10 @@ class Toy(Pipeline):
             job.record({"epoch": step, "step": step, "train_loss": self.speed / step + job.seed})
 '''
 RECIPE = "pipeline: toy_workers\nseeds: [0, 1, 2]\nsweep: {speed: [1.0, 2.0]}\n"
-COMMAND = [sys.executable, "-c", "from ddnkit.cli import main; main()", "run", "race.yaml"]
+#: A shell leaves its background jobs deaf to an interrupt, and they their children.
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+MAIN = LISTENING + "from ddnkit.cli import main; main()"
+COMMAND = [sys.executable, "-c", MAIN, "run", "race.yaml"]
 
 
 @pytest.fixture
