@@ -50,7 +50,7 @@ def columns_of(label, form):
     if SEEDS > 1 or FORMS[form].has_adjoint or form in ("auto", "unrolled"):
         return tuple(COLUMNS)
     if isinstance(FORMS[form], Variant) or form == taken_by_auto(label):
-        return ("analytic", "differences", "transpose", "batch")
+        return ("analytic" if PROBLEMS[label].analytic else "differences", "transpose")
     return tuple(column for column in COLUMNS if column != "vmap")
 
 
