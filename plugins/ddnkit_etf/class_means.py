@@ -1,11 +1,17 @@
 """Class means over mini-batches: what the nearest ETF is computed from (*GNC*, section 3.5).
 
 Per batch, the mean of each class minus the batch's mean; over batches, an exponential moving average
-    M_t = α_t M_batch + (1 − α_t) M_{t−1}        (eq. 9, averaged before normalising as published)
-whose history is detached; then H̃ = M_t / ‖M_t‖_F. A class that the batch lacks keeps its average
-(zero until first seen: the centred mean of a class that is replaced by the global mean). Each class
-has its own clock: a class first seen late starts from its own first mean and not from almost zero.
-Where every batch holds every class, as stratified batches do, this is the paper's single clock.
+    M_t = α_t M_batch + (1 − α_t) M_{t−1}        (eq. 9)
+whose history is detached; then H̃ = M_t / ‖M_t‖_F. Two matters the text and the published code settle
+differently are settings (docs/fidelity.md):
+
+* Eq. 9 as printed averages normalised means, H̃_t = α_t H̃_batch + (1 − α_t) H̃_{t−1}, and its result
+  is not of unit norm any more (``normalise="before"``). The code normalises after averaging.
+* A class that the batch lacks keeps its average, zero until first seen (``absent="keep"``). Each class
+  then has its own clock t: one first seen late starts from its own first mean and not from almost
+  zero. The text puts the batch's mean in its place, so that its centred mean is "zero"; the code puts
+  it in place of the *centred* mean ("global_mean"). Both average that in, and all classes share one
+  clock. Where every batch holds every class, as stratified batches do, the three are the same.
 """
 
 from __future__ import annotations
@@ -15,48 +21,81 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
+from .reduction import ClassSums, class_sums
+
+_CHOICES = {"normalise": ("after", "before"), "absent": ("keep", "zero", "global_mean")}
+
 
 class ClassMeans(nn.Module):
     """Tracks centred class means of features.
+
+    With `torch.distributed` set up, they are those of all processes' batches together.
 
     Args:
         feature_dim: d.
         classes: C.
         alpha: smoothing factor α; None for the paper's decay α_t = max(2/(t+2), 1e-4), t from 0.
+        normalise: "after" averaging, or "before" it.
+        absent: what a class contributes that the batch lacks: "keep", "zero" or "global_mean".
 
-    Buffers: ``means`` (d, C), ``counts`` (C,): in how many batches a class was seen.
+    Buffers: ``means`` (d, C), ``counts`` (C,): how many batches a class was averaged over.
     """
 
     means: Tensor
     counts: Tensor
 
-    def __init__(self, feature_dim: int, classes: int, alpha: float | None = None):
+    def __init__(
+        self,
+        feature_dim: int,
+        classes: int,
+        alpha: float | None = None,
+        *,
+        normalise: str = "after",
+        absent: str = "keep",
+    ):
         super().__init__()
         if alpha is not None and not 0 < alpha <= 1:
             raise InputError(f"alpha must be in (0, 1], not {alpha}")
-        self.alpha = alpha
+        for name, given in (("normalise", normalise), ("absent", absent)):
+            if given not in _CHOICES[name]:
+                raise InputError(f"{name} is one of {', '.join(_CHOICES[name])}, not {given!r}")
+        self.alpha, self.normalise, self.absent = alpha, normalise, absent
         self.register_buffer("means", torch.zeros(feature_dim, classes))
         self.register_buffer("counts", torch.zeros(classes))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Take in a batch, features (N, d) and labels (N,); returns H̃ (d, C), of unit norm.
+        """Take in a batch, features (N, d) and labels (N,); returns H̃ (d, C).
 
         Differentiable in the features, through this batch's share. No device is waited for.
         """
-        classes = torch.arange(self.means.shape[1], device=labels.device)
-        member = (labels.unsqueeze(-1) == classes).to(features.dtype)  # (N, C)
-        number = member.sum(dim=0)
-        present = number > 0
-        batch_means = features.T @ member / number.clamp(min=1) - features.mean(dim=0).unsqueeze(-1)
+        return self.update(class_sums(features, labels, self.means.shape[1]))
+
+    def update(self, batch: ClassSums) -> Tensor:
+        """The same for a batch that has been summed by class."""
+        newest, counted = self._centred(batch)
+        if self.normalise == "before":
+            newest = _unit(newest)
         alpha = self._alpha()
-        averaged = alpha * batch_means + (1 - alpha) * self.means
-        means = torch.where(present, averaged, self.means)
+        averaged = alpha * newest + (1 - alpha) * self.means
+        means = torch.where(counted, averaged, self.means)
         with torch.no_grad():
             self.means.copy_(means)
-            self.counts += present
-        return means / means.norm().clamp(min=torch.finfo(means.dtype).tiny)
+            self.counts += counted
+        return _unit(means) if self.normalise == "after" else means
+
+    def _centred(self, batch: ClassSums) -> tuple[Tensor, Tensor]:
+        """The batch's centred class means (d, C), and the classes (C,) that they are averaged for."""
+        present = batch.counts > 0
+        mean = batch.mean().unsqueeze(-1)
+        instead = mean if self.absent == "global_mean" else torch.zeros_like(mean)
+        centred = torch.where(present, batch.class_means() - mean, instead)
+        return centred, present if self.absent == "keep" else torch.ones_like(present)
 
     def _alpha(self) -> Tensor:
         if self.alpha is None:
             return (2 / (self.counts + 2)).clamp(min=1e-4)
         return torch.where(self.counts == 0, 1.0, self.alpha)
+
+
+def _unit(means: Tensor) -> Tensor:
+    return means / means.norm().clamp(min=torch.finfo(means.dtype).tiny)

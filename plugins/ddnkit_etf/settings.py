@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,18 +12,33 @@ if TYPE_CHECKING:
     from .heads.base import ClassifierHead
 
 
+_EvaluationMean = Annotated[
+    Literal["running", "last_batch", "test_batch"],
+    Field(
+        description="h_G in evaluation: the running training mean; the last training batch's (the "
+        "published code's implicit ETF); or that of the batch being evaluated (its fixed ETF), "
+        "where a prediction depends on the other samples of its batch"
+    ),
+]
+
+
 class StandardHead(Settings):
     """A learned classifier on unit features, rows brought to unit length after each step."""
 
     temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
     centre: bool = Field(False, description="subtract the mean feature, as the ETF heads do")
+    evaluation_mean: _EvaluationMean = "running"
 
     def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
         """The head as a module."""
         from .heads.standard import StandardClassifier
 
         return StandardClassifier(
-            feature_dim, classes, temperature=self.temperature, centre=self.centre
+            feature_dim,
+            classes,
+            temperature=self.temperature,
+            centre=self.centre,
+            evaluation_mean=self.evaluation_mean,
         )
 
 
@@ -48,13 +63,18 @@ class FixedETFHead(Settings):
     direction: Literal["canonical", "haar"] = Field(
         "canonical", description="the first C axes, or a random frame (Fig. 18)"
     )
+    evaluation_mean: _EvaluationMean = "running"
 
     def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
         """The head as a module."""
         from .heads.fixed import FixedETFClassifier
 
         return FixedETFClassifier(
-            feature_dim, classes, temperature=self.temperature, direction=self.direction
+            feature_dim,
+            classes,
+            temperature=self.temperature,
+            direction=self.direction,
+            evaluation_mean=self.evaluation_mean,
         )
 
 
@@ -66,6 +86,17 @@ class MeansSettings(Settings):
     )
     alpha: float | None = Field(
         None, gt=0, le=1, description="smoothing factor of the constant policy (1: last batch only)"
+    )
+    normalise: Literal["after", "before"] = Field(
+        "after",
+        description="bring the average to unit norm (as published code), or average means of unit "
+        "norm (eq. 9 as printed)",
+    )
+    absent: Literal["keep", "zero", "global_mean"] = Field(
+        "keep",
+        description="a class that the batch lacks: keeps its average, each class with a clock of "
+        "its own; counts as a centred mean of zero (the text); or as one equal to the batch's mean "
+        "(the published code)",
     )
 
     @model_validator(mode="after")
@@ -88,7 +119,13 @@ class NearestETFHead(Settings):
         True, description="send gradients through the solution too (the DDN gradient)"
     )
     means: MeansSettings = Field(
-        MeansSettings(policy="paper", alpha=None), description="how class means are averaged"
+        MeansSettings.model_validate({}), description="how class means are averaged"
+    )
+    evaluation_mean: _EvaluationMean = "running"
+    initial: Literal["canonical", "haar"] = Field(
+        "canonical",
+        description="frame before the first step, which its problem, without the proximal term, "
+        "stays near to in what it leaves open: the first C axes, or a random one",
     )
 
     @model_validator(mode="after")
@@ -112,4 +149,8 @@ class NearestETFHead(Settings):
             backward=self.backward,
             differentiate=self.differentiate,
             alpha=self.means.alpha,
+            normalise_means=self.means.normalise,
+            absent=self.means.absent,
+            evaluation_mean=self.evaluation_mean,
+            initial=self.initial,
         )

@@ -36,11 +36,23 @@ def simplex_etf(
         >>> simplex_etf(3, 8).shape
         torch.Size([8, 3])
     """
+    dimension = classes if dimension is None else dimension
+    return etf_of_frame(named_frame(direction, dimension, classes, dtype=dtype, device=device))
+
+
+def named_frame(
+    direction: str,
+    dimension: int,
+    classes: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The frame (d, C) called ``direction``: `canonical_frame` or `haar_frame`."""
     frames = {"canonical": canonical_frame, "haar": haar_frame}
     if direction not in frames:
         raise InputError(f"direction is 'canonical' or 'haar', not {direction!r}")
-    dimension = classes if dimension is None else dimension
-    return etf_of_frame(frames[direction](dimension, classes, dtype=dtype, device=device))
+    return frames[direction](dimension, classes, dtype=dtype, device=device)
 
 
 def etf_of_frame(U: Tensor) -> Tensor:
@@ -79,16 +91,18 @@ def haar_frame(
     return expand(frame) if dimension == classes - 1 else frame
 
 
-def complete_frame(reduced: Tensor) -> Tensor:
+def complete_frame(reduced: Tensor, preferred: Tensor | None = None) -> Tensor:
     """A frame U (..., d, C) with U E = ``reduced`` (..., d, C−1), completed in one fixed way.
 
-    U = reduced·Eᵀ + u 1ᵀ/√C, with u the unit vector orthogonal to ``reduced`` that is nearest to the
-    canonical frame's own, √C⁻¹ Σ_{i≤C} e_i; where that has no component there, the unit vector of
-    the axis that has the largest. The same on every rank and device, and differentiable.
+    U = reduced·Eᵀ + u 1ᵀ/√C, with u the unit vector orthogonal to ``reduced`` that is nearest to
+    ``preferred`` (d, 1), by default the canonical frame's own, √C⁻¹ Σ_{i≤C} e_i; where that has no
+    component there, the unit vector of the axis that has the largest. The same on every rank and
+    device, and differentiable.
     """
     d, C = reduced.shape[-2], reduced.shape[-1] + 1
-    preferred = reduced.new_zeros(d, 1)
-    preferred[:C] = C**-0.5
+    if preferred is None:
+        preferred = reduced.new_zeros(d, 1)
+        preferred[:C] = C**-0.5
     first = _reject(reduced, preferred.expand(*reduced.shape[:-2], d, 1))
     axis = (1 - reduced.detach().square().sum(-1)).argmax(-1)
     second = _reject(

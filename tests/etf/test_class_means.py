@@ -75,3 +75,53 @@ def test_gradient_flows_through_this_batch_alone():
 def test_wrong_alpha():
     with pytest.raises(InputError, match="alpha"):
         ClassMeans(4, 3, alpha=0)
+
+
+def test_normalising_before_averaging_is_eq_9_as_printed():
+    tracker = ClassMeans(4, 3, normalise="before")
+    average = torch.zeros(4, 3)
+    for t in range(4):
+        features, labels = batch()
+        newest = centred_means(features, labels, 3)
+        alpha = 2 / (t + 2)
+        average = alpha * newest / newest.norm() + (1 - alpha) * average
+        torch.testing.assert_close(tracker(features, labels), average)
+    assert average.norm() < 1
+
+
+@pytest.mark.parametrize("absent", ["zero", "global_mean"])
+def test_what_stands_for_an_absent_class_is_averaged_in_by_one_clock(absent):
+    tracker = ClassMeans(4, 3, absent=absent)
+    average = torch.zeros(4, 3)
+    for t in range(4):
+        features, labels = batch(C=3 if t == 2 else 2)
+        newest = centred_means(features, labels, 3)
+        if t != 2:
+            newest[:, 2] = 0 if absent == "zero" else features.mean(0)
+        alpha = 2 / (t + 2)
+        average = alpha * newest + (1 - alpha) * average
+        torch.testing.assert_close(tracker(features, labels), average / average.norm())
+    torch.testing.assert_close(tracker.counts, torch.full((3,), 4.0))
+
+
+@pytest.mark.parametrize("absent", ["keep", "zero", "global_mean"])
+def test_with_every_class_in_every_batch_it_does_not_matter_what_stands_for_an_absent_one(absent):
+    trackers = ClassMeans(4, 3), ClassMeans(4, 3, absent=absent)
+    for _ in range(3):
+        features, labels = batch()
+        ours, other = (tracker(features, labels) for tracker in trackers)
+        torch.testing.assert_close(ours, other)
+
+
+def test_half_precision_is_summed_in_single():
+    features, labels = batch(each=50)
+    features = (features + 30).bfloat16()
+    single = ClassMeans(4, 3)(features.float(), labels)
+    torch.testing.assert_close(ClassMeans(4, 3)(features, labels), single)
+
+
+@pytest.mark.parametrize("wrong", [{"normalise": "never"}, {"absent": "mean"}])
+def test_wrong_choices(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"{name} is one of .*, not '{value}'"):
+        ClassMeans(4, 3, **wrong)

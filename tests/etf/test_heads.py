@@ -3,7 +3,7 @@
 import pydantic
 import pytest
 import torch
-from ddnkit_etf import NearestETFClassifier, nearest_etf, simplex_etf
+from ddnkit_etf import NearestETFClassifier, etf_of_frame, nearest_etf, simplex_etf
 from torch import nn
 
 import ddnkit
@@ -190,3 +190,68 @@ def test_settings_reach_the_head():
     features, labels = batch()
     head(features, labels)
     assert head.certificate.solver == "trust_regions"
+
+
+CENTRING = [("standard", {"centre": True}), ("fixed_etf", {}), ("nearest_etf", {})]
+
+
+@pytest.mark.parametrize("which", ["running", "last_batch", "test_batch"])
+@pytest.mark.parametrize(("name", "settings"), CENTRING)
+def test_the_mean_in_evaluation(name, settings, which):
+    head = build(name, evaluation_mean=which, **settings)
+    seen = []
+    for _ in range(3):
+        features, labels = batch()
+        head(features, labels)
+        seen.append(head.embed(features).mean(0))
+    head.eval()
+    features, _ = batch()
+    embedded = head.embed(features)
+    mean = {
+        "running": seen[0] / 6 + seen[1] / 3 + seen[2] / 2,
+        "last_batch": seen[2],
+        "test_batch": embedded.mean(0),
+    }[which]
+    torch.testing.assert_close(head(features), 5 * (embedded - mean) @ head.classifier().T)
+    if which != "test_batch":
+        torch.testing.assert_close(head.global_mean, mean)
+
+
+def test_a_random_start_shows_before_the_first_step_and_where_that_leaves_a_choice():
+    torch.manual_seed(3)
+    canonical, haar = build("nearest_etf"), build("nearest_etf", initial="haar")
+    start = haar.prox.clone()
+    torch.testing.assert_close(start.T @ start, torch.eye(4))
+    torch.testing.assert_close(haar.classifier(), etf_of_frame(start).T)
+    assert (haar.classifier() - canonical.classifier()).norm() > 0.5
+    features, labels = batch()
+    for head in (canonical, haar):
+        head(features, labels)
+    # With all classes seen the ETF is unique; the null direction 1 of U is not.
+    torch.testing.assert_close(haar.classifier(), canonical.classifier(), atol=1e-5, rtol=0)
+    null = haar.prox.sum(1) - canonical.prox.sum(1)
+    assert null.norm() > 0.1
+    # Half of the classes: the other half stays near to where it was.
+    partly = build("nearest_etf", initial="haar")
+    start = partly.classifier().clone()
+    partly(features[labels < 2], labels[labels < 2])
+    assert (partly.classifier() - start).norm() < (partly.classifier() - canonical.weight).norm()
+
+
+def test_a_random_start_with_features_of_dimension_one_less_than_classes():
+    head = build("nearest_etf", d=3, C=4, initial="haar")
+    features, labels = batch(3, 4)
+    nn.functional.cross_entropy(head(features, labels), labels).backward()
+    assert features.grad.isfinite().all()
+
+
+def test_settings_of_the_means_reach_the_head():
+    head = build("nearest_etf", means={"normalise": "before", "absent": "zero"})
+    assert (head.tracker.normalise, head.tracker.absent) == ("before", "zero")
+
+
+def test_wrong_choices_are_refused():
+    with pytest.raises(InputError, match=r"evaluation_mean is one of running, .*, not 'none'"):
+        NearestETFClassifier(8, 4, evaluation_mean="none")
+    with pytest.raises(InputError, match="direction is 'canonical' or 'haar', not 'random'"):
+        NearestETFClassifier(8, 4, initial="random")

@@ -7,30 +7,50 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from ddnkit import InputError
+
+from ..reduction import batch_mean
+
+_EVALUATION_MEANS = ("running", "last_batch", "test_batch")
+
 
 class ClassifierHead(nn.Module, abc.ABC):
     """logits = τ W (h/‖h‖ − h_G), with W (C×d) chosen by the head.
 
-    h_G is the batch's mean while training and the running training mean in evaluation; heads that do
-    not centre have h_G = 0, and heads that do not normalise use h as it is.
+    h_G is the batch's mean while training, over all processes that share the batch, and the running
+    training mean in evaluation; heads that do not centre have h_G = 0, and heads that do not normalise
+    use h as it is.
 
     Args:
         feature_dim: d.
         classes: C.
         temperature: τ.
         normalise: bring features to the unit sphere.
+        evaluation_mean: h_G in evaluation: "running", the training batches' means averaged;
+            "last_batch", that of the last one; "test_batch", the mean of the batch that is being
+            evaluated, so that a prediction depends on the others in its batch.
     """
 
     global_mean: Tensor
     mean_steps: Tensor
 
     def __init__(
-        self, feature_dim: int, classes: int, *, temperature: float, normalise: bool = True
+        self,
+        feature_dim: int,
+        classes: int,
+        *,
+        temperature: float,
+        normalise: bool = True,
+        evaluation_mean: str = "running",
     ):
         super().__init__()
+        if evaluation_mean not in _EVALUATION_MEANS:
+            choices = ", ".join(_EVALUATION_MEANS)
+            raise InputError(f"evaluation_mean is one of {choices}, not {evaluation_mean!r}")
         self.feature_dim, self.classes = feature_dim, classes
         self.temperature = temperature
         self.normalise = normalise
+        self.evaluation_mean = evaluation_mean
         self.register_buffer("global_mean", torch.zeros(feature_dim))
         self.register_buffer("mean_steps", torch.zeros(()))
 
@@ -57,17 +77,28 @@ class ClassifierHead(nn.Module, abc.ABC):
         """To call after each optimiser step, and once before the first."""
         return None
 
-    def _centre_on_batch(self, embedded: Tensor) -> Tensor:
-        """The batch's mean, differentiable, which is also averaged into `global_mean`.
+    def _mean(self, embedded: Tensor) -> Tensor:
+        """h_G for these features: differentiable and remembered while training."""
+        if not self.training:
+            return self._evaluation_mean(embedded)
+        mean = batch_mean(embedded)
+        self._remember(mean)
+        return mean
+
+    def _evaluation_mean(self, embedded: Tensor) -> Tensor:
+        return embedded.mean(dim=0) if self.evaluation_mean == "test_batch" else self.global_mean
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor) -> None:
+        """Take the batch's mean into `global_mean`.
 
         The weight of the newest batch decays as that of the class means does (*GNC*, section 4).
         """
-        mean = embedded.mean(dim=0)
-        with torch.no_grad():
-            newest = (2 / (self.mean_steps + 2)).clamp(min=1e-4)
-            self.global_mean.lerp_(mean.to(self.global_mean.dtype), newest)
-            self.mean_steps += 1
-        return mean
+        newest = (2 / (self.mean_steps + 2)).clamp(min=1e-4)
+        if self.evaluation_mean == "last_batch":
+            newest = torch.ones_like(newest)
+        self.global_mean.lerp_(mean.to(self.global_mean.dtype), newest)
+        self.mean_steps += 1
 
     def _logits(self, embedded: Tensor, W: Tensor, mean: Tensor | None) -> Tensor:
         # In the features' own precision, whatever autocast would choose: τ amplifies rounding.

@@ -13,6 +13,7 @@ class FixedETFClassifier(ClassifierHead):
 
     Args:
         direction: "canonical", or "haar" for a random one (Fig. 18), from torch's generator.
+        evaluation_mean: see `ClassifierHead`.
     """
 
     weight: Tensor
@@ -24,8 +25,11 @@ class FixedETFClassifier(ClassifierHead):
         *,
         temperature: float = 5.0,
         direction: str = "canonical",
+        evaluation_mean: str = "running",
     ):
-        super().__init__(feature_dim, classes, temperature=temperature)
+        super().__init__(
+            feature_dim, classes, temperature=temperature, evaluation_mean=evaluation_mean
+        )
         etf = simplex_etf(classes, feature_dim, direction=direction)
         self.register_buffer("weight", etf.T.contiguous())
 
@@ -36,5 +40,4 @@ class FixedETFClassifier(ClassifierHead):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """See `ClassifierHead.forward`."""
         embedded = self.embed(features)
-        mean = self._centre_on_batch(embedded) if self.training else self.global_mean
-        return self._logits(embedded, self.weight, mean)
+        return self._logits(embedded, self.weight, self._mean(embedded))

@@ -12,7 +12,8 @@ from ddnkit import Certificate, DeclarativeLayer, InputError
 from ..class_means import ClassMeans
 from ..functional import nearest_etf
 from ..node import NearestETF
-from ..simplex import canonical_frame, etf_of_frame, expand
+from ..reduction import class_sums
+from ..simplex import complete_frame, etf_of_frame, expand, named_frame, reduce
 from .base import ClassifierHead
 
 
@@ -31,6 +32,11 @@ class NearestETFClassifier(ClassifierHead):
         backward: backward form of the declarative layer.
         differentiate: False drops the gradient through U* (Fig. 15; the paper's ImageNet runs).
         alpha: constant smoothing factor of the class means; None: the paper's decay.
+        normalise_means, absent: how class means are averaged, see `ClassMeans`.
+        evaluation_mean: see `ClassifierHead`.
+        initial: "canonical" or "haar" (random, from torch's generator): W before the first step,
+            and the frame that the first solve stays near to in what it leaves open: the null
+            direction, and the classes not seen yet. The rest of its solution is unique.
         policy: of the declarative layer. With "nan" the certificate never makes a step wait for the
             device; one that fails shows as a NaN loss, and `certificate` says why.
     """
@@ -49,24 +55,32 @@ class NearestETFClassifier(ClassifierHead):
         backward: str = "auto",
         differentiate: bool = True,
         alpha: float | None = None,
+        normalise_means: str = "after",
+        absent: str = "keep",
+        evaluation_mean: str = "running",
+        initial: str = "canonical",
         policy: str = "nan",
     ):
-        super().__init__(feature_dim, classes, temperature=temperature)
+        super().__init__(
+            feature_dim, classes, temperature=temperature, evaluation_mean=evaluation_mean
+        )
         if feature_dim < classes - 1:
             raise InputError(
                 f"head nearest_etf: a simplex ETF of {classes} classes needs features of dimension "
                 f"{classes - 1} or more; the backbone gives {feature_dim}"
             )
-        self.tracker = ClassMeans(feature_dim, classes, alpha)
+        self.tracker = ClassMeans(
+            feature_dim, classes, alpha, normalise=normalise_means, absent=absent
+        )
         # d = C − 1 has no frame U of C columns: there, and only there, the reduced form is used.
         self.reduced = feature_dim == classes - 1
         self.layer = DeclarativeLayer(
             NearestETF(delta, reduced=self.reduced, solver=solver), backward, policy=policy
         )
         self.differentiate = differentiate
-        frame = canonical_frame(feature_dim, classes)
-        self.register_buffer("prox", frame)
-        self.register_buffer("weight", etf_of_frame(frame).T.contiguous())
+        start = named_frame(initial, feature_dim, classes)
+        self.register_buffer("prox", start)
+        self.register_buffer("weight", etf_of_frame(start).T.contiguous())
         self.started = False
 
     @property
@@ -87,20 +101,19 @@ class NearestETFClassifier(ClassifierHead):
         """See `ClassifierHead.forward`."""
         embedded = self.embed(features)
         if not self.training:
-            return self._logits(embedded, self.weight, self.global_mean)
+            return self._logits(embedded, self.weight, self._evaluation_mean(embedded))
         if labels is None:
             raise InputError("head nearest_etf needs labels while training: the class means")
-        mean = self._centre_on_batch(embedded)
         with torch.autocast(embedded.device.type, enabled=False):
-            W = self._solve(self.tracker(embedded, labels))
+            batch = class_sums(embedded, labels, self.classes)
+            mean = batch.mean()
+            W = self._solve(self.tracker.update(batch))
+        self._remember(mean)
         return self._logits(embedded, W, mean)
 
     def _solve(self, H: Tensor) -> Tensor:
         if not self.started:
-            with torch.no_grad():
-                # No proximal term; classes not seen yet leave it undetermined, which is no fault.
-                self.prox.copy_(nearest_etf(H, reduced=self.reduced, policy="nan"))
-            self.started = True
+            self._start(H)
         U = self.layer(H if self.differentiate else H.detach(), self.prox.clone())
         if self.reduced:
             U = expand(U)
@@ -109,6 +122,17 @@ class NearestETFClassifier(ClassifierHead):
             self.prox.copy_(U)
             self.weight.copy_(W)
         return W
+
+    @torch.no_grad()
+    def _start(self, H: Tensor) -> None:
+        """The solution without the proximal term, as P; where it is free, that nearest to the start."""
+        # δ = 0. Classes not seen yet leave it undetermined, which is no fault.
+        U = nearest_etf(H, self.prox, delta=0, reduced=True, policy="nan")
+        if not self.reduced:
+            null_direction = self.prox.sum(dim=-1, keepdim=True) / self.classes**0.5
+            U = complete_frame(reduce(U), null_direction)
+        self.prox.copy_(U)
+        self.started = True
 
     def get_extra_state(self) -> dict[str, Any]:
         """Whether the first solve is behind: part of the state dict."""

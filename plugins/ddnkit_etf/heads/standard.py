@@ -15,6 +15,7 @@ class StandardClassifier(ClassifierHead):
         normalise: features on the unit sphere, and rows of W brought to unit length after each step;
             False is the paper's "no-norm" ablation (Fig. 17).
         centre: subtract the mean feature, as the ETF heads do.
+        evaluation_mean: see `ClassifierHead`; of use where it centres.
     """
 
     def __init__(
@@ -25,8 +26,15 @@ class StandardClassifier(ClassifierHead):
         temperature: float = 5.0,
         normalise: bool = True,
         centre: bool = False,
+        evaluation_mean: str = "running",
     ):
-        super().__init__(feature_dim, classes, temperature=temperature, normalise=normalise)
+        super().__init__(
+            feature_dim,
+            classes,
+            temperature=temperature,
+            normalise=normalise,
+            evaluation_mean=evaluation_mean,
+        )
         self.centre = centre
         self.weight = nn.Parameter(torch.empty(classes, feature_dim))
         nn.init.orthogonal_(self.weight)
@@ -39,9 +47,7 @@ class StandardClassifier(ClassifierHead):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """See `ClassifierHead.forward`."""
         embedded = self.embed(features)
-        if not self.centre:
-            return self._logits(embedded, self.weight, None)
-        mean = self._centre_on_batch(embedded) if self.training else self.global_mean
+        mean = self._mean(embedded) if self.centre else None
         return self._logits(embedded, self.weight, mean)
 
     @torch.no_grad()
