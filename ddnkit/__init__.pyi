@@ -1,5 +1,6 @@
 from . import registry, testing
 from .backward.form import BackwardForm
+from .bench.contract import Bench
 from .certificate import Certificate
 from .checking.report import CheckReport
 from .checking.run import check
@@ -16,7 +17,7 @@ from .layer import DeclarativeLayer
 from .manifold import Manifold
 from .node import DeclarativeNode
 from .problem import Problem
-from .recipe.pipeline import Job, Pipeline
+from .recipe.pipeline import Job, Pipeline, Table
 from .recipe.settings import Settings, component
 from .solution import Solution, Status
 from .solver import Solver
@@ -24,6 +25,7 @@ from .solver import Solver
 __version__: str
 __all__ = [
     "BackwardForm",
+    "Bench",
     "Certificate",
     "CheckReport",
     "DdnkitError",
@@ -41,6 +43,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "Table",
     "UntrustedGradientError",
     "check",
     "component",

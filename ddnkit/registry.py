@@ -27,6 +27,7 @@ GROUPS = MappingProxyType(
         "losses": "ddnkit.recipe.settings:Settings",
         "optimizers": "ddnkit.recipe.settings:Settings",
         "metrics": "ddnkit.recipe.settings:Settings",
+        "benches": "ddnkit.bench.contract:Bench",
     }
 )
 

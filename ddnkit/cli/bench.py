@@ -46,8 +46,9 @@ def bench(
 ) -> None:
     """Time a node's forward and backward in each form, each in a process of its own.
 
-    NAME is a registered node with `bench_inputs`. A dense form that does not fit in memory is
-    extrapolated from a half and a quarter of the size.
+    NAME is a registered node with `bench_inputs`, or a bench such as train_step (see: ddnkit list
+    benches), which takes --device, --repeats and --seed alone. A dense form that does not fit in
+    memory is extrapolated from a half and a quarter of the size.
     """
     import torch
 
@@ -55,11 +56,16 @@ def bench(
     from ..backward.form import applicable_forms
     from ..bench.compare import Entry, compare, table
 
-    names = registry.names("nodes")
+    names = [*registry.names("nodes"), *registry.names("benches")]
     if name not in names:
-        raise InputError(f"no node '{name}'.{nearest_choice(name, names)}")
+        raise InputError(f"no node or bench '{name}'.{nearest_choice(name, names)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device that torch can use")
+    if name not in registry.names("nodes"):
+        if sizes or forms:
+            raise InputError(f"--size and --form are for nodes; '{name}' is a bench")
+        _run_bench(name, device, repeats, seed, as_json)
+        return
     node = registry.get("nodes", name)()
     if not hasattr(node, "bench_inputs"):
         raise InputError(f"node '{name}' has no `bench_inputs(self, *size)` to draw inputs from")
@@ -88,3 +94,30 @@ def bench(
     else:
         click.echo(header)
         click.echo(table(entries))
+
+
+def _run_bench(name: str, device: str, repeats: int, seed: int, as_json: bool) -> None:
+    import torch
+
+    from .. import __version__, registry
+    from ..run.table import aligned
+
+    tables = registry.get("benches", name)().run(
+        device=device,
+        repeats=repeats,
+        seed=seed,
+        progress=lambda text: click.echo(f"measuring {text}", err=True),
+    )
+    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    header = (
+        f"{name}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"ddnkit {__version__}, {datetime.date.today()}, seed {seed}, median of {repeats}"
+    )
+    if as_json:
+        click.echo(json.dumps({"header": header, "tables": [asdict(t) for t in tables]}, indent=2))
+        return
+    click.echo(header)
+    for table in tables:
+        click.echo(f"\n{table.title}\n{aligned(list(zip(*table.rows, strict=True)))}")
+        if table.note:
+            click.echo(table.note)

@@ -18,6 +18,7 @@ COMMANDS = {
     "check": ("ddnkit.cli.check:check", "Check a node's solution and every form of its gradient."),
     "list": ("ddnkit.cli.list:list_", "List plugins by group, and the shipped recipes."),
     "describe": ("ddnkit.cli.describe:describe", "Describe a plugin or recipe, with its settings."),
+    "evaluate": ("ddnkit.cli.evaluate:evaluate", "Measure the models of a run again."),
     "report": ("ddnkit.cli.report:report", "Rebuild the report of runs and compare them."),
     "new": ("ddnkit.cli.new:new", "Write a file to start from: ddnkit new node NAME."),
     "bench": ("ddnkit.cli.bench:bench", "Time a node in each backward form, with ratios."),

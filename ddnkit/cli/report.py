@@ -12,7 +12,7 @@ import click
     "run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 def report(run_dirs: tuple[Path, ...]) -> None:
-    """Rebuild summary.csv, the figures and report.md of each RUN_DIR, and compare the variants.
+    """Rebuild summary.csv, figures, report.md and report.html of each RUN_DIR; compare variants.
 
     Works on a run that was cut off.
     """

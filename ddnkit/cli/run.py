@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Jobs side by side, each in a process.  [default: one a core on the CPU, else 1]",
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Devices for each job, a process each. For several machines start it with torchrun.",
+)
+@click.option("--download", is_flag=True, help="Fetch missing data to the user's data folder.")
 @click.option("--dry-run", is_flag=True, help="Show variants, seeds and settings; run nothing.")
 @click.option("--smoke", is_flag=True, help="The same shapes on synthetic data, a few steps only.")
 def run(
@@ -59,6 +67,8 @@ def run(
     resume: bool,
     device: str,
     jobs: int | None,
+    devices: int,
+    download: bool,
     dry_run: bool,
     smoke: bool,
 ) -> None:
@@ -68,9 +78,12 @@ def run(
     folder, and over the seeds to summary.csv and report.md.
     """
     from ..recipe.load import load
+    from ..run import distributed
     from ..run.session import Options
 
-    loaded = load(recipe, overrides, seeds=seeds)
+    if distributed.is_follower():
+        click.get_current_context().exit(distributed.follow())
+    loaded = load(recipe, overrides, seeds=_seeds(seeds, smoke))
     variants = _chosen(loaded, only)
     if dry_run:
         _show(loaded, variants)
@@ -81,8 +94,13 @@ def run(
     command += ["--seeds", seeds] if seeds is not None else []
     command += ["--device", device] if device != "auto" else []
     command += ["--jobs", str(jobs)] if jobs is not None else []
+    command += ["--devices", str(devices)] if devices > 1 else []
+    command += ["--download"] if download else []
     command += ["--smoke"] if smoke else []
-    _run(loaded, variants, command, Options(out, resume, device, smoke, jobs=jobs))
+    options = Options(
+        out, resume, device, smoke, jobs=jobs, devices=devices, download=download
+    )  # fmt: skip
+    _run(loaded, variants, command, options)
 
 
 def _run(
@@ -103,7 +121,7 @@ def _run(
         outcome = session.run()
     except KeyboardInterrupt:
         again = shlex.join([*command, "--out", str(path), "--resume"])
-        click.echo(f"interrupted; to go on: {again}", err=True)
+        click.echo(f"interrupted; to go on where it was: {again}", err=True)
         click.get_current_context().exit(130)
     summary, warnings = session.report()
     for line in warnings:
@@ -116,6 +134,11 @@ def _run(
     for line in [*outcome.wrong_input, *outcome.failures]:
         click.echo(f"error: {line}", err=True)
     click.get_current_context().exit(outcome.exit_status)
+
+
+def _seeds(given: str | None, smoke: bool) -> str | None:
+    """A smoke run shows that everything works: one seed does, unless others are asked for."""
+    return "1" if smoke and given is None else given
 
 
 def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:

@@ -73,6 +73,7 @@ class _Loading:
         description = self.description()
         seeds = self.seeds()
         sweep = read_sweep(self.document, self.problems)
+        self.options_below(sweep)
         pipeline = self.pipeline()
         resolved = self.variants(*pipeline, sweep) if pipeline else []
         self.problems.raise_any()
@@ -103,6 +104,15 @@ class _Loading:
             return (0,)
         mark = self.document.mark(("seeds",))
         return read_seeds(self.document.value["seeds"], mark, self.problems)
+
+    def options_below(self, sweep: Sweep) -> None:
+        """Note options for keys of a section that is swept as a whole: they would have no effect."""
+        for key in sweep:
+            swept = tuple(key.split("."))
+            for path, mark in self.document.marks.items():
+                if mark.order and len(path) > len(swept) and path[: len(swept)] == swept:
+                    text = f"each value of the sweep over '{key}' replaces all of {key}; give "
+                    self.problems.add(mark, path, f"{text}{key}=... or sweep.{key}=[...]")
 
     def pipeline(self) -> tuple[str, type[Pipeline]] | None:
         path = ("pipeline",)

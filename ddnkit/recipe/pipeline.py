@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+from ..errors import InputError
 from .settings import Settings
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """A table that a pipeline adds to the report of a run.
+
+    Attributes:
+        title: its heading.
+        rows: of cells, as many in each; the first row is the head.
+        note: what was measured and where other figures are from: a paragraph below it.
+    """
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 @final
@@ -19,13 +36,21 @@ class Job:
     Attributes:
         variant: name of the variant, a folder's name.
         seed: the seed of everything random in the job.
-        folder: ``runs/<variant>/seed-<n>`` of the run folder; it exists.
+        folder: ``runs/<variant>/seed-<n>`` of the run folder; it exists. Its subfolder ``state``
+            is for what an unfinished job goes on from, and is removed when the job is done.
         device: ``"cpu"`` or ``"cuda"``, resolved.
         smoke: the same shapes on synthetic data, a few steps only.
         record: takes one row, a dict with a value for each of the pipeline's `columns`, and appends
             it to ``metrics.csv`` in `folder`.
         progress: ``progress(done, total, figures)`` shows how far the job is; ``figures`` is a
             dict of a few short numbers. Cheap: call it as often as you like.
+        download: whether missing data may be fetched.
+        rank, world: which of how many processes of this job this is. All run the pipeline; what
+            ranks above 0 record and report goes nowhere, and rank 0 alone writes to `folder`.
+        rows: how many rows `record` has written, those of an earlier session included.
+        rewind: ``rewind(n)`` drops all rows but the first n; a job that goes on from a saved state
+            calls it with the rows it had then.
+        stopping: whether the run was asked to stop: save the state and raise KeyboardInterrupt.
     """
 
     variant: str
@@ -35,6 +60,12 @@ class Job:
     smoke: bool
     record: Callable[[dict[str, Any]], None]
     progress: Callable[[int, int, dict[str, float]], None]
+    download: bool = False
+    rank: int = 0
+    world: int = 1
+    rows: Callable[[], int] = lambda: 0
+    rewind: Callable[[int], None] = lambda rows: None
+    stopping: Callable[[], bool] = lambda: False
 
 
 class Pipeline(Settings, abc.ABC):
@@ -47,6 +78,31 @@ class Pipeline(Settings, abc.ABC):
     #: Columns of ``metrics.csv``; ``epoch`` and ``step`` come first, every other one is a figure.
     columns: ClassVar[tuple[str, ...]]
 
+    #: Whether `run` goes on from a state that it saved in the job's folder, and asks `Job.stopping`
+    #: often. Otherwise an unfinished job starts anew, and an interrupt ends it where it is.
+    resumable: ClassVar[bool] = False
+
+    def prepare(self, *, download: bool) -> None:
+        """See that what the jobs need is there, before any begins; once a variant, in one process.
+
+        Raises:
+            ddnkit.InputError: something is missing; the text says what, and where it was looked for.
+        """
+
+    @classmethod
+    def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for keys that a recipe leaves out, where what it gives makes other defaults apt.
+
+        Args:
+            given: one variant as it was written, before it is validated: any value may be wrong.
+                A section filled by a plugin is a mapping with its ``name``.
+
+        Returns:
+            Dotted key to value, such as ``{"data.sampler": "shuffled"}``. A key that the chosen
+            component does not know is left out.
+        """
+        return {}
+
     @abc.abstractmethod
     def run(self, job: Job) -> None:
         """Run the job to its end, recording a row at every evaluation."""
@@ -54,3 +110,20 @@ class Pipeline(Settings, abc.ABC):
     def figures(self, folder: Path) -> list[Path]:
         """Draw the figures of a run folder from its ``summary.csv``; returns the files written."""
         return []
+
+    def caption(self, figure: Path) -> str:
+        """What one of `figures` shows: its text in the report."""
+        return figure.stem.replace("_", " ")
+
+    def tables(self, folder: Path) -> list[Table]:
+        """Tables of a run folder for its report, from ``summary.csv`` and the jobs' folders."""
+        return []
+
+    def evaluate(self, job: Job) -> dict[str, float | None]:
+        """The figures of a finished job, measured again with the model in its folder.
+
+        Raises:
+            ddnkit.InputError: this pipeline keeps no model, the job's is not there, or it does not
+                fit these settings.
+        """
+        raise InputError(f"pipeline {type(self).__name__} has no evaluate: it keeps no model")

@@ -82,6 +82,7 @@ class VariantSchema:
     written: dict[str, set[str]]
     problems: Problems
     names: dict[str, str] = field(default_factory=dict)
+    preset: set[Key] = field(default_factory=set)
 
     def validate(self, reserved: set[str]) -> Resolved | None:
         """The variant, or None after noting what is wrong with it."""
@@ -96,6 +97,7 @@ class VariantSchema:
             found = self.component(section, component, value)
             types[section], data[section] = found if found else (_Unresolved, None)
         model = self.concrete(types)
+        data = self.with_presets(data, model)
         try:
             instance = model.model_validate(data)
         except pydantic.ValidationError as error:
@@ -155,6 +157,19 @@ class VariantSchema:
                 return True  # reported where it is chosen; the key may be its own
         return False
 
+    def with_presets(self, data: dict[str, Any], model: type[pydantic.BaseModel]) -> dict[str, Any]:
+        """``data`` and the pipeline's presets, where ``model`` knows them and nothing is given."""
+        named = {section: {"name": name, **data[section]} for section, name in self.names.items()}
+        for dotted, value in self.pipeline.presets({**data, **named}).items():
+            path = tuple(dotted.split("."))
+            if path[-1] not in keys_at(model, path[:-1]):
+                continue
+            filled = _filled(data, path, value)
+            if filled is not data:
+                self.preset.add(path)
+                data = filled
+        return data
+
     def concrete(self, types: dict[str, Any]) -> type[Pipeline]:
         """The pipeline with ``types`` for its sections."""
         fields: dict[str, Any] = {}
@@ -211,7 +226,9 @@ class VariantSchema:
                 expected = f"; expected one of: {names}" if section else ""
                 self.problems.add(mark, path, f"missing{expected}")
             else:
-                self.problems.add(mark, path, message(items, value_at(data, path)))
+                source = " (a preset of the pipeline, as the key is not given)"
+                text = message(items, value_at(data, path)) + (source * (path in self.preset))
+                self.problems.add(mark, path, text)
 
     def booleans_as_numbers(self, given: Any, taken: Any, path: Key) -> bool:
         """Note each ``true`` or ``false`` that was taken for 1 or 0; whether there was any."""
@@ -226,3 +243,13 @@ class VariantSchema:
             pairs = [(i, *pair) for i, pair in enumerate(zip(given, taken, strict=False))]
         wrong = [self.booleans_as_numbers(a, b, (*path, key)) for key, a, b in pairs]
         return any(wrong)
+
+
+def _filled(data: dict[str, Any], path: Key, value: Any) -> dict[str, Any]:
+    """``data`` with ``value`` at ``path``; itself where something stands there, or in the way."""
+    key, *below = map(str, path)
+    if not below:
+        return data if key in data else {**data, key: value}
+    inner = data.get(key, {})
+    filled = _filled(inner, tuple(below), value) if isinstance(inner, dict) else inner
+    return data if filled is inner else {**data, key: filled}

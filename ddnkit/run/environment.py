@@ -13,17 +13,22 @@ from .. import __version__
 from ..errors import InputError
 
 
-def resolve_device(asked: str) -> str:
+def resolve_device(asked: str, devices: int = 1) -> str:
     """``"cpu"`` or ``"cuda"`` for auto, cpu or cuda.
 
     Raises:
-        InputError: cuda was asked for and torch sees no such device.
+        InputError: cuda was asked for and torch sees no such device, or fewer than ``devices``.
     """
     if asked == "cpu":
         return asked
     import torch
 
     if torch.cuda.is_available():
+        if devices > max(torch.cuda.device_count(), 1):
+            raise InputError(
+                f"--devices {devices}: torch sees {torch.cuda.device_count()} CUDA device(s); "
+                "with --device cpu each is a process on the CPU"
+            )
         return "cuda"
     if asked == "cuda":
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without it"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import InputError
 from ..recipe.recipe import Variant
+from . import distributed
 from .folder import RunFolder
-from .job import Ended, earlier, label, run_job
+from .job import Ended, How, earlier, label, run_job
 from .progress import Display
+from .stopping import Stop
+
+#: Ctrl-C, and what a cluster sends some time before it takes the machine away.
+_ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -85,30 +91,42 @@ def execute(
     variants: list[Variant],
     seeds: list[int],
     *,
-    device: str,
-    smoke: bool,
+    how: How,
     display: Display,
-    workers: int = 1,
+    teams: int = 1,
+    devices: int = 1,
 ) -> Outcome:
-    """Run each variant with each seed, ``workers`` at a time; finished jobs are not run again.
+    """Run each variant with each seed, ``teams`` jobs at a time on ``devices`` devices each.
 
-    One worker is this process. An interrupt passes through; the workers are stopped then.
+    A job by itself on one device runs in this process. Finished jobs are not run again. An
+    interrupt lets the jobs that can save their state do so, and passes through.
     """
     queue = Queue(folder, variants, seeds, display)
     with display:
-        if workers > 1:
-            from .parallel import run_in_workers
+        if teams > 1 or devices > 1:
+            from .parallel import run_in_teams
 
-            run_in_workers(queue, folder, display, workers, device=device, smoke=smoke)
+            run_in_teams(queue, folder, display, teams, devices, how)
         else:
-            for variant, seed in queue:
-                name = label(variant.name, seed)
-
-                def update(
-                    done: int, total: int, figures: dict[str, float], name: str = name
-                ) -> None:
-                    display.update(name, done, total, figures)
-
-                ended = run_job(folder, variant, seed, device=device, smoke=smoke, update=update)
-                queue.end(variant.name, seed, ended)
+            with distributed.leading() as tell:
+                _run_here(queue, folder, display, how, tell)
     return queue.outcome
+
+
+def _run_here(
+    queue: Queue, folder: RunFolder, display: Display, how: How, tell: distributed.Tell
+) -> None:
+    stop = Stop()
+    how = replace(how, world=distributed.world())
+    for variant, seed in queue:
+        name = label(variant.name, seed)
+
+        def update(done: int, total: int, figures: dict[str, float], name: str = name) -> None:
+            display.update(name, done, total, figures)
+
+        tell(folder, variant.name, seed, how)
+        with stop.on_signals(*(_ASKING if variant.pipeline.resumable else ())):
+            ended = run_job(folder, variant, seed, how=how, update=update, stopping=stop)
+        queue.end(variant.name, seed, ended)
+        if stop():
+            raise KeyboardInterrupt

@@ -9,26 +9,32 @@
         settings.yaml      every setting of the variant
         seed-<n>/
           metrics.csv      a row an evaluation
+          state/           what an unfinished job goes on from
           done.json        the job finished: its seconds
           error.txt        the job failed: the traceback
-      summary.csv, report.md and the figures
+      summary.csv, report.md, report.html and the figures
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import DdnkitError, InputError
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
 from .record import read_metrics
 
 OUTPUTS = Path("outputs")
+_LOCK_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,17 @@ class JobFolder:
         """The traceback of a failed job."""
         return self.path / "error.txt"
 
-    def start(self) -> None:
-        """Make the folder ready for a run from the job's beginning."""
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
+        """Hold the folder for this process while the job runs.
+
+        Raises:
+            DdnkitError: another process is at this job.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in (self.metrics, self.error):
-            left.unlink(missing_ok=True)
+        with _locked(self.path):
+            self.error.unlink(missing_ok=True)
+            yield
 
     def finish(self, seconds: float) -> None:
         """Mark the job as done."""
@@ -61,6 +73,8 @@ class JobFolder:
         temporary = self.path / "done.json.part"
         temporary.write_text(json.dumps({"status": "done", "seconds": round(seconds, 3)}) + "\n")
         temporary.replace(self.path / "done.json")
+        # What a resumed job would have gone on from.
+        shutil.rmtree(self.path / "state", ignore_errors=True)
 
     def seconds(self) -> float | None:
         """How long the finished job took; None for one that did not finish."""
@@ -68,6 +82,29 @@ class JobFolder:
             return float(json.loads((self.path / "done.json").read_text())["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder itself, so that no file is left; the system unlocks it when a process dies."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: two runs of one folder are the user's to avoid
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)  # a process that was killed a moment ago may still be going
+        else:
+            raise DdnkitError(f"another process is running this job in {folder}")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -95,6 +132,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report, in Markdown."""
         return self.path / "report.md"
+
+    @property
+    def page(self) -> Path:
+        """The same as one HTML file."""
+        return self.path / "report.html"
 
     def settings(self, variant: str) -> Path:
         """Every setting of one variant."""

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import DdnkitError, InputError
 from ..recipe.pipeline import Job
@@ -18,16 +18,35 @@ Update = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
+class How:
+    """How the jobs of a run are run.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``, resolved.
+        smoke: synthetic data, a few steps.
+        download: missing data may be fetched.
+        rank, world: of the processes that run a job together, this one and their number.
+    """
+
+    device: str
+    smoke: bool = False
+    download: bool = False
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
 class Ended:
     """How a job ended.
 
     Attributes:
-        kind: "done"; "wrong_input": what was given is wrong, for every seed alike; or "failed".
+        kind: "done"; "wrong_input": what was given is wrong, for every seed alike; "failed"; or
+            "interrupted", having saved its state where the pipeline can.
         line: one line for the display.
         error: the whole message where it is not done.
     """
 
-    kind: Literal["done", "wrong_input", "failed"]
+    kind: Literal["done", "wrong_input", "failed", "interrupted"]
     line: str
     error: str = ""
 
@@ -46,15 +65,23 @@ def earlier(folder: RunFolder, variant: str, seed: int) -> Ended | None:
 
 
 def run_job(
-    folder: RunFolder, variant: Variant, seed: int, *, device: str, smoke: bool, update: Update
+    folder: RunFolder,
+    variant: Variant,
+    seed: int,
+    *,
+    how: How,
+    update: Update,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Ended:
-    """Run one job from its beginning. A failure leaves ``error.txt``; an interrupt passes through.
+    """Run one job, from where it was if its pipeline saved that, else from its beginning.
+
+    A failure leaves ``error.txt``; an interrupt passes through.
 
     Raises:
         BrokenPipeError: nobody reads the progress any more: as an interrupt, not the job's fault.
     """
     try:
-        return _run(folder, variant, seed, device, smoke, update)
+        return _run(folder, variant, seed, how, update, stopping)
     except InputError as error:
         first = str(error).splitlines()[0]
         return Ended("wrong_input", f"failed {variant.name}: {first}", str(error))
@@ -62,7 +89,8 @@ def run_job(
         raise
     except Exception as error:  # a job may fail in any way; the others go on
         file = folder.job(variant.name, seed).error
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        if how.rank == 0:
+            file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         kind = "" if isinstance(error, DdnkitError) else f"{type(error).__name__}: "
         first = str(error).strip().split("\n")[0]
         line = f"failed {label(variant.name, seed)}: {kind}{first} (traceback: {file})"
@@ -70,23 +98,48 @@ def run_job(
 
 
 def _run(
-    folder: RunFolder, variant: Variant, seed: int, device: str, smoke: bool, update: Update
+    folder: RunFolder,
+    variant: Variant,
+    seed: int,
+    how: How,
+    update: Update,
+    stopping: Callable[[], bool],
 ) -> Ended:
     job_folder = folder.job(variant.name, seed)
-    job_folder.start()
+    given: dict[str, Any] = {
+        "variant": variant.name,
+        "seed": seed,
+        "folder": job_folder.path,
+        "device": how.device,
+        "smoke": how.smoke,
+        "download": how.download,
+        "rank": how.rank,
+        "world": how.world,
+        "stopping": stopping,
+    }
+    if how.rank > 0:
+        variant.pipeline.run(Job(**given, record=_nothing, progress=_nothing))
+        return Ended("done", "")
     began = time.perf_counter()
-    with MetricsWriter(job_folder.metrics, variant.pipeline.columns) as writer:
+    with (
+        job_folder.started(),
+        MetricsWriter(job_folder.metrics, variant.pipeline.columns) as writer,
+    ):
+        if not variant.pipeline.resumable:
+            writer.rewind(0)
         variant.pipeline.run(
             Job(
-                variant=variant.name,
-                seed=seed,
-                folder=job_folder.path,
-                device=device,
-                smoke=smoke,
+                **given,
                 record=writer.record,
                 progress=update,
+                rows=writer.rows,
+                rewind=writer.rewind,
             )
         )
-    seconds = time.perf_counter() - began
-    job_folder.finish(seconds)
+        seconds = time.perf_counter() - began
+        job_folder.finish(seconds)
     return Ended("done", f"done {label(variant.name, seed)}  {seconds:.1f} s")
+
+
+def _nothing(*_: Any) -> None:
+    """What a process that is not the first records and reports."""

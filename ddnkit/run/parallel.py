@@ -1,25 +1,20 @@
-"""Jobs side by side, each worker a process of its own that runs one job after the other.
+"""Jobs side by side, each in a `Team` of its own that runs one job after the other.
 
-Small networks use two cores poorly: a job on one core each gets more done. A worker reads
-jobs as lines of JSON and answers with lines of JSON: its progress, then how the job ended. It
-reads the recipe from the run folder, so that nothing has to be pickled, and writes the job's folder
-itself.
+Small networks use two cores poorly: a job on one core each gets more done.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..recipe.recipe import Variant
 from .folder import RunFolder
-from .job import Ended, label
+from .job import How, label
 from .progress import Display
+from .team import Team
 
 if TYPE_CHECKING:
     from .execute import Queue
@@ -32,33 +27,39 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def threads_each(workers: int) -> int:
-    """Threads of each of so many workers, which share the cores evenly."""
-    return max(1, usable_cores() // workers)
+def threads_each(processes: int) -> int:
+    """Threads of each of so many processes, which share the cores evenly."""
+    return max(1, usable_cores() // processes)
 
 
-def run_in_workers(
-    queue: Queue,
-    folder: RunFolder,
-    display: Display,
-    workers: int,
-    *,
-    device: str,
-    smoke: bool,
+def run_in_teams(
+    queue: Queue, folder: RunFolder, display: Display, teams: int, devices: int, how: How
 ) -> None:
-    """Run all jobs of ``queue`` in so many worker processes, which share the cores evenly."""
-    pool = _Pool(queue, folder, display, device, smoke, threads_each(workers))
-    threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(workers)]
+    """Run all jobs of ``queue`` in so many teams of ``devices`` processes.
+
+    The first interrupt lets the jobs save their state; a second one ends them at once.
+    """
+    pool = _Pool(queue, folder, display, devices, how, threads_each(teams * devices))
+    ended = [threading.Event() for _ in range(teams)]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(timeout=0.2)  # with a timeout, so that an interrupt is seen at once
+        for event in ended:
+            threading.Thread(target=pool.serve, args=(event,), daemon=True).start()
+        _wait(ended)
+    except KeyboardInterrupt:
+        pool.ask_to_stop()
+        _wait(ended)
+        raise
     finally:
-        pool.stop()
+        pool.kill()
     if pool.trouble:
         raise pool.trouble[0]
+
+
+def _wait(ended: list[threading.Event]) -> None:
+    # Not by Thread.join: interrupted in there, CPython 3.11 takes the thread for ended.
+    for event in ended:
+        while not event.wait(timeout=0.2):  # with a timeout, so that an interrupt is seen at once
+            pass
 
 
 class _Pool:
@@ -67,21 +68,29 @@ class _Pool:
         queue: Queue,
         folder: RunFolder,
         display: Display,
-        device: str,
-        smoke: bool,
+        devices: int,
+        how: How,
         threads: int,
     ) -> None:
         self._queue, self._folder, self._display = queue, folder, display
-        self._device, self._smoke, self._threads = device, smoke, threads
+        self._devices, self._how, self._threads = devices, how, threads
         self._jobs: Iterator[tuple[Variant, int]] = iter(queue)
         self._lock = threading.Lock()
-        self._processes: list[subprocess.Popen[str]] = []
+        self._teams: list[Team] = []
         self._stopped = False
         self.trouble: list[BaseException] = []
 
-    def serve(self) -> None:
-        """What each thread does: its worker runs job after job until there are no more."""
-        worker: subprocess.Popen[str] | None = None
+    def serve(self, ended: threading.Event) -> None:
+        """What each thread does: its team runs job after job until there are no more."""
+        try:
+            self._serve()
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.trouble.append(error)
+        finally:
+            ended.set()
+
+    def _serve(self) -> None:
+        team: Team | None = None
         try:
             while not self._stopped:
                 with self._lock:
@@ -89,53 +98,44 @@ class _Pool:
                 if job is None:
                     break
                 variant, seed = job
-                if worker is None or worker.poll() is not None:
-                    worker = self._worker()
-                ended = self._run(worker, variant.name, seed)
-                if self._stopped:
-                    break
+                if team is None or not team.alive():
+                    team = self._team()
+                name = label(variant.name, seed)
+
+                def update(
+                    done: int, total: int, figures: dict[str, float], name: str = name
+                ) -> None:
+                    with self._lock:
+                        self._display.update(name, done, total, figures)
+
+                ended = team.run(variant.name, seed, self._how, update)
+                if self._stopped and ended.kind != "done":
+                    break  # told as interrupted, whatever its processes said
                 with self._lock:
                     self._queue.end(variant.name, seed, ended)
-        except BaseException as error:  # handed to the main thread, which raises it
-            self.trouble.append(error)
-            self.stop()
-        if worker is not None and worker.stdin is not None:
-            worker.stdin.close()
-            worker.wait()
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            if team is not None:
+                team.dismiss()
 
-    def stop(self) -> None:
-        """End all workers at once; a job that they were at starts anew with --resume."""
+    def ask_to_stop(self) -> None:
+        """Take no more jobs, and let those that run save their state."""
         self._stopped = True
-        for process in self._processes:
-            if process.poll() is None:
-                process.kill()
+        for team in self._teams:
+            team.ask_to_stop()
 
-    def _worker(self) -> subprocess.Popen[str]:
-        limits = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ddnkit.run.worker", str(self._folder.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **limits},
-        )
-        self._processes.append(process)
-        return process
+    def kill(self) -> None:
+        """End all processes at once."""
+        self._stopped = True
+        for team in self._teams:
+            team.kill()
 
-    def _run(self, worker: subprocess.Popen[str], variant: str, seed: int) -> Ended:
-        assert worker.stdin is not None and worker.stdout is not None
-        request = {"variant": variant, "seed": seed, "device": self._device, "smoke": self._smoke}
-        name = label(variant, seed)
-        try:
-            print(json.dumps(request), file=worker.stdin, flush=True)
-            for line in worker.stdout:
-                answer: dict[str, Any] = json.loads(line)
-                if "ended" in answer:
-                    return Ended(**answer["ended"])
-                with self._lock:
-                    self._display.update(name, *answer["progress"])
-        except BrokenPipeError:
-            pass  # told below: the worker is gone
-        status = worker.wait()
-        line = f"failed {name}: its process ended with status {status} (killed, or out of memory)"
-        return Ended("failed", line, line)
+    def _team(self) -> Team:
+        with self._lock:
+            team = Team(self._folder.path, self._devices, self._threads)
+            self._teams.append(team)
+        if self._stopped:
+            team.kill()
+        return team

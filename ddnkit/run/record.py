@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,9 @@ KEYS = ("epoch", "step")
 
 
 class MetricsWriter:
-    """Writes the rows of one job; a context manager.
+    """Writes the rows of one job after those already there; a context manager.
+
+    A last line that was cut short is dropped, and so is a file with other columns.
 
     Raises:
         DdnkitError: the columns do not begin with epoch and step, or a row has a column that the
@@ -25,9 +29,17 @@ class MetricsWriter:
         if tuple(columns[:2]) != KEYS or len(set(columns)) != len(columns):
             raise DdnkitError(f"a pipeline's columns begin with epoch, step; not {list(columns)}")
         self._columns = list(columns)
-        self._stream = file.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._write(self._columns)
+        head = _line(self._columns)
+        content = file.read_bytes() if file.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.splitlines(keepends=True) if whole.startswith(head) else []
+        #: where each line ends, the head first
+        self._ends = [len(head)]
+        for line in lines[1:]:
+            self._ends.append(self._ends[-1] + len(line))
+        self._stream = file.open("r+b" if file.is_file() else "w+b")
+        self._stream.write(head)
+        self.rewind(len(self._ends) - 1)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -40,6 +52,23 @@ class MetricsWriter:
     ) -> None:
         self._stream.close()
 
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self._ends) - 1
+
+    def rewind(self, rows: int) -> None:
+        """Drop all rows but the first ``rows``.
+
+        Raises:
+            DdnkitError: there are fewer.
+        """
+        if rows > self.rows():
+            raise DdnkitError(f"metrics.csv has {self.rows()} rows; the saved state counts {rows}")
+        del self._ends[rows + 1 :]
+        self._stream.seek(self._ends[-1])
+        self._stream.truncate()
+        self._stream.flush()
+
     def record(self, row: dict[str, Any]) -> None:
         """Append ``row``; a value that is missing or None leaves its cell empty."""
         for column in row:
@@ -48,11 +77,18 @@ class MetricsWriter:
                 raise DdnkitError(f"no column '{column}' among the pipeline's.{hint}")
         if row.get("step") is None:
             raise DdnkitError("a recorded row needs its 'step'")
-        self._write([cell(row.get(column)) for column in self._columns])
-
-    def _write(self, cells: list[str]) -> None:
-        self._writer.writerow(cells)
+        line = _line([cell(row.get(column)) for column in self._columns])
+        self._stream.write(line)
         self._stream.flush()
+        # On disk before a state that counts it is.
+        os.fsync(self._stream.fileno())
+        self._ends.append(self._ends[-1] + len(line))
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
 
 
 def cell(value: Any) -> str:

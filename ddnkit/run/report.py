@@ -1,17 +1,23 @@
-"""``report.md``: what was run, where, and how the variants compare; for unfinished runs too."""
+"""``report.md`` and ``report.html``: what was run, where, and how the variants compare.
+
+For unfinished runs too.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..recipe.load import load
+from ..recipe.pipeline import Pipeline, Table
 from ..recipe.recipe import Recipe
 from ..recipe.source import dump
 from .folder import RunFolder
+from .page import page
 from .summary import Summary, summarise, write_summary
 
 _GENERAL = ("pipeline", "description", "seeds", "sweep")
@@ -19,37 +25,59 @@ _GENERAL = ("pipeline", "description", "seeds", "sweep")
 _ABOUT = {"epoch": "epoch", "step": "step", "seeds": "n"}
 
 
+@dataclass
+class _Contributed:
+    """What the pipeline adds to the report, and a line for each thing that could not be done."""
+
+    figures: list[tuple[str, Path]] = field(default_factory=list)  # with their captions
+    tables: list[Table] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def ask(self, pipeline: Pipeline, folder: Path) -> None:
+        """Have the figures drawn and the tables made."""
+        self._try("figures drawn", lambda: self._take_figures(pipeline, folder))
+        self._try("further tables", lambda: self.tables.extend(pipeline.tables(folder)))
+
+    def _take_figures(self, pipeline: Pipeline, folder: Path) -> None:
+        files = list(pipeline.figures(folder))
+        self.figures = [(pipeline.caption(file), file) for file in files]
+
+    def _try(self, what: str, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # these are a plugin's; the run's figures are safe
+            self.warnings.append(f"no {what}: {type(error).__name__}: {error}")
+
+
 def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
-    """Write ``summary.csv``, the figures and ``report.md`` from the jobs' records.
+    """Write ``summary.csv``, the figures and the report from the jobs' records.
 
     Returns the summary, and a line for each thing that could not be done.
     """
-    warnings: list[str] = []
+    contributed = _Contributed()
     recipe: Recipe | None = None
     try:
         recipe = load(folder.recipe)
     except InputError as error:
-        warnings.append(f"the recipe of {folder.path} cannot be loaded, no figures drawn: {error}")
+        contributed.warnings.append(
+            f"the recipe of {folder.path} cannot be loaded, no figures drawn: {error}"
+        )
     order = [variant.name for variant in recipe.variants] if recipe else []
     summary = summarise(folder, order)
     write_summary(folder, summary)
-    figures: list[Path] = []
     if recipe and summary.rows:
-        try:
-            figures = list(recipe.variants[0].pipeline.figures(folder.path))
-        except Exception as error:  # drawing is a plugin's; the run's figures are safe
-            warnings.append(f"no figures drawn: {type(error).__name__}: {error}")
-    text = "\n\n".join(_sections(folder, recipe, summary, figures, warnings))
-    folder.report.write_text(text + "\n", encoding="utf-8")
-    return summary, warnings
+        contributed.ask(recipe.variants[0].pipeline, folder.path)
+    text = "\n\n".join(_sections(folder, recipe, summary, contributed)) + "\n"
+    folder.report.write_text(text, encoding="utf-8")
+    folder.page.write_text(page(text, folder.path), encoding="utf-8")
+    return summary, contributed.warnings
 
 
 def _sections(
     folder: RunFolder,
     recipe: Recipe | None,
     summary: Summary,
-    figures: Sequence[Path],
-    warnings: Sequence[str],
+    contributed: _Contributed,
 ) -> Iterable[str]:
     environment = folder.read_environment()
     yield f"# {environment.get('recipe', folder.path.resolve().name)}"
@@ -60,7 +88,7 @@ def _sections(
     if environment.get("smoke"):
         yield "**A smoke run: synthetic data and a few steps. Its figures mean nothing.**"
     yield _state(folder, recipe)
-    yield from (f"Warning: {line}" for line in warnings)
+    yield from (f"Warning: {line}" for line in contributed.warnings)
     if recipe:
         yield "## Settings"
         yield _settings(recipe)
@@ -68,6 +96,10 @@ def _sections(
         yield "## Last evaluation"
         yield "Median over seeds, with [minimum, maximum]."
         yield markdown(_last_evaluation(summary))
+        for table in contributed.tables:
+            yield f"## {table.title}"
+            yield markdown(table.rows)
+            yield from [table.note] if table.note else []
         headline = summary.headline()
         if headline:
             yield f"## {headline} at each evaluation"
@@ -76,11 +108,11 @@ def _sections(
     if len(seconds) > 1:
         yield "## Seconds per job"
         yield markdown(seconds)
-    if figures:
+    if contributed.figures:
         yield "## Figures"
-        for figure in figures:
+        for caption, figure in contributed.figures:
             path = Path(os.path.relpath(figure, folder.path)).as_posix()
-            yield f"![{figure.stem}]({path.replace(' ', '%20')})"
+            yield f"![{_plain(caption)}]({path.replace(' ', '%20')})"
 
 
 def _environment(environment: dict[str, Any]) -> str:
@@ -173,6 +205,11 @@ def _seconds(folder: RunFolder, variants: Sequence[str]) -> list[list[str]]:
         times = (jobs.get((variant, seed)) for seed in seeds)
         table.append([variant, *("" if time is None else f"{time:.1f}" for time in times)])
     return table
+
+
+def _plain(caption: str) -> str:
+    """The caption with what Markdown would read as the end of an alternative text escaped."""
+    return caption.replace("[", "\\[").replace("]", "\\]")
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

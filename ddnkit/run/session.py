@@ -9,9 +9,11 @@ from pathlib import Path
 from .. import registry
 from ..errors import InputError
 from ..recipe.recipe import Recipe, Variant
+from . import distributed
 from .environment import describe_environment, resolve_device
 from .execute import Outcome, execute
 from .folder import discard, new_run, resumed_run
+from .job import How
 from .parallel import threads_each, usable_cores
 from .progress import display
 from .report import rebuild
@@ -26,6 +28,8 @@ class Options:
         out: the run folder; None for a new one in ``outputs/``, or, to resume, the newest there.
         command: the command line as it was typed, for the record.
         jobs: how many jobs run side by side; None: as many as there are cores, on the CPU.
+        devices: how many devices a job runs on, a process each.
+        download: fetch data that are missing.
     """
 
     out: Path | None = None
@@ -34,6 +38,8 @@ class Options:
     smoke: bool = False
     command: str = ""
     jobs: int | None = None
+    devices: int = 1
+    download: bool = False
 
 
 class Session:
@@ -45,18 +51,23 @@ class Session:
 
     def __init__(self, recipe: Recipe, variants: list[Variant], options: Options) -> None:
         self._options = options
-        self._device = resolve_device(options.device)
+        if distributed.world() > 1 and options.devices > 1:
+            raise InputError("--devices: torchrun has started a process for each device already")
+        self._device = resolve_device(options.device, options.devices)
         self._variants = variants
         self._seeds = list(recipe.seeds)
+        if not options.smoke:
+            _prepare(variants, options.download)
         find = resumed_run if options.resume else new_run
         self.folder = find(recipe, options.out)
         environment = describe_environment(
             recipe.name, options.command, self._device, options.smoke
         )
-        workers = self._workers()
-        environment["jobs_side_by_side"] = workers
-        if workers > 1:
-            environment["threads"] = threads_each(workers)
+        teams = self._teams()
+        environment["jobs_side_by_side"] = teams
+        environment["devices"] = max(options.devices, distributed.world())
+        if teams * options.devices > 1:
+            environment["threads"] = threads_each(teams * options.devices)
         if options.resume:
             recipe, environment = self._continued(recipe, environment)
         self.folder.write_recipe(recipe)
@@ -74,10 +85,10 @@ class Session:
             self.folder,
             self._variants,
             self._seeds,
-            device=self._device,
-            smoke=self._options.smoke,
+            how=How(self._device, self._options.smoke, self._options.download),
             display=display(jobs),
-            workers=self._workers(),
+            teams=self._teams(),
+            devices=self._options.devices,
         )
         if outcome.wrong_input and not (outcome.done or outcome.failures):
             if not self._options.resume:
@@ -85,7 +96,7 @@ class Session:
             raise InputError("\n".join(outcome.wrong_input))
         return outcome
 
-    def _workers(self) -> int:
+    def _teams(self) -> int:
         pending = sum(
             self.folder.job(variant.name, seed).seconds() is None
             for variant in self._variants
@@ -95,9 +106,9 @@ class Session:
             return min(self._options.jobs, max(pending, 1))
         # A pipeline that was registered by hand exists in this process alone.
         shared = all(registry.is_installed(type(v.pipeline)) for v in self._variants)
-        if self._device != "cpu" or not shared:
+        if self._device != "cpu" or not shared or distributed.world() > 1:
             return 1
-        return max(1, min(usable_cores(), pending))
+        return max(1, min(usable_cores() // self._options.devices, pending))
 
     def report(self) -> tuple[Summary, list[str]]:
         """Write summary, figures and report; the summary and warnings."""
@@ -123,3 +134,19 @@ class Session:
             replace(recipe, seeds=seeds, mapping=mapping),
             {**environment, "recipe": name, "earlier_sessions": earlier},
         )
+
+
+def _prepare(variants: list[Variant], download: bool) -> None:
+    """Have each variant's pipeline look for what it needs, all of them before any fails.
+
+    Raises:
+        InputError: something is missing; each message once.
+    """
+    wrong: dict[str, None] = {}
+    for variant in variants:
+        try:
+            variant.pipeline.prepare(download=download)
+        except InputError as error:
+            wrong[str(error)] = None
+    if wrong:
+        raise InputError("\n".join(wrong))

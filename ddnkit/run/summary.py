@@ -47,8 +47,10 @@ class Summary:
         return rows[-1] if rows else None
 
     def headline(self) -> str | None:
-        """The metric to compare by: test accuracy where there is one, else the first."""
-        return "test_top1" if "test_top1" in self.metrics else next(iter(self.metrics), None)
+        """The metric to compare by: test accuracy where it was measured, else the first that was."""
+        rows = {row.metric for row in self.rows}
+        measured = [metric for metric in self.metrics if metric in rows]
+        return "test_top1" if "test_top1" in measured else next(iter(measured), None)
 
 
 def summarise(folder: RunFolder, order: Sequence[str] = ()) -> Summary:

@@ -26,6 +26,11 @@ def comparison(summaries: Sequence[tuple[str, Summary]], width: int | None = Non
         if len(columns) > 1 and sum(map(_width, [*columns, column])) > width:
             break
         columns.append(column)
+    return aligned(columns)
+
+
+def aligned(columns: Sequence[Sequence[str]]) -> str:
+    """Columns of text side by side, the first to the left and the others to the right."""
     lines = zip(*(_padded(column, first=i == 0) for i, column in enumerate(columns)), strict=True)
     return "\n".join("  ".join(line).rstrip() for line in lines)
 

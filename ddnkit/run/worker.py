@@ -1,4 +1,4 @@
-"""The worker process of `parallel`: ``python -m ddnkit.run.worker RUN_FOLDER``."""
+"""A process of a `Team`: ``python -m ddnkit.run.worker RUN_FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..recipe.load import load
+from .distributed import leave
 from .folder import RunFolder
-from .job import run_job
+from .job import Ended, How, label, run_job
+from .stopping import Stop
 
 #: Progress is sent at most so often, in seconds.
 _EVERY = 0.1
@@ -20,14 +22,16 @@ _EVERY = 0.1
 
 def main(path: str) -> None:
     """Run the jobs that come in as lines of JSON, until there are no more."""
-    # The parent decides what an interrupt means, and ends this process.
+    # The parent decides what an interrupt means; it asks with SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
     # Standard output is the line to the parent; what a plugin prints goes to standard error.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     folder = RunFolder(Path(path))
     recipe = load(str(folder.recipe))
     variants = {variant.name: variant for variant in recipe.variants}
+    stop = Stop()
     last = 0.0
 
     def update(done: int, total: int, figures: dict[str, float]) -> None:
@@ -39,15 +43,35 @@ def main(path: str) -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        ended = run_job(
-            folder,
-            variants[request["variant"]],
-            request["seed"],
-            device=request["device"],
-            smoke=request["smoke"],
-            update=update,
-        )
+        variant = variants[request["variant"]]
+        # A job that cannot save its state is ended by the signal where it is.
+        signals = (signal.SIGTERM,) if variant.pipeline.resumable else ()
+        try:
+            with stop.on_signals(*signals):
+                ended = run_job(
+                    folder,
+                    variant,
+                    request["seed"],
+                    how=How(**request["how"]),
+                    update=update,
+                    stopping=stop,
+                )
+        except KeyboardInterrupt:
+            ended = Ended("interrupted", f"interrupted {label(variant.name, request['seed'])}")
         print(json.dumps({"ended": asdict(ended)}), file=answers, flush=True)
+    leave()
+
+
+def _end_with_parent() -> None:
+    """Where the system can, have this process killed when its parent is, however that ends."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it was gone already
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from .evaluation import Evaluation
 from .margins import ce_bound, cosine_margins, etf_cosine_margin
 from .metrics import equinorm, etf_distance, nc1, nc2, nc3, nc4, neural_collapse
 from .panels import draw_panels
+from .published import PublishedFigures, published_figures, published_names
 from .settings import NeuralCollapse
 from .statistics import ClassStatistics, class_statistics
 
@@ -9,6 +10,7 @@ __all__ = [
     "ClassStatistics",
     "Evaluation",
     "NeuralCollapse",
+    "PublishedFigures",
     "ce_bound",
     "class_statistics",
     "cosine_margins",
@@ -21,4 +23,6 @@ __all__ = [
     "nc3",
     "nc4",
     "neural_collapse",
+    "published_figures",
+    "published_names",
 ]

@@ -1,26 +1,35 @@
 from .agd import AGD
 from .backbones import CNN, MLP, FreeFeatures
-from .classification import Model, train
-from .data import Dataset, standardise
-from .evaluate import evaluate
-from .idx import read_idx
+from .classification import train
+from .data import Augmentation, Data, Dataset, Plan, Share, synthetic, synthetic_images
+from .evaluation import evaluate
+from .model import Model
 from .samplers import FullBatch, Sampler, Shuffled, Stratified
+from .settings.data import DataSettings, ImageSettings
 from .settings.pipeline import Classification
+from .standardise import Standardise
 
 __all__ = [
     "AGD",
     "CNN",
     "MLP",
+    "Augmentation",
     "Classification",
+    "Data",
+    "DataSettings",
     "Dataset",
     "FreeFeatures",
     "FullBatch",
+    "ImageSettings",
     "Model",
+    "Plan",
     "Sampler",
+    "Share",
     "Shuffled",
+    "Standardise",
     "Stratified",
     "evaluate",
-    "read_idx",
-    "standardise",
+    "synthetic",
+    "synthetic_images",
     "train",
 ]

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from ddnkit import InputError
 
+from .sharding import is_split, local
+
 
 class AGD(Optimizer):
     """W_l ← W_l − gain · (η/L) · σ_l · ∂W_l / ‖∂W_l‖_F, with η = log(½(1 + √(1 + 4G))).
@@ -25,6 +27,10 @@ class AGD(Optimizer):
     one matrix fewer than one that learns it, and so takes a slightly longer step in the others.
     A matrix without a gradient at a step counts as one with gradient zero. ``step`` never waits
     for the device.
+
+    Weights that `torch.distributed.fsdp.fully_shard` splits over processes take the steps, and have
+    the start, of whole ones: scales and norms are of the whole matrices. The norms of all of them
+    are one message a step.
 
     Source: Bernstein, Mingard, Huang, Azizan, Yue, "Automatic Gradient Descent: Deep Learning
     without Hyperparameters", arXiv:2304.05187.
@@ -68,14 +74,19 @@ class AGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         layers = len(self._weights())
-        active = [
-            (group["gain"], weight, weight.grad, _norms(weight.grad))
+        moved = [
+            (group["gain"], weight)
             for group in self.param_groups
             for weight in group["params"]
             if weight.grad is not None
         ]
-        if not active:
+        if not moved:
             return loss
+        all_norms = _all_norms([weight.grad for _, weight in moved])
+        active = [
+            (gain, weight, local(weight.grad), norms)
+            for (gain, weight), norms in zip(moved, all_norms, strict=True)
+        ]
         # Tensors throughout: the step size stays on the device and nothing waits for it.
         device = active[0][1].device
         summary = torch.stack(
@@ -87,7 +98,7 @@ class AGD(Optimizer):
             tiny = torch.finfo(norms.dtype).tiny
             length = (gain / layers * scale(weight)) * step_size.to(weight.device)
             step = gradient * (length / norms.clamp_min(tiny))
-            weight.sub_(step.to(weight.dtype))
+            local(weight).sub_(step.to(weight.dtype))
         return loss
 
 
@@ -99,9 +110,49 @@ def scale(weight: Tensor) -> float:
 @torch.no_grad()
 def orthogonal_(weight: Tensor) -> Tensor:
     """Make ``weight`` orthogonal at each kernel position, times its `scale`, in place."""
+    if is_split(weight):
+        return _orthogonal_parts_(weight)
     positions = weight.reshape(*weight.shape[:2], -1).unbind(-1)
     start = torch.stack([torch.nn.init.orthogonal_(torch.empty_like(p)) for p in positions], -1)
     return weight.copy_(scale(weight) * start.reshape(weight.shape))
+
+
+def _orthogonal_parts_(weight: Any) -> Tensor:
+    """The whole start, as for a weight that is not split, drawn and handed out by process 0.
+
+    It draws, and needs the memory of, one whole matrix at a time. Every process draws, so that
+    their generators stay together, but what they have drawn does not matter.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    start = orthogonal_(torch.empty(weight.shape, dtype=weight.dtype, device=weight.device))
+    split: Tensor = weight.copy_(distribute_tensor(start, weight.device_mesh, weight.placements))
+    return split
+
+
+def _all_norms(gradients: list[Any]) -> list[Tensor]:
+    """`_norms` of each gradient; of those that are split over processes, of the whole."""
+    norms = [_norms(local(gradient)) for gradient in gradients]
+    parts = [number for number, gradient in enumerate(gradients) if is_split(gradient)]
+    if parts:
+        squares = torch.cat([norms[number].square().flatten() for number in parts])
+        torch.distributed.all_reduce(squares, group=_group([gradients[n] for n in parts]))
+        whole = squares.sqrt().split([norms[number].numel() for number in parts])
+        for number, norm in zip(parts, whole, strict=True):
+            norms[number] = norm.view(norms[number].shape)
+    return norms
+
+
+def _group(gradients: list[Any]) -> Any:
+    """The processes over which all of the gradients are split."""
+    mesh = gradients[0].device_mesh
+    for gradient in gradients:
+        if gradient.device_mesh != mesh or mesh.ndim > 1 or not gradient.placements[0].is_shard(0):
+            raise InputError(
+                "AGD: takes weights split over one group of processes, by fully_shard on a mesh of "
+                f"one dimension; this one is {gradient.placements} on {gradient.device_mesh}"
+            )
+    return mesh.get_group()
 
 
 def _norms(gradient: Tensor) -> Tensor:

@@ -3,98 +3,222 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ddnkit_collapse import etf_cosine_margin
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddnkit import DdnkitError, Job
+from ddnkit import DdnkitError, InputError, Job
 
-from .data import Dataset
-from .evaluate import evaluate
-from .samplers import FullBatch, Sampler, Shuffled, Stratified
+from .checkpoint import Checkpoint
+from .curves import Curves
+from .data import Data, Plan
+from .engine import Engine
+from .evaluation import evaluate
+from .model import Model
+from .samplers import FullBatch, Sampler, Shuffled, Stratified, stratified_subset
+from .sharding import whole_state
+from .stopwatch import Stopwatch
+from .watch import LossWatch, finite, non_finite
 
 if TYPE_CHECKING:
     from .settings import Classification
 
 #: A smoke run takes this many steps: one to start, one to go on from there, and the last.
 SMOKE_STEPS = 3
+#: Its batches: as many samples as have so many values together, within these bounds.
+_SMOKE_VALUES, _SMOKE_BATCH = 400_000, (8, 32)
 _MARGIN_POINTS = 2000
-
-
-class Model(nn.Module):
-    """A backbone and the classifier head on its features.
-
-    Args:
-        backbone: ``(B, *sample_shape)`` → features ``(B, d)``.
-        head: a `ddnkit_etf.ClassifierHead` on d features.
-    """
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Logits ``(B, C)``; in training mode the labels update the head's statistics."""
-        return self.head(self.backbone(inputs), labels)
 
 
 def train(settings: Classification, job: Job) -> None:
     """Run one job of the classification pipeline: `Classification.run`."""
     sections: Any = settings  # each section is whatever plugin the recipe names
-    data: Dataset = sections.data.build(seed=job.seed, smoke=job.smoke).to(job.device)
+    engine = Engine(settings.engine, job)
+    data: Data = sections.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
+    data = data.to(engine.device)
     torch.manual_seed(job.seed)
-    backbone = sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
-    head = sections.head.build(feature_dim=backbone.feature_dim, classes=data.classes)
-    model = Model(backbone, head).to(job.device)
-    loss_function = sections.loss.build().to(job.device)
-    optimizer: torch.optim.Optimizer = sections.optimizer.build(model)
-    metrics = sections.metrics.build()
-    # The optimiser may have given the weights its own start, which the head has not seen.
-    head.after_step()
+    with engine.job():
+        model = Model(*_parts(sections, data))
+        _Training(settings, job, engine, data, model).run()
 
-    sampler = _sampler(settings, data, job.seed)
-    total = settings.train.total_steps(sampler.steps_per_epoch)
-    evaluation_steps = settings.train.evaluation_steps(sampler.steps_per_epoch)
-    if job.smoke:
-        total = min(total, SMOKE_STEPS)
-        evaluation_steps = frozenset((1, total))
 
-    progress = _Progress(job, total)
-    step = 0
-    model.train()
-    while step < total:
-        for index in sampler.epoch():
-            inputs = data.inputs if index is None else data.inputs[index]
-            labels = data.labels if index is None else data.labels[index]
-            loss = loss_function(model(inputs, labels), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            head.after_step()
+def _backbone(sections: Any, data: Data) -> Any:
+    return sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
+
+
+def _parts(sections: Any, data: Data) -> tuple[Any, Any]:
+    backbone = _backbone(sections, data)
+    return backbone, sections.head.build(feature_dim=backbone.feature_dim, classes=data.classes)
+
+
+class _Training:
+    """One job: from its checkpoint, or its first step, to its last."""
+
+    def __init__(
+        self, settings: Classification, job: Job, engine: Engine, data: Data, model: Model
+    ) -> None:
+        sections: Any = settings
+        self.settings, self.job, self.engine, self.data = settings, job, engine, data
+        self.plain = model
+        self.loss_function = sections.loss.build().to(engine.device)
+        self.model, self.optimizer = engine.setup(model, sections.optimizer.build)
+        self.metrics = sections.metrics.build()
+        # The optimiser may have given the weights its own start, which the head has not seen.
+        model.head.after_step()  # type: ignore[operator]
+        self.sampler = _sampler(settings, data, job)
+        if self.sampler.smallest_batch < 2 * job.world and job.world > 1:
+            raise InputError(
+                f"batches of {self.sampler.smallest_batch} samples are too small for {job.world} "
+                "processes, which need two each at least: raise data.batch_size"
+            )
+        self.total = settings.train.total_steps(self.sampler.steps_per_epoch)
+        self.evaluation_steps = settings.train.evaluation_steps(self.sampler.steps_per_epoch)
+        if job.smoke:
+            self.total = min(self.total, SMOKE_STEPS)
+            self.evaluation_steps = frozenset((1, self.total))
+        self.interval = settings.engine.checkpoint_interval(
+            self.sampler.steps_per_epoch, self.total
+        )
+        self.checkpoint = Checkpoint(job.folder, engine)
+        self.losses = LossWatch(engine.device)
+        # On a GPU a loss is known some steps later; its batch is told then.
+        self.recent: deque[tuple[int, Plan]] = deque(maxlen=256)
+        self.subset = stratified_subset(data.labels, settings.train.evaluation_samples)
+
+    def run(self) -> None:
+        """Take every step that is left."""
+        start, rows = self.checkpoint.load(self.model, self.optimizer) or (0, 0)
+        self.job.rewind(rows)
+        progress = _Progress(self.job, start, self.total)
+        watch = Stopwatch(
+            self.engine.device, self.settings.engine.measure_steps, self.total - start
+        )
+        curves = None
+        if self.settings.engine.tensorboard and self.job.rank == 0:
+            curves = Curves(self.job.folder, start)
+        self.model.train()
+        step = start
+        for plan, (inputs, labels) in self._batches(start):
             step += 1
-            if step in evaluation_steps:
-                row, evaluation = evaluate(model, data, metrics, settings.train.evaluation_batch)
-                epoch = step / sampler.steps_per_epoch
-                job.record(_complete(settings, {"epoch": epoch, "step": step, **row}))
+            watch.begin()
+            self._take(step, plan, inputs, labels, watch)
+            if step in self.evaluation_steps:
+                row = self._evaluate(step)
+                self.job.record(row)
                 progress.evaluated(row)
-                if step == total:
-                    _write_margins(job.folder, evaluation.margins, data.classes)
+                if curves:
+                    curves.add(row)
             progress.step(step)
-            if step == total:
-                break
+            if step < self.total:
+                self._keep(step)
+        if curves:
+            curves.close()
+        model = self._whole_model()
+        if self.job.rank == 0:
+            watch.write(self.job.folder / "resources.json", self.engine.precision, self.job.world)
+            from .export import export  # torch.export takes a second to load
+
+            export(model, self.data, self.job.folder)
+
+    def _batches(self, start: int) -> Iterator[tuple[Plan, tuple[Tensor, Tensor]]]:
+        """The plans after step ``start`` with this process's share of their batches."""
+        plans, ahead = itertools.tee(self.sampler.plans(start, self.total))
+        return zip(plans, self.data.training(ahead, self.engine.share), strict=False)
+
+    def _take(
+        self, step: int, plan: Plan, inputs: Tensor, labels: Tensor, watch: Stopwatch
+    ) -> None:
+        """One step of the optimiser; nothing in it waits for the device."""
+        logits = self.model(self.engine.placed(inputs), labels)
+        batch = self.data.samples if plan.index is None else len(plan.index)
+        loss = self.engine.weighted(self.loss_function(logits, labels), len(labels), batch)
+        self.recent.append((step, plan))
+        self._refuse(self.losses.see(step, loss))
+        watch.mark()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.fabric.backward(loss)
+        watch.mark()
+        self.optimizer.step()
+        self.plain.head.after_step()  # type: ignore[operator]
+        watch.mark(last=True)
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        self._refuse(self.losses.settle())
+        row, evaluation = evaluate(
+            self.model,
+            self.data,
+            self.metrics,
+            self.settings.train.evaluation_batch,
+            engine=self.engine,
+            index=self.subset,
+        )
+        if step == self.total and self.job.rank == 0:
+            _write_margins(self.job.folder, evaluation.margins, self.data.classes)
+        epoch = step / self.sampler.steps_per_epoch
+        return _complete(self.settings, {"epoch": epoch, "step": step, **row})
+
+    def _keep(self, step: int) -> None:
+        """Save a checkpoint where one is due, or the run is to stop; then it stops."""
+        asked = self.engine.stopping(step)
+        if not asked and step % self.interval:
+            return
+        self._refuse(self.losses.settle())
+        # What is saved is sound: a poisoned state never replaces the last good one.
+        self._refuse(None if self.engine.agreed(finite(self.plain)) else step)
+        self.checkpoint.save(self.model, self.optimizer, step=step, rows=self.job.rows())
+        if asked:
+            raise KeyboardInterrupt
+
+    def _whole_model(self) -> Model | None:
+        """The first process's model with all of its weights; all take part where they are split."""
+        if not self.engine.split:
+            return self.plain
+        first = self.job.rank == 0
+        weights = whole_state(self.plain.backbone.state_dict(), keep=first)
+        if not first:
+            return None
+        sections: Any = self.settings
+        backbone = _backbone(sections, self.data)
+        backbone.load_state_dict(weights)
+        return Model(backbone.to(self.engine.device), self.plain.head)
+
+    def _refuse(self, bad: int | None) -> None:
+        """Stop with an explanation if the loss of step ``bad`` was not finite."""
+        if bad is None:
+            return
+        plan = next((plan for step, plan in self.recent if step == bad), self.recent[-1][1])
+        inputs = next(iter(self.data.training([plan], self.engine.share)))[0]
+        index = None if plan.index is None else self.engine.share.of(plan.index)
+        epoch, position = divmod(bad - 1, self.sampler.steps_per_epoch)
+        kept = "No checkpoint had been saved yet."
+        if self.checkpoint.file.is_file():
+            kept = f"The last good checkpoint is kept: {self.checkpoint.file}."
+        where = f"step {bad}, batch {position + 1} of epoch {epoch + 1}"
+        losses = list(self.losses.losses)
+        raise non_finite(self.plain, inputs, index, losses, where, kept)
 
 
-def _sampler(settings: Classification, data: Dataset, seed: int) -> Sampler:
+def _sampler(settings: Classification, data: Data, job: Job) -> Sampler:
     batch_size = settings.data.batch_size
+    if batch_size != "full" and job.smoke:
+        batch_size = min(batch_size, _smoke_batch(data.sample_shape))
     if batch_size == "full" or batch_size >= data.samples:
         return FullBatch(data.samples)
     kind = {"stratified": Stratified, "shuffled": Shuffled}[settings.data.sampler]
-    return kind(data.labels, batch_size, seed)
+    return kind(data.labels, batch_size, job.seed)
+
+
+def _smoke_batch(sample_shape: tuple[int, ...]) -> int:
+    least, most = _SMOKE_BATCH
+    return min(max(_SMOKE_VALUES // math.prod(sample_shape), least), most)
 
 
 def _complete(settings: Classification, row: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +235,8 @@ def _complete(settings: Classification, row: dict[str, Any]) -> dict[str, Any]:
 class _Progress:
     """Reports about a hundred times a job, and never reads a tensor."""
 
-    def __init__(self, job: Job, total: int) -> None:
-        self._report, self._total = job.progress, total
+    def __init__(self, job: Job, start: int, total: int) -> None:
+        self._report, self._first, self._total = job.progress, start, total
         self._every = max(total // 100, 1)
         self._figures: dict[str, float] = {}
         self._start = time.perf_counter()
@@ -123,7 +247,7 @@ class _Progress:
 
     def step(self, done: int) -> None:
         if done % self._every == 0 or done == self._total:
-            rate = done / (time.perf_counter() - self._start)
+            rate = (done - self._first) / (time.perf_counter() - self._start)
             self._report(done, self._total, {**self._figures, "steps/s": rate})
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .data import Dataset, standardise, synthetic
+from .data import Dataset, synthetic
+from .standardise import Standardise
 
 if TYPE_CHECKING:
     from .settings import DigitPairs, Digits
@@ -18,8 +19,8 @@ def digits(settings: Digits, *, smoke: bool) -> Dataset:
     if smoke:
         return synthetic((1, 8, 8), 10)
     train, test = _split_digits(settings.test_fraction, _generator(settings.data_seed))
-    train_images, test_images = standardise(train[0], test[0], settings.standardise)
-    return Dataset(train_images, train[1], 10, test_images, test[1])
+    prepare = Standardise.fit(train[0], settings.standardise)
+    return Dataset(*train, 10, *test, prepare=prepare)
 
 
 def digit_pairs(settings: DigitPairs, *, smoke: bool) -> Dataset:
@@ -31,8 +32,8 @@ def digit_pairs(settings: DigitPairs, *, smoke: bool) -> Dataset:
     train, test = _split_digits(settings.test_fraction, generator)
     train_images, train_labels = _pairs(*train, settings.train_per_class, generator)
     test_images, test_labels = _pairs(*test, settings.test_per_class, generator)
-    train_images, test_images = standardise(train_images, test_images, settings.standardise)
-    return Dataset(train_images, train_labels, 100, test_images, test_labels)
+    prepare = Standardise.fit(train_images, settings.standardise)
+    return Dataset(train_images, train_labels, 100, test_images, test_labels, prepare)
 
 
 def _generator(seed: int) -> torch.Generator:

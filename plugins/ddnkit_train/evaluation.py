@@ -12,26 +12,31 @@ from torch.nn import functional
 
 from ddnkit import DdnkitError
 
-from .data import Dataset
+from .data import Data, Share, Split
 
 if TYPE_CHECKING:
-    from .classification import Model
+    from .engine import Engine
 
 
 @torch.no_grad()
 def evaluate(
-    model: Model,
-    data: Dataset,
+    model: Any,
+    data: Data,
     metrics: Callable[[Evaluation], dict[str, float]],
     batch: int,
+    *,
+    engine: Engine | None = None,
+    index: Tensor | None = None,
 ) -> tuple[dict[str, Any], Evaluation]:
     """Figures of ``model`` in evaluation mode, which is set back afterwards.
 
     Args:
-        model: backbone and head.
-        data: on the model's device.
+        model: a `Model`, wrapped by the engine or not, on the data's device.
+        data: training and test samples.
         metrics: gives further figures of the training set.
         batch: samples the network sees at a time.
+        engine: whose processes share the samples; None for this one alone.
+        index: the training samples to measure on; None for all.
 
     Returns:
         The figures by column, ``None`` where there is none: ``test_top1`` without a test set, and
@@ -43,7 +48,7 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    loss, top1, features = _pass(model, data.inputs, data.labels, batch)
+    loss, top1, features = _pass(model, data, "train", batch, engine, index)
     train_loss = float(loss)
     if not torch.isfinite(loss):
         raise DdnkitError(
@@ -54,8 +59,9 @@ def evaluate(
         )
     head: Any = model.head
     weight = head.classifier()
-    margins = cosine_margins(features, data.labels, weight)
-    evaluation = Evaluation(features, data.labels, weight, head.global_mean, data.classes, margins)
+    labels = (data.labels if index is None else data.labels[index]).to(features.device)
+    margins = cosine_margins(features, labels, weight)
+    evaluation = Evaluation(features, labels, weight, head.global_mean, data.classes, margins)
     bound = ce_bound(data.classes, float(head.temperature))
     row: dict[str, Any] = {
         "train_loss": train_loss,
@@ -64,28 +70,44 @@ def evaluate(
         "test_top1": None,
         **metrics(evaluation),
     }
-    if data.test_inputs is not None and data.test_labels is not None:
-        row["test_top1"] = float(_pass(model, data.test_inputs, data.test_labels, batch)[1])
+    if data.test_samples:
+        row["test_top1"] = float(_pass(model, data, "test", batch, engine, None)[1])
     model.train(training)
     return row, evaluation
 
 
 def _pass(
-    model: Model, inputs: Tensor, labels: Tensor, batch: int
+    model: Any, data: Data, split: Split, batch: int, engine: Engine | None, index: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy (summed in float64), accuracy in per cent, embedded features."""
-    loss = torch.zeros((), dtype=torch.float64, device=labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
+    """Mean cross-entropy (summed in float64), accuracy in per cent, embedded features in order."""
+    share = engine.share if engine else Share()
+    # (sum of losses, correct, samples): one small tensor, so that processes add up once
+    sums: Tensor | None = None
     embedded = []
-    head: Any = model.head
-    for chunk, chunk_labels in zip(inputs.split(batch), labels.split(batch), strict=True):
-        features = model.backbone(chunk)
-        logits = head(features, chunk_labels).to(torch.float64)
-        loss += functional.cross_entropy(logits, chunk_labels, reduction="sum")
-        correct += (logits.argmax(dim=1) == chunk_labels).sum()
-        embedded.append(head.embed(features))
-    top1 = 100 * correct.to(torch.float64) / len(labels)
-    return loss / len(labels), top1, torch.cat(embedded)
+    passes = 0
+    for inputs, labels in data.evaluation(split, batch, share, index):
+        passes += 1
+        placed = engine.placed(inputs) if engine else inputs
+        logits, features = model(placed, labels, embedded=True)
+        logits = logits.to(torch.float64)
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.argmax(dim=1) == labels).sum()
+        part = torch.stack([loss, correct, loss.new_tensor(len(labels))])
+        sums = part if sums is None else sums + part
+        if split == "train":
+            embedded.append(features)
+    if sums is None:
+        raise DdnkitError(f"the {split} set has fewer samples than there are processes")
+    if engine:
+        samples = data.samples if split == "train" else data.test_samples
+        samples = samples if index is None else len(index)
+        for _ in range(passes, engine.forward_passes(samples, batch)):
+            model(placed, labels, embedded=True)
+        sums = engine.total(sums)
+    rows = torch.cat(embedded) if embedded else sums.new_zeros(0)
+    if engine and embedded:
+        rows = engine.gathered(rows, data.samples if index is None else len(index))
+    return sums[0] / sums[2], 100 * sums[1] / sums[2], rows
 
 
 def _unit_rows(rows: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -81,6 +81,15 @@ class Toy(Pipeline):
     metrics: Settings | None = component("metrics", "toy_metric")
     train: Train = Train()
     note: str = "n"
+
+    @classmethod
+    def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        if given.get("note") == "wrong":
+            return {"head.share": "much"}
+        if given.get("note") != "other":
+            return {}
+        delta = {"toy_rich": 0.25}.get(given["head"]["name"], 1)
+        return {"head.delta": delta, "head.inner.alpha": 0.75, "loss.smoothing": 0.5, "a.b": 1}
 
     def run(self, job: Job) -> None:
         job.record({"step": 1})

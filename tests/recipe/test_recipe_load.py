@@ -152,6 +152,43 @@ def test_overrides_set_absent_keys_and_expand_bare_names(recipe: Loader) -> None
     assert settings["note"] == "x=y"
 
 
+def test_presets_fill_in_what_is_not_given_and_known(recipe: Loader) -> None:
+    plain, rich = (
+        v.settings for v in recipe(SWEEP.replace(", delta: 2e-3", ""), "note=other").variants
+    )
+    assert plain["head"] == {"name": "toy_plain", "temperature": 10.0, "share": 0.1}
+    assert (rich["head"]["delta"], rich["head"]["inner"]) == (0.25, {"alpha": 0.75})
+    assert plain["loss"] == rich["loss"] == {"name": "toy_loss", "smoothing": 0.5}
+
+
+def test_presets_yield_to_what_is_given(recipe: Loader) -> None:
+    text = "pipeline: toy_load\nhead: {name: toy_rich, delta: 7, inner: {alpha: 1}}\nnote: other"
+    settings = recipe(text, "loss.smoothing=0").variants[0].settings
+    assert (settings["head"]["delta"], settings["head"]["inner"]["alpha"]) == (7, 1)
+    assert settings["loss"]["smoothing"] == 0
+
+
+@pytest.mark.parametrize("overrides", [(), ("sweep.note=[n, other]",)])
+def test_a_recipe_resolved_with_presets_loads_to_the_same(
+    recipe: Loader, overrides: tuple[str, ...]
+) -> None:
+    loaded = recipe(SWEEP, "note=other", *overrides)
+    again = recipe(loaded.to_yaml())
+    assert variants(again) == variants(loaded)
+    for variant in loaded.variants:
+        assert variants(recipe(variant.to_yaml()))[0][1] == repr(variant.settings)
+
+
+def test_a_section_that_is_wrong_has_no_presets(errors: Errors) -> None:
+    (line,) = errors("pipeline: toy_load\nhead: {name: toy_rich, inner: 5}\nnote: other")
+    assert line.startswith("x.yaml:2: head.inner: expected a mapping, was given 5")
+
+
+def test_a_preset_that_does_not_fit_says_where_it_came_from(errors: Errors) -> None:
+    (line,) = errors(MINIMAL + "    note: wrong")
+    assert line.startswith("x.yaml:2: head.share: expected a number, was given 'much' (a preset ")
+
+
 @pytest.mark.parametrize(
     ("seeds", "expected"), [("3", (0, 1, 2)), ("4,2", (4, 2)), ("7,", (7,)), ("1", (0,))]
 )
@@ -290,6 +327,10 @@ def test_a_misspelt_head_in_a_sweep_is_the_only_error(errors: Errors) -> None:
         (["a=[1"], ["-s a=[1: not valid YAML"]),
         (["a={b: 1, b: 2}"], ["-s a={b: 1, b: 2}: b: the key is given twice"]),
         (["sweep.note=[]"], ["-s sweep.note=[]: sweep.note: expected a list of values"]),
+        (
+            ["sweep.head=[toy_plain, {name: toy_rich}]", "head.delta=1"],
+            ["-s head.delta=1: head.delta: each value of the sweep over 'head' replaces all of"],
+        ),
     ],
 )
 def test_wrong_overrides_repeat_what_was_typed(

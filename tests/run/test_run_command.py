@@ -45,6 +45,7 @@ def test_a_run_leaves_everything_in_its_folder(ddnkit: Command, ran: Ran) -> Non
         "environment.json",
         "summary.csv",
         "report.md",
+        "report.html",
         "figures/the panel.png",
         *(f"runs/{v}/settings.yaml" for v in ("toy_slow", "toy_fast")),
         *(f"runs/{v}/seed-{s}/{f}" for v, s in RACE for f in ("metrics.csv", "done.json")),
@@ -162,7 +163,7 @@ def test_an_interrupted_run_says_how_to_go_on(ddnkit: Command, ran: Ran, trouble
     result = ddnkit("run", "race.yaml", "--out", "my run", "-s", "head.boost=4")
     assert result.exit_code == 130
     assert result.stderr == (
-        "interrupted; to go on: ddnkit run race.yaml -s head.boost=4 --out 'my run' --resume\n"
+        "interrupted; to go on where it was: ddnkit run race.yaml -s head.boost=4 --out 'my run' --resume\n"
     )
     report = ddnkit("report", "my run")
     assert report.exit_code == 0

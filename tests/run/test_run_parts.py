@@ -15,6 +15,7 @@ from ddnkit.recipe.load import load
 from ddnkit.run.environment import cpu_model, git_commit
 from ddnkit.run.execute import execute
 from ddnkit.run.folder import RunFolder
+from ddnkit.run.job import How
 from ddnkit.run.progress import LiveDisplay, PlainDisplay, display
 from ddnkit.run.record import MetricsWriter, cell, read_metrics
 from ddnkit.run.summary import Summary, SummaryRow, summarise
@@ -62,7 +63,7 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def metrics(folder: RunFolder, variant: str, seed: int, text: str) -> None:
     job = folder.job(variant, seed)
-    job.start()
+    job.path.mkdir(parents=True)
     job.metrics.write_text("epoch,step,loss,acc\n" + text)
 
 
@@ -155,8 +156,7 @@ def test_a_reader_that_is_gone_ends_the_run(tmp_path: Path) -> None:
             RunFolder(tmp_path),
             list(recipe.variants),
             [0],
-            device="cpu",
-            smoke=False,
+            how=How("cpu"),
             display=stream,
         )
     assert not (tmp_path / "runs/toy_slow/seed-0/error.txt").exists()
@@ -164,7 +164,7 @@ def test_a_reader_that_is_gone_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_broken_marker_is_no_marker(tmp_path: Path) -> None:
     job = RunFolder(tmp_path).job("a", 0)
-    job.start()
+    job.path.mkdir(parents=True)
     job.finish(1.25)
     assert job.seconds() == 1.25
     (job.path / "done.json").write_text("{")

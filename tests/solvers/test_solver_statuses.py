@@ -187,7 +187,9 @@ def test_a_concave_objective_is_unbounded(solver, node):
 
 
 @pytest.mark.parametrize("solver", [Newton, LBFGS])
-@pytest.mark.parametrize("node", [Linear(), LinearOnLine(), Concave()], ids=str)
+@pytest.mark.parametrize(
+    "node", [Linear(), LinearOnLine(), Concave()], ids=lambda node: type(node).__name__
+)
 def test_unbounded_in_float32_too(solver, node):
     assert solver().solve(case(node, torch.float32)).statuses() == [Status.UNBOUNDED]
 

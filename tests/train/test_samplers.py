@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ddnkit_train import FullBatch, Shuffled, Stratified
+from ddnkit_train.samplers import stratified_subset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ def test_an_epoch_holds_every_sample_once_in_batches_of_even_size(counts, batch,
     labels = labels_of(counts, seed)
     sampler = kind(labels, batch, seed)
     for _ in range(2):
-        batches = list(sampler.epoch())
+        batches = list(sampler.epoch(0))
         assert len(batches) == sampler.steps_per_epoch == -(-len(labels) // batch)
         sizes = [len(b) for b in batches]
         assert max(sizes) <= batch
@@ -46,7 +47,7 @@ def test_balanced_classes_share_every_batch_evenly(classes, each, batch, seed):
     labels = labels_of([each] * classes, seed)
     sampler = Stratified(labels, batch, seed)
     for _ in range(2):
-        batches = list(sampler.epoch())
+        batches = list(sampler.epoch(0))
         for b in batches:
             counts = torch.bincount(labels[b], minlength=classes)
             assert counts.max() - counts.min() <= 1
@@ -65,7 +66,7 @@ def test_balanced_classes_share_every_batch_evenly(classes, each, batch, seed):
 def test_unbalanced_classes_come_by_their_share(counts, batch, seed):
     labels = labels_of(counts, seed)
     share = torch.tensor(counts) / len(labels)
-    for b in Stratified(labels, batch, seed).epoch():
+    for b in Stratified(labels, batch, seed).epoch(0):
         found = torch.bincount(labels[b], minlength=len(counts))
         assert ((found - len(b) * share).abs() < 2 + len(counts) * share).all()
 
@@ -74,17 +75,17 @@ def test_unbalanced_classes_come_by_their_share(counts, batch, seed):
 def test_order_follows_the_seed_and_changes_with_the_epoch(kind):
     labels = labels_of([10, 10, 10], 0)
     first, same, other = (kind(labels, 5, seed) for seed in (1, 1, 2))
-    orders = [torch.cat(list(sampler.epoch())) for sampler in (first, same, other)]
+    orders = [torch.cat(list(sampler.epoch(0))) for sampler in (first, same, other)]
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
-    again = torch.cat(list(first.epoch()))
+    again = torch.cat(list(first.epoch(1)))
     assert not torch.equal(orders[0], again)
-    assert torch.equal(again, torch.cat(list(same.epoch())))
+    assert torch.equal(again, torch.cat(list(same.epoch(1))))
 
 
 def test_a_full_batch_is_everything_in_the_order_given():
     sampler = FullBatch(7)
-    assert list(sampler.epoch()) == [None]
+    assert list(sampler.epoch(0)) == [None]
     assert sampler.steps_per_epoch == 1
 
 
@@ -92,3 +93,23 @@ def test_a_full_batch_is_everything_in_the_order_given():
 def test_an_empty_batch_is_refused(kind):
     with pytest.raises(InputError, match="batch of 0"):
         kind(torch.zeros(3, dtype=torch.int64), 0, 0)
+
+
+def test_plans_from_any_step_are_those_of_the_whole_run():
+    labels = labels_of([10, 10, 13], 0)
+    sampler = Stratified(labels, 5, seed=3)
+    whole = list(sampler.plans(0, 20))
+    assert sampler.steps_per_epoch == 7
+    for start in (0, 3, 7, 13, 20):
+        rest = list(Stratified(labels, 5, seed=3).plans(start, 20))
+        assert [plan.seed for plan in rest] == [plan.seed for plan in whole[start:]]
+        assert all(map(torch.equal, (p.index for p in rest), (p.index for p in whole[start:])))
+    assert len({plan.seed for plan in whole}) == 20
+
+
+def test_a_subset_has_every_class_with_its_share():
+    labels = labels_of([400, 100, 100], 0)
+    index = stratified_subset(labels, 60)
+    assert torch.bincount(labels[index]).tolist() == [40, 10, 10]
+    assert torch.equal(index, index.unique())
+    assert stratified_subset(labels, None) is None

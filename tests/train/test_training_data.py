@@ -1,40 +1,16 @@
-"""Data sets: real digits, pairs of them, IDX files, free features, and their checks."""
+"""Data sets: real digits, pairs of them, free features, and their checks."""
 
-import gzip
-import struct
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from ddnkit_train import Dataset, read_idx, standardise
+from ddnkit_train import Dataset, Standardise, synthetic_images
 from ddnkit_train.settings import (
     DataSettings,
     DigitPairs,
     Digits,
-    FashionMNIST,
     FreeFeaturesData,
 )
 
 from ddnkit import InputError
-
-
-def write_idx(path: Path, array: np.ndarray, magic: bytes | None = None) -> None:
-    header = magic or bytes((0, 0, 8, array.ndim))
-    content = header + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_fashion(folder: Path, suffix: str = "", train: int = 30, test: int = 10) -> Path:
-    folder.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
-    for name, count in (("train", train), ("t10k", test)):
-        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        write_idx(folder / f"{name}-images-idx3-ubyte{suffix}", images)
-        write_idx(
-            folder / f"{name}-labels-idx1-ubyte{suffix}", np.arange(count, dtype=np.uint8) % 10
-        )
-    return folder
 
 
 def test_digits_are_split_by_class_and_standardised() -> None:
@@ -45,8 +21,9 @@ def test_digits_are_split_by_class_and_standardised() -> None:
         torch.bincount(data.labels) + torch.bincount(data.test_labels)
     )
     assert ((held_out - 0.2).abs() < 0.01).all()
-    assert float(data.inputs.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(data.inputs.std()) == pytest.approx(1, abs=1e-3)
+    prepared = data.prepare(data.inputs)
+    assert float(prepared.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(prepared.std()) == pytest.approx(1, abs=1e-3)
 
 
 def test_digits_are_the_same_for_every_seed_and_differ_with_the_data_seed() -> None:
@@ -85,7 +62,7 @@ def test_default_digit_pairs_are_those_of_the_issue() -> None:
     data = DigitPairs(batch_size=200).build(seed=3, smoke=False)
     assert data.samples == 20000
     assert len(data.test_labels) == 2000
-    assert float(data.inputs.std()) == pytest.approx(1, abs=1e-3)
+    assert float(data.prepare(data.inputs).std()) == pytest.approx(1, abs=1e-3)
 
 
 def test_free_features_are_balanced_indices() -> None:
@@ -103,7 +80,6 @@ def test_free_features_are_balanced_indices() -> None:
     [
         (Digits(), (1, 8, 8), 10),
         (DigitPairs(), (1, 8, 16), 100),
-        (FashionMNIST(root=Path("/nonexistent")), (1, 28, 28), 10),
     ],
 )
 def test_smoke_data_have_the_shapes_and_need_no_files(
@@ -116,102 +92,34 @@ def test_smoke_data_have_the_shapes_and_need_no_files(
     assert len(data.labels.unique()) == len(data.test_labels.unique()) == classes
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_fashion_mnist_is_read_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
-    folder = write_fashion(tmp_path, suffix)
-    data = FashionMNIST(root=folder, subset=20).build(seed=0, smoke=False)
-    assert data.inputs.shape == (20, 1, 28, 28)
-    assert data.test_inputs.shape == (10, 1, 28, 28)
-    assert data.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    assert float(data.inputs.mean()) == pytest.approx(0, abs=1e-5)
-    raw = FashionMNIST(root=folder, standardise="none").build(seed=0, smoke=False)
-    pixels = read_idx(folder / f"train-images-idx3-ubyte{suffix}", 3)
-    assert torch.equal((raw.inputs[:, 0] * 255).round().byte(), torch.tensor(pixels))
-
-
-def test_missing_files_are_listed_with_every_folder_and_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_fashion(tmp_path / "some")
-    (folder / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(InputError) as caught:
-        FashionMNIST(root=folder).build(seed=0, smoke=False)
-    text = str(caught.value)
-    assert f"{folder}: missing t10k-labels-idx1-ubyte[.gz]\n" in text
-    assert "train-images" not in text
-    assert "-s data.root=DIR" in text
-    assert "dataset-fashion-mnist" in text
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("ddnkit_train.fashion_mnist._DEBIAN", tmp_path / "debian")
-    with pytest.raises(InputError) as caught:
-        FashionMNIST().build(seed=0, smoke=False)
-    text = str(caught.value)
-    for looked in (tmp_path / "cache" / "ddnkit" / "fashion-mnist", tmp_path / "debian"):
-        assert f"{looked}: no such folder" in text
-    assert text.count("train-labels-idx1-ubyte[.gz]") == 2
-
-    (tmp_path / "cache" / "ddnkit").mkdir(parents=True)
-    write_fashion(tmp_path / "cache" / "ddnkit" / "fashion-mnist", ".gz")
-    assert FashionMNIST().build(seed=0, smoke=False).samples == 30
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"\.cache/ddnkit/fashion-mnist: no such folder"):
-        FashionMNIST().build(seed=0, smoke=False)
-
-
-def test_a_damaged_idx_file_is_named_with_what_is_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "labels"
-    labels = np.arange(5, dtype=np.uint8)
-    write_idx(path, labels, magic=b"\x00\x00\x0d\x01")
-    with pytest.raises(InputError, match=r"labels: not an IDX file.*00 00 0d 01.*00 00 08 01"):
-        read_idx(path, 1)
-    write_idx(path, labels)
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(InputError, match="promises 5 = 5 bytes, it holds 3"):
-        read_idx(path, 1)
-    path.write_bytes(b"")
-    with pytest.raises(InputError, match="starts with nothing"):
-        read_idx(path, 1)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_idx(tmp_path / "absent", 1)
-
-    compressed = tmp_path / "labels.gz"
-    write_idx(compressed, labels)
-    compressed.write_bytes(compressed.read_bytes()[:-12])
-    with pytest.raises(InputError, match=r"labels\.gz: cannot be read"):
-        read_idx(compressed, 1)
-    compressed.write_bytes(b"no gzip at all")
-    with pytest.raises(InputError, match=r"labels\.gz: cannot be read"):
-        read_idx(compressed, 1)
-
-
-def test_files_that_are_not_fashion_mnist_are_refused(tmp_path: Path) -> None:
-    folder = write_fashion(tmp_path)
-    labels = folder / "train-labels-idx1-ubyte"
-    write_idx(labels, np.full(30, 10, dtype=np.uint8))
-    with pytest.raises(InputError, match="expected labels 0…9"):
-        FashionMNIST(root=folder).build(seed=0, smoke=False)
-    write_idx(labels, np.zeros(29, dtype=np.uint8))
-    with pytest.raises(InputError, match=r"30 images.*29 labels"):
-        FashionMNIST(root=folder).build(seed=0, smoke=False)
-    write_idx(folder / "train-images-idx3-ubyte", np.zeros((30, 14, 28), dtype=np.uint8))
-    with pytest.raises(InputError, match="14×28"):
-        FashionMNIST(root=folder).build(seed=0, smoke=False)
-
-
 def test_standardise_uses_the_training_samples_alone() -> None:
-    torch.manual_seed(0)
-    train, test = 3 + 2 * torch.randn(50, 1, 2, 2), torch.randn(10, 1, 2, 2)
+    train, test = 3 + 2 * torch.randn(50, 2, 2, 2), torch.randn(10, 2, 2, 2)
     train[:, 0, 1, 1] = 7.0  # a pixel that never varies
-    shifted, other = standardise(train, test, "pixel")
-    assert torch.allclose(shifted.mean(dim=0), torch.zeros(1, 2, 2), atol=1e-5)
+    pixel = Standardise.fit(train, "pixel")
+    shifted, other = pixel(train), pixel(test)
+    assert torch.allclose(shifted.mean(dim=0), torch.zeros(2, 2, 2), atol=1e-5)
     assert torch.allclose(shifted[:, 0, 0, 0].std(correction=0), torch.tensor(1.0))
     assert torch.equal(shifted[:, 0, 1, 1], torch.zeros(50))
     assert torch.allclose(other[:, 0, 1, 1], test[:, 0, 1, 1] - 7)
-    whole, _ = standardise(train, test, "global")
+    whole = Standardise.fit(train, "global")(train)
     assert float(whole.std(correction=0)) == pytest.approx(1)
-    assert standardise(train, test, "none")[1] is test
+    channel = Standardise.fit(train, "channel")(train)
+    assert torch.allclose(channel.std((0, 2, 3), correction=0), torch.ones(2))
+    assert torch.equal(Standardise.fit(train, "none")(test), test)
+    stored = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
+    assert torch.allclose(Standardise.fit(stored, "none")(stored), torch.tensor([[0.0, 0.2, 1.0]]))
+
+
+def test_synthetic_images_are_as_many_as_asked_for() -> None:
+    data = synthetic_images((1, 4, 4), 3)
+    assert data.samples == 512 and data.inputs.dtype == torch.uint8
+    few = synthetic_images((1, 4, 4), 100, samples=10)
+    assert few.labels.tolist() == list(range(0, 100, 10)) and few.classes == 100
+    assert synthetic_images((1, 4, 4), 3, samples=7).labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_data_without_files_lack_none() -> None:
+    Digits().locate(download=False)
 
 
 def test_a_dataset_that_does_not_fit_together_is_refused() -> None:

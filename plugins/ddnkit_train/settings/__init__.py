@@ -1,7 +1,8 @@
 """What the sections of a classification recipe may hold; nothing here imports torch."""
 
 from .backbones import CNN, MLP, FreeFeatures
-from .data import DataSettings, DigitPairs, Digits, FashionMNIST, FreeFeaturesData
+from .data import DataSettings, DigitPairs, Digits, FreeFeaturesData, ImageSettings
+from .engine import EngineSettings
 from .losses import CrossEntropy
 from .optimizers import AGD, SGD, Adam, AdamW
 from .pipeline import Classification, TrainSettings
@@ -18,8 +19,9 @@ __all__ = [
     "DataSettings",
     "DigitPairs",
     "Digits",
-    "FashionMNIST",
+    "EngineSettings",
     "FreeFeatures",
     "FreeFeaturesData",
+    "ImageSettings",
     "TrainSettings",
 ]

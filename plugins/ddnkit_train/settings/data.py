@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pydantic
@@ -12,7 +11,7 @@ from pydantic import Field, PositiveInt
 from ddnkit import Settings
 
 if TYPE_CHECKING:
-    from ..data import Dataset
+    from ..data import Data, Dataset
 
 
 class DataSettings(Settings, abc.ABC):
@@ -32,8 +31,25 @@ class DataSettings(Settings, abc.ABC):
     )
 
     @abc.abstractmethod
-    def build(self, *, seed: int, smoke: bool) -> Dataset:
-        """The data set, on the CPU; with ``smoke`` a small synthetic one of the same shapes."""
+    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Data:
+        """The data, on the CPU; with ``smoke`` small synthetic ones of the same shapes.
+
+        ``download`` allows missing files to be fetched to the user's data folder.
+        """
+
+    def locate(self, *, download: bool = False) -> None:
+        """Check, before anything else is done, that the files the data need exist.
+
+        It is quick, and opens none of them. By default data need no files.
+
+        Args:
+            download: files that can be fetched may be missing.
+
+        Raises:
+            ddnkit.InputError: files are missing; the text says which, where they were looked for,
+                and what to do.
+        """
+        return None
 
 
 class FreeFeaturesData(DataSettings):
@@ -54,7 +70,7 @@ class FreeFeaturesData(DataSettings):
             raise ValueError(f"{self.samples} samples are fewer than {self.classes} classes")
         return self
 
-    def build(self, *, seed: int, smoke: bool) -> Dataset:
+    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
         """The indices 0…N−1 with balanced labels; already synthetic, so ``smoke`` keeps them."""
         from ..free_features import free_features_data
 
@@ -64,11 +80,16 @@ class FreeFeaturesData(DataSettings):
 class ImageSettings(DataSettings, abc.ABC):
     """Base of the data sets of real images."""
 
-    standardise: Literal["global", "pixel", "none"] = Field(
+    standardise: Literal["global", "channel", "pixel", "none"] = Field(
         default="global",
         description="Subtract the mean and divide by the standard deviation of the training "
-        "images: of all pixels together ('global'), or of each pixel by itself ('pixel').",
+        "images: of all values together ('global'), of each 'channel', or of each 'pixel'.",
     )
+
+
+class _SplitImages(ImageSettings, abc.ABC):
+    """Base of the data sets that are split here."""
+
     data_seed: int = Field(
         default=0,
         ge=0,
@@ -77,21 +98,21 @@ class ImageSettings(DataSettings, abc.ABC):
     )
 
 
-class Digits(ImageSettings):
+class Digits(_SplitImages):
     """The UCI handwritten digits that scikit-learn ships: 1,797 images of 8×8, 10 classes."""
 
     test_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="Share of each class held out for testing."
     )
 
-    def build(self, *, seed: int, smoke: bool) -> Dataset:
+    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
         """Images ``(N, 1, 8, 8)``, split stratified by class."""
         from ..digits import digits
 
         return digits(self, smoke=smoke)
 
 
-class DigitPairs(ImageSettings):
+class DigitPairs(_SplitImages):
     """Two UCI digits side by side, 8×16: 100 classes (label 10·left + right) of real images.
 
     The digits of the test pairs are disjoint from those of the training pairs.
@@ -103,36 +124,8 @@ class DigitPairs(ImageSettings):
     train_per_class: PositiveInt = Field(default=200, description="Training pairs of each class.")
     test_per_class: PositiveInt = Field(default=20, description="Test pairs of each class.")
 
-    def build(self, *, seed: int, smoke: bool) -> Dataset:
+    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
         """Images ``(N, 1, 8, 16)``, balanced."""
         from ..digits import digit_pairs
 
         return digit_pairs(self, smoke=smoke)
-
-
-class FashionMNIST(ImageSettings):
-    """Fashion-MNIST: 60,000 training and 10,000 test images of 28×28, 10 classes, from IDX files.
-
-    Files: ``{train,t10k}-images-idx3-ubyte`` and ``{train,t10k}-labels-idx1-ubyte``, plain or
-    ``.gz``.
-    """
-
-    root: Path | None = Field(
-        default=None,
-        description="Folder of the four IDX files. Default: fashion-mnist in the user's data "
-        "folder (~/.cache/ddnkit), then that of Debian's package dataset-fashion-mnist.",
-    )
-    subset: PositiveInt | None = Field(
-        default=None, description="Take the first so many training images only."
-    )
-
-    def build(self, *, seed: int, smoke: bool) -> Dataset:
-        """Images ``(N, 1, 28, 28)``.
-
-        Raises:
-            ddnkit.InputError: a file is missing or not what it should be; the text says which,
-                where it was looked for, and what to do.
-        """
-        from ..fashion_mnist import fashion_mnist
-
-        return fashion_mnist(self, smoke=smoke)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 
-from ddnkit import Job, Pipeline, Settings, component
+from ddnkit import InputError, Job, Pipeline, Settings, Table, component
 
 from .data import DataSettings
+from .engine import EngineSettings
+
+#: What the published code of *Guiding Neural Collapse* does otherwise than its text; by head.
+_PUBLISHED_CODE: dict[str, dict[str, Any]] = {
+    "nearest_etf": {
+        "data.sampler": "stratified",
+        "head.means.absent": "global_mean",
+        "head.means.normalise": "after",
+        "head.evaluation_mean": "last_batch",
+    },
+    "fixed_etf": {"head.evaluation_mean": "test_batch"},
+}
 
 
 class TrainSettings(Settings):
@@ -33,6 +46,11 @@ class TrainSettings(Settings):
     )
     evaluation_batch: PositiveInt = Field(
         default=1000, description="Samples the network sees at a time when it is evaluated."
+    )
+    evaluation_samples: PositiveInt | None = Field(
+        default=None,
+        description="Training samples that loss, accuracy and metrics are measured on, every class "
+        "with its share; default: all.",
     )
 
     @pydantic.model_validator(mode="after")
@@ -83,6 +101,50 @@ class Classification(Pipeline):
         "metrics", "neural_collapse", description="Figures measured on the training set."
     )
     train: TrainSettings = Field(description="Length of the training and evaluations.")
+    engine: EngineSettings = Field(
+        default=EngineSettings(), description="Precision, devices and checkpoints."
+    )
+
+    resumable: ClassVar[bool] = True
+    published: str | None = Field(
+        default=None,
+        description="The experiment of Guiding Neural Collapse (NeurIPS 2024) whose published "
+        "figures the report sets beside these, such as cifar10_resnet18 or ufm100.",
+    )
+
+    fidelity: Literal["paper", "published_code"] = Field(
+        default="paper",
+        description="Where the text and the published code of Guiding Neural Collapse differ: "
+        "'published_code' fills in what the code does, for keys that the recipe does not give. "
+        "docs/fidelity.md lists them.",
+    )
+
+    @classmethod
+    def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The published code's choices, where ``fidelity`` asks for them; else the defaults."""
+        if given.get("fidelity") != "published_code":
+            return {}
+        head = given.get("head")
+        name = head.get("name") if isinstance(head, dict) else None
+        common = {"data.sampler": "shuffled", "backbone.stem": "imagenet"}
+        return {**common, **_PUBLISHED_CODE.get(str(name), {})}
+
+    @pydantic.field_validator("published")
+    @classmethod
+    def _is_published(cls, name: str | None) -> str | None:
+        from ddnkit_collapse.published import published_figures
+
+        try:
+            return None if name is None else published_figures(name).name
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+    def prepare(self, *, download: bool) -> None:
+        """See that the data are there, and fetch them where that is asked for."""
+        self.data.locate(download=download)
+        if download:
+            # Here and once: a server that does not answer is told before fifteen jobs ask it.
+            self.data.build(seed=0, smoke=False, download=True)
 
     def run(self, job: Job) -> None:
         """Train one variant with one seed.
@@ -100,3 +162,21 @@ class Classification(Pipeline):
         from ddnkit_collapse import draw_panels
 
         return draw_panels(folder)
+
+    def caption(self, figure: Path) -> str:
+        """What a panel shows."""
+        from ddnkit_collapse.captions import caption
+
+        return caption(figure.stem)
+
+    def tables(self, folder: Path) -> list[Table]:
+        """Accuracies beside the published ones, and what a step cost."""
+        from ..tables import tables
+
+        return tables(folder)
+
+    def evaluate(self, job: Job) -> dict[str, float | None]:
+        """The figures of the model in the job's folder, on these data."""
+        from ..reevaluate import reevaluate
+
+        return reevaluate(self, job)

@@ -1,0 +1,67 @@
+"""``ddnkit evaluate``: the models of a run, measured again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--only", metavar="VARIANT", multiple=True, help="Measure this variant alone. Repeatable."
+)
+@click.option("--seeds", metavar="N|0,1,2", help="N seeds from 0 on, or a list of them.")
+@click.option(
+    "-s",
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Set a key of the recipe, for example -s data.root=DIR. Repeatable.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to measure.",
+)
+@click.option("--download", is_flag=True, help="Fetch missing data to the user's data folder.")
+def evaluate(
+    run_dir: Path,
+    only: tuple[str, ...],
+    seeds: str | None,
+    overrides: tuple[str, ...],
+    device: str,
+    download: bool,
+) -> None:
+    """Measure the models of the finished jobs in RUN_DIR again, beside the recorded figures.
+
+    Exits with 1 if a figure differs by more than rounding: a thousandth of it, and 1e-5.
+    """
+    from ..run.environment import resolve_device
+    from ..run.evaluating import evaluate_again, finished_jobs, side_by_side
+    from ..run.folder import open_run
+
+    folder = open_run(run_dir)
+    jobs = finished_jobs(folder, only, seeds)
+    results = []
+    for result in evaluate_again(
+        folder, jobs, overrides, device=resolve_device(device), download=download
+    ):
+        results.append(result)
+        click.echo(
+            f"[{len(results)}/{len(jobs)}] {result.job.variant} seed {result.job.seed}", err=True
+        )
+    click.echo(side_by_side(results))
+    differing = [(result, name) for result in results for name in result.differing()]
+    for result, name in differing:
+        now = result.measured.get(name)
+        click.echo(
+            f"error: {result.job.variant} seed {result.job.seed}: {name} was recorded as "
+            f"{result.recorded[name]:.9g}, now it is {'not there' if now is None else f'{now:.9g}'}",
+            err=True,
+        )
+    click.get_current_context().exit(1 if differing else 0)

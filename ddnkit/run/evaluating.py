@@ -1,0 +1,151 @@
+"""The models of a finished run measured again, beside the figures recorded when they were trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, nearest_choice
+from ..recipe.load import load
+from ..recipe.pipeline import Job
+from .folder import JobFolder, RunFolder
+from .record import KEYS, read_metrics
+from .table import aligned
+
+#: A figure is the same if it differs by no more than this, relative to the larger one, or
+RELATIVE = 1e-3
+#: by this: rounding that differs between devices, versions and batch sizes.
+ABSOLUTE = 1e-5
+
+Figures = dict[str, "float | None"]
+
+
+@dataclass(frozen=True)
+class Again:
+    """One job's figures: those of its last row, and those measured again."""
+
+    job: JobFolder
+    recorded: Figures
+    measured: Figures
+
+    def differing(self) -> list[str]:
+        """The recorded figures that were not found again."""
+        return [
+            name
+            for name, value in self.recorded.items()
+            if name not in KEYS and value is not None and not _same(value, self.measured.get(name))
+        ]
+
+
+def finished_jobs(
+    folder: RunFolder, only: Sequence[str] = (), seeds: str | None = None
+) -> list[JobFolder]:
+    """The finished jobs of a run, in its order of variants and seeds.
+
+    Args:
+        only: these variants alone; none for all.
+        seeds: ``"3"`` or ``"0,1,2"``, as for a run; None for all.
+
+    Raises:
+        InputError: there is no such variant, or no such job is finished.
+    """
+    recipe = load(folder.recipe, seeds=seeds)
+    names = [variant.name for variant in recipe.variants]
+    for name in only:
+        if name not in names:
+            hint = nearest_choice(name, names)
+            raise InputError(f"--only {name}: the run has no such variant.{hint}")
+    jobs = [
+        folder.job(name, seed)
+        for name in names
+        if not only or name in only
+        for seed in recipe.seeds
+    ]
+    done = [job for job in jobs if job.seconds() is not None]
+    if not done:
+        raise InputError(f"'{folder.path}': none of the {len(jobs)} jobs asked for is finished")
+    return done
+
+
+def evaluate_again(
+    folder: RunFolder,
+    jobs: Iterable[JobFolder],
+    overrides: Sequence[str] = (),
+    *,
+    device: str,
+    download: bool = False,
+) -> Iterator[Again]:
+    """Measure the models of ``jobs`` one after the other.
+
+    Args:
+        overrides: ``key=value``, laid over the settings that each job was run with.
+        device: ``"cpu"`` or ``"cuda"``, resolved.
+        download: whether missing data may be fetched.
+
+    Raises:
+        InputError: an override is wrong, data or a model are missing or do not fit, or the pipeline
+            keeps no models.
+    """
+    smoke = bool(folder.read_environment().get("smoke"))
+    for job in jobs:
+        pipeline = load(folder.settings(job.variant), overrides).variants[0].pipeline
+        if not smoke:
+            pipeline.prepare(download=download)
+        measured = pipeline.evaluate(
+            Job(
+                variant=job.variant,
+                seed=job.seed,
+                folder=job.path,
+                device=device,
+                smoke=smoke,
+                record=_nothing,
+                progress=_nothing,
+                download=download,
+            )
+        )
+        yield Again(job, _last_row(job.metrics), measured)
+
+
+def side_by_side(results: Sequence[Again]) -> str:
+    """A row a job: accuracies and losses as measured now, each beside the recorded one."""
+    columns = [
+        ["variant", *(one.job.variant for one in results)],
+        ["seed", *(str(one.job.seed) for one in results)],
+    ]
+    for metric in _shown(results):
+        columns.append([metric, *(_number(one.measured.get(metric)) for one in results)])
+        columns.append(["recorded", *(_number(one.recorded.get(metric)) for one in results)])
+    return aligned(columns)
+
+
+def _shown(results: Sequence[Again]) -> list[str]:
+    """Accuracies, test first, and losses; all figures where there is neither."""
+    found = [row for one in results for row in (one.recorded, one.measured)]
+    names = dict.fromkeys(name for row in found for name, value in row.items() if value is not None)
+    figures = [name for name in names if name not in KEYS]
+    common = [name for name in figures if "top1" in name or "loss" in name]
+    return sorted(common or figures, key=lambda name: ("top1" not in name, "test" not in name))
+
+
+def _last_row(metrics: Path) -> Figures:
+    rows = read_metrics(metrics)[1]
+    return rows[-1] if rows else {}
+
+
+def _same(recorded: float, measured: float | None) -> bool:
+    if measured is None:
+        return False
+    if math.isnan(recorded):
+        return math.isnan(measured)
+    return math.isclose(recorded, measured, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _nothing(*_: Any) -> None:
+    """Where a measurement's rows and progress go."""

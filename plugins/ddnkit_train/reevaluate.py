@@ -1,0 +1,110 @@
+"""A finished job measured again, with the model that it left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddnkit import InputError, Job
+
+from .classifier import FinalHead
+from .data import Data
+from .engine import Engine
+from .evaluation import evaluate
+from .export import WEIGHTS
+from .model import Model
+from .samplers import stratified_subset
+
+if TYPE_CHECKING:
+    from .settings import Classification, EngineSettings
+
+
+def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
+    """The figures of a job's model on its data: `Classification.evaluate`."""
+    sections: Any = settings
+    file = job.folder / WEIGHTS
+    tensors, about = _read(file)
+    engine = Engine(_as_trained(settings.engine, job.folder), job)
+    data: Data = sections.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
+    data = data.to(engine.device)
+    backbone = sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
+    head = _head(tensors, about)
+    if len(head.weight) != data.classes:
+        raise InputError(f"'{file}' is of {len(head.weight)} classes; the data have {data.classes}")
+    _load(backbone, "backbone", tensors, file)
+    # Samples are prepared by the statistics of the data that it was trained on.
+    _load(data.prepare, "prepare", tensors, file)
+    model = engine.fabric.setup_module(Model(backbone, head))
+    index = stratified_subset(data.labels, settings.train.evaluation_samples)
+    with engine.job():
+        row, _ = evaluate(
+            model,
+            data,
+            sections.metrics.build(),
+            settings.train.evaluation_batch,
+            engine=engine,
+            index=index,
+        )
+    return row
+
+
+def _head(tensors: dict[str, Tensor], about: dict[str, str]) -> FinalHead:
+    return FinalHead(
+        tensors["head.weight"],
+        tensors["head.global_mean"],
+        float(tensors["head.temperature"]),
+        normalise=json.loads(about["normalise"]),
+        batch_mean=about["evaluation_mean"] == "test_batch",
+    )
+
+
+def _as_trained(engine: EngineSettings, folder: Path) -> EngineSettings:
+    """In the precision that the job was trained and evaluated in, where ``auto`` chose it."""
+    try:
+        precision = json.loads((folder / "resources.json").read_text())["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return engine
+    return (
+        engine.model_copy(update={"precision": precision}) if engine.precision == "auto" else engine
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not file.is_file():
+        raise InputError(
+            f"'{file}' is not there: a finished job of this version of ddnkit leaves it; run the "
+            "recipe again, or copy the file back"
+        )
+    try:
+        with safetensors.safe_open(file, framework="pt") as content:
+            about = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"'{file}' is damaged: {error}") from error
+    needed = {"head.weight", "head.global_mean", "head.temperature"}
+    if not (needed <= tensors.keys() and {"normalise", "evaluation_mean"} <= about.keys()):
+        raise InputError(f"'{file}' is not a model that ddnkit wrote: it names no classifier")
+    return tensors, about
+
+
+def _load(module: torch.nn.Module, prefix: str, tensors: dict[str, Tensor], file: Path) -> None:
+    own = {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+    if any(tensor.dtype == torch.float64 for tensor in own.values()):
+        module.double()  # so that the copy does not round
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise InputError(
+            f"'{file}' does not fit the {prefix} of these settings: {first}"
+        ) from error

@@ -1,0 +1,146 @@
+"""ResNets and VGGs as feature extractors: ``(N, channels, height, width)`` → ``(N, feature_dim)``.
+
+The networks of torchvision without their last layer, which a classifier head takes the place of. By
+default they have matrices and kernels alone to train (no bias, batch norms without affine
+parameters), so that AGD applies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ddnkit import InputError
+
+#: Channels of each convolution, "M" a max-pool: the published configurations A, B and D.
+VGG_LAYOUTS: dict[str, tuple[int | str, ...]] = {
+    "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    "vgg13": (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+}  # fmt: skip
+_HIDDEN = 4096
+
+
+def resnet(
+    name: str, in_channels: int = 3, *, stem: str = "imagenet", affine: bool = False
+) -> nn.Module:
+    """torchvision's ``name``, a residual network, up to the average pooling of its last maps.
+
+    Args:
+        in_channels: channels of the images.
+        stem: "imagenet", 7×7 with stride 2 and a max-pool: a quarter of the resolution; "cifar",
+            3×3 with neither: all of it, at 16 times the cost on the same image.
+        affine: batch norms learn a scale and a shift.
+
+    Raises:
+        ddnkit.InputError: torchvision is not installed.
+    """
+    network: Any = getattr(_torchvision_models(name), name)(weights=None)
+    network.feature_dim = network.fc.in_features
+    network.fc = nn.Identity()
+    if stem == "cifar":
+        network.conv1 = _stem(in_channels, kernel_size=3, stride=1, padding=1)
+        network.maxpool = nn.Identity()
+    elif in_channels != 3:
+        network.conv1 = _stem(in_channels, kernel_size=7, stride=2, padding=3)
+    if not affine:
+        _drop_affine(network)
+    return network
+
+
+class VGG(nn.Module):
+    """torchvision's VGG with batch norm, up to the features that its classifier would see.
+
+    Args:
+        layout: as the entries of `VGG_LAYOUTS`.
+        in_channels: channels of the images.
+        neck: "pooled", the mean of each of the last 512 maps; "mlp", the two hidden layers of 4096
+            units of the published network, on 7×7 maps, without dropout.
+        bias: convolutions and hidden layers add a bias.
+        affine: batch norms learn a scale and a shift.
+        ceil_mode: a pool keeps the odd last row and column, as a window of their own. Without it
+            an image below 32×32 is gone before the last of the five pools; of multiples of 32
+            nothing is left over and it changes nothing.
+    """
+
+    def __init__(
+        self,
+        layout: tuple[int | str, ...],
+        in_channels: int = 3,
+        *,
+        neck: str = "pooled",
+        bias: bool = False,
+        affine: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for width in layout:
+            if isinstance(width, str):
+                layers.append(nn.MaxPool2d(2, ceil_mode=ceil_mode))
+                continue
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=bias),
+                nn.BatchNorm2d(width, affine=affine),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.neck, self.feature_dim = _neck(neck, channels, bias=bias)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, feature_dim)`` of images ``(B, in_channels, height, width)``."""
+        return self.neck(self.features(images))
+
+
+def _neck(kind: str, channels: int, *, bias: bool) -> tuple[nn.Module, int]:
+    if kind == "pooled":
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
+    side = 7
+    hidden = (
+        nn.Linear(channels * side**2, _HIDDEN, bias=bias),
+        nn.ReLU(inplace=True),
+        nn.Linear(_HIDDEN, _HIDDEN, bias=bias),
+        nn.ReLU(inplace=True),
+    )
+    return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), *hidden), _HIDDEN
+
+
+def _initialise(module: nn.Module) -> None:
+    """The published start; an optimiser such as AGD gives the weights its own."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0, 0.01)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _stem(in_channels: int, *, kernel_size: int, stride: int, padding: int) -> nn.Conv2d:
+    stem = nn.Conv2d(in_channels, 64, kernel_size, stride, padding, bias=False)
+    _initialise(stem)
+    return stem
+
+
+def _drop_affine(network: nn.Module) -> None:
+    # torchvision initialises the parameters of its batch norms, and so cannot be built without.
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.affine = False
+            module.register_parameter("weight", None)
+            module.register_parameter("bias", None)
+
+
+def _torchvision_models(name: str) -> Any:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise InputError(
+            f"backbone: {name} needs torchvision: pip install 'ddnkit[vision]'"
+        ) from error
+    return models

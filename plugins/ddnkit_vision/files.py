@@ -1,0 +1,196 @@
+"""Where the files of a data set are looked for, and how they are fetched; without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddnkit import DdnkitError, InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a data set and where they come from.
+
+    Attributes:
+        name: of the data set in a recipe, and of its folder.
+        title: its name in prose.
+        files: what a folder must hold, relative to it.
+        megabytes: size of the download.
+        url: where from.
+        needs_torchvision: not only to download the files, but to read them.
+        gzipped: each file may also have the ending ``.gz``.
+        system: a folder that a package of the operating system fills.
+        package: that package.
+    """
+
+    name: str
+    title: str
+    files: tuple[str, ...]
+    megabytes: int
+    url: str
+    needs_torchvision: bool = True
+    gzipped: bool = False
+    system: Path | None = None
+    package: str = ""
+
+    def folders(self, root: Path | None) -> list[Path]:
+        """The folders to look in: ``root`` alone, or the usual ones; downloads go to the first."""
+        if root is not None:
+            return [root.expanduser()]
+        usual = [data_folder() / self.name]
+        given = os.environ.get("DDNKIT_DATA")
+        if given:
+            usual.insert(0, Path(given).expanduser() / self.name)
+        return usual + ([self.system] if self.system else [])
+
+    def path(self, folder: Path, file: str) -> Path | None:
+        """``file`` in ``folder``, plain or gzipped; ``None`` where it is missing."""
+        plain = folder / file
+        if plain.is_file():
+            return plain
+        gzipped = plain.with_name(plain.name + ".gz")
+        return gzipped if self.gzipped and gzipped.is_file() else None
+
+    def missing(self, folder: Path) -> list[str]:
+        """The files that ``folder`` lacks."""
+        return [file for file in self.files if self.path(folder, file) is None]
+
+    def find(self, root: Path | None) -> Path | None:
+        """The first folder that has all files."""
+        return next((f for f in self.folders(root) if not self.missing(f)), None)
+
+    def locate(self, root: Path | None, *, download: bool) -> None:
+        """Check that all files exist, or may be downloaded.
+
+        Raises:
+            ddnkit.InputError: files are missing, and the text lists every folder and what it lacks;
+                or torchvision is, where it is needed.
+        """
+        found = self.find(root)
+        if found is None and not download:
+            raise self.not_found(root)
+        if self.needs_torchvision or found is None:
+            require_torchvision(self.title)
+
+    def not_found(self, root: Path | None) -> InputError:
+        """Which files are missing, where they were looked for, and the ways out."""
+        ending = "[.gz]" if self.gzipped else ""
+        lines = []
+        for folder in self.folders(root):
+            absent = "" if folder.is_dir() else "no such folder; "
+            missing = ", ".join(f"{file}{ending}" for file in self.missing(folder))
+            lines.append(f"  {folder}: {absent}missing {missing}\n")
+        package = f", or install Debian's package {self.package}" if self.package else ""
+        return InputError(
+            f"{self.title}: files are missing. Looked in:\n{''.join(lines)}"
+            f"Add --download ({self.megabytes} MB from {self.host}, checksum verified), or give "
+            f"their folder with -s data.root=DIR{package}."
+        )
+
+    @property
+    def host(self) -> str:
+        """Where a download comes from."""
+        return self.url.split("/")[2]
+
+    def obtain(self, root: Path | None, *, download: bool, fetch: Callable[[Path], None]) -> Path:
+        """The folder that has all files, fetched first where that is allowed and needed.
+
+        Args:
+            root: the folder to use; ``None`` for the usual ones.
+            download: whether ``fetch`` may be called.
+            fetch: downloads the files into a folder; raises what torchvision raises.
+
+        Raises:
+            ddnkit.InputError: files are missing, or the folder cannot be written to.
+            ddnkit.DdnkitError: the download failed.
+        """
+        found, target = self.find(root), self.folders(root)[0]
+        if found is None and not download:
+            raise self.not_found(root)
+        # Where files may be fetched, those found may be of a download under way: wait for its end.
+        if found is not None and not (download and found == target and os.access(target, os.W_OK)):
+            return found
+        with exclusive(target):
+            if self.missing(target):
+                self._fetch(target, fetch)
+        return target
+
+    def fetch_again(self, folder: Path, fetch: Callable[[Path], None]) -> None:
+        """Replace the damaged files of ``folder``."""
+        with exclusive(folder):
+            self._fetch(folder, fetch)
+
+    def _fetch(self, folder: Path, fetch: Callable[[Path], None]) -> None:
+        try:
+            with _timeout(60):
+                fetch(folder)
+        except InputError:
+            raise
+        # Networks, archives and disks fail in many ways (HTTPException, TarError, …).
+        except Exception as error:
+            reason = str(error).strip().replace("\n", " ") or type(error).__name__
+            if "corrupted" in reason:
+                reason = f"what came is damaged or not what was expected ({reason})"
+            raise DdnkitError(
+                f"{self.title}: the download of {self.url} to {folder} failed: {reason} "
+                "Try again later, or fetch the files by other means and give their folder with "
+                "-s data.root=DIR."
+            ) from error
+        missing = self.missing(folder)
+        if missing:
+            raise DdnkitError(
+                f"{self.title}: the download of {self.url} did not hold {', '.join(missing)}"
+            )
+
+
+def require_torchvision(title: str) -> None:
+    """Check that torchvision is installed, without importing it.
+
+    Raises:
+        ddnkit.InputError: it is not.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise InputError(f"{title} needs torchvision: pip install 'ddnkit[vision]'")
+
+
+def data_folder() -> Path:
+    """The user's folder of data sets, ``~/.cache/ddnkit`` where ``XDG_CACHE_HOME`` is not set."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "ddnkit"
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``, which is made; other processes wait for it."""
+    # POSIX; imported here so that everything but a download works without.
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".download.lock").open("w")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to: {error}") from error
+    with lock:  # closing the file releases the lock
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """Give up on a silent server; torchvision's own downloads would wait for ever."""
+    import socket
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+__all__ = ["Source", "data_folder", "exclusive", "require_torchvision"]

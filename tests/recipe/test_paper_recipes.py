@@ -1,0 +1,158 @@
+"""The recipes of the paper's experiments ask for what it says, and `fidelity` for what its code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddnkit import Job
+from ddnkit.recipe.load import load
+from ddnkit.recipe.recipe import Recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TABLES = ["cifar10_resnet18", "cifar10_vgg13", "cifar100_resnet50", "cifar100_vgg13",
+          "stl10_resnet50", "stl10_vgg13", "imagenet_resnet50"]  # fmt: skip
+OTHERS = ["mnist_resnet18", "mnist_vgg13", "fashion_mnist_resnet18", "fashion_mnist_vgg13"]
+ABLATIONS = {
+    "cifar10_vgg13_ddn_gradient": ("nearest_etf", "differentiate", [True, False]),
+    "cifar10_resnet18_normalisation": (None, "name", ["standard", "standard_unnormalised"]),
+    "cifar10_resnet18_haar": ("fixed_etf", "direction", ["canonical", "haar"]),
+}
+IMAGES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "stl10": (5_000, 10),
+          "mnist": (60_000, 10), "fashion_mnist": (60_000, 10),
+          "image_folder": (1_281_167, 1000)}  # fmt: skip
+UFM = ["ufm10", "ufm100", "ufm200", "ufm1000"]
+
+
+def shipped(name: str, *overrides: str) -> Recipe:
+    return load(RECIPES / f"{name}.yaml", overrides)
+
+
+def heads(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    return {variant.name: variant.settings["head"] for variant in recipe.variants}
+
+
+@pytest.mark.parametrize("name", [*TABLES, *OTHERS, *ABLATIONS])
+def test_settings_are_the_paper_s(name: str) -> None:
+    recipe = shipped(name)
+    assert recipe.seeds == (0, 1, 2, 3, 4)
+    for variant in recipe.variants:
+        settings = variant.settings
+        assert settings["fidelity"] == "paper"
+        assert settings["data"]["batch_size"] == 256
+        assert settings["data"]["sampler"] == "stratified"
+        assert settings["optimizer"] == {"name": "agd", "gain": 10.0}
+        assert settings["train"]["epochs"] == 200
+        assert settings["backbone"]["affine"] is False
+        assert settings["backbone"].get("bias", False) is False
+        assert settings["backbone"].get("stem", "imagenet") == "imagenet"
+        head = settings["head"]
+        assert head["temperature"] == (1 if head["name"] == "standard_unnormalised" else 5)
+        assert head.get("delta", 1e-3) == 1e-3
+        assert name.startswith(settings["data"]["name"]) or name == "imagenet_resnet50"
+        assert settings["backbone"]["name"] in name
+        assert (settings["published"] or "") == (
+            "" if name in OTHERS else "_".join(name.split("_")[:2])
+        )
+
+
+@pytest.mark.parametrize("name", [*TABLES, *OTHERS, *ABLATIONS])
+def test_the_published_epochs_are_evaluated_and_so_are_the_first(name: str) -> None:
+    recipe = shipped(name)
+    for variant in recipe.variants:
+        train: Any = variant.pipeline.train  # type: ignore[attr-defined]
+        steps = -(-IMAGES[variant.settings["data"]["name"]][0] // 256)
+        assert {epoch * steps for epoch in (1, 2, 5, 10, 50, 200)} <= train.evaluation_steps(steps)
+
+
+@pytest.mark.parametrize("name", [*TABLES[:-1], *OTHERS])
+def test_three_heads(name: str) -> None:
+    assert [*heads(shipped(name))] == ["standard", "fixed_etf", "nearest_etf"]
+
+
+@pytest.mark.parametrize("name", TABLES[:-1])
+def test_images_are_standardised_by_pixel_and_augmented(name: str) -> None:
+    data = shipped(name).variants[0].settings["data"]
+    assert data["standardise"] == "pixel"
+    assert data["flip"] and data["crop"] and data["rotation"]
+
+
+def test_imagenet_has_the_paper_s_three_heads_and_the_one_it_could_not_run() -> None:
+    recipe = shipped("imagenet_resnet50")
+    found = [(head["name"], head.get("differentiate")) for head in heads(recipe).values()]
+    assert found == [
+        ("standard", None), ("fixed_etf", None), ("nearest_etf", False), ("nearest_etf", True)
+    ]  # fmt: skip
+    assert all(v.settings["train"]["evaluation_samples"] == 50_000 for v in recipe.variants)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_vary_one_setting(name: str) -> None:
+    head, key, values = ABLATIONS[name]
+    found = heads(shipped(name)).values()
+    assert [one[key] for one in found] == values
+    assert head is None or {one["name"] for one in found} == {head}
+
+
+@pytest.mark.parametrize("name", UFM)
+def test_the_ufm_runs_five_seeds(name: str) -> None:
+    recipe = shipped(name)
+    assert recipe.seeds == (0, 1, 2, 3, 4)
+    assert recipe.variants[0].settings["published"] == name
+
+
+def test_the_published_code_s_choices() -> None:
+    standard, fixed, nearest = (
+        v.settings for v in shipped("cifar10_resnet18", "fidelity=published_code").variants
+    )
+    samplers = [one["data"]["sampler"] for one in (standard, fixed, nearest)]
+    assert samplers == ["shuffled", "shuffled", "stratified"]
+    assert standard["head"]["evaluation_mean"] == "running"
+    assert fixed["head"]["evaluation_mean"] == "test_batch"
+    assert nearest["head"]["evaluation_mean"] == "last_batch"
+    assert nearest["head"]["means"]["absent"] == "global_mean"
+    assert nearest["head"]["means"]["normalise"] == "after"
+    for name in ("paper", "published_code"):
+        again = shipped("cifar10_resnet18", f"fidelity={name}", "backbone.stem=cifar")
+        assert {v.settings["backbone"]["stem"] for v in again.variants} == {"cifar"}
+
+
+def test_what_a_recipe_gives_stands_against_the_published_code() -> None:
+    recipe = shipped(
+        "digits", "fidelity=published_code", "head.means.absent=zero", "data.sampler=stratified"
+    )
+    nearest = recipe.variants[2].settings
+    assert nearest["head"]["means"]["absent"] == "zero"
+    assert nearest["head"]["evaluation_mean"] == "last_batch"
+    assert {v.settings["data"]["sampler"] for v in recipe.variants} == {"stratified"}
+
+
+def test_a_misspelt_fidelity_is_the_only_error() -> None:
+    with pytest.raises(Exception, match="fidelity: expected 'paper' or 'published_code'") as error:
+        shipped("digits", "fidelity=publishd_code")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("cifar10_resnet18", 2), ("mnist_vgg13", 1), ("fashion_mnist_resnet18", 0),
+        ("cifar10_vgg13_ddn_gradient", 1), ("cifar10_resnet18_normalisation", 1),
+        ("cifar10_resnet18_haar", 1),
+    ],
+)  # fmt: skip
+def test_the_smaller_ones_take_their_first_steps(name: str, variant: int, tmp_path: Path) -> None:
+    recipe = shipped(name, "data.batch_size=64", "engine.precision=float32")
+    rows: list[dict[str, Any]] = []
+    chosen = recipe.variants[variant]
+    chosen.pipeline.run(
+        Job(
+            variant=chosen.name, seed=0, folder=tmp_path, device="cpu", smoke=True,
+            record=rows.append, progress=lambda done, total, figures: None,
+        )
+    )  # fmt: skip
+    assert rows[-1]["step"] == 3
+    assert torch.isfinite(torch.tensor(rows[-1]["train_loss"]))

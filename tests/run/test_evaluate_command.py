@@ -1,0 +1,224 @@
+"""``ddnkit evaluate``: with a pipeline of known figures, then with models that were trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import safetensors.torch
+from click.testing import CliRunner, Result
+
+from ddnkit import InputError, Job, Pipeline, registry
+from ddnkit.cli import main
+
+Command = Callable[..., Result]
+Figures = dict[str, "float | None"]
+
+RECIPE = """
+pipeline: toy_model
+seeds: [0, 1, 2]
+sweep: {shift: [0, 10]}
+"""
+#: What the pipeline measures in addition to what it recorded, by (variant, seed).
+CHANGED: dict[tuple[str, int], Figures] = {}
+#: The jobs that were measured.
+ASKED: list[Job] = []
+
+
+class ToyModel(Pipeline):
+    """Records an accuracy, keeps a model, and measures the accuracy again from it."""
+
+    columns: ClassVar[tuple[str, ...]] = ("epoch", "step", "train_loss", "test_top1", "nc1", "nc2")
+    shift: float = 0.0
+    where: str = "here"
+
+    def run(self, job: Job) -> None:
+        for step in (1, 2):
+            job.record({"epoch": step, "step": step, **self._figures(job.seed, step)})
+
+    def evaluate(self, job: Job) -> Figures:
+        ASKED.append(job)
+        if self.where == "nowhere":
+            raise InputError("the data are missing: looked in 'nowhere'")
+        return {**self._figures(job.seed, 2), **CHANGED.get((job.variant, job.seed), {})}
+
+    def _figures(self, seed: int, step: int) -> Figures:
+        top1 = self.shift + 30 * step + seed / 3
+        return {"train_loss": 1 / step, "test_top1": top1, "nc1": None, "nc2": math.nan}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pipeline() -> None:
+    registry.register("pipelines", "toy_model", ToyModel)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> None:
+    CHANGED.clear()
+    ASKED.clear()
+
+
+@pytest.fixture
+def run(ddnkit: Command) -> str:
+    Path("model.yaml").write_text(RECIPE, encoding="utf-8")
+    assert ddnkit("run", "model.yaml", "--out", "o", "--device", "cpu").exit_code == 0
+    return "o"
+
+
+def test_every_finished_job_stands_beside_its_record(ddnkit: Command, run: str) -> None:
+    result = ddnkit("evaluate", run, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    head, first, *rest = result.stdout.splitlines()
+    assert head.split() == ["variant", "seed", "test_top1", "recorded", "train_loss", "recorded"]
+    assert first.split() == ["0", "0", "60", "60", "0.5", "0.5"]
+    assert [line.split()[:3] for line in rest] == [
+        ["0", "1", "60.3333"], ["0", "2", "60.6667"],
+        ["10", "0", "70"], ["10", "1", "70.3333"], ["10", "2", "70.6667"],
+    ]  # fmt: skip
+    assert result.stderr.splitlines()[-1] == "[6/6] 10 seed 2"
+
+
+def test_variants_and_seeds_are_chosen(ddnkit: Command, run: str) -> None:
+    assert ddnkit("evaluate", run, "--only", "10", "--seeds", "2,0").exit_code == 0
+    assert [(job.variant, job.seed) for job in ASKED] == [("10", 2), ("10", 0)]
+    ASKED.clear()
+    Path("o/runs/10/seed-1/done.json").unlink()
+    assert ddnkit("evaluate", run, "--only", "10").exit_code == 0
+    assert [job.seed for job in ASKED] == [0, 2]
+
+
+def test_the_job_is_the_one_that_ran(ddnkit: Command, run: str) -> None:
+    environment = Path("o/environment.json")
+    content = json.loads(environment.read_text())
+    environment.write_text(json.dumps({**content, "smoke": True}))
+    assert ddnkit("evaluate", run, "--seeds", "1", "--only", "10", "--download").exit_code == 0
+    (job,) = ASKED
+    assert job.folder == Path("o/runs/10/seed-0")
+    assert (job.device, job.smoke, job.download) == ("cpu", True, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"test_top1": 60.05}, None),  # less than a thousandth
+        ({"train_loss": 0.5 + 9e-6}, None),
+        ({"nc1": 7.0}, None),  # was not recorded
+        ({"test_top1": 60.07}, "test_top1 was recorded as 60, now it is 60.07"),
+        ({"test_top1": None}, "test_top1 was recorded as 60, now it is not there"),
+        ({"nc2": 0.5}, "nc2 was recorded as nan, now it is 0.5"),
+        ({"train_loss": math.nan}, "train_loss was recorded as 0.5, now it is nan"),
+    ],
+)
+def test_a_figure_that_differs_fails(
+    ddnkit: Command, run: str, changed: Figures, told: str | None
+) -> None:
+    CHANGED["0", 0] = changed
+    result = ddnkit("evaluate", run, "--seeds", "1")
+    assert result.exit_code == (0 if told is None else 1)
+    assert ("error:" in result.stderr) == (told is not None)
+    assert told is None or f"error: 0 seed 0: {told}\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["o", "--only", "11"], "--only 11: the run has no such variant."),
+        (["o", "--seeds", "5,6"], "'o': none of the 4 jobs asked for is finished"),
+        (["o", "--seeds", "x"], "seeds"),
+        (["o", "-s", "wher=there"], "wher: unknown key. Did you mean 'where'?"),
+        (["o", "-s", "where=nowhere"], "the data are missing: looked in 'nowhere'"),
+        (["absent"], "'absent' is not a run folder: there is no such folder"),
+    ],
+)
+def test_wrong_input(ddnkit: Command, run: str, arguments: list[str], told: str) -> None:
+    result = ddnkit("evaluate", *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_a_pipeline_that_keeps_no_model_says_so(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "r", "--seeds", "1")
+    result = ddnkit("evaluate", "r")
+    assert result.exit_code == 2
+    assert "pipeline ToyRun has no evaluate: it keeps no model" in result.stderr
+
+
+# From here on a classification is trained.
+
+TRAINED = """
+pipeline: classification
+data: {name: digits, batch_size: 256}
+backbone: {name: mlp, width: 16, depth: 2}
+optimizer: {name: agd, gain: 10}
+train: {epochs: 1, evaluation_samples: 500}
+engine: {measure_steps: 2}
+sweep: {head.name: [standard, fixed_etf, nearest_etf]}
+"""
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder, to be copied."""
+    recipe = tmp_path_factory.mktemp("training") / "tiny.yaml"
+    recipe.write_text(TRAINED, encoding="utf-8")
+    out = recipe.parent / "t"
+    arguments = ["run", str(recipe), "--out", str(out), "--device", "cpu", "--jobs", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def trained(training: Path) -> Path:
+    """The model of the nearest ETF, in a copy of the run folder in t."""
+    shutil.copytree(training, "t")
+    return Path("t/runs/nearest_etf/seed-0/model.safetensors")
+
+
+def test_trained_models_measure_as_they_did(ddnkit: Command, trained: Path) -> None:
+    result = ddnkit("evaluate", "t", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0][2:] == [
+        "test_top1", "recorded", "train_top1", "recorded", "train_loss", "recorded",
+    ]  # fmt: skip
+    assert [line[0] for line in lines[1:]] == ["standard", "fixed_etf", "nearest_etf"]
+    # To every digit shown: the same weights on the same samples.
+    assert all(line[2::2] == line[3::2] for line in lines[1:])
+
+
+def test_a_changed_weight_is_found_out(ddnkit: Command, trained: Path) -> None:
+    tensors = safetensors.torch.load_file(trained)
+    with safetensors.safe_open(trained, framework="pt") as content:
+        about = content.metadata()
+    tensors["backbone.layers.1.weight"][:8] *= 3
+    safetensors.torch.save_file(tensors, trained, metadata=about)
+    result = ddnkit("evaluate", "t", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "error: nearest_etf seed 0: train_loss was recorded as" in result.stderr
+    assert "fixed_etf seed 0: " not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "told"),
+    [
+        (Path.unlink, [], "model.safetensors' is not there: a finished job of this version"),
+        (lambda file: file.write_bytes(b"no"), [], "model.safetensors' is damaged: "),
+        (lambda file: file.write_bytes(safetensors.torch.save({})), [], "it names no classifier"),
+        (lambda file: None, ["-s", "backbone.width=32"], "does not fit the backbone of these sett"),
+        (lambda file: None, ["-s", "data=digit_pairs"], "is of 10 classes; the data have 100"),
+        (lambda file: None, ["-s", "data.standardise=pixel"], "does not fit the prepare of these"),
+    ],
+)
+def test_a_model_that_cannot_be_measured(
+    ddnkit: Command, trained: Path, spoil: Callable[[Path], object], arguments: list[str], told: str
+) -> None:
+    spoil(trained)
+    result = ddnkit("evaluate", "t", "--only", "nearest_etf", "--device", "cpu", *arguments)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr

@@ -1,0 +1,275 @@
+"""Two processes over gloo train what one trains on the same global batches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+RECIPE = """
+pipeline: classification
+data: {{name: {data}}}
+backbone: {backbone}
+head: {{name: {head}}}
+optimizer: {optimizer}
+train: {{iterations: 20, evaluate_every: 5}}
+engine: {{precision: {precision}, measure_steps: 0, strategy: {strategy}}}
+"""
+AGD = "{name: agd, gain: 2}"
+ADAMW = "{name: adamw, weight_decay: 0.1}"
+SGD = "{name: sgd}"
+MLP = "{name: mlp, width: 32, depth: 3}"
+CNN = "{name: cnn, channels: [8, 16]}"
+UNEVEN = "{name: cnn, channels: [8, 15]}"  # 8 and 7 rows of the last kernel
+FREE = "{name: free_features, dimension: 32}"
+# 1437 digits in 15 batches of 95 or 96 samples: shares are uneven.
+DIGITS = "digits, batch_size: 97"
+# 20 classes in batches of 13: most are on one process only, or on none.
+SPARSE = "digit_pairs, batch_size: 13, train_per_class: 3, test_per_class: 1"
+UFM = "free_features, classes: 10, samples: 101"
+
+
+@pytest.mark.parametrize(
+    ("head", "data", "backbone", "precision", "strategy", "optimizer"),
+    [
+        ("nearest_etf", DIGITS, MLP, "float64", "ddp", AGD),
+        ("nearest_etf", DIGITS, CNN, "float64", "ddp", AGD),  # batch norm over both processes
+        ("nearest_etf", SPARSE, MLP.replace("32", "100"), "float64", "ddp", AGD),
+        ("standard", DIGITS, MLP, "float64", "ddp", AGD),
+        ("fixed_etf", DIGITS, CNN, "float64", "ddp", AGD),
+        ("nearest_etf", UFM, FREE, "float32", "ddp", AGD),
+        ("nearest_etf", DIGITS, MLP, "float64", "fsdp", AGD),
+        ("nearest_etf", DIGITS, UNEVEN, "float64", "fsdp", AGD),
+        ("standard", DIGITS, UNEVEN, "float64", "fsdp", AGD),
+        ("fixed_etf", DIGITS, MLP, "float64", "fsdp", AGD),
+        ("standard", DIGITS, MLP, "float64", "fsdp", ADAMW),
+        ("nearest_etf", UFM, FREE, "float32", "fsdp", AGD),  # weights of the backbone itself
+    ],
+)
+def test_two_processes_train_as_one(
+    head: str,
+    data: str,
+    backbone: str,
+    precision: str,
+    strategy: str,
+    optimizer: str,
+    tmp_path: Path,
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(**locals()))
+    (alone,) = run(recipe, tmp_path, 1)
+    first, second = run(recipe, tmp_path, 2)
+    # In float32 the rounding of other sums is amplified by every kink of a ReLU; without one it stays.
+    bound = 1e-5 if precision == "float32" else 1e-9
+    assert len(alone["steps"]) == len(first["steps"]) == len(second["steps"]) == 20
+    for number, (one, mine, other) in enumerate(
+        zip(alone["steps"], first["steps"], second["steps"], strict=True)
+    ):
+        assert any(name.startswith("grad.") for name in one)
+        for name, value in one.items():
+            if name == "loss":  # each process has its weighted share; their mean is the batch's
+                found = (mine["loss"] + other["loss"]) / 2
+            else:
+                assert torch.equal(mine[name], other[name]), (number, name)
+                found = mine[name]
+            if name == "state.prox" and precision == "float32":
+                # Only δ = 1e-3 holds U along 1, where no ETF sees it: rounding is 1/δ larger there.
+                value, found = (u - u.mean(dim=-1, keepdim=True) for u in (value, found))
+            scale = float(value.abs().max().clamp(min=1))
+            assert float((found - value).abs().max()) <= bound * scale, (number, name)
+    for one, mine in zip(alone["rows"], first["rows"], strict=True):
+        for name, value in one.items():
+            if value is not None:
+                assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert not list((tmp_path / "1-of-2").glob("*.csv")), "the first process alone writes"
+    assert not list((tmp_path / "1-of-2").glob("model.*")), "the first process alone writes"
+    one, both = (load_file(tmp_path / f"0-of-{n}" / "model.safetensors") for n in (1, 2))
+    assert one.keys() == both.keys()
+    for name, value in one.items():
+        scale = float(value.abs().max().clamp(min=1))
+        assert float((both[name] - value).abs().max()) <= bound * scale, name
+    assert (tmp_path / "0-of-2" / "model.pt2").exists() == (data != UFM)
+
+
+@pytest.mark.parametrize("optimizer", [AGD, SGD])
+def test_split_weights_go_on_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        RECIPE.format(
+            head="nearest_etf",
+            data=DIGITS,
+            backbone=UNEVEN,
+            precision="float32",
+            strategy="fsdp",
+            optimizer=optimizer,
+        )
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(recipe, whole, 2)
+    run(recipe, stopped, 2, stop=True)
+    state = torch.load(stopped / "0-of-2" / "state" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 10
+    assert state["model"]["backbone.layers.3.weight"].shape == (15, 8, 3, 3), "whole weights"
+    assert not (stopped / "0-of-2" / "model.safetensors").exists()
+    run(recipe, stopped, 2)
+    one, other = (load_file(f / "0-of-2" / "model.safetensors") for f in (whole, stopped))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(other[name], value), name
+
+
+def test_shares_of_unlike_length_are_evaluated_with_split_weights(tmp_path: Path) -> None:
+    """Test samples, 180 and 179 of them, 179 at a time: two forward passes and one."""
+    text = RECIPE.format(
+        head="fixed_etf",
+        data=DIGITS,
+        backbone=MLP,
+        precision="float64",
+        strategy="fsdp",
+        optimizer=AGD,
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text.replace("every: 5", "every: 20, evaluation_batch: 179"))
+    (alone,) = run(recipe, tmp_path, 1)
+    first, _ = run(recipe, tmp_path, 2)
+    for name, value in alone["rows"][-1].items():
+        if value is not None:
+            assert first["rows"][-1][name] == pytest.approx(value, rel=1e-8, abs=1e-10), name
+
+
+def test_compile_is_refused_with_split_weights(tmp_path: Path) -> None:
+    from ddnkit_train.engine import Engine
+    from ddnkit_train.settings import EngineSettings
+
+    from ddnkit import InputError, Job
+
+    job = Job(
+        variant="v", seed=0, folder=tmp_path, device="cpu", smoke=False, rank=0, world=2,
+        record=lambda row: None, progress=lambda *_: None,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"engine\.compile does not go with .*fsdp"):
+        Engine(EngineSettings(strategy="fsdp", compile="default"), job)
+
+
+def test_a_single_number_cannot_be_split() -> None:
+    from ddnkit_train.sharding import split
+
+    from ddnkit import InputError
+
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Module()
+    model.backbone.gain = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(InputError, match="fsdp cannot split the backbone's gain"):
+        split(model, torch.device("cpu"))
+
+
+def test_an_uneven_world_needs_enough_samples(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = RECIPE.format(
+        head="fixed_etf",
+        data="digits, batch_size: 2",
+        backbone=MLP,
+        precision="auto",
+        strategy="auto",
+        optimizer=AGD,
+    )
+    recipe.write_text(text)
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--devices", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(out)], capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "too small for 2 processes" in done.stderr and "data.batch_size" in done.stderr
+    assert not out.exists()
+
+
+def test_torchrun_starts_a_run_too(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        RECIPE.format(
+            head="nearest_etf",
+            data=DIGITS,
+            backbone=MLP,
+            precision="float64",
+            strategy="fsdp",
+            optimizer=AGD,
+        )
+    )
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+         str(free_port()), "-m", "ddnkit", "run", str(recipe), "--out", str(out)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (out / "runs/default/seed-0/done.json").is_file()
+    (alone,) = run(recipe, tmp_path, 1)
+    last = (out / "runs/default/seed-0/metrics.csv").read_text().splitlines()[-1].split(",")
+    assert float(last[2]) == pytest.approx(alone["rows"][-1]["train_loss"], rel=1e-8)
+
+
+def test_a_process_that_dies_takes_its_job_with_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = RECIPE.format(head="fixed_etf", data=DIGITS, backbone=MLP, precision="auto")
+    recipe.write_text(text.replace("iterations: 20", "iterations: 100000"))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--devices", "2"]
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = out / "runs/default/seed-0/metrics.csv"
+    wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") > 1)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ended with status -9" in errors or "failed default seed 0" in errors
+    wait_until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers))
+
+
+def workers_of(parent: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
+    return sorted(int(line) for line in found.stdout.split())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def run(recipe: Path, folder: Path, world: int, *, stop: bool = False) -> list[dict[str, Any]]:
+    port = str(free_port())
+    processes = []
+    for rank in range(world):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
+            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        script = str(Path(__file__).with_name("two_processes.py"))
+        command = [sys.executable, script, str(recipe), str(folder), str(rank), str(world)]
+        command += ["stop"] if stop else []
+        processes.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(timeout=120) for process in processes] == [0] * world
+    files = [folder / f"{rank}-of-{world}" / "recorded.pt" for rank in range(world)]
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

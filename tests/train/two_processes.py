@@ -1,0 +1,68 @@
+"""Twenty steps of a job as one process of several, recorded: run by `test_two_processes`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from ddnkit_train import classification
+
+from ddnkit import Job
+from ddnkit.recipe.load import load
+
+
+def main(recipe: str, folder: str, rank: int, world: int, *, stop: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    steps: list[dict[str, torch.Tensor]] = []
+    step = classification._Training._take
+
+    def recorded(self: Any, *args: Any) -> None:
+        step(self, *args)
+        head = self.plain.head
+        steps.append(
+            {
+                **{f"state.{k}": v.clone() for k, v in head.state_dict().items() if _floats(v)},
+                **{f"grad.{k}": whole(p.grad) for k, p in self.plain.named_parameters()},
+                "loss": torch.tensor(self.losses.losses[-1]),
+            }
+        )
+
+    classification._Training._take = recorded  # type: ignore[method-assign]
+    out = Path(folder) / f"{rank}-of-{world}"
+    state = Path(folder) / f"0-of-{world}" / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    out.mkdir(exist_ok=True)
+    if rank and not (out / "state").exists():
+        (out / "state").symlink_to(state)  # processes of a run have one folder
+    pipeline = load(recipe).variants[0].pipeline
+    job = Job(
+        variant="v", seed=0, folder=out, device="cpu", smoke=False, rank=rank, world=world,
+        record=rows.append, progress=lambda *_: None, stopping=lambda: stop,
+    )  # fmt: skip
+    try:
+        pipeline.run(job)
+    except KeyboardInterrupt:
+        assert stop
+    else:
+        assert not stop
+    torch.save({"rows": rows, "steps": steps}, out / "recorded.pt")
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """A copy with all of its parts."""
+    gathered: torch.Tensor = (
+        tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+    )
+    return gathered
+
+
+def _floats(value: Any) -> bool:
+    return torch.is_tensor(value) and value.is_floating_point()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    recipe, folder, rank, world, *stop = sys.argv[1:]
+    main(recipe, folder, int(rank), int(world), stop=bool(stop))
