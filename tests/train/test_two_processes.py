@@ -39,36 +39,47 @@ SPARSE = "digit_pairs, batch_size: 13, train_per_class: 3, test_per_class: 1"
 UFM = "free_features, classes: 10, samples: 101"
 
 
+KEYS = ("head", "data", "backbone", "precision", "strategy", "optimizer")
+CASES = [
+    ("nearest_etf", DIGITS, MLP, "float64", "ddp", AGD),
+    ("nearest_etf", DIGITS, CNN, "float64", "ddp", AGD),  # batch norm over both processes
+    ("nearest_etf", SPARSE, MLP.replace("32", "100"), "float64", "ddp", AGD),
+    ("standard", DIGITS, MLP, "float64", "ddp", AGD),
+    ("fixed_etf", DIGITS, CNN, "float64", "ddp", AGD),
+    ("nearest_etf", UFM, FREE, "float32", "ddp", AGD),
+    ("nearest_etf", DIGITS, MLP, "float64", "fsdp", AGD),
+    ("nearest_etf", DIGITS, UNEVEN, "float64", "fsdp", AGD),
+    ("standard", DIGITS, UNEVEN, "float64", "fsdp", AGD),
+    ("fixed_etf", DIGITS, MLP, "float64", "fsdp", AGD),
+    ("standard", DIGITS, MLP, "float64", "fsdp", ADAMW),
+    ("nearest_etf", UFM, FREE, "float32", "fsdp", AGD),  # weights of the backbone itself
+]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The folder of each case, run by one process and by two; they take the cases in turn."""
+    root = tmp_path_factory.mktemp("cases")
+    jobs = []
+    for number, case in enumerate(CASES):
+        folder = root / str(number)
+        folder.mkdir()
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(RECIPE.format(**dict(zip(KEYS, case, strict=True))))
+        jobs.append((recipe, folder))
+    for world in (1, 2):
+        run_all(jobs, world)
+    return [folder for _, folder in jobs]
+
+
 @pytest.mark.parametrize(
-    ("head", "data", "backbone", "precision", "strategy", "optimizer"),
-    [
-        ("nearest_etf", DIGITS, MLP, "float64", "ddp", AGD),
-        ("nearest_etf", DIGITS, CNN, "float64", "ddp", AGD),  # batch norm over both processes
-        ("nearest_etf", SPARSE, MLP.replace("32", "100"), "float64", "ddp", AGD),
-        ("standard", DIGITS, MLP, "float64", "ddp", AGD),
-        ("fixed_etf", DIGITS, CNN, "float64", "ddp", AGD),
-        ("nearest_etf", UFM, FREE, "float32", "ddp", AGD),
-        ("nearest_etf", DIGITS, MLP, "float64", "fsdp", AGD),
-        ("nearest_etf", DIGITS, UNEVEN, "float64", "fsdp", AGD),
-        ("standard", DIGITS, UNEVEN, "float64", "fsdp", AGD),
-        ("fixed_etf", DIGITS, MLP, "float64", "fsdp", AGD),
-        ("standard", DIGITS, MLP, "float64", "fsdp", ADAMW),
-        ("nearest_etf", UFM, FREE, "float32", "fsdp", AGD),  # weights of the backbone itself
-    ],
+    "case", range(len(CASES)), ids=lambda n: f"{CASES[n][0]}-{CASES[n][4]}-{n}"
 )
-def test_two_processes_train_as_one(
-    head: str,
-    data: str,
-    backbone: str,
-    precision: str,
-    strategy: str,
-    optimizer: str,
-    tmp_path: Path,
-) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(**locals()))
-    (alone,) = run(recipe, tmp_path, 1)
-    first, second = run(recipe, tmp_path, 2)
+def test_two_processes_train_as_one(case: int, recorded: list[Path]) -> None:
+    _, data, _, precision, _, _ = CASES[case]
+    folder = recorded[case]
+    (alone,) = read(folder, 1)
+    first, second = read(folder, 2)
     # In float32 the rounding of other sums is amplified by every kink of a ReLU; without one it stays.
     bound = 1e-5 if precision == "float32" else 1e-9
     assert len(alone["steps"]) == len(first["steps"]) == len(second["steps"]) == 20
@@ -91,14 +102,14 @@ def test_two_processes_train_as_one(
         for name, value in one.items():
             if value is not None:
                 assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    assert not list((tmp_path / "1-of-2").glob("*.csv")), "the first process alone writes"
-    assert not list((tmp_path / "1-of-2").glob("model.*")), "the first process alone writes"
-    one, both = (load_file(tmp_path / f"0-of-{n}" / "model.safetensors") for n in (1, 2))
+    assert not list((folder / "1-of-2").glob("*.csv")), "the first process alone writes"
+    assert not list((folder / "1-of-2").glob("model.*")), "the first process alone writes"
+    one, both = (load_file(folder / f"0-of-{n}" / "model.safetensors") for n in (1, 2))
     assert one.keys() == both.keys()
     for name, value in one.items():
         scale = float(value.abs().max().clamp(min=1))
         assert float((both[name] - value).abs().max()) <= bound * scale, name
-    assert (tmp_path / "0-of-2" / "model.pt2").exists() == (data != UFM)
+    assert (folder / "0-of-2" / "model.pt2").exists() == (data != UFM)
 
 
 @pytest.mark.parametrize("optimizer", [AGD, SGD])
@@ -221,7 +232,14 @@ def test_torchrun_starts_a_run_too(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_takes_its_job_with_it(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    text = RECIPE.format(head="fixed_etf", data=DIGITS, backbone=MLP, precision="auto")
+    text = RECIPE.format(
+        head="fixed_etf",
+        data=DIGITS,
+        backbone=MLP,
+        precision="auto",
+        strategy="auto",
+        optimizer=AGD,
+    )
     recipe.write_text(text.replace("iterations: 20", "iterations: 100000"))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--devices", "2"]
@@ -252,7 +270,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def run(recipe: Path, folder: Path, world: int, *, stop: bool = False) -> list[dict[str, Any]]:
+    run_all([(recipe, folder)], world, stop=stop)
+    return read(folder, world)
+
+
+def run_all(jobs: list[tuple[Path, Path]], world: int, *, stop: bool = False) -> None:
     port = str(free_port())
+    script = str(Path(__file__).with_name("two_processes.py"))
+    paths = [str(path) for job in jobs for path in job]
     processes = []
     for rank in range(world):
         environment = {
@@ -260,11 +285,12 @@ def run(recipe: Path, folder: Path, world: int, *, stop: bool = False) -> list[d
             "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         }  # fmt: skip
-        script = str(Path(__file__).with_name("two_processes.py"))
-        command = [sys.executable, script, str(recipe), str(folder), str(rank), str(world)]
-        command += ["stop"] if stop else []
+        command = [sys.executable, script, str(rank), str(world), "stop" if stop else "go", *paths]
         processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(timeout=120) for process in processes] == [0] * world
+    assert [process.wait(timeout=600) for process in processes] == [0] * world
+
+
+def read(folder: Path, world: int) -> list[dict[str, Any]]:
     files = [folder / f"{rank}-of-{world}" / "recorded.pt" for rank in range(world)]
     return [torch.load(file, weights_only=True) for file in files]
 

@@ -1,4 +1,7 @@
-"""Twenty steps of a job as one process of several, recorded: run by `test_two_processes`."""
+"""Twenty steps of each of some jobs as one process of several, recorded: for `test_two_processes`.
+
+``python two_processes.py RANK WORLD STOP RECIPE FOLDER [RECIPE FOLDER ...]``
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from ddnkit_train import classification
 from ddnkit import Job
 from ddnkit.recipe.load import load
 
+STEP = classification._Training._take
+
 
 def main(recipe: str, folder: str, rank: int, world: int, *, stop: bool) -> None:
     rows: list[dict[str, Any]] = []
     steps: list[dict[str, torch.Tensor]] = []
-    step = classification._Training._take
 
     def recorded(self: Any, *args: Any) -> None:
-        step(self, *args)
+        STEP(self, *args)
         head = self.plain.head
         steps.append(
             {
@@ -33,7 +37,7 @@ def main(recipe: str, folder: str, rank: int, world: int, *, stop: bool) -> None
     out = Path(folder) / f"{rank}-of-{world}"
     state = Path(folder) / f"0-of-{world}" / "state"
     state.mkdir(parents=True, exist_ok=True)
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     if rank and not (out / "state").exists():
         (out / "state").symlink_to(state)  # processes of a run have one folder
     pipeline = load(recipe).variants[0].pipeline
@@ -64,5 +68,6 @@ def _floats(value: Any) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    recipe, folder, rank, world, *stop = sys.argv[1:]
-    main(recipe, folder, int(rank), int(world), stop=bool(stop))
+    rank, world, stop, *jobs = sys.argv[1:]
+    for recipe, folder in zip(jobs[::2], jobs[1::2], strict=True):
+        main(recipe, folder, int(rank), int(world), stop=stop == "stop")

@@ -188,6 +188,6 @@ def test_smoke_data_have_the_shapes_and_the_pipeline_of_the_real_ones(
 
 def test_smoke_data_of_an_image_folder_are_few_and_of_many_classes() -> None:
     data = ImageFolder(image_size=32).build(seed=0, smoke=True)
-    assert (data.samples, data.test_samples, data.classes) == (64, 32, 1000)
-    assert len(data.labels.unique()) == 64 and int(data.labels.max()) > 950
+    assert (data.samples, data.test_samples, data.classes) == (32, 16, 1000)
+    assert len(data.labels.unique()) == 32 and int(data.labels.max()) > 950
     assert data.sample_shape == (3, 32, 32)
