@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import statistics
@@ -33,6 +34,7 @@ class Stopwatch:
         first = _WARM_UP if total > _WARM_UP + steps else 1
         self._wanted = range(first, first + steps)
         self._seen = 0
+        reset_peak_memory(device)
         self._marks: list[list[Any]] = []
 
     def begin(self) -> None:
@@ -83,8 +85,24 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, elsewhere the process's largest resident set."""
+    """Bytes: the allocator's peak on a GPU, elsewhere the largest resident set of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not getrusage, which on Linux counts the process that started this one, too.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the peak from now on, where that can be: else it is that since the process began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
