@@ -127,7 +127,7 @@ def _environment(environment: dict[str, Any]) -> str:
         *known("cuda_device", "{}"),
         *known("cpu", "{}"),
         *known("cpu_count", "{} CPUs"),
-        *known("threads", "{} threads"),
+        *known("threads", "{} thread(s)"),
         *known("date", "{}"),
     ]
     command = environment.get("command")

@@ -60,7 +60,8 @@ class Checkpoint:
         if first:
             _synchronise(part)
             part.replace(self.file)
-            _synchronise(self.file.parent)
+            if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
+                _synchronise(self.file.parent)
 
     def load(self, model: Any, optimizer: Any) -> tuple[int, int] | None:
         """Restore model, optimiser and random states: (step, rows); None without a checkpoint.
