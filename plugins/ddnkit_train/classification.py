@@ -167,7 +167,7 @@ class _Training:
 
     def _keep(self, step: int) -> None:
         """Save a checkpoint where one is due, or the run is to stop; then it stops."""
-        asked = self.engine.stopping(step)
+        asked = self.engine.stopping()
         if not asked and step % self.interval:
             return
         self._refuse(self.losses.settle())

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .settings import EngineSettings
 
 _PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed", "float64": "64-true"}
-#: Steps between agreements of several processes on whether to stop.
-_AGREE_EVERY = 10
 
 
 class Engine:
@@ -63,6 +61,7 @@ class Engine:
         self.fabric.launch()
         self.device = self.fabric.device
         self._agreement = _gloo_group() if job.world > 1 else None
+        self._question: tuple[Tensor, Any] | None = None
 
     def setup(
         self, model: nn.Module, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer]
@@ -107,18 +106,23 @@ class Engine:
         finally:
             torch.set_default_dtype(before)
 
-    def stopping(self, step: int) -> bool:
-        """Whether to stop after this step: the same answer in every process."""
+    def stopping(self) -> bool:
+        """Whether to stop after this step; to ask after each, the same answer in every process."""
         if self._agreement is None:
             return self._job.stopping()
-        if step % _AGREE_EVERY:
-            return False
-        # On the CPU, so that no GPU is waited for.
+        # What was asked by the step before: its answer is there by now, and nobody waits for it. On
+        # the CPU, so that no GPU is waited for either.
+        if self._question is not None:
+            asked, work = self._question
+            work.wait()
+            if asked:
+                return True
         asked = torch.tensor(int(self._job.stopping()))
-        torch.distributed.all_reduce(
-            asked, op=torch.distributed.ReduceOp.MAX, group=self._agreement
+        work = torch.distributed.all_reduce(
+            asked, torch.distributed.ReduceOp.MAX, self._agreement, async_op=True
         )
-        return bool(asked)
+        self._question = asked, work
+        return False
 
     def agreed(self, here: bool) -> bool:
         """Whether it is so in every process; the same answer in each."""
