@@ -15,6 +15,7 @@ from .errors import (
 from .fixed_point import FixedPointNode
 from .layer import DeclarativeLayer
 from .manifold import Manifold
+from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
 from .problem import Problem
 from .recipe.pipeline import Job, Pipeline, Table
@@ -48,6 +49,8 @@ __all__ = [
     "check",
     "component",
     "nearest_choice",
+    "peak_resident_memory",
     "registry",
+    "reset_peak_resident_memory",
     "testing",
 ]

@@ -7,19 +7,18 @@ the resident set over its size after a small warm-up, on a GPU the allocator's o
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import registry
 from ..layer import DeclarativeLayer
+from ..memory import peak_resident_memory
 
 
 @dataclass(frozen=True)
@@ -109,15 +108,7 @@ def _memory(device: str, reset: bool = False) -> int:
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
-    try:
-        # Not getrusage, which on Linux counts the process that started this one, too.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    return peak_resident_memory()
 
 
 if __name__ == "__main__":

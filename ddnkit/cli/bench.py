@@ -52,7 +52,7 @@ def bench(
     """
     import torch
 
-    from .. import __version__, registry
+    from .. import registry
     from ..backward.form import applicable_forms
     from ..bench.compare import Entry, compare, table
 
@@ -83,11 +83,7 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    header = (
-        f"{name}, {dtype}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"ddnkit {__version__}, {datetime.date.today()}, seed {seed}, median of {repeats}"
-    )
+    header = _header(f"{name}, {dtype}", device, repeats, seed)
     if as_json:
         data = [asdict(entry) if isinstance(entry, Entry) else entry for entry in entries]
         click.echo(json.dumps({"header": header, "entries": data}, indent=2))
@@ -97,9 +93,7 @@ def bench(
 
 
 def _run_bench(name: str, device: str, repeats: int, seed: int, as_json: bool) -> None:
-    import torch
-
-    from .. import __version__, registry
+    from .. import registry
     from ..run.table import aligned
 
     tables = registry.get("benches", name)().run(
@@ -108,11 +102,7 @@ def _run_bench(name: str, device: str, repeats: int, seed: int, as_json: bool) -
         seed=seed,
         progress=lambda text: click.echo(f"measuring {text}", err=True),
     )
-    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    header = (
-        f"{name}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"ddnkit {__version__}, {datetime.date.today()}, seed {seed}, median of {repeats}"
-    )
+    header = _header(name, device, repeats, seed)
     if as_json:
         click.echo(json.dumps({"header": header, "tables": [asdict(t) for t in tables]}, indent=2))
         return
@@ -121,3 +111,16 @@ def _run_bench(name: str, device: str, repeats: int, seed: int, as_json: bool) -
         click.echo(f"\n{table.title}\n{aligned(list(zip(*table.rows, strict=True)))}")
         if table.note:
             click.echo(table.note)
+
+
+def _header(what: str, device: str, repeats: int, seed: int) -> str:
+    """What was measured, on what, with which versions."""
+    import torch
+
+    from .. import __version__
+
+    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    return (
+        f"{what}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"ddnkit {__version__}, {datetime.date.today()}, seed {seed}, median of {repeats}"
+    )

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def follow() -> int:
         folder = RunFolder(Path(path))
         recipe = load(str(folder.recipe))
         variant = next(one for one in recipe.variants if one.name == variant_name)
-        how = How(how.device, how.smoke, how.download, rank, how.world)
+        how = replace(how, rank=rank)
         with stop.on_signals(signal.SIGINT, signal.SIGTERM):
             ended = run_job(
                 folder, variant, seed, how=how, update=lambda *_: None, stopping=stop

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import statistics
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ddnkit import peak_resident_memory, reset_peak_resident_memory
 
 #: Steps before the first that is measured: libraries load, choose algorithms and allocate.
 _WARM_UP = 10
@@ -88,21 +87,12 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, elsewhere the largest resident set of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        # Not getrusage, which on Linux counts the process that started this one, too.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    return peak_resident_memory()
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Count the peak from now on, where that can be: else it is that since the process began."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        reset_peak_resident_memory()

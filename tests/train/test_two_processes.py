@@ -39,7 +39,17 @@ SPARSE = "digit_pairs, batch_size: 13, train_per_class: 3, test_per_class: 1"
 UFM = "free_features, classes: 10, samples: 101"
 
 
-KEYS = ("head", "data", "backbone", "precision", "strategy", "optimizer")
+def recipe_of(
+    head: str,
+    data: str = DIGITS,
+    backbone: str = MLP,
+    precision: str = "float64",
+    strategy: str = "auto",
+    optimizer: str = AGD,
+) -> str:
+    return RECIPE.format(**locals())
+
+
 CASES = [
     ("nearest_etf", DIGITS, MLP, "float64", "ddp", AGD),
     ("nearest_etf", DIGITS, CNN, "float64", "ddp", AGD),  # batch norm over both processes
@@ -65,7 +75,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = root / str(number)
         folder.mkdir()
         recipe = folder / "recipe.yaml"
-        recipe.write_text(RECIPE.format(**dict(zip(KEYS, case, strict=True))))
+        recipe.write_text(recipe_of(*case))
         jobs.append((recipe, folder))
     for world in (1, 2):
         run_all(jobs, world)
@@ -116,9 +126,8 @@ def test_two_processes_train_as_one(case: int, recorded: list[Path]) -> None:
 def test_split_weights_go_on_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        RECIPE.format(
+        recipe_of(
             head="nearest_etf",
-            data=DIGITS,
             backbone=UNEVEN,
             precision="float32",
             strategy="fsdp",
@@ -141,14 +150,7 @@ def test_split_weights_go_on_bit_for_bit(optimizer: str, tmp_path: Path) -> None
 
 def test_shares_of_unlike_length_are_evaluated_with_split_weights(tmp_path: Path) -> None:
     """Test samples, 180 and 179 of them, 179 at a time: two forward passes and one."""
-    text = RECIPE.format(
-        head="fixed_etf",
-        data=DIGITS,
-        backbone=MLP,
-        precision="float64",
-        strategy="fsdp",
-        optimizer=AGD,
-    )
+    text = recipe_of(head="fixed_etf", strategy="fsdp")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text.replace("every: 5", "every: 20, evaluation_batch: 179"))
     (alone,) = run(recipe, tmp_path, 1)
@@ -186,14 +188,7 @@ def test_a_single_number_cannot_be_split() -> None:
 
 def test_an_uneven_world_needs_enough_samples(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    text = RECIPE.format(
-        head="fixed_etf",
-        data="digits, batch_size: 2",
-        backbone=MLP,
-        precision="auto",
-        strategy="auto",
-        optimizer=AGD,
-    )
+    text = recipe_of(head="fixed_etf", data="digits, batch_size: 2", precision="auto")
     recipe.write_text(text)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--devices", "2"]
@@ -207,16 +202,7 @@ def test_an_uneven_world_needs_enough_samples(tmp_path: Path) -> None:
 
 def test_torchrun_starts_a_run_too(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        RECIPE.format(
-            head="nearest_etf",
-            data=DIGITS,
-            backbone=MLP,
-            precision="float64",
-            strategy="fsdp",
-            optimizer=AGD,
-        )
-    )
+    recipe.write_text(recipe_of(head="nearest_etf", strategy="fsdp"))
     out = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
@@ -232,14 +218,7 @@ def test_torchrun_starts_a_run_too(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_takes_its_job_with_it(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    text = RECIPE.format(
-        head="fixed_etf",
-        data=DIGITS,
-        backbone=MLP,
-        precision="auto",
-        strategy="auto",
-        optimizer=AGD,
-    )
+    text = recipe_of(head="fixed_etf", precision="auto")
     recipe.write_text(text.replace("iterations: 20", "iterations: 100000"))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--devices", "2"]
