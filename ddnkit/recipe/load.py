@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 from .. import registry
 from ..errors import InputError, PluginError
 from . import overrides as overriding
+from .axes import read_axes, read_sweep
 from .find import find
+from .location import keys
 from .pipeline import Pipeline
 from .problems import Problems
 from .recipe import Recipe, Variant
-from .resolve import resolved_sections, written_sections
+from .resolve import resolved_sections, resolved_sweep, written_sections
 from .schema import Resolved, VariantSchema, components
 from .seeds import parse_seeds, read_seeds
 from .source import Document, Mark, Origin, dump, parse, read, shown
-from .sweep import Choice, Sweep, choices, read_sweep, variant_names
+from .sweep import Choice, Sweep, choices, variant_names
 
 RESERVED = {"pipeline", "description", "seeds", "sweep"}
 
@@ -72,9 +75,9 @@ class _Loading:
     def recipe(self, file: Path) -> Recipe:
         description = self.description()
         seeds = self.seeds()
-        sweep = read_sweep(self.document, self.problems)
-        self.options_below(sweep)
         pipeline = self.pipeline()
+        sweep = read_sweep(self.document, self.problems, keys(pipeline[1]) if pipeline else ())
+        self.overrides_below(sweep)
         resolved = self.variants(*pipeline, sweep) if pipeline else []
         self.problems.raise_any()
         variants = tuple(
@@ -82,12 +85,13 @@ class _Loading:
             for name, one in zip(variant_names(sweep), resolved, strict=True)
         )
         settings = [one.settings for one in resolved]
-        mapping = resolved_sections(self.document.value, settings, set(sweep))
+        swept = [{key for option in choice for key in option.sets} for choice in choices(sweep)]
+        mapping = resolved_sections(self.document.value, settings, swept)
         if description:
             mapping["description"] = description
         mapping["seeds"] = list(seeds)
         if sweep:
-            mapping["sweep"] = sweep
+            mapping["sweep"] = resolved_sweep(self.document.value["sweep"], settings)
         return Recipe(file.stem, file, description, seeds, variants, mapping)
 
     def description(self) -> str:
@@ -105,14 +109,17 @@ class _Loading:
         mark = self.document.mark(("seeds",))
         return read_seeds(self.document.value["seeds"], mark, self.problems)
 
-    def options_below(self, sweep: Sweep) -> None:
-        """Note options for keys of a section that is swept as a whole: they would have no effect."""
-        for key in sweep:
-            swept = tuple(key.split("."))
-            for path, mark in self.document.marks.items():
-                if mark.order and len(path) > len(swept) and path[: len(swept)] == swept:
-                    text = f"each value of the sweep over '{key}' replaces all of {key}; give "
-                    self.problems.add(mark, path, f"{text}{key}=... or sweep.{key}=[...]")
+    def overrides_below(self, sweep: Sweep) -> None:
+        """Note overrides of keys in a section that the sweep sets as a whole: it would undo them."""
+        given = {path: mark for path, mark in self.document.marks.items() if mark.order}
+        for axis, options in sweep.items():
+            for key in dict.fromkeys(key for option in options for key in option.sets):
+                swept = tuple(key.split("."))
+                whose = "each value" if axis == key else "an option"
+                for path, mark in given.items():
+                    if len(path) > len(swept) and path[: len(swept)] == swept:
+                        text = f"{whose} of the sweep over '{axis}' replaces all of {key}; give "
+                        self.problems.add(mark, path, f"{text}{key}=... or sweep.{axis}=...")
 
     def pipeline(self) -> tuple[str, type[Pipeline]] | None:
         path = ("pipeline",)
@@ -142,31 +149,23 @@ class _Loading:
 
     def variant(self, sweep: Sweep, choice: Choice) -> Document:
         document = Document(copy.deepcopy(self.document.value), dict(self.document.marks))
-        for key, index in choice.items():
-            value = _below(self.document, ("sweep", key, index), sweep[key][index])
-            try:
-                overriding.lay_over(document, key.split("."), value)
-            except InputError as error:
-                self.problems.add(value.mark(()), ("sweep", key), str(error))
+        for axis, option in zip(sweep, choice, strict=True):
+            for key, value in option.sets.items():
+                try:
+                    overriding.lay_over(document, key.split("."), value)
+                except InputError as error:
+                    self.problems.add(value.mark(()), ("sweep", axis), str(error))
         return document
 
 
-def _below(document: Document, path: tuple[str | int, ...], value: Any) -> Document:
-    """The part of ``document`` at ``path``, as a document of its own."""
-    depth = len(path)
-    marks = {key[depth:]: mark for key, mark in document.marks.items() if key[:depth] == path}
-    return Document(copy.deepcopy(value), marks)
-
-
 def _swept(document: Document) -> list[Document]:
-    """A document for each value of each swept key alone: enough to see the names in them."""
-    sweep = document.value.get("sweep")
+    """A document for each option of each axis alone: enough to see the names in them."""
     found = []
-    for key, values in sweep.items() if isinstance(sweep, dict) else ():
-        for value in values if isinstance(values, list) else ():
-            one = Document({}, dict(document.marks))
-            overriding.lay_over(one, key.split("."), Document(value, {(): document.mark(())}))
-            found.append(one)
+    for option in itertools.chain(*read_axes(document, Problems()).values()):
+        one = Document({}, {})
+        for key, value in option.sets.items():
+            overriding.lay_over(one, key.split("."), value)
+        found.append(one)
     return found
 
 

@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from ..errors import InputError
 from .source import Document, Key, Mark, Origin, parse, shown
+from .sweep import within
 
 
 def apply(document: Document, overrides: Iterable[str]) -> Document:
     """The document with each ``key=value`` set in turn; values are YAML, keys may be new.
 
-    An override of a key ends the recipe's own sweep over it. ``sweep.head.name=[a, b]`` sweeps.
+    An override of a key ends the recipe's own sweep over it, in named options too, and so does an
+    override that sweeps: ``sweep.head.name=[a, b]``.
 
     Raises:
         InputError: an override is not ``key=value``, or its key runs through a plain value; the
@@ -39,7 +41,7 @@ def _set(document: Document, text: str, origin: Origin) -> None:
     if parts[0] == "sweep" and len(parts) > 1:
         parts = ["sweep", ".".join(parts[1:])]
     value = parse(value_text, origin)
-    _end_sweep(document, parts)
+    _end_sweep(document, parts, value.value)
     try:
         lay_over(document, parts, value)
     except InputError as error:
@@ -56,7 +58,7 @@ def lay_over(document: Document, parts: list[str], value: Document) -> None:
     parent = _parent(document, parts, value.mark(()))
     for old in [old for old in document.marks if old[: len(path)] == path]:
         del document.marks[old]
-    parent[parts[-1]] = value.value
+    parent[parts[-1]] = copy.deepcopy(value.value)
     document.marks.update({path + below: mark for below, mark in value.marks.items()})
 
 
@@ -78,8 +80,33 @@ def _parent(document: Document, parts: list[str], mark: Mark) -> dict[str, Any]:
     return cast("dict[str, Any]", mapping)
 
 
-def _end_sweep(document: Document, parts: list[str]) -> None:
+def _end_sweep(document: Document, parts: list[str], value: Any) -> None:
+    """Take the keys that an override sets from all axes of the sweep but the one that it gives."""
     sweep = document.value.get("sweep")
-    if parts[0] != "sweep" and isinstance(sweep, dict):
-        for swept in [key for key in sweep if key.split(".")[: len(parts)] == parts]:
-            del sweep[swept]
+    if not isinstance(sweep, dict):
+        return
+    given = _keys_set(parts, value)
+    for axis in [axis for axis in sweep if ["sweep", axis] != parts]:
+        if any(within(axis, key) for key in given):
+            del sweep[axis]
+        elif isinstance(sweep[axis], dict):
+            left = {name: _without(given, option) for name, option in sweep[axis].items()}
+            if left != sweep[axis] and not any(left.values()):
+                del sweep[axis]
+            else:
+                sweep[axis] = left
+
+
+def _keys_set(parts: list[str], value: Any) -> list[str]:
+    """The dotted keys that an override sets: its own, or those of the axis that it gives."""
+    if parts[0] != "sweep":
+        return [".".join(parts)]
+    if isinstance(value, dict):
+        return [key for option in value.values() if isinstance(option, dict) for key in option]
+    return parts[1:]
+
+
+def _without(keys: list[str], option: Any) -> Any:
+    if not isinstance(option, dict):
+        return option
+    return {k: v for k, v in option.items() if not any(within(k, key) for key in keys)}

@@ -155,7 +155,11 @@ def _settings(recipe: Recipe) -> str:
             lines.append(f"- {section}: {_brief(content)}")
     lines.append(f"- seeds: {', '.join(map(str, recipe.seeds))}")
     for key, values in recipe.mapping.get("sweep", {}).items():
-        lines.append(f"- sweep over {key}: {', '.join(map(_brief, values))}")
+        if isinstance(values, dict):
+            lines.append(f"- sweep over {key}:")
+            lines += [f"  - {name}: {_brief(option)}" for name, option in values.items()]
+        else:
+            lines.append(f"- sweep over {key}: {', '.join(map(_brief, values))}")
     return "\n".join(lines)
 
 

@@ -102,6 +102,16 @@ def test_the_report_says_what_where_and_how_it_went(ddnkit: Command) -> None:
         assert part in text
 
 
+def test_the_report_says_what_named_options_set(ddnkit: Command) -> None:
+    options = "{slow: {head.name: toy_slow}, fast: {head: {name: toy_fast, boost: 2}}}"
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1", "-s", f"sweep.pace={options}")
+    text = Path("o/report.md").read_text(encoding="utf-8")
+    assert (
+        "- sweep over pace:\n  - slow: head.name toy_slow\n  - fast: head toy_fast, boost 2\n"
+        in text
+    )
+
+
 def test_two_runs_in_one_second_have_two_folders(ddnkit: Command) -> None:
     for _ in range(3):
         assert ddnkit("run", "race.yaml", "--seeds", "1").exit_code == 0
