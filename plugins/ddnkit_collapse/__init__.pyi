@@ -1,4 +1,4 @@
-from .evaluation import Evaluation
+from .evaluation import Evaluation, HeldOut
 from .margins import ce_bound, cosine_margins, etf_cosine_margin
 from .metrics import equinorm, etf_distance, nc1, nc2, nc3, nc4, neural_collapse
 from .panels import draw_panels
@@ -9,6 +9,7 @@ from .statistics import ClassStatistics, class_statistics
 __all__ = [
     "ClassStatistics",
     "Evaluation",
+    "HeldOut",
     "NeuralCollapse",
     "PublishedFigures",
     "ce_bound",

@@ -2,11 +2,15 @@
 
 Per batch, the mean of each class minus the batch's mean; over batches, an exponential moving average
     M_t = α_t M_batch + (1 − α_t) M_{t−1}        (eq. 9)
-whose history is detached; then H̃ = M_t / ‖M_t‖_F. Two matters the text and the published code settle
-differently are settings (docs/fidelity.md):
+whose history is detached; then H̃ = M_t / ‖M_t‖_F. What the text and the published code settle
+differently, or leave to balanced classes, are settings (docs/fidelity.md):
 
 * Eq. 9 as printed averages normalised means, H̃_t = α_t H̃_batch + (1 − α_t) H̃_{t−1}, and its result
   is not of unit norm any more (``normalise="before"``). The code normalises after averaging.
+* The formula is blind to how many samples a class has: all columns of H̃ weigh the same. Where classes
+  are of unequal size the sum over *samples* of ‖h_i − m_{c(i)}‖² is another problem, linear in the n_c h̄_c
+  in place of the h̄_c: ``weight="samples"`` multiplies each column by its class's share of the samples so
+  far, times C.
 * A class that the batch lacks keeps its average, zero until first seen (``absent="keep"``). Each class
   then has its own clock t: one first seen late starts from its own first mean and not from almost
   zero. The text puts the batch's mean in its place, so that its centred mean is "zero"; the code puts
@@ -23,7 +27,11 @@ from ddnkit import InputError
 
 from .reduction import ClassSums, class_sums
 
-_CHOICES = {"normalise": ("after", "before"), "absent": ("keep", "zero", "global_mean")}
+_CHOICES = {
+    "normalise": ("after", "before"),
+    "absent": ("keep", "zero", "global_mean"),
+    "weight": ("equal", "samples"),
+}
 
 
 class ClassMeans(nn.Module):
@@ -37,12 +45,15 @@ class ClassMeans(nn.Module):
         alpha: smoothing factor α; None for the paper's decay α_t = max(2/(t+2), 1e-4), t from 0.
         normalise: "after" averaging, or "before" it.
         absent: what a class contributes that the batch lacks: "keep", "zero" or "global_mean".
+        weight: of a class in H̃: "equal", or its share of the "samples".
 
-    Buffers: ``means`` (d, C), ``counts`` (C,): how many batches a class was averaged over.
+    Buffers: ``means`` (d, C); ``counts`` (C,): how many batches a class was averaged over;
+    ``samples`` (C,): how many of its samples were seen.
     """
 
     means: Tensor
     counts: Tensor
+    samples: Tensor
 
     def __init__(
         self,
@@ -52,16 +63,18 @@ class ClassMeans(nn.Module):
         *,
         normalise: str = "after",
         absent: str = "keep",
+        weight: str = "equal",
     ):
         super().__init__()
         if alpha is not None and not 0 < alpha <= 1:
             raise InputError(f"alpha must be in (0, 1], not {alpha}")
-        for name, given in (("normalise", normalise), ("absent", absent)):
+        for name, given in (("normalise", normalise), ("absent", absent), ("weight", weight)):
             if given not in _CHOICES[name]:
                 raise InputError(f"{name} is one of {', '.join(_CHOICES[name])}, not {given!r}")
-        self.alpha, self.normalise, self.absent = alpha, normalise, absent
+        self.alpha, self.normalise, self.absent, self.weight = alpha, normalise, absent, weight
         self.register_buffer("means", torch.zeros(feature_dim, classes))
         self.register_buffer("counts", torch.zeros(classes))
+        self.register_buffer("samples", torch.zeros(classes))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Take in a batch, features (N, d) and labels (N,); returns H̃ (d, C).
@@ -70,9 +83,9 @@ class ClassMeans(nn.Module):
         """
         return self.update(class_sums(features, labels, self.means.shape[1]))
 
-    def update(self, batch: ClassSums) -> Tensor:
-        """The same for a batch that has been summed by class."""
-        newest, counted = self._centred(batch)
+    def update(self, batch: ClassSums, centre: Tensor | None = None) -> Tensor:
+        """The same for a batch that has been summed by class, centred on ``centre`` (d,), its mean."""
+        newest, counted = self._centred(batch, batch.mean() if centre is None else centre)
         if self.normalise == "before":
             newest = _unit(newest)
         alpha = self._alpha()
@@ -81,12 +94,15 @@ class ClassMeans(nn.Module):
         with torch.no_grad():
             self.means.copy_(means)
             self.counts += counted
+            self.samples += batch.counts
+        if self.weight == "samples":
+            means = means * (self.samples * len(self.samples) / self.samples.sum())
         return _unit(means) if self.normalise == "after" else means
 
-    def _centred(self, batch: ClassSums) -> tuple[Tensor, Tensor]:
+    def _centred(self, batch: ClassSums, centre: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's centred class means (d, C), and the classes (C,) that they are averaged for."""
         present = batch.counts > 0
-        mean = batch.mean().unsqueeze(-1)
+        mean = centre.unsqueeze(-1)
         instead = mean if self.absent == "global_mean" else torch.zeros_like(mean)
         centred = torch.where(present, batch.class_means() - mean, instead)
         return centred, present if self.absent == "keep" else torch.ones_like(present)

@@ -30,7 +30,7 @@ class ClassSums(NamedTuple):
 
     def class_means(self) -> Tensor:
         """(d, C); zero where there is no sample of a class."""
-        return self.sums / self.counts.clamp(min=1)
+        return self.sums / torch.where(self.counts > 0, self.counts, 1)
 
     def mean(self) -> Tensor:
         """(d,), over all samples: the classes' sums hold all that there is to read."""
@@ -40,13 +40,17 @@ class ClassSums(NamedTuple):
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> ClassSums:
     """The whole batch's sums from this process's features (N, d) and labels (N,), in 0 … C−1.
 
-    In float32 or wider; differentiable in the features.
+    Labels may be shares (N, C): a sample then counts for each class by its share of it. In float32
+    or wider; differentiable in the features.
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     # A product with the one-hot labels: it waits for no device, and unlike scattered additions it
     # gives the same sums each time.
-    member = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)  # (N, C)
-    member = member.to(features.dtype)
+    if labels.ndim == 2:
+        member = labels.to(features.dtype)
+    else:
+        member = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)  # (N, C)
+        member = member.to(features.dtype)
     sums, counts = features.T @ member, member.sum(dim=0)
     if shared():
         packed = all_reduced(torch.cat((sums, counts.unsqueeze(0))))

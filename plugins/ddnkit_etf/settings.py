@@ -63,6 +63,7 @@ class FixedETFHead(Settings):
     direction: Literal["canonical", "haar"] = Field(
         "canonical", description="the first C axes, or a random frame (Fig. 18)"
     )
+    centre: bool = Field(True, description="subtract the mean feature h_G")
     evaluation_mean: _EvaluationMean = "running"
 
     def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
@@ -74,6 +75,7 @@ class FixedETFHead(Settings):
             classes,
             temperature=self.temperature,
             direction=self.direction,
+            centre=self.centre,
             evaluation_mean=self.evaluation_mean,
         )
 
@@ -99,6 +101,12 @@ class MeansSettings(Settings):
         "(the published code)",
     )
 
+    weight: Literal["equal", "samples"] = Field(
+        "equal",
+        description="of a class in what the ETF is nearest to: the same for all, or its share of "
+        "the samples seen so far",
+    )
+
     @model_validator(mode="after")
     def _alpha_goes_with_constant(self) -> MeansSettings:
         if self.policy == "constant" and self.alpha is None:
@@ -117,6 +125,11 @@ class NearestETFHead(Settings):
     backward: str = Field("auto", description="backward form of the declarative layer")
     differentiate: bool = Field(
         True, description="send gradients through the solution too (the DDN gradient)"
+    )
+    centre: Literal["samples", "classes", "none"] = Field(
+        "samples",
+        description="h_G: the mean of the batch's samples; the mean of its class means, where each "
+        "class counts the same whatever its size; or none",
     )
     means: MeansSettings = Field(
         MeansSettings.model_validate({}), description="how class means are averaged"
@@ -148,9 +161,11 @@ class NearestETFHead(Settings):
             solver=self.solver,
             backward=self.backward,
             differentiate=self.differentiate,
+            centre=self.centre,
             alpha=self.means.alpha,
             normalise_means=self.means.normalise,
             absent=self.means.absent,
+            weight=self.means.weight,
             evaluation_mean=self.evaluation_mean,
             initial=self.initial,
         )

@@ -5,6 +5,7 @@ from .data import Augmentation, Data, Dataset, Plan, Share, synthetic, synthetic
 from .evaluation import evaluate
 from .model import Model
 from .samplers import FullBatch, Sampler, Shuffled, Stratified
+from .settings.backbones import BackboneSettings
 from .settings.data import DataSettings, ImageSettings
 from .settings.pipeline import Classification
 from .standardise import Standardise
@@ -14,6 +15,7 @@ __all__ = [
     "CNN",
     "MLP",
     "Augmentation",
+    "BackboneSettings",
     "Classification",
     "Data",
     "DataSettings",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ddnkit_collapse import etf_cosine_margin
+from ddnkit_collapse import Evaluation, etf_cosine_margin
 from torch import Tensor
 
 from ddnkit import DdnkitError, InputError, Job
@@ -24,6 +24,7 @@ from .engine import Engine
 from .evaluation import evaluate
 from .model import Model
 from .samplers import FullBatch, Sampler, Shuffled, Stratified, stratified_subset
+from .settings.backbones import BackboneSettings
 from .sharding import whole_state
 from .stopwatch import Stopwatch
 from .watch import LossWatch, finite, non_finite
@@ -42,21 +43,19 @@ def train(settings: Classification, job: Job) -> None:
     """Run one job of the classification pipeline: `Classification.run`."""
     sections: Any = settings  # each section is whatever plugin the recipe names
     engine = Engine(settings.engine, job)
-    data: Data = sections.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
-    data = data.to(engine.device)
+    data = settings.load_data(job).to(engine.device)
     torch.manual_seed(job.seed)
     with engine.job():
-        model = Model(*_parts(sections, data))
+        backbone = _backbone(sections, data)
+        if isinstance(sections.backbone, BackboneSettings) and not job.smoke:
+            sections.backbone.start(backbone, download=job.download)
+        head = sections.head.build(feature_dim=backbone.feature_dim, classes=data.classes)
+        model = Model(backbone, head)
         _Training(settings, job, engine, data, model).run()
 
 
 def _backbone(sections: Any, data: Data) -> Any:
     return sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
-
-
-def _parts(sections: Any, data: Data) -> tuple[Any, Any]:
-    backbone = _backbone(sections, data)
-    return backbone, sections.head.build(feature_dim=backbone.feature_dim, classes=data.classes)
 
 
 class _Training:
@@ -68,7 +67,8 @@ class _Training:
         sections: Any = settings
         self.settings, self.job, self.engine, self.data = settings, job, engine, data
         self.plain = model
-        self.loss_function = sections.loss.build().to(engine.device)
+        counts = torch.bincount(data.labels, minlength=data.classes)
+        self.loss_function = sections.loss.build(counts=counts, head=model.head).to(engine.device)
         self.model, self.optimizer = engine.setup(model, sections.optimizer.build)
         self.metrics = sections.metrics.build()
         # The optimiser may have given the weights its own start, which the head has not seen.
@@ -84,6 +84,7 @@ class _Training:
         if job.smoke:
             self.total = min(self.total, SMOKE_STEPS)
             self.evaluation_steps = frozenset((1, self.total))
+        self.rate = _Rate(settings, self.optimizer, self.sampler.steps_per_epoch)
         self.interval = settings.engine.checkpoint_interval(
             self.sampler.steps_per_epoch, self.total
         )
@@ -137,6 +138,7 @@ class _Training:
         self, step: int, plan: Plan, inputs: Tensor, labels: Tensor, watch: Stopwatch
     ) -> None:
         """One step of the optimiser; nothing in it waits for the device."""
+        self.rate.set(step)
         logits = self.model(self.engine.placed(inputs), labels)
         batch = self.data.samples if plan.index is None else len(plan.index)
         loss = self.engine.weighted(self.loss_function(logits, labels), len(labels), batch)
@@ -162,6 +164,7 @@ class _Training:
         )
         if step == self.total and self.job.rank == 0:
             _write_margins(self.job.folder, evaluation.margins, self.data.classes)
+            _write_classes(self.job.folder, evaluation)
         epoch = step / self.sampler.steps_per_epoch
         return _complete(self.settings, {"epoch": epoch, "step": step, **row})
 
@@ -216,6 +219,31 @@ def _sampler(settings: Classification, data: Data, job: Job) -> Sampler:
     return kind(data.labels, batch_size, job.seed)
 
 
+class _Rate:
+    """Sets the learning rates of a step, which follow from its number alone: nothing to save."""
+
+    def __init__(self, settings: Classification, optimizer: Any, steps_per_epoch: int) -> None:
+        self._schedule = settings.schedule
+        self._length = 1 if settings.train.iterations else steps_per_epoch
+        self._total = settings.train.total_steps(steps_per_epoch)
+        self._groups = optimizer.param_groups
+        if self._schedule.constant:
+            return
+        if any("lr" not in group for group in self._groups):
+            raise InputError(
+                f"schedule: the optimizer {type(settings.optimizer).__name__} has no learning rate "
+                "to change; leave schedule out, or choose sgd, adam or adamw"
+            )
+        self._full = [group["lr"] for group in self._groups]
+
+    def set(self, step: int) -> None:
+        if self._schedule.constant:
+            return
+        factor = self._schedule.at(step, self._length, self._total)
+        for group, full in zip(self._groups, self._full, strict=True):
+            group["lr"] = full * factor
+
+
 def _smoke_batch(sample_shape: tuple[int, ...]) -> int:
     least, most = _SMOKE_BATCH
     return min(max(_SMOKE_VALUES // math.prod(sample_shape), least), most)
@@ -265,3 +293,32 @@ def _write_margins(folder: Path, margins: Tensor, classes: int) -> None:
         writer.writerow(["example", "cosine_margin", "bound"])
         for rank, margin in zip(ranks.tolist(), ordered[ranks].tolist(), strict=True):
             writer.writerow([rank + 1, f"{margin:.8g}", f"{etf_cosine_margin(classes):.8g}"])
+
+
+def _write_classes(folder: Path, evaluation: Evaluation) -> None:
+    """``classes.csv``: how many samples each class has, and the accuracy on it at the end.
+
+    Columns: ``class``, ``train_samples``, ``train_top1``, ``test_samples``, ``test_top1``; accuracies
+    in per cent, empty where a class has no sample that was evaluated.
+    """
+    held_out, C = evaluation.held_out, evaluation.classes
+    train = _by_class(evaluation.labels, evaluation.predictions, C)
+    test = _by_class(held_out.labels, held_out.predictions, C) if held_out else [(0, "")] * C
+    counts = [0] * C if evaluation.counts is None else evaluation.counts.tolist()
+    with (folder / "classes.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "train_samples", "train_top1", "test_samples", "test_top1"])
+        for c, (samples, (_, trained), (tested, top1)) in enumerate(
+            zip(counts, train, test, strict=True)
+        ):
+            writer.writerow([c, samples, trained, tested, top1])
+
+
+def _by_class(labels: Tensor, predictions: Tensor | None, classes: int) -> list[tuple[int, str]]:
+    """How many samples of each class, and what share of them was decided right, in per cent."""
+    samples = torch.bincount(labels, minlength=classes)
+    right = torch.bincount(labels[labels == predictions], minlength=classes)
+    return [
+        (n, f"{100 * r / n:.8g}" if n else "")
+        for n, r in zip(samples.tolist(), right.tolist(), strict=True)
+    ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class FinalHead(nn.Module):
-    """logits = τ W (h/‖h‖ − h_G): what any head of the training comes to in the end.
+    """logits = τ W (h'/‖h'‖ − h_G), h' = a∘h + b: what any head of the training comes to in the end.
 
     Args:
         weight: W ``(C, d)``.
@@ -15,11 +15,14 @@ class FinalHead(nn.Module):
         temperature: τ.
         normalise: bring features to the unit sphere.
         batch_mean: h_G is the mean of the batch at hand instead.
+        feature_map: (a, b) ``(d,)`` each; None: h' = h.
     """
 
     weight: Tensor
     global_mean: Tensor
     temperature: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -29,9 +32,13 @@ class FinalHead(nn.Module):
         *,
         normalise: bool = True,
         batch_mean: bool = False,
+        feature_map: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.normalise, self.batch_mean = normalise, batch_mean
+        scale, shift = feature_map or (None, None)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
         self.register_buffer("weight", weight)
         self.register_buffer("global_mean", global_mean)
         self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float64))
@@ -40,6 +47,8 @@ class FinalHead(nn.Module):
         """The features as the classifier sees them, not centred; in float32 or wider."""
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
+        if self.scale is not None and self.shift is not None:
+            features = features * self.scale + self.shift
         return nn.functional.normalize(features, dim=-1) if self.normalise else features
 
     def classifier(self) -> Tensor:
@@ -66,23 +75,17 @@ class Classifier(nn.Module):
     Args:
         prepare: stored samples ``(B, *stored_shape)`` → what the network sees.
         backbone: that → features ``(B, d)``.
-        weight, mean, temperature, normalise, batch_mean: of the `FinalHead`.
+        head: on the features.
     """
 
     def __init__(
         self,
         prepare: nn.Module,
         backbone: nn.Module,
-        weight: Tensor,
-        mean: Tensor,
-        temperature: float,
-        *,
-        normalise: bool = True,
-        batch_mean: bool = False,
+        head: FinalHead,
     ) -> None:
         super().__init__()
-        self.prepare, self.backbone = prepare, backbone
-        self.head = FinalHead(weight, mean, temperature, normalise=normalise, batch_mean=batch_mean)
+        self.prepare, self.backbone, self.head = prepare, backbone, head
         floating = (p.dtype for p in backbone.parameters() if p.is_floating_point())
         self.dtype = next(floating, torch.float32)
 

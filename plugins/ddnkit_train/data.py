@@ -88,7 +88,11 @@ class Data(abc.ABC):
     def training(
         self, plans: Iterable[Plan], share: Share = Share()
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each plan's batch: prepared inputs and labels, on the device."""
+        """This process's share of each plan's batch: prepared inputs and labels, on the device.
+
+        Labels are classes ``(B,)``, int64, or the shares ``(B, C)`` that each sample has of the
+        classes, floating, adding up to one.
+        """
 
     @abc.abstractmethod
     def evaluation(
@@ -97,6 +101,13 @@ class Data(abc.ABC):
         """This process's share of a split in its order, ``batch`` at a time, nothing random.
 
         ``index`` restricts it to these samples.
+        """
+
+    @abc.abstractmethod
+    def subset(self, index: Tensor) -> Data:
+        """The same data with these training samples alone ``(n,)``, in this order; all test samples.
+
+        ``prepare`` stays as it is: fitted to all training samples.
         """
 
 
@@ -186,6 +197,10 @@ class Dataset(Data):
         inputs, labels = share.of(inputs), share.of(labels)
         for chunk, chunk_labels in zip(inputs.split(batch), labels.split(batch), strict=True):
             yield self.prepare(chunk), chunk_labels
+
+    def subset(self, index: Tensor) -> Dataset:
+        """See `Data.subset`."""
+        return replace(self, inputs=self.inputs[index], labels=self.labels[index])
 
 
 def _check(which: str, inputs: Tensor, labels: Tensor, classes: int) -> None:

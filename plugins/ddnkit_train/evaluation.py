@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ddnkit_collapse import Evaluation, ce_bound, cosine_margins
+from ddnkit_collapse import Evaluation, HeldOut, ce_bound, cosine_margins
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,7 +34,8 @@ def evaluate(
     Args:
         model: a `Model`, wrapped by the engine or not, on the data's device.
         data: training and test samples.
-        metrics: gives further figures of the training set.
+        metrics: gives further figures; its `Evaluation` has features of the test set too where
+            ``metrics.test_features`` is true.
         batch: samples the network sees at a time.
         engine: whose processes share the samples; None for this one alone.
         index: the training samples to measure on; None for all.
@@ -48,9 +50,9 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    loss, top1, features = _pass(model, data, "train", batch, engine, index)
-    train_loss = float(loss)
-    if not torch.isfinite(loss):
+    train = _pass(model, data, "train", batch, engine, index)
+    train_loss = float(train.loss)
+    if not torch.isfinite(train.loss):
         raise DdnkitError(
             f"the training loss is {train_loss}. Likely causes: (a) the step is too large: lower "
             "the optimizer's gain or lr; (b) features of length zero, which cannot be normalised: "
@@ -58,32 +60,62 @@ def evaluate(
             "declarative layer in the head whose certificate failed."
         )
     head: Any = model.head
-    weight = head.classifier()
-    labels = (data.labels if index is None else data.labels[index]).to(features.device)
-    margins = cosine_margins(features, labels, weight)
-    evaluation = Evaluation(features, labels, weight, head.global_mean, data.classes, margins)
+    weight, features = head.classifier(), train.features
+    test = None
+    if data.test_samples:
+        keep = bool(getattr(metrics, "test_features", False))
+        test = _pass(model, data, "test", batch, engine, None, keep=keep)
+    model.train(training)
+    evaluation = Evaluation(
+        features,
+        train.labels,
+        weight,
+        head.global_mean,
+        data.classes,
+        cosine_margins(features, train.labels, weight),
+        counts=torch.bincount(data.labels, minlength=data.classes),
+        predictions=train.predictions,
+        held_out=None
+        if test is None
+        else HeldOut(test.labels, test.predictions, test.features if len(test.features) else None),
+    )
     bound = ce_bound(data.classes, float(head.temperature))
     row: dict[str, Any] = {
         "train_loss": train_loss,
         "ce_gap": train_loss - bound if _unit_rows(features) and _unit_rows(weight) else None,
-        "train_top1": float(top1),
-        "test_top1": None,
+        "train_top1": float(train.top1),
+        "test_top1": None if test is None else float(test.top1),
         **metrics(evaluation),
     }
-    if data.test_samples:
-        row["test_top1"] = float(_pass(model, data, "test", batch, engine, None)[1])
-    model.train(training)
     return row, evaluation
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What a split gave, in its order: mean cross-entropy, accuracy in per cent, sample by sample."""
+
+    loss: Tensor
+    top1: Tensor
+    labels: Tensor
+    predictions: Tensor
+    features: Tensor
+
+
 def _pass(
-    model: Any, data: Data, split: Split, batch: int, engine: Engine | None, index: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy (summed in float64), accuracy in per cent, embedded features in order."""
+    model: Any,
+    data: Data,
+    split: Split,
+    batch: int,
+    engine: Engine | None,
+    index: Tensor | None,
+    *,
+    keep: bool = True,
+) -> _Pass:
+    """Take a split through the network; ``keep`` its embedded features. Losses are summed in float64."""
     share = engine.share if engine else Share()
     # (sum of losses, correct, samples): one small tensor, so that processes add up once
     sums: Tensor | None = None
-    embedded = []
+    embedded, seen = [], []
     passes = 0
     for inputs, labels in data.evaluation(split, batch, share, index):
         passes += 1
@@ -91,23 +123,27 @@ def _pass(
         logits, features = model(placed, labels, embedded=True)
         logits = logits.to(torch.float64)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        correct = (logits.argmax(dim=1) == labels).sum()
+        decided = logits.argmax(dim=1)
+        correct = (decided == labels).sum()
         part = torch.stack([loss, correct, loss.new_tensor(len(labels))])
         sums = part if sums is None else sums + part
-        if split == "train":
+        seen.append(torch.stack([labels, decided], dim=1))
+        if keep:
             embedded.append(features)
     if sums is None:
         raise DdnkitError(f"the {split} set has fewer samples than there are processes")
+    samples = data.samples if split == "train" else data.test_samples
+    samples = samples if index is None else len(index)
     if engine:
-        samples = data.samples if split == "train" else data.test_samples
-        samples = samples if index is None else len(index)
         for _ in range(passes, engine.forward_passes(samples, batch)):
             model(placed, labels, embedded=True)
         sums = engine.total(sums)
     rows = torch.cat(embedded) if embedded else sums.new_zeros(0)
-    if engine and embedded:
-        rows = engine.gathered(rows, data.samples if index is None else len(index))
-    return sums[0] / sums[2], 100 * sums[1] / sums[2], rows
+    pairs = torch.cat(seen)
+    if engine:
+        pairs = engine.gathered(pairs, samples)
+        rows = engine.gathered(rows, samples) if keep else rows
+    return _Pass(sums[0] / sums[2], 100 * sums[1] / sums[2], pairs[:, 0], pairs[:, 1], rows)
 
 
 def _unit_rows(rows: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import ddnkit
 
-from .classifier import Classifier
+from .classifier import Classifier, FinalHead
 from .data import Data
 
 WEIGHTS, PROGRAM, WHY_NOT = "model.safetensors", "model.pt2", "model.txt"
@@ -34,11 +34,12 @@ def export(model: Any, data: Data, folder: Path, *, example: Tensor | None = Non
     """Write a trained model into ``folder``: all of its weights, and a program that needs no ddnkit.
 
     ``model.safetensors`` has weights and buffers of ``prepare``, ``backbone`` and ``head``, the
-    final classifier: ``head.weight`` (W, C×d), ``head.global_mean`` and ``head.temperature``; its
-    metadata says what they are of. ``model.pt2`` is the `Classifier` in evaluation mode as
-    `torch.export` wrote it, from stored samples to logits, for any number of samples on the CPU:
-    ``torch.export.load("model.pt2").module()``. Where there can be no such program,
-    ``model.txt`` says why. Each file is there whole or not at all.
+    final classifier: ``head.weight`` (W, C×d), ``head.global_mean``, ``head.temperature``, and where
+    it maps features first ``head.scale`` and ``head.shift``; its metadata says what they are of.
+    ``model.pt2`` is the `Classifier` in evaluation mode as `torch.export` wrote it, from stored
+    samples to logits, for any number of samples on the CPU:
+    ``torch.export.load("model.pt2").module()``. Where there can be no such program, ``model.txt``
+    says why. Each file is there whole or not at all.
 
     Args:
         model: a `Model`; left as it is.
@@ -88,6 +89,7 @@ def _tensors(model: Any, data: Data) -> dict[str, Tensor]:
     }
     tensors["head.weight"], tensors["head.global_mean"] = head.classifier(), head.global_mean
     tensors["head.temperature"] = torch.tensor(float(head.temperature), dtype=torch.float64)
+    tensors |= dict(zip(("head.scale", "head.shift"), _feature_map(head) or (), strict=False))
     return {name: _own(tensor) for name, tensor in tensors.items()}
 
 
@@ -97,15 +99,24 @@ def _classifier(model: Any, data: Data) -> Classifier:
     classifier = Classifier(
         copy.deepcopy(data.prepare),
         copy.deepcopy(model.backbone),
-        head.classifier().detach().clone(),
-        head.global_mean.detach().clone(),
-        float(head.temperature),
-        normalise=bool(getattr(head, "normalise", True)),
-        batch_mean=getattr(head, "evaluation_mean", "") == "test_batch",
+        FinalHead(
+            head.classifier().detach().clone(),
+            head.global_mean.detach().clone(),
+            float(head.temperature),
+            normalise=bool(getattr(head, "normalise", True)),
+            batch_mean=getattr(head, "evaluation_mean", "") == "test_batch",
+            feature_map=_feature_map(head),
+        ),
     )
     # In plain layout: of others torch.export does not see that they hold all of their memory.
     classifier.to(memory_format=torch.contiguous_format)
     return classifier.cpu().eval().requires_grad_(False)
+
+
+def _feature_map(head: Any) -> tuple[Tensor, Tensor] | None:
+    """What the head does to features before anything else, where it says so."""
+    of_head = getattr(head, "feature_map", None)
+    return of_head() if callable(of_head) else None
 
 
 def _program(model: Any, data: Data, example: Tensor) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor
 from ddnkit import InputError, Job
 
 from .classifier import FinalHead
-from .data import Data
 from .engine import Engine
 from .evaluation import evaluate
 from .export import WEIGHTS
@@ -31,8 +30,7 @@ def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
     file = job.folder / WEIGHTS
     tensors, about = _read(file)
     engine = Engine(_as_trained(settings.engine, job.folder), job)
-    data: Data = sections.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
-    data = data.to(engine.device)
+    data = settings.load_data(job).to(engine.device)
     backbone = sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
     head = _head(tensors, about)
     if len(head.weight) != data.classes:
@@ -61,6 +59,9 @@ def _head(tensors: dict[str, Tensor], about: dict[str, str]) -> FinalHead:
         float(tensors["head.temperature"]),
         normalise=json.loads(about["normalise"]),
         batch_mean=about["evaluation_mean"] == "test_batch",
+        feature_map=(
+            (tensors["head.scale"], tensors["head.shift"]) if "head.scale" in tensors else None
+        ),
     )
 
 

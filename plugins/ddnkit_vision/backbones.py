@@ -1,4 +1,4 @@
-"""ResNets and VGGs as feature extractors: ``(N, channels, height, width)`` → ``(N, feature_dim)``.
+"""ResNets, VGGs and DenseNets: ``(N, channels, height, width)`` → features ``(N, feature_dim)``.
 
 The networks of torchvision without their last layer, which a classifier head takes the place of. By
 default they have matrices and kernels alone to train (no bias, batch norms without affine
@@ -40,10 +40,54 @@ def resnet(
     network.feature_dim = network.fc.in_features
     network.fc = nn.Identity()
     if stem == "cifar":
-        network.conv1 = _stem(in_channels, kernel_size=3, stride=1, padding=1)
+        network.conv1 = _stem(in_channels, 64, kernel_size=3, stride=1, padding=1)
         network.maxpool = nn.Identity()
     elif in_channels != 3:
-        network.conv1 = _stem(in_channels, kernel_size=7, stride=2, padding=3)
+        network.conv1 = _stem(in_channels, 64, kernel_size=7, stride=2, padding=3)
+    if not affine:
+        _drop_affine(network)
+    return network
+
+
+def densenet_bc(
+    in_channels: int = 3,
+    *,
+    depth: int = 100,
+    growth: int = 12,
+    stem: str = "cifar",
+    affine: bool = False,
+) -> nn.Module:
+    """torchvision's DenseNet with bottlenecks and compression 0.5, in three blocks of equal length.
+
+    Source: G. Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, section 4.2.
+
+    Args:
+        in_channels: channels of the images.
+        depth: layers with weights, the classifier among them: 6n + 4, n in a block.
+        growth: maps that each layer adds; the stem has twice as many.
+        stem: "cifar", 3×3 at full resolution, as published for small images; "imagenet", 7×7 with
+            stride 2 and a max-pool: a quarter of it.
+        affine: batch norms learn a scale and a shift.
+
+    Raises:
+        ddnkit.InputError: torchvision is not installed.
+    """
+    width = 2 * growth
+    network: Any = _torchvision_models("densenet_bc").DenseNet(
+        growth_rate=growth,
+        block_config=((depth - 4) // 6,) * 3,
+        num_init_features=width,
+        num_classes=1,
+    )
+    network.feature_dim = network.classifier.in_features
+    network.classifier = nn.Identity()
+    if stem == "cifar":
+        network.features.conv0 = _stem(in_channels, width, kernel_size=3, stride=1, padding=1)
+        # Every layer of a block starts with a batch norm and a ReLU of its own.
+        for layer in ("norm0", "relu0", "pool0"):
+            delattr(network.features, layer)
+    elif in_channels != 3:
+        network.features.conv0 = _stem(in_channels, width, kernel_size=7, stride=2, padding=3)
     if not affine:
         _drop_affine(network)
     return network
@@ -121,8 +165,10 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _stem(in_channels: int, *, kernel_size: int, stride: int, padding: int) -> nn.Conv2d:
-    stem = nn.Conv2d(in_channels, 64, kernel_size, stride, padding, bias=False)
+def _stem(
+    in_channels: int, channels: int, *, kernel_size: int, stride: int, padding: int
+) -> nn.Conv2d:
+    stem = nn.Conv2d(in_channels, channels, kernel_size, stride, padding, bias=False)
     _initialise(stem)
     return stem
 

@@ -19,29 +19,37 @@ class Source:
     Attributes:
         name: of the data set in a recipe, and of its folder.
         title: its name in prose.
-        files: what a folder must hold, relative to it.
+        files: what a folder must hold, relative to it; a folder's name ends with ``/``.
         megabytes: size of the download.
-        url: where from.
+        url: where from; empty where there is nothing to download.
+        origin: sentences on where the user gets what cannot be downloaded.
+        inner: a folder of the published archive, in which the files may still lie.
         needs_torchvision: not only to download the files, but to read them.
         gzipped: each file may also have the ending ``.gz``.
         system: a folder that a package of the operating system fills.
         package: that package.
+        instead: what to give in place of a download, and how.
     """
 
     name: str
     title: str
     files: tuple[str, ...]
-    megabytes: int
-    url: str
+    megabytes: int = 0
+    url: str = ""
+    origin: str = ""
+    inner: str = ""
     needs_torchvision: bool = True
     gzipped: bool = False
     system: Path | None = None
     package: str = ""
+    instead: str = "their folder with -s data.root=DIR"
 
     def folders(self, root: Path | None) -> list[Path]:
         """The folders to look in: ``root`` alone, or the usual ones; downloads go to the first."""
-        if root is not None:
-            return [root.expanduser()]
+        folders = self._usual() if root is None else [root.expanduser()]
+        return [inner for f in folders for inner in (f / self.inner, f)] if self.inner else folders
+
+    def _usual(self) -> list[Path]:
         usual = [data_folder() / self.name]
         given = os.environ.get("DDNKIT_DATA")
         if given:
@@ -51,7 +59,7 @@ class Source:
     def path(self, folder: Path, file: str) -> Path | None:
         """``file`` in ``folder``, plain or gzipped; ``None`` where it is missing."""
         plain = folder / file
-        if plain.is_file():
+        if plain.is_dir() if file.endswith("/") else plain.is_file():
             return plain
         gzipped = plain.with_name(plain.name + ".gz")
         return gzipped if self.gzipped and gzipped.is_file() else None
@@ -65,14 +73,14 @@ class Source:
         return next((f for f in self.folders(root) if not self.missing(f)), None)
 
     def locate(self, root: Path | None, *, download: bool) -> None:
-        """Check that all files exist, or may be downloaded.
+        """Check that all files exist, or can and may be downloaded.
 
         Raises:
             ddnkit.InputError: files are missing, and the text lists every folder and what it lacks;
                 or torchvision is, where it is needed.
         """
         found = self.find(root)
-        if found is None and not download:
+        if found is None and not (download and self.url):
             raise self.not_found(root)
         if self.needs_torchvision or found is None:
             require_torchvision(self.title)
@@ -85,17 +93,34 @@ class Source:
             absent = "" if folder.is_dir() else "no such folder; "
             missing = ", ".join(f"{file}{ending}" for file in self.missing(folder))
             lines.append(f"  {folder}: {absent}missing {missing}\n")
-        package = f", or install Debian's package {self.package}" if self.package else ""
         return InputError(
-            f"{self.title}: files are missing. Looked in:\n{''.join(lines)}"
+            f"{self.title}: files are missing. Looked in:\n{''.join(lines)}{self._ways_out()}"
+        )
+
+    def _ways_out(self) -> str:
+        if not self.url:
+            return f"--download cannot fetch it: {self.origin} Give {self.instead}."
+        package = f", or install Debian's package {self.package}" if self.package else ""
+        return (
             f"Add --download ({self.megabytes} MB from {self.host}, checksum verified), or give "
-            f"their folder with -s data.root=DIR{package}."
+            f"{self.instead}{package}."
         )
 
     @property
     def host(self) -> str:
         """Where a download comes from."""
         return self.url.split("/")[2]
+
+    def folder(self, root: Path | None) -> Path:
+        """The first folder that has all files.
+
+        Raises:
+            ddnkit.InputError: there is none.
+        """
+        found = self.find(root)
+        if found is None:
+            raise self.not_found(root)
+        return found
 
     def obtain(self, root: Path | None, *, download: bool, fetch: Callable[[Path], None]) -> Path:
         """The folder that has all files, fetched first where that is allowed and needed.
@@ -109,11 +134,11 @@ class Source:
             ddnkit.InputError: files are missing, or the folder cannot be written to.
             ddnkit.DdnkitError: the download failed.
         """
+        if not download:
+            return self.folder(root)
         found, target = self.find(root), self.folders(root)[0]
-        if found is None and not download:
-            raise self.not_found(root)
-        # Where files may be fetched, those found may be of a download under way: wait for its end.
-        if found is not None and not (download and found == target and os.access(target, os.W_OK)):
+        # The files found may be of a download under way: wait for its end.
+        if found is not None and not (found == target and os.access(target, os.W_OK)):
             return found
         with exclusive(target):
             if self.missing(target):
@@ -134,12 +159,11 @@ class Source:
         # Networks, archives and disks fail in many ways (HTTPException, TarError, …).
         except Exception as error:
             reason = str(error).strip().replace("\n", " ") or type(error).__name__
-            if "corrupted" in reason:
+            if "corrupted" in reason or "invalid hash" in reason:
                 reason = f"what came is damaged or not what was expected ({reason})"
             raise DdnkitError(
                 f"{self.title}: the download of {self.url} to {folder} failed: {reason} "
-                "Try again later, or fetch the files by other means and give their folder with "
-                "-s data.root=DIR."
+                f"Try again later, or fetch the files by other means and give {self.instead}."
             ) from error
         missing = self.missing(folder)
         if missing:

@@ -6,17 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ddnkit import InputError
 
-from .files import Source
-
-SPLITS = ("train", "val")
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-# Only for the names of its folders: there is nothing to download.
-_SOURCE = Source("image_folder", "image folder", (), 0, "")
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class ImageFiles:
     """The image files of a split and their classes.
 
     Attributes:
-        folder: of the split.
+        folder: that the paths start from.
         files: paths relative to it, as an array of bytes: a list of a million strings would be
             copied into every worker, one reference count at a time.
         labels: their classes, int64.
@@ -38,44 +34,31 @@ class ImageFiles:
         """The file of a sample."""
         return os.path.join(self.folder, os.fsdecode(self.files[index]))
 
+    def chosen(self, index: np.ndarray) -> ImageFiles:
+        """The files at ``index``, or where it is true, in its order."""
+        return ImageFiles(self.folder, self.files[index], self.labels[index])
+
     def first(self, count: int) -> ImageFiles:
         """About ``count`` files, evenly the first ones of each class, in the same order."""
-        classes = int(self.labels.max()) + 1
-        each, more = divmod(count, classes)
-        # Sorted by class: a file's place among those of its class.
-        starts = np.searchsorted(self.labels, np.arange(classes))
-        rank = np.arange(len(self.labels)) - starts[self.labels]
-        kept = rank < each + (self.labels < more)
-        return ImageFiles(self.folder, self.files[kept], self.labels[kept])
+        each, more = divmod(count, int(self.labels.max()) + 1)
+        by_class = np.argsort(self.labels, kind="stable")
+        ordered = self.labels[by_class]
+        # Each file's place among those of its class.
+        rank = np.empty_like(by_class)
+        rank[by_class] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+        return self.chosen(rank < each + (self.labels < more))
 
 
-def locate(root: Path | None, *, download: bool) -> Path:
-    """The folder that has both splits.
+class Splits(NamedTuple):
+    """A data set: its number of classes and its files."""
 
-    Raises:
-        ddnkit.InputError: there is none; the text says where it was looked for and what it lacks.
-    """
-    looked = []
-    for folder in _SOURCE.folders(root):
-        missing = [split for split in SPLITS if not (folder / split).is_dir()]
-        if not missing:
-            return folder
-        absent = "" if folder.is_dir() else "no such folder; "
-        looked.append(f"  {folder}: {absent}missing {', '.join(f'{m}/' for m in missing)}\n")
-    refused = (
-        "--download cannot fetch it: ImageNet is given only to those who ask for it at "
-        "image-net.org. "
-        if download
-        else "ImageNet cannot be downloaded with --download. "
-    )
-    raise InputError(
-        f"image_folder: folders are missing. Looked in:\n{''.join(looked)}{refused}"
-        "Give the folder that has train/CLASS/*.JPEG and val/CLASS/*.JPEG with -s data.root=DIR."
-    )
+    classes: int
+    train: ImageFiles
+    test: ImageFiles
 
 
-def read_splits(folder: Path) -> tuple[list[str], ImageFiles, ImageFiles]:
-    """The classes, in the order of their names, and the files of both splits.
+def read_splits(folder: Path) -> Splits:
+    """The images of ``folder/train`` and ``folder/val``, classes in the order of their names.
 
     Raises:
         ddnkit.InputError: a split has no classes or a class no images, or a class is not trained.
@@ -93,7 +76,7 @@ def read_splits(folder: Path) -> tuple[list[str], ImageFiles, ImageFiles]:
     train = _files(folder / "train", enumerate(classes))
     known = set(tested)
     test = _files(folder / "val", ((i, name) for i, name in enumerate(classes) if name in known))
-    return classes, train, test
+    return Splits(len(classes), train, test)
 
 
 def _files(folder: Path, classes: Iterable[tuple[int, str]]) -> ImageFiles:
@@ -116,4 +99,4 @@ def _folders(folder: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
-__all__ = ["SPLITS", "ImageFiles", "locate", "read_splits"]
+__all__ = ["ImageFiles", "Splits", "read_splits"]

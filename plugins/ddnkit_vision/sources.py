@@ -1,4 +1,4 @@
-"""The data sets that can be downloaded; their checksums are torchvision's own."""
+"""The files of the data sets; of those that can be downloaded torchvision has the checksums."""
 
 from __future__ import annotations
 
@@ -64,5 +64,40 @@ FASHION_MNIST = Source(
     system=Path("/usr/share/datasets/fashion-mnist"),
     package="dataset-fashion-mnist",
 )
+IMAGE_FOLDER = Source(
+    "image_folder",
+    "image folder",
+    ("train/", "val/"),
+    origin="ImageNet is given only to those who ask for it at image-net.org; each class is a "
+    "folder, train/CLASS/*.JPEG and val/CLASS/*.JPEG.",
+    needs_torchvision=False,
+)
+IMAGENET_LT = Source(
+    "imagenet_lt",
+    "ImageNet-LT",
+    ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
+    origin="the lists are in data/ImageNet_LT of github.com/facebookresearch/classifier-balancing, "
+    "the images, train/CLASS/*.JPEG and val/*.JPEG, are given to those who ask at image-net.org.",
+    needs_torchvision=False,
+)
+CUB200 = Source(
+    "cub200",
+    "CUB-200-2011",
+    ("images.txt", "image_class_labels.txt", "train_test_split.txt", "images/"),
+    origin="CUB_200_2011.tgz (1.1 GB) is at www.vision.caltech.edu/datasets/cub_200_2011; unpack "
+    "it.",
+    inner="CUB_200_2011",
+    needs_torchvision=False,
+)
 
-__all__ = ["CIFAR10", "CIFAR100", "FASHION_MNIST", "MNIST", "STL10", "SVHN"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CUB200",
+    "FASHION_MNIST",
+    "IMAGENET_LT",
+    "IMAGE_FOLDER",
+    "MNIST",
+    "STL10",
+    "SVHN",
+]

@@ -20,19 +20,20 @@ from torch.utils.data import DataLoader
 from ddnkit import DdnkitError, InputError
 
 from .augmentation import FlipCropRotate
-from .folders import ImageFiles, locate, read_splits
+from .folders import ImageFiles
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from .settings.data import ImageFolder
+    from .settings.data import StreamedImageSettings
 
     Split = Literal["train", "test"]
 
 #: Of the images of ImageNet, channel by channel, from 0 to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WHOLE = Share()
-_SMOKE_SAMPLES, _SMOKE_CLASSES = 32, 1000
+#: Synthetic images at most, and pixels of all of them.
+_SMOKE_SAMPLES, _SMOKE_PIXELS = 32, 32 * 224**2
 #: A sample and the seed of its crop and flip; no seed, nothing random.
 _Request = tuple[int, "int | None"]
 
@@ -167,14 +168,16 @@ class StreamedImages(Data):
 
     def to(self, device: torch.device | str) -> StreamedImages:
         """The same data, giving its batches on ``device``; the labels stay on the CPU."""
+        return self._with(self._files["train"], device)
+
+    def subset(self, index: Tensor) -> StreamedImages:
+        """See `Data.subset`."""
+        return self._with(self._files["train"].chosen(index.cpu().numpy()), self._device)
+
+    def _with(self, train: ImageFiles, device: torch.device | str) -> StreamedImages:
+        test = self._files["test"]
         return StreamedImages(
-            self._files["train"],
-            self._files["test"],
-            self.classes,
-            self.view,
-            self.prepare,
-            self.workers,
-            device,
+            train, test, self.classes, self.view, self.prepare, self.workers, device
         )
 
     def training(
@@ -271,20 +274,20 @@ def _seeds(seed: int, count: int) -> list[int]:
     return (mixed ^ (mixed >> np.uint64(31))).tolist()
 
 
-def image_folder(settings: ImageFolder, *, smoke: bool, download: bool) -> Data:
+def streamed_images(settings: StreamedImageSettings, *, smoke: bool) -> Data:
     """The images of ``settings``, as they are needed; with ``smoke`` a few synthetic ones.
 
     Raises:
-        ddnkit.InputError: folders are missing, or hold no images.
+        ddnkit.InputError: files are missing, or are not the data set's.
     """
     if smoke:
         return _synthetic(settings)
-    classes, train, test = read_splits(locate(settings.root, download=download))
+    classes, train, test = settings.read(settings.needed.folder(settings.root))
     if settings.subset is not None:
         train = train.first(settings.subset)
     view = View(settings.image_size, settings.resize, settings.smallest_crop, settings.flip)
     workers = default_workers() if settings.workers is None else settings.workers
-    return StreamedImages(train, test, len(classes), view, _standardise(), workers)
+    return StreamedImages(train, test, classes, view, _standardise(), workers)
 
 
 def default_workers() -> int:
@@ -298,9 +301,10 @@ def _standardise() -> Standardise:
     return Standardise(255 * mean[:, None, None], 255 * std[:, None, None])
 
 
-def _synthetic(settings: ImageFolder) -> Dataset:
-    shape = (3, settings.image_size, settings.image_size)
-    data = synthetic_images(shape, _SMOKE_CLASSES, samples=_SMOKE_SAMPLES)
+def _synthetic(settings: StreamedImageSettings) -> Dataset:
+    size = settings.image_size
+    samples = max(4, min(_SMOKE_SAMPLES, _SMOKE_PIXELS // size**2))
+    data = synthetic_images((3, size, size), settings.classes, samples=samples)
     if data.test_inputs is None or data.test_labels is None:
         raise InputError("synthetic images have a test set")
     return replace(
@@ -309,8 +313,8 @@ def _synthetic(settings: ImageFolder) -> Dataset:
         test_inputs=data.test_inputs[::2],
         test_labels=data.test_labels[::2],
         prepare=_standardise(),
-        augmentation=FlipCropRotate(settings.flip, crop=settings.image_size // 8),
+        augmentation=FlipCropRotate(settings.flip, crop=size // 8),
     )
 
 
-__all__ = ["StreamedImages", "View", "default_workers", "image_folder"]
+__all__ = ["StreamedImages", "View", "default_workers", "streamed_images"]

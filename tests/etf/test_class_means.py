@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ddnkit_etf import ClassMeans
+from ddnkit_etf.reduction import class_sums
 
 from ddnkit import InputError
 
@@ -120,8 +121,45 @@ def test_half_precision_is_summed_in_single():
     torch.testing.assert_close(ClassMeans(4, 3)(features, labels), single)
 
 
-@pytest.mark.parametrize("wrong", [{"normalise": "never"}, {"absent": "mean"}])
+@pytest.mark.parametrize("wrong", [{"normalise": "never"}, {"absent": "mean"}, {"weight": "rare"}])
 def test_wrong_choices(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(InputError, match=f"{name} is one of .*, not '{value}'"):
         ClassMeans(4, 3, **wrong)
+
+
+def test_shares_count_a_sample_for_each_of_its_classes():
+    features, labels = batch()
+    shares = torch.eye(3)[labels]
+    torch.testing.assert_close(
+        ClassMeans(4, 3)(features, shares), ClassMeans(4, 3)(features, labels)
+    )
+    mixed = 0.3 * shares + 0.7 * shares.roll(1, 0)
+    sums = class_sums(features, mixed, 3)
+    torch.testing.assert_close(sums.sums, features.T @ mixed)
+    torch.testing.assert_close(sums.class_means(), features.T @ mixed / mixed.sum(0))
+    torch.testing.assert_close(sums.mean(), features.mean(0))
+
+
+def test_weighted_by_samples_a_column_counts_for_its_class_s_share():
+    tracker = ClassMeans(4, 3, weight="samples")
+    plain = ClassMeans(4, 3)
+    seen = torch.zeros(3)
+    for _ in range(3):
+        features, labels = batch()
+        labels = labels.clone()
+        labels[labels == 2] = torch.tensor([2, *[0] * (int((labels == 2).sum()) - 1)])
+        seen += torch.bincount(labels, minlength=3)
+        plain(features, labels)
+        found = tracker(features, labels)
+        weighted = plain.means * seen / seen.sum()
+        torch.testing.assert_close(found, weighted / weighted.norm())
+
+
+def test_weights_of_equal_classes_change_nothing():
+    trackers = ClassMeans(4, 3, weight="samples"), ClassMeans(4, 3)
+    for _ in range(2):
+        one, other = (
+            tracker(*batch_of) for tracker, batch_of in zip(trackers, [batch()] * 2, strict=True)
+        )
+        torch.testing.assert_close(one, other)

@@ -255,3 +255,59 @@ def test_wrong_choices_are_refused():
         NearestETFClassifier(8, 4, evaluation_mean="none")
     with pytest.raises(InputError, match="direction is 'canonical' or 'haar', not 'random'"):
         NearestETFClassifier(8, 4, initial="random")
+
+
+def test_fixed_may_leave_the_mean_in():
+    head = registry.get("heads", "fixed_etf")(centre=False).build(feature_dim=6, classes=3)
+    features = torch.randn(9, 6) + 1
+    expected = 5 * nn.functional.normalize(features, dim=1) @ head.classifier().T
+    torch.testing.assert_close(head(features), expected)
+    torch.testing.assert_close(head.eval()(features), expected)
+    assert not head.global_mean.any()
+
+
+def test_nearest_may_leave_the_mean_in():
+    head = NearestETFClassifier(6, 3, centre="none")
+    features, labels = torch.randn(9, 6) + 1, torch.arange(9) % 3
+    logits = head(features, labels)
+    expected = 5 * nn.functional.normalize(features, dim=1) @ head.classifier().T
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(head.eval()(features), expected)
+
+
+def test_the_mean_of_the_classes_counts_each_class_once():
+    head = NearestETFClassifier(6, 3, centre="classes")
+    features = nn.functional.normalize(torch.randn(10, 6) + 1, dim=1)
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+    logits = head(features, labels)
+    means = torch.stack([features[labels == c].mean(0) for c in range(3)])
+    expected = 5 * (features - means.mean(0)) @ head.classifier().T
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(head.global_mean, means.mean(0))
+    # Class 2 is not in the next batch: its mean of before stands in.
+    later = nn.functional.normalize(torch.randn(4, 6) + 1, dim=1)
+    there = torch.tensor([0, 1, 0, 1])
+    logits = head(later, there)
+    now = torch.stack([later[there == 0].mean(0), later[there == 1].mean(0), means[2]])
+    expected = 5 * (later - now.mean(0)) @ head.classifier().T
+    torch.testing.assert_close(logits, expected)
+
+
+def test_the_mean_of_the_classes_is_the_samples_own_where_classes_are_equally_large():
+    features, labels = torch.randn(9, 6), torch.arange(9) % 3
+    logits = [
+        NearestETFClassifier(6, 3, centre=c)(features, labels) for c in ("samples", "classes")
+    ]
+    torch.testing.assert_close(*logits)
+
+
+def test_mixed_labels_train_the_nearest_head():
+    head = NearestETFClassifier(6, 3)
+    features = torch.randn(9, 6, requires_grad=True)
+    shares = torch.eye(3)[torch.arange(9) % 3]
+    loss = nn.functional.cross_entropy(
+        head(features, 0.4 * shares + 0.6 * shares.roll(1, 1)), shares
+    )
+    loss.backward()
+    assert features.grad.isfinite().all()
+    assert features.grad.norm() > 0

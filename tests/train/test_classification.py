@@ -172,7 +172,11 @@ def test_each_optimizer_lowers_the_loss(tmp_path: Path, optimizer: ddnkit.Settin
 
 def test_label_smoothing_is_the_loss_that_is_minimised() -> None:
     logits, labels = torch.tensor([[3.0, 0.0]]), torch.tensor([0])
-    plain, smooth = (CrossEntropy(label_smoothing=s).build()(logits, labels) for s in (0, 0.2))
+    counts, head = torch.tensor([1, 1]), torch.nn.Identity()
+    plain, smooth = (
+        CrossEntropy(label_smoothing=s).build(counts=counts, head=head)(logits, labels)
+        for s in (0, 0.2)
+    )
     assert float(smooth) == pytest.approx(float(plain) + 0.1 * 3)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ddnkit_train import Dataset, Standardise, synthetic_images
+from ddnkit_train import Dataset, Standardise, synthetic, synthetic_images
 from ddnkit_train.settings import (
     DataSettings,
     DigitPairs,
@@ -137,3 +137,19 @@ def test_a_dataset_that_does_not_fit_together_is_refused() -> None:
         Dataset(inputs[:0], labels[:0], 3)
     with pytest.raises(InputError, match="test labels run"):
         Dataset(inputs, labels, 3, inputs, labels + 1)
+
+
+def test_a_subset_has_these_training_samples_alone() -> None:
+    data = synthetic((3,), 4)
+    index = torch.tensor([7, 2, 9])
+    kept = data.subset(index)
+    assert torch.equal(kept.inputs, data.inputs[index])
+    assert torch.equal(kept.labels, data.labels[index])
+    assert (kept.samples, kept.test_samples) == (3, data.test_samples)
+
+
+def test_free_features_of_a_subset_are_numbered_anew() -> None:
+    data = FreeFeaturesData(classes=4, samples=12).build(seed=0, smoke=False)
+    kept = data.subset(torch.tensor([1, 5, 10]))
+    assert kept.inputs.tolist() == [0, 1, 2]
+    assert kept.labels.tolist() == [1, 1, 2]

@@ -114,6 +114,43 @@ def write_images(root: Path, train: int = 5, test: int = 3) -> Path:
     return root
 
 
+def write_jpegs(folder: Path, count: int = 7) -> list[str]:
+    """The names of photographs in ``folder``, of different sizes."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    names = [f"{i}.JPEG" for i in range(count)]
+    for i, name in enumerate(names):
+        pixels = random.integers(0, 256, (30 + 3 * i, 40 - 2 * i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return names
+
+
+def write_imagenet_lt(root: Path) -> Path:
+    """Lists of 1000 classes in no order, three images of class 0, of a few photographs."""
+    names = write_jpegs(root / "train" / "n01440764")
+    labels = [0, *range(999, -1, -1), 0]
+    train = (f"train/n01440764/{names[i % 7]} {label}\n" for i, label in enumerate(labels))
+    (root / "ImageNet_LT_train.txt").write_text("".join(train))
+    names = write_jpegs(root / "val", 3)
+    test = (f"val/{name} {label}\n" for name, label in zip(names, (5, 999, 5), strict=True))
+    (root / "ImageNet_LT_test.txt").write_text("".join(test))
+    return root
+
+
+def write_cub200(root: Path) -> Path:
+    """CUB-200-2011's lists: images of 200 classes, the first of each for testing, then two."""
+    names = write_jpegs(root / "images" / "001.Black_footed_Albatross")
+    labels = [label for label in range(1, 201) for _ in range(3)]
+    columns = {
+        "images.txt": [f"001.Black_footed_Albatross/{names[i % 7]}" for i in range(600)],
+        "image_class_labels.txt": labels,
+        "train_test_split.txt": [int(i % 3 > 0) for i in range(600)],
+    }
+    for file, column in columns.items():
+        (root / file).write_text("".join(f"{i} {word}\n" for i, word in enumerate(column, 1)))
+    return root
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass

@@ -1,16 +1,17 @@
-"""ResNets and VGGs: their shapes at every image size, what there is to train, and torchvision's own."""
+"""ResNets, VGGs, DenseNets: shapes at every image size, what there is to train, the published."""
 
 import sys
 
 import pytest
 import torch
 from ddnkit_train import AGD
+from torch.nn import functional as F
 
 from ddnkit import InputError, registry
 
-DIMENSIONS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048,
-              "vgg11": 512, "vgg13": 512, "vgg16": 512}  # fmt: skip
-RESNETS = [name for name in DIMENSIONS if name.startswith("resnet")]
+RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101"]
+DIMENSIONS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048,
+              "vgg11": 512, "vgg13": 512, "vgg16": 512, "resnet32": 64, "densenet_bc": 342}  # fmt: skip
 VGGS = [name for name in DIMENSIONS if name.startswith("vgg")]
 
 
@@ -51,6 +52,43 @@ def test_image_sizes(name, settings, side, channels):
     assert features.std() > 0
 
 
+@pytest.mark.parametrize("side", [4, 7, 28, 33])
+@pytest.mark.parametrize("name", ["resnet32", "densenet_bc"])
+def test_small_images_of_any_size(name, side):
+    network = build(name, (1, side, side + 1), affine=True)
+    features = network(torch.randn(2, 1, side, side + 1))
+    assert features.shape == (2, network.feature_dim)
+    features.square().sum().backward()
+    untouched = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not untouched
+
+
+@pytest.mark.parametrize(("name", "published"), [("resnet32", 464_154), ("densenet_bc", 769_162)])
+def test_published_numbers_of_parameters(name, published):
+    """0.46 M and 0.8 M in the papers, with the classifier of CIFAR-10."""
+    network = build(name, affine=True)
+    classifier = torch.nn.Linear(network.feature_dim, 10)
+    counted = [*network.parameters(), *classifier.parameters()]
+    assert sum(parameter.numel() for parameter in counted) == published
+
+
+def test_a_wide_resnet32_has_the_features_of_a_simplex_of_100_classes():
+    network = build("resnet32", width=2)
+    assert network.feature_dim == 128
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 128)
+
+
+def test_shortcuts_of_resnet32_are_every_other_pixel_and_zeros():
+    network = build("resnet32").eval()
+    for parameter in network.blocks.parameters():
+        torch.nn.init.zeros_(parameter)
+    images = torch.randn(2, 3, 30, 32)
+    with torch.no_grad():
+        stem, features = network.stem(images).relu(), network(images)
+    expected = F.pad(stem[:, :, ::4, ::4].mean(dim=(2, 3)), (0, 48))
+    torch.testing.assert_close(features, expected)
+
+
 def resolution(network, side, layer):
     shapes = []
     handle = getattr(network, layer).register_forward_hook(lambda *a: shapes.append(a[2].shape))
@@ -65,6 +103,43 @@ def test_the_stem_sets_the_resolution():
     assert resolution(build("resnet18", stem="cifar"), 32, "maxpool") == (32, 32)
     assert build("resnet50", stem="cifar").conv1.weight.shape == (64, 3, 3, 3)
     assert build("resnet18", (1, 28, 28)).conv1.weight.shape == (64, 1, 7, 7)
+
+
+def test_the_stem_of_a_densenet():
+    small, large = build("densenet_bc"), build("densenet_bc", (1, 96, 96), stem="imagenet")
+    assert resolution(small.features, 32, "conv0") == (32, 32)
+    assert resolution(small.features, 32, "transition1") == (16, 16)
+    assert small.features.conv0.weight.shape == (24, 3, 3, 3)
+    assert large.features.conv0.weight.shape == (24, 1, 7, 7)
+    with torch.no_grad():
+        assert large.features.pool0(large.features.conv0(torch.randn(1, 1, 96, 96))).shape[2] == 24
+    deep = build("densenet_bc", depth=40, growth=8)
+    assert deep.feature_dim == 88
+    assert len(deep.features.denseblock3) == 6
+
+
+def test_densenet_is_torchvision_s():
+    from torchvision import models
+
+    theirs = models.DenseNet(12, (16, 16, 16), 24)
+    theirs.classifier = torch.nn.Identity()
+    ours = build("densenet_bc", stem="imagenet", affine=True)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize(("stem", "least"), [("cifar", 4), ("imagenet", 13)])
+def test_a_densenet_says_what_images_are_too_small(stem, least):
+    network = build("densenet_bc", (3, least, least), stem=stem)
+    assert network(torch.randn(2, 3, least, least)).shape == (2, 342)
+    with pytest.raises(InputError, match=rf"stem: {stem} needs images of at least {least}×{least}"):
+        build("densenet_bc", (3, 64, least - 1), stem=stem)
+
+
+def test_a_densenet_of_unequal_blocks_is_refused():
+    with pytest.raises(ValueError, match=r"depth is 6n \+ 4, such as 100 or 106, not 102"):
+        build("densenet_bc", depth=102)
 
 
 @pytest.mark.parametrize(("side", "left"), [(8, 1), (28, 1), (32, 1), (40, 1), (96, 3)])
@@ -124,4 +199,7 @@ def test_what_backbones_refuse(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(InputError, match=r"resnet18 needs torchvision: pip install 'ddnkit\[visi"):
         build("resnet18")
-    build("vgg11")  # a layout is all that it takes
+    with pytest.raises(InputError, match=r"densenet_bc needs torchvision"):
+        build("densenet_bc")
+    for name in ("vgg11", "resnet32"):
+        assert build(name).feature_dim == DIMENSIONS[name]

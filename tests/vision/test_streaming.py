@@ -170,6 +170,22 @@ def test_a_subset_takes_the_first_of_each_class_evenly(folder: Path) -> None:
     assert torch.equal(some, all_samples[[0, 1, 2, 5, 6, 10, 11]])
 
 
+def test_chosen_training_samples_keep_their_order_and_all_test_samples(folder: Path) -> None:
+    whole, index = build(folder), torch.tensor([14, 0, 7, 3, 7])
+    data = whole.subset(index)
+    assert data.labels.tolist() == [2, 0, 1, 0, 1]
+    assert (data.samples, data.test_samples, data.classes) == (5, 9, 3)
+    assert data.prepare is whole.prepare
+    ((all_samples, _),) = whole.evaluation("train", 20)
+    ((samples, labels),) = data.evaluation("train", 20)
+    assert torch.equal(samples, all_samples[index]) and torch.equal(labels, data.labels)
+    ((tests, _),), ((all_tests, _),) = data.evaluation("test", 20), whole.evaluation("test", 20)
+    assert torch.equal(tests, all_tests)
+    ((drawn, _),) = data.training([Plan(torch.arange(5), 3)])
+    ((as_before, _),) = whole.training([Plan(index, 3)])
+    assert torch.equal(drawn, as_before)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named(folder: Path, workers: int) -> None:
     broken = folder / "train" / "bee" / "2.png"
@@ -190,7 +206,7 @@ def test_missing_and_empty_folders_are_refused(folder: Path, tmp_path: Path) -> 
         text = str(caught.value)
         assert f"{settings.root}: " in text and "missing train/, val/" in text
         assert "--download cannot fetch it" in text and "-s data.root=DIR" in text
-        with pytest.raises(InputError, match="cannot be downloaded"):
+        with pytest.raises(InputError, match="files are missing"):
             settings.build(seed=0, smoke=False)
     (folder / "val" / "dog").mkdir()
     with pytest.raises(InputError, match=r"val: needs a folder a class.*'dog' is none of train's"):

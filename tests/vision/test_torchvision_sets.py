@@ -14,12 +14,15 @@ from ddnkit_vision.readers import READERS, TorchvisionReader
 from ddnkit_vision.settings import (
     CIFAR10,
     CIFAR100,
+    CUB200,
     MNIST,
     STL10,
     SVHN,
     FashionMNIST,
     ImageFolder,
+    ImageNetLT,
     SmallImages,
+    StreamedImageSettings,
 )
 from image_stand_ins import pack_cifar10, served, write_cifar10, write_stl10, write_svhn
 
@@ -147,16 +150,17 @@ def test_a_second_process_waits_for_the_download_of_the_first(tmp_path: Path) ->
 
 def test_settings_and_missing_files_need_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from ddnkit_vision.settings import CIFAR10, ImageFolder\n"
-        "for kind in (CIFAR10, ImageFolder):\n"
-        "    try: kind(root=sys.argv[1]).locate()\n"
+        "import sys; from ddnkit_vision.settings import CIFAR10, CUB200, ImageNetLT, ResNet18\n"
+        "data = [kind(root=sys.argv[1]) for kind in (CIFAR10, CUB200, ImageNetLT)]\n"
+        "for settings in (*data, ResNet18(weights='no', affine=True)):\n"
+        "    try: settings.locate()\n"
         "    except Exception as error: print(type(error).__name__)\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["InputError", "InputError", "False"]
+    assert done.stdout.split() == ["InputError"] * 4 + ["False"]
 
 
 def test_a_file_that_came_while_waiting_is_not_fetched_again(
@@ -186,8 +190,18 @@ def test_smoke_data_have_the_shapes_and_the_pipeline_of_the_real_ones(
     assert float(data.prepare(data.inputs).std()) == pytest.approx(1, abs=1e-2)
 
 
-def test_smoke_data_of_an_image_folder_are_few_and_of_many_classes() -> None:
-    data = ImageFolder(image_size=32).build(seed=0, smoke=True)
-    assert (data.samples, data.test_samples, data.classes) == (32, 16, 1000)
-    assert len(data.labels.unique()) == 32 and int(data.labels.max()) > 950
-    assert data.sample_shape == (3, 32, 32)
+@pytest.mark.parametrize(
+    ("settings", "samples", "classes"),
+    [
+        (ImageFolder(image_size=32), 32, 1000),
+        (ImageNetLT(image_size=32), 32, 1000),
+        (CUB200(), 8, 200),
+    ],
+)
+def test_smoke_data_of_image_files_are_few_and_of_many_classes(
+    settings: StreamedImageSettings, samples: int, classes: int
+) -> None:
+    data = settings.build(seed=0, smoke=True)
+    assert (data.samples, data.test_samples, data.classes) == (samples, samples // 2, classes)
+    assert len(data.labels.unique()) == samples and int(data.labels.max()) > 0.85 * classes
+    assert data.sample_shape == (3, settings.image_size, settings.image_size)

@@ -60,7 +60,14 @@ class ClassifierHead(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (N, C) for features (N, d); labels (N,) are needed while training."""
+        """Logits (N, C) for features (N, d); labels (N,) are needed while training.
+
+        Labels may be shares (N, C), where samples are mixtures of classes.
+        """
+
+    def feature_map(self) -> tuple[Tensor, Tensor] | None:
+        """(a, b), (d,) each, where the head first takes h to a∘h + b in evaluation; None: it does not."""
+        return None
 
     @property
     def class_means(self) -> Tensor | None:

@@ -13,6 +13,7 @@ class FixedETFClassifier(ClassifierHead):
 
     Args:
         direction: "canonical", or "haar" for a random one (Fig. 18), from torch's generator.
+        centre: subtract the mean feature h_G; else h_G = 0.
         evaluation_mean: see `ClassifierHead`.
     """
 
@@ -25,11 +26,13 @@ class FixedETFClassifier(ClassifierHead):
         *,
         temperature: float = 5.0,
         direction: str = "canonical",
+        centre: bool = True,
         evaluation_mean: str = "running",
     ):
         super().__init__(
             feature_dim, classes, temperature=temperature, evaluation_mean=evaluation_mean
         )
+        self.centre = centre
         etf = simplex_etf(classes, feature_dim, direction=direction)
         self.register_buffer("weight", etf.T.contiguous())
 
@@ -40,4 +43,5 @@ class FixedETFClassifier(ClassifierHead):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """See `ClassifierHead.forward`."""
         embedded = self.embed(features)
-        return self._logits(embedded, self.weight, self._mean(embedded))
+        mean = self._mean(embedded) if self.centre else None
+        return self._logits(embedded, self.weight, mean)

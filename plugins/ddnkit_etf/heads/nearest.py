@@ -12,9 +12,11 @@ from ddnkit import Certificate, DeclarativeLayer, InputError
 from ..class_means import ClassMeans
 from ..functional import nearest_etf
 from ..node import NearestETF
-from ..reduction import class_sums
+from ..reduction import ClassSums, class_sums
 from ..simplex import complete_frame, etf_of_frame, expand, named_frame, reduce
 from .base import ClassifierHead
+
+_CENTRES = ("samples", "classes", "none")
 
 
 class NearestETFClassifier(ClassifierHead):
@@ -31,8 +33,11 @@ class NearestETFClassifier(ClassifierHead):
         solver: a manifold solver's name; "procrustes" is the closed form.
         backward: backward form of the declarative layer.
         differentiate: False drops the gradient through U* (Fig. 15; the paper's ImageNet runs).
+        centre: h_G: the mean of the batch's "samples"; the mean of its "classes"' means, so that each
+            class counts the same whatever its size, a class that the batch lacks by its average over
+            the batches before; or "none", zero.
         alpha: constant smoothing factor of the class means; None: the paper's decay.
-        normalise_means, absent: how class means are averaged, see `ClassMeans`.
+        normalise_means, absent, weight: how class means are averaged, see `ClassMeans`.
         evaluation_mean: see `ClassifierHead`.
         initial: "canonical" or "haar" (random, from torch's generator): W before the first step,
             and the frame that the first solve stays near to in what it leaves open: the null
@@ -54,9 +59,11 @@ class NearestETFClassifier(ClassifierHead):
         solver: str = "procrustes",
         backward: str = "auto",
         differentiate: bool = True,
+        centre: str = "samples",
         alpha: float | None = None,
         normalise_means: str = "after",
         absent: str = "keep",
+        weight: str = "equal",
         evaluation_mean: str = "running",
         initial: str = "canonical",
         policy: str = "nan",
@@ -69,8 +76,11 @@ class NearestETFClassifier(ClassifierHead):
                 f"head nearest_etf: a simplex ETF of {classes} classes needs features of dimension "
                 f"{classes - 1} or more; the backbone gives {feature_dim}"
             )
+        if centre not in _CENTRES:
+            raise InputError(f"centre is one of {', '.join(_CENTRES)}, not {centre!r}")
+        self.centre = centre
         self.tracker = ClassMeans(
-            feature_dim, classes, alpha, normalise=normalise_means, absent=absent
+            feature_dim, classes, alpha, normalise=normalise_means, absent=absent, weight=weight
         )
         # d = C − 1 has no frame U of C columns: there, and only there, the reduced form is used.
         self.reduced = feature_dim == classes - 1
@@ -101,15 +111,27 @@ class NearestETFClassifier(ClassifierHead):
         """See `ClassifierHead.forward`."""
         embedded = self.embed(features)
         if not self.training:
-            return self._logits(embedded, self.weight, self._evaluation_mean(embedded))
+            mean = None if self.centre == "none" else self._evaluation_mean(embedded)
+            return self._logits(embedded, self.weight, mean)
         if labels is None:
             raise InputError("head nearest_etf needs labels while training: the class means")
         with torch.autocast(embedded.device.type, enabled=False):
             batch = class_sums(embedded, labels, self.classes)
-            mean = batch.mean()
-            W = self._solve(self.tracker.update(batch))
+            mean = self._mean_of_classes(batch) if self.centre == "classes" else batch.mean()
+            W = self._solve(self.tracker.update(batch, mean))
+        if self.centre == "none":
+            return self._logits(embedded, W, None)
         self._remember(mean)
         return self._logits(embedded, W, mean)
+
+    def _mean_of_classes(self, batch: ClassSums) -> Tensor:
+        """The mean (d,) of the class means, over the classes that have been seen."""
+        present = batch.counts > 0
+        # What is tracked is centred on the means of its batches.
+        before = (self.tracker.means + self.global_mean.unsqueeze(-1)).detach()
+        means = torch.where(present, batch.class_means(), before)
+        seen = present | (self.tracker.counts > 0)
+        return (means * seen).sum(dim=-1) / seen.sum()
 
     def _solve(self, H: Tensor) -> Tensor:
         if not self.started:

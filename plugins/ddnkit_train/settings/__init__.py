@@ -1,11 +1,12 @@
 """What the sections of a classification recipe may hold; nothing here imports torch."""
 
-from .backbones import CNN, MLP, FreeFeatures
+from .backbones import CNN, MLP, BackboneSettings, FreeFeatures
 from .data import DataSettings, DigitPairs, Digits, FreeFeaturesData, ImageSettings
 from .engine import EngineSettings
 from .losses import CrossEntropy
 from .optimizers import AGD, SGD, Adam, AdamW
 from .pipeline import Classification, TrainSettings
+from .schedule import ScheduleSettings
 
 __all__ = [
     "AGD",
@@ -14,6 +15,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BackboneSettings",
     "Classification",
     "CrossEntropy",
     "DataSettings",
@@ -23,5 +25,6 @@ __all__ = [
     "FreeFeatures",
     "FreeFeaturesData",
     "ImageSettings",
+    "ScheduleSettings",
     "TrainSettings",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
@@ -12,7 +13,40 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class FreeFeatures(Settings):
+class BackboneSettings(Settings, abc.ABC):
+    """Base of all feature extractors."""
+
+    @abc.abstractmethod
+    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
+        """A module with an attribute ``feature_dim``, from samples to features ``(B, feature_dim)``.
+
+        Args:
+            sample_shape: of one sample as the network sees it.
+            samples: number of training samples.
+        """
+
+    def locate(self, *, download: bool = False) -> None:
+        """Check, before anything else is done, that the files the network starts from exist.
+
+        Args:
+            download: files that can be fetched may be missing.
+
+        Raises:
+            ddnkit.InputError: files are missing; the text says which, where they were looked for,
+                and what to do.
+        """
+        return None
+
+    def start(self, backbone: nn.Module, *, download: bool = False) -> None:
+        """Give a network that was built its weights from files, where it has such; not in a smoke run.
+
+        Raises:
+            ddnkit.InputError: files are missing, damaged, or do not fit the network.
+        """
+        return None
+
+
+class FreeFeatures(BackboneSettings):
     """Features that are parameters themselves, one vector a sample (unconstrained features)."""
 
     dimension: PositiveInt = Field(default=512, description="Feature dimension d.")
@@ -29,7 +63,7 @@ class FreeFeatures(Settings):
         return FreeFeatures(samples, self.dimension)
 
 
-class MLP(Settings):
+class MLP(BackboneSettings):
     """A perceptron of layers of equal width with ReLU between them; the last gives the features."""
 
     width: PositiveInt = Field(default=512, description="Units of each layer; feature dimension.")
@@ -47,7 +81,7 @@ class MLP(Settings):
         return MLP(sample_shape, self.width, self.depth, bias=self.bias)
 
 
-class CNN(Settings):
+class CNN(BackboneSettings):
     """A small convolutional network: 3×3 convolution, batch norm, ReLU; then average pooling.
 
     Bias-free, its batch norm without affine parameters, so that AGD applies.

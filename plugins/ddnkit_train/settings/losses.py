@@ -1,4 +1,10 @@
-"""Loss functions: the ``loss`` section of a recipe."""
+"""Loss functions: the ``loss`` section of a recipe.
+
+``build`` is given the training samples of each class, ``counts`` (C,), and the head whose logits the
+loss will see. The module takes logits ``(B, C)`` and either labels ``(B,)`` or shares ``(B, C)``, and
+gives a mean over the batch in which every sample counts for itself: with a batch split over several
+processes, their means, weighted by their samples, average to that of the whole.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,7 @@ from pydantic import Field
 from ddnkit import Settings
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class CrossEntropy(Settings):
@@ -23,7 +29,7 @@ class CrossEntropy(Settings):
         "and ce_gap are of the plain cross-entropy in any case.",
     )
 
-    def build(self) -> nn.Module:
+    def build(self, *, counts: Tensor, head: nn.Module) -> nn.Module:
         """A module ``(logits, labels) -> scalar``."""
         from torch import nn
 

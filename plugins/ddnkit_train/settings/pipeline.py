@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 
 from ddnkit import InputError, Job, Pipeline, Settings, Table, component
 
+from .backbones import BackboneSettings
 from .data import DataSettings
 from .engine import EngineSettings
+from .schedule import ScheduleSettings
+
+if TYPE_CHECKING:
+    from ..data import Data
 
 #: What the published code of *Guiding Neural Collapse* does otherwise than its text; by head.
 _PUBLISHED_CODE: dict[str, dict[str, Any]] = {
@@ -101,6 +106,9 @@ class Classification(Pipeline):
         "metrics", "neural_collapse", description="Figures measured on the training set."
     )
     train: TrainSettings = Field(description="Length of the training and evaluations.")
+    schedule: ScheduleSettings = Field(
+        default=ScheduleSettings(), description="How the learning rate changes over the training."
+    )
     engine: EngineSettings = Field(
         default=EngineSettings(), description="Precision, devices and checkpoints."
     )
@@ -141,10 +149,20 @@ class Classification(Pipeline):
 
     def prepare(self, *, download: bool) -> None:
         """See that the data are there, and fetch them where that is asked for."""
-        self.data.locate(download=download)
+        sections = [
+            section
+            for section in (self.data, self.backbone)
+            if isinstance(section, DataSettings | BackboneSettings)
+        ]
+        for section in sections:
+            section.locate(download=download)
         if download:
             # Here and once: a server that does not answer is told before fifteen jobs ask it.
             self.data.build(seed=0, smoke=False, download=True)
+
+    def load_data(self, job: Job) -> Data:
+        """The data of a job, on the CPU."""
+        return self.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
 
     def run(self, job: Job) -> None:
         """Train one variant with one seed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,6 +16,8 @@ from ..files import Source
 
 if TYPE_CHECKING:
     from ddnkit_train import Data, Dataset
+
+    from ..folders import Splits
 
 
 class SmallImages(ImageSettings, abc.ABC):
@@ -153,17 +156,21 @@ class FashionMNIST(MNIST):
     source: ClassVar[Source] = sources.FASHION_MNIST
 
 
-class ImageFolder(DataSettings):
-    """Images in one folder a class, ``root/train/CLASS/*`` and ``root/val/CLASS/*``: ImageNet.
+class StreamedImageSettings(DataSettings, abc.ABC):
+    """Base of the data sets whose image files are decoded while the network trains.
 
-    They are decoded while the network trains: training images cropped and flipped at random,
-    others resized and cropped at the centre, all standardised by ImageNet's mean and deviation.
+    Training images are cropped and flipped at random, others resized and cropped at the centre, all
+    standardised by ImageNet's mean and deviation.
     """
+
+    source: ClassVar[Source]
+    #: Number of classes C; of a smoke run alone where the files decide.
+    classes: ClassVar[int] = 1000
 
     root: Path | None = Field(
         default=None,
-        description="Folder with train and val in it. Default: image_folder in $DDNKIT_DATA, then "
-        "in ~/.cache/ddnkit.",
+        description="Folder of the files. Default: the data set's name in $DDNKIT_DATA, then in "
+        "~/.cache/ddnkit.",
     )
     subset: PositiveInt | None = Field(
         default=None,
@@ -191,27 +198,133 @@ class ImageFolder(DataSettings):
     )
 
     @pydantic.model_validator(mode="after")
-    def _crop_fits(self) -> ImageFolder:
+    def _crop_fits(self) -> StreamedImageSettings:
         if self.resize < self.image_size:
             raise ValueError(f"resize {self.resize} is smaller than image_size {self.image_size}")
         return self
 
-    def locate(self, *, download: bool = False) -> None:
-        """Check that the folders of both splits exist.
+    @property
+    def needed(self) -> Source:
+        """The files and folders to look for."""
+        return self.source
+
+    @abc.abstractmethod
+    def read(self, folder: Path) -> Splits:
+        """The image files of both splits, found from ``folder``; without torch.
 
         Raises:
-            ddnkit.InputError: they do not.
+            ddnkit.InputError: what ``folder`` holds is not the data set.
         """
-        from ..folders import locate
 
-        locate(self.root, download=download)
+    def locate(self, *, download: bool = False) -> None:
+        """Check that lists and folders exist; none is opened, and nothing can be downloaded.
+
+        Raises:
+            ddnkit.InputError: they do not; the text says which, where they were looked for, and
+                what to do.
+        """
+        self.needed.locate(self.root, download=download)
 
     def build(self, *, seed: int, smoke: bool, download: bool = False) -> Data:
         """Images ``(3, image_size, image_size)``, read as they are needed.
 
         Raises:
-            ddnkit.InputError: folders are missing, or hold no images.
+            ddnkit.InputError: files are missing, or are not the data set's.
         """
-        from ..streaming import image_folder
+        from ..streaming import streamed_images
 
-        return image_folder(self, smoke=smoke, download=download)
+        return streamed_images(self, smoke=smoke)
+
+
+class ImageFolder(StreamedImageSettings):
+    """Images in one folder a class, ``root/train/CLASS/*`` and ``root/val/CLASS/*``: ImageNet.
+
+    They are decoded while the network trains: training images cropped and flipped at random,
+    others resized and cropped at the centre, all standardised by ImageNet's mean and deviation.
+    """
+
+    source: ClassVar[Source] = sources.IMAGE_FOLDER
+
+    root: Path | None = Field(
+        default=None,
+        description="Folder with train and val in it. Default: image_folder in $DDNKIT_DATA, then "
+        "in ~/.cache/ddnkit.",
+    )
+
+    def read(self, folder: Path) -> Splits:
+        """See `StreamedImageSettings.read`; classes in the order of their folders' names."""
+        from ..folders import read_splits
+
+        return read_splits(folder)
+
+
+class ImageNetLT(StreamedImageSettings):
+    """ImageNet-LT: 115,846 training images of 1000 classes, from 1280 of one class down to 5.
+
+    The images of ImageNet that two published lists name, 50,000 of them for testing. A line such as
+    ``train/n01440764/n01440764_190.JPEG 0`` is a path from ``root`` and the class, 0…999. Decoded
+    while the network trains, cropped and flipped at random, standardised by ImageNet's mean and
+    deviation.
+    """
+
+    source: ClassVar[Source] = sources.IMAGENET_LT
+
+    root: Path | None = Field(
+        default=None,
+        description="Folder that the paths in the lists start from. Default: imagenet_lt in "
+        "$DDNKIT_DATA, then in ~/.cache/ddnkit.",
+    )
+    train_list: Path = Field(
+        default=Path("ImageNet_LT_train.txt"),
+        description="List of the training images; relative to root.",
+    )
+    test_list: Path = Field(
+        default=Path("ImageNet_LT_test.txt"),
+        description="List of the test images; relative to root.",
+    )
+
+    @property
+    def needed(self) -> Source:
+        """Both lists."""
+        lists = (self.train_list.expanduser(), self.test_list.expanduser())
+        return replace(self.source, files=tuple(map(str, lists)))
+
+    def read(self, folder: Path) -> Splits:
+        """See `StreamedImageSettings.read`; of the images the first of each list is looked for."""
+        from ..lists import imagenet_lt
+
+        train, test = (folder / file for file in self.needed.files)
+        return imagenet_lt(folder, train, test, self.classes)
+
+
+class CUB200(StreamedImageSettings):
+    """CUB-200-2011: 5,994 training and 5,794 test photographs of birds, 200 classes.
+
+    From ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt`` and ``images/`` of
+    CUB_200_2011.tgz, unpacked. Decoded while the network trains, cropped and flipped at random,
+    standardised by ImageNet's mean and deviation.
+    """
+
+    source: ClassVar[Source] = sources.CUB200
+    classes: ClassVar[int] = 200
+
+    root: Path | None = Field(
+        default=None,
+        description="Folder of the files, or of CUB_200_2011 with them in it. Default: cub200 in "
+        "$DDNKIT_DATA, then in ~/.cache/ddnkit.",
+    )
+    image_size: PositiveInt = Field(
+        default=448,
+        description="Height and width of the crops. Our choice: common for fine-grained classes.",
+    )
+    resize: PositiveInt = Field(
+        default=512,
+        description="Length of the shorter side of an evaluated image before its centre is cropped "
+        "out. Our choice: common for fine-grained classes.",
+    )
+
+    def read(self, folder: Path) -> Splits:
+        """See `StreamedImageSettings.read`; of the images the first is looked for."""
+        from ..lists import cub200
+
+        return cub200(folder, self.classes)

@@ -1,0 +1,63 @@
+"""How the learning rate changes over the training: the ``schedule`` section of a recipe."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import Literal
+
+import pydantic
+from pydantic import Field, NonNegativeFloat
+
+from ddnkit import Settings
+
+
+class ScheduleSettings(Settings):
+    """A factor of the learning rate for each step; 1 throughout by default.
+
+    Lengths are in epochs, or in iterations where the training is given in iterations.
+    """
+
+    warmup: NonNegativeFloat = Field(
+        default=0.0, description="Length over which the rate grows linearly to its full value."
+    )
+    decay: Literal["none", "steps", "cosine"] = Field(
+        default="none",
+        description="After the warm-up: 'none'; 'steps': by `factor` at each of the milestones; "
+        "'cosine': half a cosine wave down to zero at the end.",
+    )
+    milestones: tuple[NonNegativeFloat, ...] = Field(
+        default=(), description="Where the rate is multiplied by `factor`, increasing."
+    )
+    factor: float = Field(default=0.1, gt=0, description="Of the rate at each milestone.")
+
+    @pydantic.model_validator(mode="after")
+    def _milestones_go_with_steps(self) -> ScheduleSettings:
+        if (self.decay == "steps") != bool(self.milestones):
+            raise ValueError("milestones and decay 'steps' go together; give both or neither")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must increase; they are {list(self.milestones)}")
+        return self
+
+    @property
+    def constant(self) -> bool:
+        """Whether every step has the full rate."""
+        return self.warmup == 0 and self.decay == "none"
+
+    def at(self, step: int, length: float, total: int) -> float:
+        """The factor of the rate of a step.
+
+        Args:
+            step: from 1.
+            length: steps of an epoch, or 1 where the training is given in iterations.
+            total: steps of the whole training.
+        """
+        growing = self.warmup * length
+        if step <= growing:
+            return step / growing
+        if self.decay == "steps":
+            # The step that begins an epoch is the first with the rate of that epoch.
+            return self.factor ** bisect_right(self.milestones, (step - 1) / length)
+        if self.decay == "cosine":
+            return (1 + math.cos(math.pi * (step - 1 - growing) / max(total - growing, 1))) / 2
+        return 1.0

@@ -1,0 +1,90 @@
+"""The learning rate over the training: warm-up, steps, cosine; the same after a resumed run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from ddnkit_train import classification
+from ddnkit_train.settings import AGD, MLP, SGD, Digits, ScheduleSettings
+from training_stand_ins import pipeline, run_job
+
+from ddnkit import InputError
+
+# "Inducing Neural Collapse in Imbalanced Learning": 5 epochs of warm-up, × 0.1 at 160, × 0.01 at 180.
+PUBLISHED = ScheduleSettings(warmup=5, decay="steps", milestones=(160, 180))
+
+
+def test_the_published_schedule() -> None:
+    length, total = 98, 200 * 98
+    factors = [PUBLISHED.at(step, length, total) for step in range(1, total + 1)]
+    assert factors[0] == pytest.approx(1 / 490)
+    assert factors[244] == pytest.approx(0.5)
+    assert factors[489 : 160 * 98] == [1.0] * (160 * 98 - 489)
+    assert factors[160 * 98 : 180 * 98] == pytest.approx([0.1] * (20 * 98))
+    assert factors[180 * 98 :] == pytest.approx([0.01] * (20 * 98))
+
+
+def test_a_cosine_goes_from_one_to_almost_zero() -> None:
+    schedule = ScheduleSettings(warmup=1, decay="cosine")
+    factors = [schedule.at(step, 10, 110) for step in range(1, 111)]
+    assert factors[9] == 1.0 == factors[10]
+    assert factors[60] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 1e-3
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_by_default_nothing_changes() -> None:
+    assert ScheduleSettings().constant
+    assert ScheduleSettings().at(1, 10, 100) == 1.0
+    assert not PUBLISHED.constant
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"milestones": [10]}, "go together"),
+        ({"decay": "steps"}, "go together"),
+        ({"decay": "steps", "milestones": [20, 10]}, "must increase"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(given: Any, text: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=text):
+        ScheduleSettings.model_validate(given)
+
+
+def test_every_step_is_taken_at_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    step_of = classification._Training._take
+
+    def recorded(self: Any, *args: Any) -> None:
+        step_of(self, *args)
+        taken.append(self.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(classification._Training, "_take", recorded)
+    schedule = ScheduleSettings(warmup=2, decay="steps", milestones=(4, 6), factor=0.5)
+    settings = pipeline(
+        {"iterations": 8, "evaluate_every": 8},
+        data=Digits(batch_size="full"),
+        backbone=MLP(width=32, depth=2),
+        optimizer=SGD(lr=0.2),
+        schedule=schedule,
+    )
+    run_job(settings, tmp_path)
+    assert taken == pytest.approx([0.1, 0.2, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05])
+    assert math.isclose(taken[-1], 0.2 * schedule.at(8, 1, 8))
+
+
+def test_an_optimiser_without_a_rate_is_named(tmp_path: Path) -> None:
+    settings = pipeline(
+        {"epochs": 1},
+        data=Digits(),
+        backbone=MLP(width=32, depth=2),
+        optimizer=AGD(),
+        schedule=PUBLISHED,
+    )
+    with pytest.raises(InputError, match=r"AGD has no learning rate.*sgd"):
+        run_job(settings, tmp_path)
