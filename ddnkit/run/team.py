@@ -114,8 +114,9 @@ class Team:
     def _listen(self, rank: int) -> None:
         stream = self._processes[rank].stdout
         assert stream is not None
-        for line in stream:
-            self._answers.put((rank, json.loads(line)))
+        with stream:
+            for line in stream:
+                self._answers.put((rank, json.loads(line)))
         self._answers.put((rank, None))
 
     def _gone(self, rank: int, name: str) -> Ended:
