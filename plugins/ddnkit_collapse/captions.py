@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_OVER_SEEDS = "Lines: median over the seeds; bands: their range."
+#: What every line and band is.
+OVER_SEEDS = "Lines: median over the seeds; bands: their range."
 
 #: By the stem of the panel's file.
 _SHOWN = {
@@ -25,4 +26,4 @@ _SHOWN = {
 
 def caption(stem: str) -> str:
     """The caption of the figure in the file ``stem``.png."""
-    return f"{_SHOWN.get(stem, stem.replace('_', ' ') + '.')} {_OVER_SEEDS}"
+    return f"{_SHOWN.get(stem, stem.replace('_', ' ') + '.')} {OVER_SEEDS}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .run_figures import RunFigures, Series, read_run
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 #: Okabe and Ito's palette, told apart with any colour vision; yellow left out, faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -28,7 +31,7 @@ class Panel:
         title: above the panel.
         metric: column of ``metrics.csv``; ``None`` for the sorted margins P_CM.
         logarithmic: whether the vertical axis is.
-        bound: which theoretical value is dashed: of ``"ce"``, of the cosine ``"margin"``, or none.
+        bound: the value at an exact simplex ETF, dashed; None for none.
         floor: on a logarithmic axis smaller values are drawn as this one. Rounding of float32
             weights leaves values of that size, or below zero, where the exact one is zero.
     """
@@ -37,22 +40,26 @@ class Panel:
     title: str
     metric: str | None
     logarithmic: bool = False
-    bound: str = ""
+    bound: float | None = None
     floor: float = 1e-8
 
 
-PANELS = (
-    Panel("ce_loss", "Cross-entropy (training)", "train_loss", True, "ce"),
-    Panel("ce_gap", "Cross-entropy above its bound", "ce_gap", True),
-    Panel("cosine_margin", "Average cosine margin", "cosine_margin", False, "margin"),
-    Panel("p_cm", r"$\mathcal{P}_{CM}$: sorted margins at the end", None, False, "margin"),
-    Panel("nc1", "NC1: variability", "nc1", True, floor=1e-14),
-    Panel("nc2", "NC2: classifier to ETF", "nc2", True),
-    Panel("nc3", "NC3: self-duality", "nc3", True),
-    Panel("equinorm", "W–H equinorm", "equinorm", True),
-    Panel("train_top1", "Training top-1 (%)", "train_top1"),
-    Panel("test_top1", "Test top-1 (%)", "test_top1"),
-)
+def _panels(run: RunFigures) -> list[Panel]:
+    """Those of the paper that the run has figures for."""
+    ce, margin = run.ce_bound, run.margin_bound
+    panels = [
+        Panel("ce_loss", "Cross-entropy (training)", "train_loss", True, ce),
+        Panel("ce_gap", "Cross-entropy above its bound", "ce_gap", True),
+        Panel("cosine_margin", "Average cosine margin", "cosine_margin", False, margin),
+        Panel("p_cm", r"$\mathcal{P}_{CM}$: sorted margins at the end", None, False, margin),
+        Panel("nc1", "NC1: variability", "nc1", True, floor=1e-14),
+        Panel("nc2", "NC2: classifier to ETF", "nc2", True),
+        Panel("nc3", "NC3: self-duality", "nc3", True),
+        Panel("equinorm", "W–H equinorm", "equinorm", True),
+        Panel("train_top1", "Training top-1 (%)", "train_top1"),
+        Panel("test_top1", "Test top-1 (%)", "test_top1"),
+    ]
+    return [panel for panel in panels if _series(panel, run)]
 
 
 def draw_panels(folder: Path) -> list[Path]:
@@ -72,84 +79,167 @@ def draw_panels(folder: Path) -> list[Path]:
         ddnkit.InputError: the folder has no readable ``summary.csv``.
     """
     run = read_run(folder)
-    panels = [panel for panel in PANELS if _series(panel, run)]
-    target = folder / "figures"
-    target.mkdir(exist_ok=True)
-    written = [_save(_all_panels(panels, run), target / "panels.png")]
+    panels = _panels(run)
+    written = [save(panel_grid(panels, run, columns=5), folder, "panels")]
     for panel in panels:
-        figure = _figure(5.2, 3.9)
-        axes = figure.subplots()
-        _draw(axes, panel, run)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False
-        )
-        written.append(_save(figure, target / f"{panel.name}.png"))
+        figure = new_figure(5.2, 3.9)
+        draw_panel(figure.subplots(), panel, run)
+        add_legend(figure, fontsize=9)
+        written.append(save(figure, folder, panel.name))
     return written
 
 
-def _all_panels(panels: list[Panel], run: RunFigures) -> Figure:
-    columns = min(5, len(panels)) or 1
+def panel_grid(
+    panels: Sequence[Panel], run: RunFigures, *, columns: int, height: float = 2.9
+) -> Figure:
+    """Draw panels that belong together side by side, with one legend for all of them.
+
+    Args:
+        panels: row by row.
+        run: what they are drawn from.
+        columns: how many at most are in a row.
+        height: of a row, in inches.
+    """
+    columns = min(columns, len(panels)) or 1
     rows = -(-len(panels) // columns) or 1
-    figure = _figure(3.3 * columns, 2.9 * rows + 0.5)
+    figure = new_figure(3.3 * columns, height * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    legend: dict[str, Artist] = {}
     for axes, panel in zip(grid, panels, strict=False):
-        _draw(axes, panel, run)
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            legend.setdefault(label, handle)
+        draw_panel(axes, panel, run)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    # The bound is the last in the legend, whichever panel is the first to have one.
+    add_legend(figure)
+    return figure
+
+
+def add_legend(*parts: Figure | SubFigure, fontsize: int = 10) -> None:
+    """Explain every line of a figure once, below its axes; the bound comes last.
+
+    Args:
+        parts: a figure, or those side by side in one that have a legend each. The figure grows with
+            the rows of the legend, so that its axes keep their size.
+        fontsize: of the legend.
+    """
+    rows = max(_legend(part, fontsize) for part in parts)
+    whole = parts[0].figure
+    whole.set_figheight(whole.get_figheight() + 0.021 * fontsize * (rows - 1))
+
+
+def _legend(figure: Figure | SubFigure, fontsize: int) -> int:
+    """The rows that it takes, 1 at least."""
+    legend: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            legend.setdefault(label, handle)
+    if not legend:
+        return 1
     labels = sorted(legend, key=lambda label: label == _BOUND)
+    columns = _columns(labels, fontsize, figure.bbox.width / figure.dpi)
     figure.legend(
         [legend[label] for label in labels],
         labels,
         loc="outside lower center",
-        ncols=min(max(len(labels), 1), 6),
+        ncols=columns,
+        fontsize=fontsize,
         frameon=False,
     )
-    return figure
+    return -(-len(labels) // columns)
+
+
+def _columns(labels: list[str], fontsize: int, width: float) -> int:
+    """How many columns of a legend fit into so many inches, 6 at most."""
+    from matplotlib.textpath import TextPath
+
+    points = [TextPath((0, 0), label, size=fontsize).get_extents().width for label in labels]
+    for columns in range(min(len(labels), 6), 1, -1):
+        text = sum(part.max() for part in np.array_split(points, columns))
+        # A line with the space beside it takes 4.8 times the font's size by default.
+        if text + 4.8 * fontsize * columns <= 72 * width:
+            return columns
+    return 1
 
 
 _BOUND = "simplex ETF"
 
 
-def _draw(axes: Axes, panel: Panel, run: RunFigures) -> None:
+def draw_panel(axes: Axes, panel: Panel, run: RunFigures) -> None:
+    """Draw one panel: a line and a band for each variant.
+
+    Over epochs, or over steps where evaluations come closer together early on.
+    """
     over_steps = panel.metric is not None and run.early
-    logarithmic = panel.logarithmic and _positive(panel, run)
+    floor = panel.floor if panel.logarithmic and _positive(panel, run) else None
     for variant, series in _series(panel, run).items():
-        place = run.variants.index(variant)
-        x = series.steps if over_steps or panel.metric is None else series.epochs
-        colour = COLOURS[place % len(COLOURS)]
-        median, low, high = (
-            [max(value, panel.floor) for value in values] if logarithmic else values
-            for values in (series.median, series.low, series.high)
+        draw_series(
+            axes,
+            series.steps if over_steps or panel.metric is None else series.epochs,
+            series,
+            variant,
+            run.variants.index(variant),
+            floor=floor,
+            points=panel.metric is not None,
         )
-        axes.plot(
-            x,
-            median,
-            label=variant,
-            color=colour,
-            linestyle=_LINES[place // len(COLOURS) % len(_LINES)],
-            linewidth=1.6,
-            marker="o" if panel.metric is not None and len(x) <= 40 else None,
-            markersize=2.8,
-        )
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    bound = {"ce": run.ce_bound, "margin": run.margin_bound}.get(panel.bound)
-    if bound is not None:
-        axes.axhline(bound, color="0.35", linestyle=(0, (4, 3)), linewidth=1.1, label=_BOUND)
     if over_steps:
         axes.set_xscale("log")
-    if logarithmic:
+    over = "step" if over_steps else "epoch"
+    finish(axes, panel.title, over if panel.metric else "training sample, sorted", panel.bound)
+    if floor is not None:
         axes.set_yscale("log")
         _plain_ticks(axes)
-    axes.set_title(panel.title, fontsize=10)
-    if panel.metric is None:
-        axes.set_xlabel("training sample, sorted", fontsize=9)
-    else:
-        axes.set_xlabel("step" if over_steps else "epoch", fontsize=9)
+
+
+def draw_series(
+    axes: Axes,
+    x: Sequence[float],
+    series: Series,
+    label: str,
+    place: int,
+    *,
+    floor: float | None = None,
+    points: bool = True,
+) -> None:
+    """Draw a median as a line and its range over the seeds as a band.
+
+    Args:
+        axes: where to.
+        x: where its points lie.
+        series: the values.
+        label: in the legend.
+        place: among the lines of the run, from 0: what its colour and dashes follow from.
+        floor: smaller values are drawn as this one; None for none.
+        points: whether they are marked, where they are few.
+    """
+    colour = COLOURS[place % len(COLOURS)]
+    median, low, high = (
+        values if floor is None else [max(value, floor) for value in values]
+        for values in (series.median, series.low, series.high)
+    )
+    axes.plot(
+        x,
+        median,
+        label=label,
+        color=colour,
+        linestyle=_LINES[place // len(COLOURS) % len(_LINES)],
+        linewidth=1.6,
+        marker="o" if points and len(x) <= 40 else None,
+        markersize=2.8,
+    )
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def finish(axes: Axes, title: str, over: str, bound: float | None = None) -> None:
+    """Give axes the look of all panels.
+
+    Args:
+        axes: with its lines drawn.
+        title: above it.
+        over: name of the horizontal axis.
+        bound: the value at an exact simplex ETF, dashed.
+    """
+    if bound is not None:
+        axes.axhline(bound, color="0.35", linestyle=(0, (4, 3)), linewidth=1.1, label=_BOUND)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(over, fontsize=9)
     axes.tick_params(labelsize=8, which="both")
     axes.grid(True, color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -175,7 +265,8 @@ def _positive(panel: Panel, run: RunFigures) -> bool:
     return any(value > 0 for series in _series(panel, run).values() for value in series.median)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches."""
     # Figure and Agg canvas without pyplot: no global state, no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -185,7 +276,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    # No version or date in the file: the same run draws the same bytes.
+def save(figure: Figure, folder: Path, stem: str) -> Path:
+    """Write a figure as ``figures/<stem>.png`` of a run folder; the same run gives the same bytes."""
+    path = folder / "figures" / f"{stem}.png"
+    path.parent.mkdir(exist_ok=True)
+    # No version or date in the file.
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     return path

@@ -82,7 +82,7 @@ def read_run(folder: Path) -> RunFigures:
     """
     curves: dict[str, dict[str, Series]] = defaultdict(dict)
     variants: list[str] = []
-    for row in _summary(folder / "summary.csv"):
+    for row in read_summary(folder):
         if row["variant"] not in variants:
             variants.append(row["variant"])
         values = [_number(row[key]) for key in ("epoch", "step", "median", "min", "max")]
@@ -92,12 +92,18 @@ def read_run(folder: Path) -> RunFigures:
     for variant in variants:
         read = [_margins(p) for p in sorted(folder.glob(f"runs/{variant}/seed-*/margins.csv"))]
         if read:
-            margins[variant] = _over_seeds([ranks_and_margins for ranks_and_margins, _ in read])
+            margins[variant] = over_seeds([ranks_and_margins for ranks_and_margins, _ in read])
             bound = read[0][1]
     return RunFigures(variants, dict(curves), margins, bound)
 
 
-def _summary(path: Path) -> list[dict[str, str]]:
+def read_summary(folder: Path) -> list[dict[str, str]]:
+    """The rows of ``summary.csv``, by column; those of a variant's figure in the order of its steps.
+
+    Raises:
+        ddnkit.InputError: it is not there, or lacks a column or holds no figure.
+    """
+    path = folder / "summary.csv"
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -122,7 +128,8 @@ def _margins(path: Path) -> tuple[dict[float, float], float]:
     return margins, float(rows[0]["bound"])
 
 
-def _over_seeds(seeds: list[dict[float, float]]) -> Series:
+def over_seeds(seeds: list[dict[float, float]]) -> Series:
+    """Median and range of figures that each seed has at numbered places, where all seeds have one."""
     series = Series()
     for rank in sorted(set.intersection(*(set(seed) for seed in seeds))):
         values = [seed[rank] for seed in seeds]

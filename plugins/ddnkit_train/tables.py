@@ -80,11 +80,12 @@ def published_method(head: dict[str, Any], published: PublishedFigures) -> Metho
     """
     of_paper: dict[str, dict[str, Any]] = {
         "standard": {"centre": False},
-        "fixed_etf": {"direction": "canonical"},
+        "fixed_etf": {"direction": "canonical", "centre": True},
         "nearest_etf": {
             "delta": 1e-3,
             "differentiate": published.differentiates,
-            "means": {"policy": "paper"},
+            "centre": "samples",
+            "means": {"policy": "paper", "weight": "equal"},
         },
     }
     wanted = {"temperature": 5.0, **of_paper.get(str(head.get("name")), {})}

@@ -19,11 +19,11 @@ from training_stand_ins import pipeline
 from ddnkit import InputError, Table
 
 STANDARD = {"name": "standard", "temperature": 5.0, "centre": False}
-FIXED = {"name": "fixed_etf", "temperature": 5.0, "direction": "canonical"}
+FIXED = {"name": "fixed_etf", "temperature": 5.0, "direction": "canonical", "centre": True}
 NEAREST = {
     "name": "nearest_etf", "temperature": 5.0, "delta": 1e-3, "solver": "procrustes",
-    "backward": "auto", "differentiate": True,
-    "means": {"policy": "paper", "alpha": None, "normalise": "after"},
+    "backward": "auto", "differentiate": True, "centre": "samples",
+    "means": {"policy": "paper", "alpha": None, "normalise": "after", "weight": "equal"},
 }  # fmt: skip
 
 
@@ -149,6 +149,9 @@ def test_accuracies_stand_beside_the_published_ones(tmp_path: Path) -> None:
         {**STANDARD, "centre": True},
         {**STANDARD, "name": "standard_unnormalised"},
         {**FIXED, "direction": "haar"},
+        {**FIXED, "centre": False},
+        {**NEAREST, "centre": "classes"},
+        {**NEAREST, "means": {"policy": "paper", "weight": "samples"}},
         {**NEAREST, "delta": 0.0},
         {**NEAREST, "differentiate": False},
         {**NEAREST, "means": {"policy": "constant", "alpha": 0.1}},

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 RECIPE = """
-pipeline: classification
+pipeline: {pipeline}
 data: {{name: {data}}}
 backbone: {backbone}
 head: {{name: {head}}}
 optimizer: {optimizer}
 train: {{iterations: 20, evaluate_every: 5}}
 engine: {{precision: {precision}, measure_steps: 0, strategy: {strategy}}}
+{more}
 """
 AGD = "{name: agd, gain: 2}"
 ADAMW = "{name: adamw, weight_decay: 0.1}"
@@ -37,6 +38,9 @@ DIGITS = "digits, batch_size: 97"
 # 20 classes in batches of 13: most are on one process only, or on none.
 SPARSE = "digit_pairs, batch_size: 13, train_per_class: 3, test_per_class: 1"
 UFM = "free_features, classes: 10, samples: 101"
+# Pairs from all over the batch are mixed, and the rarest class has a tenth of the samples.
+MIXED = "imbalance: {ratio: 0.1}\nmixup: {alpha: 1}\nloss: {name: dot_regression}"
+WEIGHTED = "imbalance: {ratio: 0.1}\nloss: {name: weighted_cross_entropy}"
 
 
 def recipe_of(
@@ -46,7 +50,9 @@ def recipe_of(
     precision: str = "float64",
     strategy: str = "auto",
     optimizer: str = AGD,
+    more: str = "",
 ) -> str:
+    pipeline = "long_tailed" if more else "classification"
     return RECIPE.format(**locals())
 
 
@@ -63,6 +69,9 @@ CASES = [
     ("fixed_etf", DIGITS, MLP, "float64", "fsdp", AGD),
     ("standard", DIGITS, MLP, "float64", "fsdp", ADAMW),
     ("nearest_etf", UFM, FREE, "float32", "fsdp", AGD),  # weights of the backbone itself
+    ("batch_norm_etf", DIGITS, CNN, "float64", "ddp", SGD, MIXED),
+    ("nearest_etf, centre: classes", DIGITS, MLP, "float64", "ddp", AGD, MIXED),
+    ("standard", DIGITS, MLP, "float64", "ddp", AGD, WEIGHTED),
 ]
 
 
@@ -86,7 +95,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     "case", range(len(CASES)), ids=lambda n: f"{CASES[n][0]}-{CASES[n][4]}-{n}"
 )
 def test_two_processes_train_as_one(case: int, recorded: list[Path]) -> None:
-    _, data, _, precision, _, _ = CASES[case]
+    data, precision = CASES[case][1], CASES[case][3]
     folder = recorded[case]
     (alone,) = read(folder, 1)
     first, second = read(folder, 2)

@@ -1,0 +1,27 @@
+from .head import BatchNormETFClassifier
+from .imbalance import class_counts, imbalanced_subset
+from .losses import DotRegression, WeightedCrossEntropy, balanced_lengths, dot_regression
+from .metrics import LongTailMetrics, class_cosines, rare_angle, worst_cosine
+from .mixup import MixedData, mixed
+from .regularity import regularity_number
+from .settings.pipeline import LongTailed
+from .settings.regularity import Regularity
+
+__all__ = [
+    "BatchNormETFClassifier",
+    "DotRegression",
+    "LongTailMetrics",
+    "LongTailed",
+    "MixedData",
+    "Regularity",
+    "WeightedCrossEntropy",
+    "balanced_lengths",
+    "class_cosines",
+    "class_counts",
+    "dot_regression",
+    "imbalanced_subset",
+    "mixed",
+    "rare_angle",
+    "regularity_number",
+    "worst_cosine",
+]
