@@ -20,6 +20,13 @@ _EvaluationMean = Annotated[
         "where a prediction depends on the other samples of its batch"
     ),
 ]
+_BatchNorm = Annotated[
+    Literal["none", "plain", "affine"],
+    Field(
+        description="batch norm of the features before all else; 'affine': with a learned scale and "
+        "shift, which AGD could not train"
+    ),
+]
 
 
 class StandardHead(Settings):
@@ -64,6 +71,7 @@ class FixedETFHead(Settings):
         "canonical", description="the first C axes, or a random frame (Fig. 18)"
     )
     centre: bool = Field(True, description="subtract the mean feature h_G")
+    batch_norm: _BatchNorm = "none"
     evaluation_mean: _EvaluationMean = "running"
 
     def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
@@ -76,6 +84,7 @@ class FixedETFHead(Settings):
             temperature=self.temperature,
             direction=self.direction,
             centre=self.centre,
+            batch_norm=self.batch_norm,
             evaluation_mean=self.evaluation_mean,
         )
 
@@ -134,6 +143,7 @@ class NearestETFHead(Settings):
     means: MeansSettings = Field(
         MeansSettings.model_validate({}), description="how class means are averaged"
     )
+    batch_norm: _BatchNorm = "none"
     evaluation_mean: _EvaluationMean = "running"
     initial: Literal["canonical", "haar"] = Field(
         "canonical",
@@ -162,6 +172,7 @@ class NearestETFHead(Settings):
             backward=self.backward,
             differentiate=self.differentiate,
             centre=self.centre,
+            batch_norm=self.batch_norm,
             alpha=self.means.alpha,
             normalise_means=self.means.normalise,
             absent=self.means.absent,

@@ -80,11 +80,12 @@ def published_method(head: dict[str, Any], published: PublishedFigures) -> Metho
     """
     of_paper: dict[str, dict[str, Any]] = {
         "standard": {"centre": False},
-        "fixed_etf": {"direction": "canonical", "centre": True},
+        "fixed_etf": {"direction": "canonical", "centre": True, "batch_norm": "none"},
         "nearest_etf": {
             "delta": 1e-3,
             "differentiate": published.differentiates,
             "centre": "samples",
+            "batch_norm": "none",
             "means": {"policy": "paper", "weight": "equal"},
         },
     }

@@ -311,3 +311,19 @@ def test_mixed_labels_train_the_nearest_head():
     loss.backward()
     assert features.grad.isfinite().all()
     assert features.grad.norm() > 0
+
+
+@pytest.mark.parametrize("name", ["fixed_etf", "nearest_etf"])
+@pytest.mark.parametrize("batch_norm", ["plain", "affine"])
+def test_features_may_be_batch_normed_first(name, batch_norm):
+    settings = registry.get("heads", name)
+    head = settings(batch_norm=batch_norm).build(feature_dim=6, classes=3)
+    plain = settings().build(feature_dim=6, classes=3)
+    features, labels = 3 * torch.randn(12, 6) + 1, torch.arange(12) % 3
+    normed = nn.functional.batch_norm(features, None, None, training=True)
+    torch.testing.assert_close(head(features, labels), plain(normed, labels))
+    assert len(list(head.parameters())) == (2 if batch_norm == "affine" else 0)
+    head.eval()
+    scale, shift = head.feature_map()
+    expected = nn.functional.normalize(features * scale + shift, dim=1)
+    torch.testing.assert_close(head.embed(features), expected)

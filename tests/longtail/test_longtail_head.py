@@ -34,12 +34,12 @@ def test_the_classifier_is_random_by_seed_and_never_trained() -> None:
     assert not torch.allclose(weights[0], weights[2])
     head = BatchNormETFHead().build(feature_dim=D, classes=C)
     assert [name for name, _ in head.named_parameters()] == ["norm.weight", "norm.bias"]
-    plain = BatchNormETFHead(affine=False).build(feature_dim=D, classes=C)
+    plain = BatchNormETFHead(batch_norm="plain").build(feature_dim=D, classes=C)
     assert not list(plain.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"affine": False}, {"batch_norm": False}])
-def test_what_is_exported_computes_the_same(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("options", [{}, {"batch_norm": "plain"}, {"batch_norm": "none"}])
+def test_what_is_exported_computes_the_same(options: dict[str, str]) -> None:
     head = BatchNormETFHead.model_validate(options).build(feature_dim=D, classes=C)
     for parameter in head.parameters():
         nn.init.uniform_(parameter, 0.5, 2)

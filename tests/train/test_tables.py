@@ -19,10 +19,11 @@ from training_stand_ins import pipeline
 from ddnkit import InputError, Table
 
 STANDARD = {"name": "standard", "temperature": 5.0, "centre": False}
-FIXED = {"name": "fixed_etf", "temperature": 5.0, "direction": "canonical", "centre": True}
+FIXED = {"name": "fixed_etf", "temperature": 5.0, "direction": "canonical", "centre": True,
+         "batch_norm": "none"}  # fmt: skip
 NEAREST = {
     "name": "nearest_etf", "temperature": 5.0, "delta": 1e-3, "solver": "procrustes",
-    "backward": "auto", "differentiate": True, "centre": "samples",
+    "backward": "auto", "differentiate": True, "centre": "samples", "batch_norm": "none",
     "means": {"policy": "paper", "alpha": None, "normalise": "after", "weight": "equal"},
 }  # fmt: skip
 
@@ -150,6 +151,7 @@ def test_accuracies_stand_beside_the_published_ones(tmp_path: Path) -> None:
         {**STANDARD, "name": "standard_unnormalised"},
         {**FIXED, "direction": "haar"},
         {**FIXED, "centre": False},
+        {**FIXED, "batch_norm": "plain"},
         {**NEAREST, "centre": "classes"},
         {**NEAREST, "means": {"policy": "paper", "weight": "samples"}},
         {**NEAREST, "delta": 0.0},

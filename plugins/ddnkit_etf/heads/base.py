@@ -12,10 +12,13 @@ from ddnkit import InputError
 from ..reduction import batch_mean
 
 _EVALUATION_MEANS = ("running", "last_batch", "test_batch")
+_BATCH_NORMS = ("none", "plain", "affine")
 
 
 class ClassifierHead(nn.Module, abc.ABC):
     """logits = τ W (h/‖h‖ − h_G), with W (C×d) chosen by the head.
+
+    With a batch norm, h is the batch-normed feature.
 
     h_G is the batch's mean while training, over all processes that share the batch, and the running
     training mean in evaluation; heads that do not centre have h_G = 0, and heads that do not normalise
@@ -26,6 +29,8 @@ class ClassifierHead(nn.Module, abc.ABC):
         classes: C.
         temperature: τ.
         normalise: bring features to the unit sphere.
+        batch_norm: of the features, before all else: "none", "plain", or "affine", with a learned scale
+            and shift.
         evaluation_mean: h_G in evaluation: "running", the training batches' means averaged;
             "last_batch", that of the last one; "test_batch", the mean of the batch that is being
             evaluated, so that a prediction depends on the others in its batch.
@@ -41,9 +46,12 @@ class ClassifierHead(nn.Module, abc.ABC):
         *,
         temperature: float,
         normalise: bool = True,
+        batch_norm: str = "none",
         evaluation_mean: str = "running",
     ):
         super().__init__()
+        if batch_norm not in _BATCH_NORMS:
+            raise InputError(f"batch_norm is one of {', '.join(_BATCH_NORMS)}, not {batch_norm!r}")
         if evaluation_mean not in _EVALUATION_MEANS:
             choices = ", ".join(_EVALUATION_MEANS)
             raise InputError(f"evaluation_mean is one of {choices}, not {evaluation_mean!r}")
@@ -51,6 +59,11 @@ class ClassifierHead(nn.Module, abc.ABC):
         self.temperature = temperature
         self.normalise = normalise
         self.evaluation_mean = evaluation_mean
+        self.norm = (
+            None
+            if batch_norm == "none"
+            else nn.BatchNorm1d(feature_dim, affine=batch_norm == "affine")
+        )
         self.register_buffer("global_mean", torch.zeros(feature_dim))
         self.register_buffer("mean_steps", torch.zeros(()))
 
@@ -66,8 +79,17 @@ class ClassifierHead(nn.Module, abc.ABC):
         """
 
     def feature_map(self) -> tuple[Tensor, Tensor] | None:
-        """(a, b), (d,) each, where the head first takes h to a∘h + b in evaluation; None: it does not."""
-        return None
+        """(a, b), (d,) each: a∘h + b is the batch norm in evaluation; None where there is none."""
+        norm = self.norm
+        if norm is None or norm.running_mean is None or norm.running_var is None:
+            return None
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach()
+        shift = -norm.running_mean * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.detach()
+        return scale, shift
 
     @property
     def class_means(self) -> Tensor | None:
@@ -75,9 +97,15 @@ class ClassifierHead(nn.Module, abc.ABC):
         return None
 
     def embed(self, features: Tensor) -> Tensor:
-        """The features as the classifier sees them, not centred; in float32 or wider."""
+        """The features as the classifier sees them, not centred; in float32 or wider.
+
+        In training mode a batch norm normalises them by the batch at hand.
+        """
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
+        if self.norm is not None:
+            with torch.autocast(features.device.type, enabled=False):
+                features = self.norm(features)
         return nn.functional.normalize(features, dim=-1) if self.normalise else features
 
     def after_step(self) -> None:

@@ -14,7 +14,7 @@ class FixedETFClassifier(ClassifierHead):
     Args:
         direction: "canonical", or "haar" for a random one (Fig. 18), from torch's generator.
         centre: subtract the mean feature h_G; else h_G = 0.
-        evaluation_mean: see `ClassifierHead`.
+        batch_norm, evaluation_mean: see `ClassifierHead`.
     """
 
     weight: Tensor
@@ -27,10 +27,15 @@ class FixedETFClassifier(ClassifierHead):
         temperature: float = 5.0,
         direction: str = "canonical",
         centre: bool = True,
+        batch_norm: str = "none",
         evaluation_mean: str = "running",
     ):
         super().__init__(
-            feature_dim, classes, temperature=temperature, evaluation_mean=evaluation_mean
+            feature_dim,
+            classes,
+            temperature=temperature,
+            batch_norm=batch_norm,
+            evaluation_mean=evaluation_mean,
         )
         self.centre = centre
         etf = simplex_etf(classes, feature_dim, direction=direction)

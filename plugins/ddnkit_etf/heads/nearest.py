@@ -38,7 +38,7 @@ class NearestETFClassifier(ClassifierHead):
             the batches before; or "none", zero.
         alpha: constant smoothing factor of the class means; None: the paper's decay.
         normalise_means, absent, weight: how class means are averaged, see `ClassMeans`.
-        evaluation_mean: see `ClassifierHead`.
+        batch_norm, evaluation_mean: see `ClassifierHead`.
         initial: "canonical" or "haar" (random, from torch's generator): W before the first step,
             and the frame that the first solve stays near to in what it leaves open: the null
             direction, and the classes not seen yet. The rest of its solution is unique.
@@ -64,12 +64,17 @@ class NearestETFClassifier(ClassifierHead):
         normalise_means: str = "after",
         absent: str = "keep",
         weight: str = "equal",
+        batch_norm: str = "none",
         evaluation_mean: str = "running",
         initial: str = "canonical",
         policy: str = "nan",
     ):
         super().__init__(
-            feature_dim, classes, temperature=temperature, evaluation_mean=evaluation_mean
+            feature_dim,
+            classes,
+            temperature=temperature,
+            batch_norm=batch_norm,
+            evaluation_mean=evaluation_mean,
         )
         if feature_dim < classes - 1:
             raise InputError(

@@ -17,12 +17,10 @@ class BatchNormETFHead(Settings):
 
     e_w: float = Field(default=1.0, gt=0, description="E_W, squared length of classifier vectors.")
     e_h: float = Field(default=1.0, gt=0, description="E_H, squared length of features.")
-    batch_norm: bool = Field(
-        default=True, description="Batch norm of the features, before all else."
-    )
-    affine: bool = Field(
-        default=True,
-        description="The batch norm learns a scale and a shift, which AGD could not train.",
+    batch_norm: Literal["affine", "plain", "none"] = Field(
+        default="affine",
+        description="Batch norm of the features, before all else; 'affine': with a learned scale and "
+        "shift, which AGD could not train.",
     )
     direction: Literal["haar", "canonical"] = Field(
         default="haar", description="A random frame, from the seed, or the first C axes."
@@ -38,6 +36,5 @@ class BatchNormETFHead(Settings):
             e_w=self.e_w,
             e_h=self.e_h,
             batch_norm=self.batch_norm,
-            affine=self.affine,
             direction=self.direction,
         )
