@@ -313,4 +313,4 @@ def test_a_run_folder_holds_the_options(file: str) -> None:
     assert result.exit_code == 0, result.output
     assert settings(load("o/recipe.yaml")) == settings(load(file))
     assert {folder.name for folder in Path("o/runs").iterdir()} == {"same", "hot", "picky"}
-    assert "- sweep over method: same, hot, picky\n" in Path("o/report.md").read_text("utf-8")
+    assert "- sweep over method:\n  - same: -\n  - hot: " in Path("o/report.md").read_text("utf-8")
