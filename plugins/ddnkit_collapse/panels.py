@@ -185,7 +185,7 @@ def draw_panel(axes: Axes, panel: Panel, run: RunFigures) -> None:
     finish(axes, panel.title, over if panel.metric else "training sample, sorted", panel.bound)
     if floor is not None:
         axes.set_yscale("log")
-        _plain_ticks(axes)
+        plain_ticks(axes)
 
 
 def draw_series(
@@ -246,8 +246,8 @@ def finish(axes: Axes, title: str, over: str, bound: float | None = None) -> Non
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain_ticks(axes: Axes) -> None:
-    """Where less than two decades show, plain numbers at 1, 2 and 5 instead of powers of ten."""
+def plain_ticks(axes: Axes) -> None:
+    """On a logarithmic axis that shows less than two decades, plain numbers at 1, 2 and 5, not powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     bottom, top = axes.get_ylim()

@@ -3,6 +3,7 @@ from .backbones import CNN, MLP, FreeFeatures
 from .classification import train
 from .data import Augmentation, Data, Dataset, Plan, Share, synthetic, synthetic_images
 from .evaluation import evaluate
+from .losses import MeanSquaredError
 from .model import Model
 from .samplers import FullBatch, Sampler, Shuffled, Stratified
 from .settings.backbones import BackboneSettings
@@ -23,6 +24,7 @@ __all__ = [
     "FreeFeatures",
     "FullBatch",
     "ImageSettings",
+    "MeanSquaredError",
     "Model",
     "Plan",
     "Sampler",

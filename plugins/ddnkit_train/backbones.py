@@ -36,26 +36,39 @@ class FreeFeatures(nn.Module):
 class MLP(nn.Module):
     """h = W_L relu(W_{L−1} … relu(W_1 x)), with x the flattened sample.
 
-    The features are not rectified: on a fixed simplex ETF in canonical direction each class would
-    own one non-negative unit, and a class whose unit dies could not be learned again.
+    The features are not rectified by default: on a fixed simplex ETF in canonical direction each class
+    would own one non-negative unit, and a class whose unit dies could not be learned again.
 
     Args:
         sample_shape: shape of one sample.
         width: units of each layer and dimension of the features.
         depth: number L of weight matrices.
         bias: whether each layer adds a bias.
+        rectify: relu(h) is the features: L hidden layers, of which the classifier reads the last.
+        init_scale: gain g of Xavier's start, uniform in ±g√(6/(d_in + d_out)); None: torch's own,
+            uniform in ±√(1/d_in), which for a square matrix is g = 1/√3.
     """
 
     def __init__(
-        self, sample_shape: tuple[int, ...], width: int, depth: int, *, bias: bool = False
+        self,
+        sample_shape: tuple[int, ...],
+        width: int,
+        depth: int,
+        *,
+        bias: bool = False,
+        rectify: bool = False,
+        init_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.feature_dim = width
         widths = [math.prod(sample_shape)] + [width] * depth
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
-        self.layers = nn.Sequential(*layers[:-1])
+            linear = nn.Linear(fan_in, fan_out, bias=bias)
+            if init_scale is not None:
+                nn.init.xavier_uniform_(linear.weight, gain=init_scale)
+            layers += [linear, nn.ReLU()]
+        self.layers = nn.Sequential(*(layers if rectify else layers[:-1]))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features ``(B, width)`` of ``(B, *sample_shape)``."""

@@ -162,6 +162,7 @@ class _Training:
             engine=self.engine,
             index=self.subset,
         )
+        row |= self.settings.measure(self.plain, self.data)
         if step == self.total and self.job.rank == 0:
             _write_margins(self.job.folder, evaluation.margins, self.data.classes)
             _write_classes(self.job.folder, evaluation)

@@ -38,7 +38,8 @@ def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
     _load(backbone, "backbone", tensors, file)
     # Samples are prepared by the statistics of the data that it was trained on.
     _load(data.prepare, "prepare", tensors, file)
-    model = engine.fabric.setup_module(Model(backbone, head))
+    plain = Model(backbone, head)
+    model = engine.fabric.setup_module(plain)
     index = stratified_subset(data.labels, settings.train.evaluation_samples)
     with engine.job():
         row, _ = evaluate(
@@ -49,6 +50,7 @@ def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
             engine=engine,
             index=index,
         )
+        row |= settings.measure(plain, data)
     return row
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ddnkit_train import MLP
 from torch import Tensor, nn
 
 from ddnkit import InputError
@@ -47,6 +48,33 @@ def resnet(
     if not affine:
         _drop_affine(network)
     return network
+
+
+class WithMLP(nn.Module):
+    """h = relu(W_L relu(… relu(W_1 f(x)))): hidden layers without biases on the features of a network.
+
+    As the fully connected layers of *Average gradient outer product as a mechanism for deep neural
+    collapse* (NeurIPS 2024), appendix D: a ReLU follows each of them, the last included.
+
+    Args:
+        network: f, with an attribute ``feature_dim``; its features are vectors.
+        depth: number L of hidden layers.
+        width: units of each.
+        init_scale: as of `ddnkit_train.MLP`.
+    """
+
+    def __init__(
+        self, network: Any, depth: int, width: int, *, init_scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mlp = MLP((network.feature_dim,), width, depth, rectify=True, init_scale=init_scale)
+        self.feature_dim = width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, width)`` of images ``(B, channels, height, width)``."""
+        features: Tensor = self.mlp(self.network(images))
+        return features
 
 
 def densenet_bc(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -241,15 +240,12 @@ def test_a_job_exports_what_it_trained_in_a_smoke_run_too(tmp_path: Path) -> Non
     assert program(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_a_resnet_is_exported_within_seconds(tmp_path: Path) -> None:
+def test_a_resnet_50_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     from ddnkit_vision.backbones import resnet
 
     data = images(3, 32)
     model = Model(resnet("resnet50"), StandardHead().build(feature_dim=2048, classes=CLASSES))
-    torch.export  # noqa: B018  # torch loads it on first use
-    began = time.perf_counter()
     export(model, data, tmp_path)
-    assert time.perf_counter() - began < 30  # about 3 s here, left room for a busy machine
     answer = torch.export.load(tmp_path / "model.pt2").module()(data.inputs[:3])
     torch.testing.assert_close(answer, logits(model, data, data.inputs[:3]), rtol=1e-6, atol=1e-6)

@@ -203,3 +203,65 @@ def test_what_backbones_refuse(monkeypatch):
         build("densenet_bc")
     for name in ("vgg11", "resnet32"):
         assert build(name).feature_dim == DIMENSIONS[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "resnet32", "densenet_bc"])
+def test_hidden_layers_on_the_features_of_a_network(name):
+    network = build(name, mlp_depth=3, mlp_width=20, mlp_scale=0.2)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain, features = network.network(images), network(images)
+    assert plain.shape == (2, DIMENSIONS[name])
+    assert features.shape == (2, network.feature_dim) == (2, 20)
+    assert (features >= 0).all() and features.any()
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    assert [layer.in_features for layer in layers] == [DIMENSIONS[name], 20, 20]
+    assert not any(layer.bias is not None for layer in layers)
+    hidden = plain
+    for layer in layers:
+        hidden = (hidden @ layer.weight.T).relu()
+        # Xavier's uniform start with gain 0.2
+        limit = 0.2 * (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.9 * limit < layer.weight.abs().max() <= limit
+    torch.testing.assert_close(features, hidden)
+
+
+def test_without_hidden_layers_names_of_weights_are_the_network_s():
+    torch.manual_seed(0)
+    before = build("resnet18").state_dict()
+    torch.manual_seed(0)
+    after = build("resnet18", mlp_depth=2).network.state_dict()
+    assert before.keys() == after.keys() == build("resnet18", mlp_depth=0).state_dict().keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_default_start_of_hidden_layers_is_torch_s():
+    layer = build("vgg11", mlp_depth=1, mlp_width=512).mlp.layers[1]
+    limit = layer.in_features**-0.5
+    assert 0.99 * limit < layer.weight.abs().max() <= limit
+
+
+def test_a_network_with_hidden_layers_starts_from_published_weights(tmp_path):
+    from torchvision import models
+
+    theirs = models.resnet18(weights=None).eval()
+    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    settings = registry.get("backbones", "resnet18")(
+        weights=tmp_path / "mine.pth", affine=True, mlp_depth=2
+    )
+    ours = settings.build(sample_shape=(3, 64, 64), samples=10)
+    settings.start(ours)
+    theirs.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval().network(images), theirs(images))
+        assert ours(images).shape == (2, 512)
+
+
+def test_agd_trains_hidden_layers_too():
+    network = build("resnet32", mlp_depth=2, mlp_width=16)
+    optimizer = AGD(network.named_parameters())
+    network(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    before = [parameter.clone() for parameter in network.mlp.parameters()]
+    optimizer.step()
+    assert all(not torch.equal(p, b) for p, b in zip(network.mlp.parameters(), before, strict=True))

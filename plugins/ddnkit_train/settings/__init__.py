@@ -3,7 +3,7 @@
 from .backbones import CNN, MLP, BackboneSettings, FreeFeatures
 from .data import DataSettings, DigitPairs, Digits, FreeFeaturesData, ImageSettings
 from .engine import EngineSettings
-from .losses import CrossEntropy
+from .losses import CrossEntropy, MeanSquaredError
 from .optimizers import AGD, SGD, Adam, AdamW
 from .pipeline import Classification, TrainSettings
 from .schedule import ScheduleSettings
@@ -25,6 +25,7 @@ __all__ = [
     "FreeFeatures",
     "FreeFeaturesData",
     "ImageSettings",
+    "MeanSquaredError",
     "ScheduleSettings",
     "TrainSettings",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ddnkit import InputError, Settings
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 class BackboneSettings(Settings, abc.ABC):
     """Base of all feature extractors."""
+
+    #: Keys that scale the start of weights; AGD, which gives all weights its own, refuses them.
+    start_scales: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
@@ -66,10 +69,21 @@ class FreeFeatures(BackboneSettings):
 class MLP(BackboneSettings):
     """A perceptron of layers of equal width with ReLU between them; the last gives the features."""
 
+    start_scales = ("init_scale",)
+
     width: PositiveInt = Field(default=512, description="Units of each layer; feature dimension.")
     depth: PositiveInt = Field(default=4, description="Number of hidden weight matrices.")
     bias: bool = Field(
         default=False, description="Add a bias in each layer. AGD is defined for matrices alone."
+    )
+    rectify: bool = Field(
+        default=False,
+        description="ReLU after the last layer too: `depth` hidden layers below the classifier.",
+    )
+    init_scale: PositiveFloat | None = Field(
+        default=None,
+        description="Gain of Xavier's uniform start of the weights; small: feature learning. Default: "
+        "torch's own start, which for a square matrix is a gain of 0.58. Not with AGD.",
     )
 
     def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
@@ -78,7 +92,14 @@ class MLP(BackboneSettings):
 
         if sample_shape == ():
             raise InputError("backbone: mlp needs vectors or images, not the indices of the data.")
-        return MLP(sample_shape, self.width, self.depth, bias=self.bias)
+        return MLP(
+            sample_shape,
+            self.width,
+            self.depth,
+            bias=self.bias,
+            rectify=self.rectify,
+            init_scale=self.init_scale,
+        )
 
 
 class CNN(BackboneSettings):

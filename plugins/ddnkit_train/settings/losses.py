@@ -34,3 +34,20 @@ class CrossEntropy(Settings):
         from torch import nn
 
         return nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
+
+
+class MeanSquaredError(Settings):
+    """Squared difference of the logits from their targets, its mean over samples and classes."""
+
+    off_target: float = Field(
+        default=0.0,
+        lt=1,
+        description="Target of the classes that a sample is not of; that of its own is 1. 0: one-hot "
+        "targets; −1: the ±1 of the Deep RFM paper.",
+    )
+
+    def build(self, *, counts: Tensor, head: nn.Module) -> nn.Module:
+        """A module ``(logits, labels) -> scalar``."""
+        from ..losses import MeanSquaredError
+
+        return MeanSquaredError(self.off_target)

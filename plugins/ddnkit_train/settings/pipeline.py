@@ -14,10 +14,12 @@ from ddnkit import InputError, Job, Pipeline, Settings, Table, component
 from .backbones import BackboneSettings
 from .data import DataSettings
 from .engine import EngineSettings
+from .optimizers import AGD
 from .schedule import ScheduleSettings
 
 if TYPE_CHECKING:
     from ..data import Data
+    from ..model import Model
 
 #: What the published code of *Guiding Neural Collapse* does otherwise than its text; by head.
 _PUBLISHED_CODE: dict[str, dict[str, Any]] = {
@@ -127,6 +129,18 @@ class Classification(Pipeline):
         "docs/fidelity.md lists them.",
     )
 
+    @pydantic.model_validator(mode="after")
+    def _the_start_is_kept(self) -> Classification:
+        if isinstance(self.optimizer, AGD) and isinstance(self.backbone, BackboneSettings):
+            keys = self.backbone.start_scales
+            given = [f"backbone.{key}" for key in keys if getattr(self.backbone, key) is not None]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} and optimizer agd: AGD gives the weights a start of its own, "
+                    "orthogonal and of its own scale; leave one of the two out"
+                )
+        return self
+
     @classmethod
     def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The published code's choices, where ``fidelity`` asks for them; else the defaults."""
@@ -174,6 +188,20 @@ class Classification(Pipeline):
         from ..classification import train
 
         train(self, job)
+
+    def measure(self, model: Model, data: Data) -> dict[str, float]:
+        """Further figures of a model, by column, at every evaluation; here there are none.
+
+        They must follow from the model and the data alone: `evaluate` asks for them again, with the
+        model that the job left, whose head is a `FinalHead`. Each of several processes calls it, with
+        the whole data, and rank 0's answer is recorded.
+
+        Args:
+            model: of backbone and head, on the device of the data, in either mode and to be left in
+                it. With ``engine.strategy: fsdp`` its backbone's weights are split over the processes.
+            data: what it is trained on.
+        """
+        return {}
 
     def figures(self, folder: Path) -> list[Path]:
         """The panels of the GNC paper as PNG files, drawn from ``summary.csv`` and the runs."""

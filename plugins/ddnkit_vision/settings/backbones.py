@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 from ddnkit_train.settings import BackboneSettings
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ddnkit import InputError
 
@@ -20,11 +20,36 @@ if TYPE_CHECKING:
 
 class _Network(BackboneSettings, abc.ABC):
     network: ClassVar[str]
+    start_scales = ("mlp_scale",)
 
     affine: bool = Field(
         default=False,
         description="Batch norms learn a scale and a shift, which AGD could not train.",
     )
+    mlp_depth: NonNegativeInt = Field(
+        default=0,
+        description="Hidden layers on the network's features, bias-free and each with a ReLU; the "
+        "last of them gives the features. 0: none.",
+    )
+    mlp_width: PositiveInt = Field(default=512, description="Units of each of these layers.")
+    mlp_scale: PositiveFloat | None = Field(
+        default=None,
+        description="Gain of Xavier's uniform start of these layers; small: feature learning. Default: "
+        "torch's own start, which for a square matrix is a gain of 0.58. Not with AGD.",
+    )
+
+    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
+        """A network on images ``(channels, height, width)``."""
+        network = self._build(sample_shape)
+        if not self.mlp_depth:
+            return network
+        from ..backbones import WithMLP
+
+        return WithMLP(network, self.mlp_depth, self.mlp_width, init_scale=self.mlp_scale)
+
+    @abc.abstractmethod
+    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
+        """The network without the layers of ``mlp_depth``."""
 
     def _channels(self, sample_shape: tuple[int, ...]) -> int:
         if len(sample_shape) != 3:
@@ -73,7 +98,8 @@ class _Pretrainable(_Network, abc.ABC):
     def start(self, backbone: nn.Module, *, download: bool = False) -> None:
         """See `BackboneSettings.start`."""
         if self.weights != "random":
-            self.published.load(backbone, self.weights, download=download)
+            network: Any = backbone.network if self.mlp_depth else backbone
+            self.published.load(network, self.weights, download=download)
 
     def _channels(self, sample_shape: tuple[int, ...]) -> int:
         channels = super()._channels(sample_shape)
@@ -100,8 +126,7 @@ class _ResNet(_Pretrainable):
         """The network of torchvision that has the weights."""
         return Published(self.network, "fc", {})
 
-    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
-        """A network on images ``(channels, height, width)``; needs torchvision."""
+    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
         from ..backbones import resnet
 
         channels = self._channels(sample_shape)
@@ -147,8 +172,7 @@ class ResNet32(_Network):
         "at least C − 1.",
     )
 
-    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
-        """A network on images ``(channels, height, width)`` of any size."""
+    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
         from ..cifar_resnet import CifarResNet
 
         return CifarResNet(5, self._channels(sample_shape), width=self.width, affine=self.affine)
@@ -185,8 +209,7 @@ class DenseNetBC(_Network):
             raise ValueError(f"depth is 6n + 4, such as {below} or {below + 6}, not {depth}")
         return depth
 
-    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
-        """A network on images ``(channels, height, width)``; needs torchvision."""
+    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
         from ..backbones import densenet_bc
 
         channels = self._channels(sample_shape)
@@ -220,11 +243,8 @@ class _VGG(_Pretrainable):
         layers = {"neck.2": "classifier.0", "neck.4": "classifier.3"}
         return Published(f"{self.network}_bn", "classifier.6", layers)
 
-    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
-        """A network on images ``(channels, height, width)``.
-
-        Below 32×32 its five pools round up where torchvision's round down to nothing.
-        """
+    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
+        """Below 32×32 its five pools round up where torchvision's round down to nothing."""
         from ..backbones import VGG, VGG_LAYOUTS
 
         return VGG(
