@@ -1,0 +1,77 @@
+from .asymptotics import (
+    collapse_curve,
+    collapse_rate,
+    fixed_point_kappa,
+    gram_recursion,
+    published_kappa,
+)
+from .collapse import dnc1, dnc2
+from .decomposition import LayerCollapse, decompose, layer_collapse
+from .deep_rfm import DeepRFM, DeepRFMLayer, LayerStages
+from .feature_maps import FeatureMap, FourierFeatures, IdentityMap, ReLUFeatures
+from .kernel_agop import agop
+from .kernel_optimum import (
+    OptimalityCheck,
+    collapsed_kernel,
+    krr_lower_bound,
+    optimality_check,
+    parametrised_krr_objective,
+)
+from .kernels import Gaussian, Kernel, L1Laplace, Laplace, RadialKernel
+from .matrix_root import MatrixRoot, matrix_sqrt
+from .module_agop import module_agop, module_agops
+from .neural_feature import nfa_correlation, nfa_correlations, nfm
+from .preparation import Standardisation, label_targets, unit_rows
+from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning
+from .settings.deep_rfm import DeepRFMCollapse
+from .settings.networks import LayerwiseCollapse
+from .settings.theory import RFMTheory
+from .solving import SolveReport
+
+__all__ = [
+    "DeepRFM",
+    "DeepRFMCollapse",
+    "DeepRFMLayer",
+    "FeatureMap",
+    "FourierFeatures",
+    "Gaussian",
+    "IdentityMap",
+    "Kernel",
+    "KernelRegression",
+    "L1Laplace",
+    "Laplace",
+    "LayerCollapse",
+    "LayerStages",
+    "LayerwiseCollapse",
+    "MatrixRoot",
+    "OptimalityCheck",
+    "RFMTheory",
+    "RadialKernel",
+    "ReLUFeatures",
+    "SingularKernelWarning",
+    "SolveReport",
+    "Standardisation",
+    "UnsolvedKernelWarning",
+    "agop",
+    "collapse_curve",
+    "collapse_rate",
+    "collapsed_kernel",
+    "decompose",
+    "dnc1",
+    "dnc2",
+    "fixed_point_kappa",
+    "gram_recursion",
+    "krr_lower_bound",
+    "label_targets",
+    "layer_collapse",
+    "matrix_sqrt",
+    "module_agop",
+    "module_agops",
+    "nfa_correlation",
+    "nfa_correlations",
+    "nfm",
+    "optimality_check",
+    "parametrised_krr_objective",
+    "published_kappa",
+    "unit_rows",
+]

@@ -1,0 +1,167 @@
+"""The figures of a deep_rfm run, after Fig. 1 and 3–6 of the Deep RFM paper, and its accuracies.
+
+*Average gradient outer product as a mechanism for deep neural collapse* (NeurIPS 2024). Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ddnkit_collapse.captions import OVER_SEEDS
+from ddnkit_collapse.panels import (
+    COLOURS,
+    add_legend,
+    draw_series,
+    finish,
+    new_figure,
+    save,
+)
+from ddnkit_collapse.run_figures import RunFigures, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Label and place among the colours of each stage; the paper's green, orange and blue.
+_STAGES = {
+    "input": (r"$X$", 2),
+    "agop": (r"$M^{1/2}X$", 1),
+    "features": (r"$\Phi(M^{1/2}X)$", 0),
+}
+_MEASURES = {
+    "dnc1": r"DNC1: $\mathrm{tr}\,\Sigma_W\ /\ \mathrm{tr}\,\Sigma_B$",
+    "dnc2": r"DNC2: $\|\bar\mu^{\top}\bar\mu - \Sigma_{\mathrm{ETF}}\|$",
+}
+#: Smaller values are drawn as this one: of float32 samples they are rounding.
+_FLOOR = 1e-14
+#: Of the inner products; those of most pairs of classes lie above the lowest.
+_LOWEST, _HIGHEST = -0.4, 1.0
+
+CAPTIONS = {
+    "collapse": "DNC1 = tr Σ_W / tr Σ_B (logarithmic) and DNC2 = ‖μ̄ᵀμ̄ − Σ_ETF‖ of the training samples "
+    "in each layer: as they come in, X; after the root of the AGOP, M^{1/2}X; and after the feature map, "
+    "Φ(M^{1/2}X). Both are 0 at collapse. After Fig. 3 and 4 of the Deep RFM paper (NeurIPS 2024). "
+    + OVER_SEEDS,
+    "gram": "Inner products of at most 500 training samples, ordered by class, less the global mean and "
+    "divided by their norm: of the data, and of what the AGOP of the layer before makes of its input; "
+    "one seed. At collapse blocks of 1 on a ground of −1/(K−1). After Fig. 1, 5 and 6 of the Deep RFM "
+    "paper (NeurIPS 2024).",
+    "accuracy": "Top-1 accuracy on the test set of the kernel predictor in each layer. That of the first "
+    "layer is plain kernel regression, dashed. " + OVER_SEEDS,
+}
+
+
+def draw_deep_rfm(folder: Path) -> list[Path]:
+    """Draw what the layers of a run's machines do.
+
+    Args:
+        folder: a run folder with ``summary.csv``, and the jobs' ``gram-*.npz``.
+
+    Returns:
+        The PNG files written into ``figures/`` of ``folder``.
+
+    Raises:
+        ddnkit.InputError: the folder has no readable ``summary.csv``.
+    """
+    run = read_run(folder)
+    figures = {
+        "collapse": _collapse(run),
+        "gram": _grams(folder, run.variants),
+        "accuracy": _accuracy(run),
+    }
+    return [save(figure, folder, stem) for stem, figure in figures.items() if figure]
+
+
+def _collapse(run: RunFigures) -> Figure | None:
+    """A column of panels for each variant."""
+    if not run.curves.get("dnc1_input"):
+        return None
+    figure = new_figure(max(3.4 * len(run.variants), 4.6) + 0.3, 6.0)
+    grid = figure.subplots(2, len(run.variants), squeeze=False, sharey="row")
+    for column, variant in zip(grid.T, run.variants, strict=True):
+        for axes, measure in zip(column, _MEASURES, strict=True):
+            _stages(axes, run, variant, measure)
+            finish(axes, "", "layer")
+            _whole_layers(axes)
+        column[0].set_title(variant, fontsize=10)
+    for axes, label in zip(grid[:, 0], _MEASURES.values(), strict=True):
+        axes.set_ylabel(label, fontsize=9)
+    grid[0, 0].set_yscale("log")
+    grid[1, 0].set_ylim(bottom=0)
+    add_legend(figure)
+    return figure
+
+
+def _stages(axes: Axes, run: RunFigures, variant: str, measure: str) -> None:
+    floor = _FLOOR if measure == "dnc1" else None
+    for stage, (label, place) in _STAGES.items():
+        series = run.curves.get(f"{measure}_{stage}", {}).get(variant)
+        if series:
+            draw_series(axes, series.steps, series, label, place, floor=floor)
+
+
+def _accuracy(run: RunFigures) -> Figure | None:
+    curves = run.curves.get("test_top1")
+    if not curves:
+        return None
+    figure = new_figure(5.6, 4.1)
+    axes = figure.subplots()
+    dashed: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.1}
+    # Grey where variants have it in common: their lines would hide each other.
+    common = len({series.median[0] for series in curves.values()}) == 1
+    for variant, series in curves.items():
+        place = run.variants.index(variant)
+        draw_series(axes, series.steps, series, variant, place)
+        colour = "0.35" if common else COLOURS[place % len(COLOURS)]
+        axes.axhline(series.median[0], color=colour, zorder=1, **dashed)
+    axes.plot([], color="0.35", label="plain kernel regression", **dashed)
+    finish(axes, "Predictor of each layer", "layer")
+    axes.set_ylabel("test top-1 (%)", fontsize=9)
+    _whole_layers(axes)
+    add_legend(figure, fontsize=9)
+    return figure
+
+
+def _whole_layers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _grams(folder: Path, variants: list[str]) -> Figure | None:
+    """A row for each variant: its first seed's pictures, by layer."""
+    pictures = {variant: _pictures(folder / "runs" / variant) for variant in variants}
+    pictures = {variant: found for variant, found in pictures.items() if found}
+    if not pictures:
+        return None
+    layers = sorted(set().union(*pictures.values()))
+    figure = new_figure(2.1 * len(layers) + 0.9, 2.05 * len(pictures) + 0.3)
+    grid = figure.subplots(len(pictures), len(layers), squeeze=False)
+    for axes, layer in zip(grid[0], layers, strict=True):
+        axes.set_title("Input data" if layer == 1 else f"Layer {layer}", fontsize=10)
+    for row, (variant, found) in zip(grid, pictures.items(), strict=True):
+        for axes, layer in zip(row, layers, strict=True):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if layer in found:
+                image = axes.imshow(
+                    found[layer], vmin=_LOWEST, vmax=_HIGHEST, interpolation="nearest"
+                )
+        row[0].set_ylabel(variant, fontsize=9)
+    bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=30, extend="min")
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _pictures(folder: Path) -> dict[int, np.ndarray]:
+    """Gram matrices by layer, of the first seed that has any."""
+    by_job: dict[Path, dict[int, np.ndarray]] = {}
+    for file in folder.glob("seed-*/gram-*.npz"):
+        with np.load(file) as content:
+            layer = int(file.stem.removeprefix("gram-"))
+            by_job.setdefault(file.parent, {})[layer] = content["gram"].astype(np.float32)
+    seeds = {int(job.name.removeprefix("seed-")): found for job, found in by_job.items()}
+    return seeds[min(seeds)] if seeds else {}

@@ -1,0 +1,285 @@
+"""The average gradient outer product (AGOP) of a network with respect to a layer's input.
+
+    M = (1/N) Σ_i Σ_c (∂f_c/∂h_i)(∂f_c/∂h_i)ᵀ        (eq. 1, 2; f the network's outputs, h_i a layer's input)
+
+Equation numbers are those of *Average gradient outer product as a mechanism for deep neural collapse*
+(NeurIPS 2024).
+
+Which gradients. h_i is substituted at this layer alone: what else the network does with the same tensor (a
+residual connection) is no part of ∂f/∂h_i. A layer that multiplies by a matrix W does so at S ≥ 1 vectors
+u_is of its input, z_is = W u_is + b: the patches of a convolution, the tokens of a sequence, the uses of a
+layer that is called several times. Each is a variable of its own, and
+
+    M = (1/N) Σ_i Σ_s Σ_c (∂f_c/∂u_is)(∂f_c/∂u_is)ᵀ,    ∂f_c/∂u_is = Wᵀ δ_isc,    δ_isc = ∂f_c/∂z_is
+
+has the size of WᵀW, in·kh·kw for a convolution, entries of padding included. For one vector a sample it is
+the M above. Hence M = WᵀDW with the second moment D = (1/N) Σ δδᵀ of the gradients at the layer's *output*,
+out×out: cheaper than M where out < in·kh·kw, and no patch is ever cut out. It also says what the two have in
+common whatever the network does after: the row space of M is within that of WᵀW, and D = I makes them equal,
+as at a last layer.
+
+How. In evaluation mode a sample's outputs depend on that sample alone, so that the derivative of Σ_i f_c(x_i)
+by the batch of h is every sample's ∂f_c/∂h_i at once: C backward passes through one graph, which all layers
+share. vmap over jacrev makes as many passes, but holds the gradients of all outputs, C times the memory, and
+has no rule for some operations. Parameters are taken out of the graph, which so begins at the first layer
+that is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from ddnkit import InputError
+
+from .blocks import allowed_memory, row_blocks
+from .layers import (
+    Inputs,
+    Layer,
+    arguments,
+    chunks,
+    evaluating,
+    has_matrix,
+    layer_matrix,
+    matrix_layers,
+    named_layer,
+    named_layers,
+)
+
+#: From what the network returns to f ``(B, …)``.
+Output: TypeAlias = Callable[..., Tensor]
+
+#: Samples that show how much memory one takes and whether they mix: more than the two that batch
+#: statistics would take to ±1 whatever they are.
+_PROBED = 4
+
+
+def module_agop(
+    module: nn.Module,
+    inputs: Inputs,
+    layer: Layer = None,
+    *,
+    output: Output | None = None,
+    chunk: int | None = None,
+    memory: int | None = None,
+) -> Tensor:
+    """M = (1/N) Σ_i Σ_c (∂f_c/∂h_i)(∂f_c/∂h_i)ᵀ, h_i the input of one layer (eq. 2).
+
+    The network is evaluated in evaluation mode, and every module of it set back to its own mode.
+
+    Args:
+        module: the network f, a batch of samples to ``(B, …)``; all but the first dimension are outputs.
+        inputs: ``(N, …)``, or a tuple of them where the network takes several arguments.
+        layer: its dotted name or the module itself; None for the network's own (first) argument. It is
+            called with the batch first, except for a `Linear` or `Conv2d`.
+        output: what f is of the network's result; by default the result itself.
+        chunk: samples that pass through the network at a time; by default what ``memory`` allows.
+        memory: bytes that what autograd keeps of such a pass may take; by default half of what the
+            device has free.
+
+    Returns:
+        ``(p, p)``, float64: of the flattened input of a sample; of a `Linear` ``(in, in)`` and of a
+        `Conv2d` ``(in·kh·kw, in·kh·kw)``, summed over all positions and uses. Products of gradients are
+        in their own precision (float32 at least), sums of products in float64.
+
+    Raises:
+        ddnkit.InputError: there is no such layer or no sample, the layer takes no part in f, f mixes
+            the samples of a batch, or M is not finite.
+    """
+    name, _ = named_layer(module, layer)
+    return module_agops(module, inputs, [layer], output=output, chunk=chunk, memory=memory)[name]
+
+
+def module_agops(
+    module: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[Layer] | None = None,
+    *,
+    output: Output | None = None,
+    chunk: int | None = None,
+    memory: int | None = None,
+) -> dict[str, Tensor]:
+    """`module_agop` of several layers, from the same forward and backward passes.
+
+    Args:
+        module: as for `module_agop`.
+        inputs: as for `module_agop`.
+        layers: by default every `Linear`, and every `Conv2d` that is not in groups.
+        output: as for `module_agop`.
+        chunk: as for `module_agop`.
+        memory: as for `module_agop`.
+
+    Returns:
+        M of each layer by its dotted name, "" for the network itself.
+
+    Raises:
+        ddnkit.InputError: as for `module_agop`.
+    """
+    given = arguments(inputs)
+    samples = len(given[0])
+    watched = named_layers(module, matrix_layers(module) if layers is None else layers)
+    passes = _Passes(module, watched, output)
+    with evaluating(module), torch.enable_grad():
+        kept = passes.probe(tuple(argument[:_PROBED] for argument in given))
+        if chunk is None:
+            allowed = allowed_memory(memory, given[0].device)
+            blocks = row_blocks(samples, max(1, kept), allowed, "a pass through the network")
+        else:
+            blocks = chunks(samples, chunk)
+        for block in blocks:
+            passes.add(tuple(argument[block] for argument in given))
+    return {name: _agop(name, layer, passes.moments, samples) for name, layer in watched.items()}
+
+
+class _Passes:
+    """Forward and backward passes of one network, and the sums of gradients' outer products so far."""
+
+    def __init__(
+        self, network: nn.Module, layers: dict[str, nn.Module], output: Output | None
+    ) -> None:
+        self.network = network
+        self.layers = layers
+        self.output = output
+        self.parameters = {name: value.detach() for name, value in network.named_parameters()}
+        self.moments: dict[str, Tensor] = {}
+
+    def add(self, given: tuple[Tensor, ...]) -> None:
+        """Add Σ_i Σ_s Σ_c δδᵀ of these samples, class by class."""
+        with _watched(self.layers) as edges:
+            totals = self._values(given).sum(dim=0)
+        uses = [(name, edge) for name, found in edges.items() for edge in found]
+        if not uses or not totals.requires_grad:
+            return
+        for c in range(len(totals)):
+            gradients = torch.autograd.grad(
+                totals[c],
+                [edge for _, edge in uses],
+                retain_graph=c + 1 < len(totals),
+                allow_unused=True,
+            )
+            for (name, _), gradient in zip(uses, gradients, strict=True):
+                if gradient is not None:
+                    self._add_products(name, gradient, len(given[0]))
+
+    def probe(self, few: tuple[Tensor, ...]) -> int:
+        """Bytes that autograd keeps for each sample; refuse a network that mixes them.
+
+        Raises:
+            ddnkit.InputError: the outputs of the first of these samples depend on the others.
+        """
+        first = few[0]
+        if first.is_floating_point():
+            first.requires_grad_()
+        own = [*self.network.parameters(), *self.network.buffers()]
+        ours = {tensor.untyped_storage().data_ptr() for tensor in own}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            # An operation that keeps its own result would hold itself alive through it.
+            return tensor.detach()
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor), _watched(self.layers):
+            values = self._values((first.clone(), *few[1:]))
+        if first.requires_grad and values.requires_grad:
+            (gradient,) = torch.autograd.grad(values[0].sum(), first, allow_unused=True)
+            if gradient is not None and bool((gradient[1:].isfinite() & (gradient[1:] != 0)).any()):
+                raise InputError(
+                    "the network mixes the samples of a batch, so that no sample has a gradient of "
+                    "its own: is there a batch norm with track_running_stats=False?"
+                )
+        return sum(size for place, size in kept.items() if place not in ours) // len(first)
+
+    def _values(self, given: tuple[Tensor, ...]) -> Tensor:
+        """f ``(B, C)``."""
+        result = functional_call(self.network, self.parameters, given)
+        values = result if self.output is None else self.output(result)
+        if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != len(given[0]):
+            what = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"the network's output is {what} for {len(given[0])} samples: it needs one row a "
+                "sample; say with output= what to take of it"
+            )
+        return values.reshape(len(values), -1)
+
+    def _add_products(self, name: str, gradient: Tensor, samples: int) -> None:
+        layer = self.layers[name]
+        if not has_matrix(layer) and (gradient.ndim == 0 or len(gradient) != samples):
+            raise InputError(
+                f"the input of layer '{name}' is {tuple(gradient.shape)} for {samples} samples: "
+                "it needs one row a sample"
+            )
+        rows = _rows(layer, gradient)
+        product = rows.T @ rows
+        if name in self.moments:
+            self.moments[name] += product
+        else:
+            self.moments[name] = product.to(torch.float64)
+
+
+def _rows(layer: nn.Module, gradient: Tensor) -> Tensor:
+    """The gradients as rows: one for each vector that a matrix is applied to, or one a sample."""
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient = gradient.float()
+    if not has_matrix(layer):
+        return gradient.reshape(len(gradient), -1)
+    if isinstance(layer, nn.Conv2d):
+        gradient = gradient.movedim(-3, -1)
+    return gradient.reshape(-1, gradient.shape[-1])
+
+
+def _agop(name: str, layer: nn.Module, moments: dict[str, Tensor], samples: int) -> Tensor:
+    """M of one layer from its sum of products."""
+    if name not in moments:
+        raise InputError(
+            f"layer '{name}' takes no part in the output. Likely causes: (a) it is not called, or not "
+            "as a module; (b) it is called under torch.no_grad(), or its result is detached; (c) its "
+            "input is not a tensor of real numbers"
+        )
+    M = moments[name] / samples
+    if has_matrix(layer):
+        W = layer_matrix(layer)
+        M = W.T @ M @ W
+    if not bool(M.isfinite().all()):
+        raise InputError(
+            f"the AGOP of layer '{name}' is not finite. Likely causes: (a) a sample that is not finite; "
+            "(b) a weight that is not; (c) an output without a derivative at some sample"
+        )
+    return M
+
+
+@contextmanager
+def _watched(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[GradientEdge]]]:
+    """Where in the graph the gradients of each layer are found, one edge for each use."""
+    edges: dict[str, list[GradientEdge]] = {name: [] for name in layers}
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(_watch(layer, edges[name]))
+        yield edges
+
+
+def _watch(layer: nn.Module, edges: list[GradientEdge]) -> RemovableHandle:
+    def watched(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return tensor
+        leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        # A copy belongs to this use alone, and its edge stays that of the value before any operation
+        # in place, such as ReLU(inplace=True).
+        copy = leaf.clone()
+        if copy.requires_grad:
+            edges.append(get_gradient_edge(copy))
+        return copy
+
+    if has_matrix(layer):
+        return layer.register_forward_hook(lambda _, given, result: watched(result), prepend=True)
+    return layer.register_forward_pre_hook(
+        lambda _, given: (watched(given[0]), *given[1:]) if given else None
+    )

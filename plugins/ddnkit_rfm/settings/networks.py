@@ -1,0 +1,102 @@
+"""The pipeline of networks whose fully connected layers are watched: where DNC1 falls, and the NFA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ddnkit_train import Classification
+from pydantic import Field, PositiveInt
+
+from ddnkit import InputError, Job, Settings, Table
+
+if TYPE_CHECKING:
+    from ddnkit_train import Data, Model
+
+#: So many layers at most have columns: the paper's networks have five.
+LAYERS = 5
+#: Of each layer: DNC1 of what it is given, of SVᵀ times that, after U and the non-linearity.
+STAGES = ("input", "right", "output")
+
+
+class LayerSettings(Settings):
+    """What is measured of the fully connected layers at an evaluation."""
+
+    samples: PositiveInt = Field(
+        default=2000,
+        description="Training samples that DNC1 and the objective are measured on, every class with "
+        "its share. The features of all of them are held at once.",
+    )
+    nfa: bool = Field(
+        default=True, description="Correlate WᵀW with the root of the AGOP of each layer's input."
+    )
+    nfa_samples: PositiveInt = Field(
+        default=500, description="Of those samples, how many the AGOP is averaged over."
+    )
+
+
+class LayerwiseCollapse(Classification):
+    """Train a network; measure collapse through each fully connected layer, and its feature matrix.
+
+    The layers are the last five `Linear` ones of the backbone, or as many as it has, without the
+    classifier. DNC1 = tr Σ_W / tr Σ_B of layer k, W = USVᵀ, is taken of its input Φ(X)
+    (``dnc1_input_k``), of SVᵀΦ(X) (``dnc1_right_k``) and of relu(WΦ(X)) (``dnc1_output_k``), the ReLU
+    whether or not the network has one there; ``nfa_k`` is the correlation of WᵀW with the square root of
+    the AGOP of the logits with respect to Φ(X). ``objective`` is the loss that is minimised.
+
+    Source: *Average gradient outer product as a mechanism for deep neural collapse* (NeurIPS 2024),
+    section 6.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = (
+        *Classification.columns,
+        "objective",
+        *(f"dnc1_{stage}_{k}" for k in range(1, LAYERS + 1) for stage in STAGES),
+        *(f"nfa_{k}" for k in range(1, LAYERS + 1)),
+    )
+
+    layers: LayerSettings = Field(
+        default=LayerSettings(), description="What is measured of the fully connected layers."
+    )
+
+    def run(self, job: Job) -> None:
+        """Train one variant with one seed.
+
+        Raises:
+            ddnkit.InputError: as for a classification; the backbone has no fully connected layer, or
+                its weights are split over several processes.
+        """
+        if self.engine.strategy == "fsdp" and job.world > 1:
+            raise InputError(
+                "engine.strategy: fsdp splits every W over the processes, where singular values and "
+                "AGOPs are of whole ones; use ddp"
+            )
+        super().run(job)
+
+    def measure(self, model: Model, data: Data) -> dict[str, float]:
+        """The objective, and the figures of the fully connected layers; see the class.
+
+        Raises:
+            ddnkit.InputError: the backbone has no fully connected layer.
+        """
+        from ..network_metrics import measure_layers
+
+        return measure_layers(self, model, data)
+
+    def figures(self, folder: Path) -> list[Path]:
+        """The panels of a classification, then those of its layers."""
+        from ..network_figures import draw_layers
+
+        return [*super().figures(folder), *draw_layers(folder)]
+
+    def caption(self, figure: Path) -> str:
+        """What a panel shows."""
+        from ..network_figures import CAPTIONS
+
+        return CAPTIONS.get(figure.stem) or super().caption(figure)
+
+    def tables(self, folder: Path) -> list[Table]:
+        """Those of a classification; the NFA at the end, and where DNC1 falls."""
+        from ..network_tables import tables
+
+        return [*super().tables(folder), *tables(folder)]
