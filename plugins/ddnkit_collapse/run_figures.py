@@ -9,6 +9,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ddnkit import InputError
 
@@ -115,6 +118,13 @@ def read_summary(folder: Path) -> list[dict[str, str]]:
     if not rows or not needed <= rows[0].keys():
         raise InputError(f"{path}: expected rows with the columns {', '.join(sorted(needed))}")
     return rows
+
+
+def read_settings(folder: Path, variant: str) -> dict[str, Any]:
+    """What ``settings.yaml`` of a variant of a run folder says; empty where it is not there."""
+    file = folder / "runs" / variant / "settings.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _number(text: str) -> float:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from ddnkit_collapse.panels import COLOURS, add_legend, finish, new_figure, save
+from ddnkit_collapse.run_figures import read_run, read_settings
 
 from ddnkit import Table
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 #: What each job writes: a line for each part of the draws, loss and rate.
@@ -40,13 +40,8 @@ def figures(folder: Path) -> list[Path]:
     variants = _read(folder)
     if not variants:
         return []
-    target = folder / "figures"
-    target.mkdir(exist_ok=True)
     drawn = {"regularity": _draw_eta(variants), "regularity_violations": _draw_share(variants)}
-    for name, figure in drawn.items():
-        # No version or date in the file: the same run draws the same bytes.
-        figure.savefig(target / f"{name}.png", dpi=150, metadata={"Software": None})
-    return [target / f"{name}.png" for name in drawn]
+    return [save(figure, folder, name) for name, figure in drawn.items()]
 
 
 def tables(folder: Path) -> list[Table]:
@@ -90,15 +85,13 @@ class _Variant:
 
 def _read(folder: Path) -> list[_Variant]:
     """The variants that have a finished job, in the recipe's order."""
-    from ddnkit_collapse.run_figures import read_run
-
     paths = [folder / "runs" / name for name in read_run(folder).variants]
     files = {path: sorted(path.glob(f"seed-*/{RATES}")) for path in paths}
     return [_variant(path, found) for path, found in files.items() if found]
 
 
 def _variant(path: Path, files: list[Path]) -> _Variant:
-    settings = yaml.safe_load((path / "settings.yaml").read_text(encoding="utf-8"))
+    settings = read_settings(path.parents[1], path.name)
     drawn = "all p_k equal, k ≠ c" if settings["condition"] else "h in any direction"
     curves: dict[str, dict[int, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
@@ -157,7 +150,8 @@ def _draw_eta(variants: list[_Variant]) -> Figure:
     grid[1][0].set_ylim(0, 1.02)
     grid[0][0].set_ylabel("η without projection", fontsize=9)
     grid[1][0].set_ylabel("η with projection", fontsize=9)
-    return _with_legend(figure)
+    add_legend(figure, fontsize=9)
+    return figure
 
 
 def _draw_share(variants: list[_Variant]) -> Figure:
@@ -169,13 +163,12 @@ def _draw_share(variants: list[_Variant]) -> Figure:
             axes.plot(variant.median(DOT_REGRESSION, "angle"), share, label=curve, **styles[curve])
     grid[0][0].set_ylim(-3, 103)
     grid[0][0].set_ylabel("draws below the bound (%)", fontsize=9)
-    return _with_legend(figure)
+    add_legend(figure, fontsize=9)
+    return figure
 
 
 def _styles(variants: list[_Variant]) -> dict[str, dict[str, Any]]:
     """How each curve is drawn, in all panels alike."""
-    from ddnkit_collapse.panels import COLOURS
-
     names = dict.fromkeys(curve for variant in variants for curve in variant.curves)
     styles: dict[str, dict[str, Any]] = {
         name: {"color": colour, "marker": "o", "markersize": 2.8, "linewidth": 1.6}
@@ -188,34 +181,13 @@ def _styles(variants: list[_Variant]) -> dict[str, dict[str, Any]]:
 
 def _panels(rows: int, variants: list[_Variant]) -> tuple[Figure, Any]:
     """A figure with a column of panels for each variant, and the grid of its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Figure and Agg canvas without pyplot: no global state, no window system.
-    figure = Figure(figsize=(4.4 * len(variants), 3.0 * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.4 * len(variants), 3.0 * rows + 0.6)
     grid = figure.subplots(rows, len(variants), squeeze=False, sharey="row")
-    for axes in grid.ravel():
-        axes.tick_params(labelsize=8)
-        axes.grid(True, color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
     for column, variant in zip(grid.T, variants, strict=True):
-        column[0].set_title(variant.title, fontsize=10)
-        column[-1].set_xlabel("∠(h, w_c) (degrees)", fontsize=9)
+        for axes in column:
+            finish(
+                axes,
+                variant.title if axes is column[0] else "",
+                "∠(h, w_c) (degrees)" if axes is column[-1] else "",
+            )
     return figure, grid
-
-
-def _with_legend(figure: Figure) -> Figure:
-    legend: dict[str, Artist] = {}
-    for axes in figure.axes:
-        legend |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        list(legend.values()),
-        list(legend),
-        loc="outside lower center",
-        ncols=4,
-        fontsize=9,
-        frameon=False,
-    )
-    return figure

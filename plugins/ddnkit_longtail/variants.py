@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from ddnkit_collapse.run_figures import Series, over_seeds
+from ddnkit_collapse.run_figures import Series, over_seeds, read_settings
 
 #: More classes than this are drawn as means of several that are next to each other in size.
 _POINTS = 100
@@ -79,15 +78,13 @@ class Variant:
 
 def read_variants(folder: Path, names: Iterable[str]) -> list[Variant]:
     """Read ``settings.yaml`` and the jobs' ``classes.csv`` of these variants of a run folder."""
-    return [_variant(folder / "runs" / name) for name in names]
+    return [_variant(folder, name) for name in names]
 
 
-def _variant(folder: Path) -> Variant:
-    file = folder / "settings.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    jobs = tuple(_rows(path) for path in sorted(folder.glob("seed-*/classes.csv")))
+def _variant(folder: Path, name: str) -> Variant:
+    jobs = tuple(_rows(path) for path in sorted(folder.glob(f"runs/{name}/seed-*/classes.csv")))
     counts = tuple(int(row["train_samples"]) for row in jobs[0]) if jobs else ()
-    return Variant(folder.name, settings or {}, jobs, counts)
+    return Variant(name, read_settings(folder, name), jobs, counts)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

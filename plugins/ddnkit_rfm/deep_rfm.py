@@ -176,7 +176,9 @@ class DeepRFM:
             if last:
                 stages = LayerStages(number, None, predictor, X)
             else:
-                layers.append(self._layer(number, predictor, generator))
+                layers.append(
+                    fitted_layer(predictor, self._maps[number - 1], generator, memory=self.memory)
+                )
                 projected = X @ layers[-1].root
                 features = layers[-1].features(projected)
                 stages = LayerStages(number, layers[-1], predictor, X, projected, features)
@@ -241,15 +243,6 @@ class DeepRFM:
     def _regression(self, number: int) -> KernelRegression:
         return KernelRegression(self._kernels[number - 1], self._ridge, self._solver, self.memory)
 
-    def _layer(
-        self, number: int, predictor: KernelRegression, generator: torch.Generator
-    ) -> DeepRFMLayer:
-        X = predictor.points
-        M = agop(predictor.kernel, X, predictor.coefficients, memory=self.memory)
-        features = self._maps[number - 1].draw(X.shape[1], generator)
-        root, clipped = matrix_sqrt(M)
-        return DeepRFMLayer(root, features, clipped)
-
     def _training(
         self, X: Tensor, y: Tensor, classes: int | None
     ) -> tuple[Tensor, Tensor, Standardisation | None]:
@@ -282,6 +275,21 @@ class DeepRFM:
         for done in self.layers[: number - 1]:
             X = done.features(unit_rows(X) @ done.root)
         return unit_rows(X), number
+
+
+def fitted_layer(
+    predictor: KernelRegression,
+    feature_map: FeatureMap,
+    generator: torch.Generator,
+    *,
+    memory: int | None = None,
+) -> DeepRFMLayer:
+    """M^{1/2} of a layer's predictor at its own points, and a draw of its feature map (Algorithm 1)."""
+    X = predictor.points
+    M = agop(predictor.kernel, X, predictor.coefficients, memory=memory)
+    features = feature_map.draw(X.shape[1], generator)
+    root, clipped = matrix_sqrt(M)
+    return DeepRFMLayer(root, features, clipped)
 
 
 def _each(given: Each | Sequence[Each], count: int, what: str) -> list[Each]:

@@ -18,10 +18,9 @@ from torch import Tensor
 from ddnkit import InputError, Job
 
 from .collapse import dnc1, dnc2
+from .deep_rfm import fitted_layer
 from .deep_rfm_state import LayerState, Saved
 from .gram_pictures import write_gram
-from .kernel_agop import agop
-from .matrix_root import matrix_sqrt
 from .preparation import Standardisation, label_targets, unit_rows
 from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning
 
@@ -115,12 +114,10 @@ class _Layers:
         if number == 1:
             self._picture(1, X)
         predictor = self._fitted(X)
-        M = agop(predictor.kernel, X, predictor.coefficients, memory=self.settings.memory)
-        root = matrix_sqrt(M).root
-        features = self.maps.draw(X.shape[1], self.generator)
-        projected = X @ root
+        layer = fitted_layer(predictor, self.maps, self.generator, memory=self.settings.memory)
+        projected = X @ layer.root
         self._picture(number + 1, projected)
-        self.train, self.test = features(projected), features(Z @ root)
+        self.train, self.test = layer.features(projected), layer.features(Z @ layer.root)
         stages = {"input": X, "agop": projected, "features": self.train}
         report = predictor.report
         return {

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import yaml
-from ddnkit_collapse.run_figures import read_summary
+from ddnkit_collapse.run_figures import read_settings, read_summary
 
 from ddnkit import Table
 
@@ -70,7 +69,7 @@ def _samples(folder: Path, variants: list[str], figures: _Figures) -> str:
             int(_median(figures.get((variant, metric, 1))))
             for metric in ("samples", "test_samples")
         )
-        asked = _settings(folder, variant).get("samples", train)
+        asked = read_settings(folder, variant).get("samples", train)
         fewer = "" if train >= asked else f" (all there are; {asked:,} were asked for)"
         told[f"Trained on {train:,} samples{fewer}, tested on {test:,}."] = None
     return " ".join(told)
@@ -104,11 +103,6 @@ def _layers(variant: str, figures: _Figures) -> list[int]:
     return sorted(
         layer for name, metric, layer in figures if (name, metric) == (variant, "samples")
     )
-
-
-def _settings(folder: Path, variant: str) -> dict[str, int]:
-    file = folder / "runs" / variant / "settings.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _median(row: dict[str, str] | None) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ddnkit_collapse.run_figures import read_settings, read_summary
 
 from ddnkit import Table
 
@@ -57,9 +57,8 @@ def tables(folder: Path) -> list[Table]:
     Args:
         folder: with ``summary.csv``, and for each variant ``settings.yaml`` and the jobs' ``metrics.csv``.
     """
-    with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
-        names = dict.fromkeys(row["variant"] for row in csv.DictReader(file))
-    variants = [_read(folder / "runs" / name) for name in names]
+    names = dict.fromkeys(row["variant"] for row in read_summary(folder))
+    variants = [_read(folder, name) for name in names]
     made = [
         _correlations([variant for variant in variants if variant.values("nfa_1")]),
         _falls([variant for variant in variants if variant.layers]),
@@ -132,10 +131,9 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.pstdev(values):.2f}" if values else _NONE
 
 
-def _read(folder: Path) -> _Variant:
-    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-    ends = (_last(path) for path in sorted(folder.glob("seed-*/metrics.csv")))
-    return _Variant(folder.name, settings, tuple(end for end in ends if end))
+def _read(folder: Path, name: str) -> _Variant:
+    ends = (_last(path) for path in sorted(folder.glob(f"runs/{name}/seed-*/metrics.csv")))
+    return _Variant(name, read_settings(folder, name), tuple(end for end in ends if end))
 
 
 def _last(path: Path) -> dict[str, str]:

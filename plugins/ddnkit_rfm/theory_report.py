@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from ddnkit_collapse.captions import OVER_SEEDS
 from ddnkit_collapse.panels import (
     add_legend,
@@ -16,7 +15,7 @@ from ddnkit_collapse.panels import (
     new_figure,
     save,
 )
-from ddnkit_collapse.run_figures import RunFigures, Series, read_run
+from ddnkit_collapse.run_figures import RunFigures, Series, read_run, read_settings
 
 from ddnkit import Table
 
@@ -181,9 +180,7 @@ def _read(folder: Path) -> tuple[list[_Variant], list[_Variant]]:
     run = read_run(folder)
     variants = []
     for name in run.variants:
-        file = folder / "runs" / name / "settings.yaml"
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        variants.append(_Variant(name, settings, run))
+        variants.append(_Variant(name, read_settings(folder, name), run))
     return (
         [variant for variant in variants if variant.series("distance").steps],
         [variant for variant in variants if variant.series("bound").steps],

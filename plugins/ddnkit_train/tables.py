@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ddnkit_collapse.published import (
     EPOCHS,
     METHODS,
@@ -23,6 +22,7 @@ from ddnkit_collapse.published import (
     PublishedFigures,
     published_figures,
 )
+from ddnkit_collapse.run_figures import read_settings
 
 from ddnkit import Table
 
@@ -208,9 +208,7 @@ def _read(folder: Path) -> list[_Variant]:
 
 def _variant(folder: Path, name: str) -> _Variant:
     path = folder / "runs" / name
-    file = path / "settings.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    variant = _Variant(name, settings or {})
+    variant = _Variant(name, read_settings(folder, name))
     for job in sorted(path.glob("seed-*/resources.json")):
         content = json.loads(job.read_text(encoding="utf-8"))
         if isinstance(content, dict):

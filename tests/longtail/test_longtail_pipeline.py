@@ -83,16 +83,16 @@ def test_a_finished_job_is_evaluated_again(tmp_path: Path) -> None:
 
 
 def test_the_subset_is_the_same_for_every_seed_and_the_split_of_nothing_else() -> None:
-    variant = shipped("fashion_mnist_lt_cnn").variants[0].pipeline
+    variant: Any = shipped("fashion_mnist_lt_cnn").variants[0].pipeline
     job: Any = {"variant": "v", "folder": Path(), "device": "cpu", "smoke": True,
                 "record": print, "progress": print}  # fmt: skip
-    one, other = (variant.load_data(Job(seed=seed, **job)) for seed in (0, 1))  # type: ignore[attr-defined]
+    one, other = (variant.load_data(Job(seed=seed, **job)) for seed in (0, 1))
     assert isinstance(one, Dataset)
     assert torch.equal(one.inputs, other.inputs)
     counts = torch.bincount(one.labels).tolist()
     assert counts == class_counts(10, counts[0], 0.01)
-    mixed = shipped("cifar10_lt_resnet32_mixup").variants[0].pipeline
-    assert isinstance(mixed.load_data(Job(seed=0, **job)), MixedData)  # type: ignore[attr-defined]
+    mixed: Any = shipped("cifar10_lt_resnet32_mixup").variants[0].pipeline
+    assert isinstance(mixed.load_data(Job(seed=0, **job)), MixedData)
 
 
 def test_free_features_collapse_with_a_learned_classifier_and_not_with_an_etf(

@@ -29,6 +29,7 @@ from ddnkit_rfm import (
     unit_rows,
 )
 from ddnkit_vision.readers import READERS
+from ddnkit_vision.sources import FASHION_MNIST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rfm_data import KERNELS, blobs, relative_error
@@ -136,12 +137,10 @@ def test_classes_collapse_with_depth_by_the_agop_and_not_by_the_features() -> No
         assert features > projected
 
 
+@pytest.mark.skipif(FASHION_MNIST.find(None) is None, reason="needs the files of Fashion-MNIST")
 def test_fashion_mnist_collapses_as_the_reference_does() -> None:
     """DNC1 of X, first 2,000 images: an independent implementation saw 1.76 and 0.71 in layers 1 and 2."""
-    try:
-        images = READERS["fashion_mnist"].load(None, download=False)
-    except InputError:
-        pytest.skip("needs the files of Fashion-MNIST")
+    images = READERS["fashion_mnist"].load(None, download=False)
     X, y = images.train[:2000].flatten(1).to(torch.float64), images.labels[:2000]
     found: list[float] = []
     DeepRFM(depth=1).fit(X, y, on_layer=lambda layer: found.append(float(dnc1(layer.inputs, y))))
