@@ -1,6 +1,5 @@
-from . import registry, testing
+from . import bench, registry, testing
 from .backward.form import BackwardForm
-from .bench.contract import Bench
 from .certificate import Certificate
 from .checking.report import CheckReport
 from .checking.run import check
@@ -26,7 +25,6 @@ from .solver import Solver
 __version__: str
 __all__ = [
     "BackwardForm",
-    "Bench",
     "Certificate",
     "CheckReport",
     "DdnkitError",
@@ -46,6 +44,7 @@ __all__ = [
     "Status",
     "Table",
     "UntrustedGradientError",
+    "bench",
     "check",
     "component",
     "nearest_choice",

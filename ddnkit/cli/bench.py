@@ -1,111 +1,135 @@
-"""``ddnkit bench``: time and memory of a node's backward forms, as ratios in one run."""
+"""``ddnkit bench``: ways to do the same work, side by side in one run."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import platform
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import InputError, nearest_choice
+from ..errors import InputError, PluginError
 
 
-class _Size(click.ParamType):
-    name = "SIZE"
+class _Sizes(click.ParamType):
+    name = "SIZE,..."
 
-    def convert(self, value: Any, param: Any, context: Any) -> tuple[int, ...]:
+    def convert(self, value: Any, param: Any, context: Any) -> tuple[tuple[int, ...], ...]:
         try:
-            return tuple(int(n) for n in str(value).split(","))
+            return tuple(
+                tuple(int(n) for n in size.replace("×", "x").split("x"))
+                for size in str(value).split(",")
+            )
         except ValueError:
-            self.fail(f"expected numbers such as 1024,100, was given {value!r}", param, context)
+            self.fail(f"expected sizes such as 64x10,1024x100, not {value!r}", param, context)
 
 
 @click.command()
-@click.argument("name", default="nearest_etf")
-@click.option("--size", "sizes", type=_Size(), multiple=True, help="Size of y, e.g. 1024,100.")
+@click.argument("name", required=False)
 @click.option(
-    "--form", "forms", multiple=True, help="Backward form; repeatable. Default: all but unrolled."
+    "--sizes", type=_Sizes(), multiple=True, help="Sizes of the work, e.g. 64x10,1024x100."
 )
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="A competitor or form; repeatable. Default: all."
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--repeats", default=3, show_default=True, help="The median of so many is reported.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the bench's own."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Rounds; medians are shown.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one competitor at one size; a slower one gets fewer rounds.",
+)
+@click.option("--memory/--no-memory", default=True, help="Peak memory, in processes of their own.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--json", "json_file", metavar="OUT", help="Write the figures there; -: print them.")
+@click.option(
+    "--figure",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="OUT",
+    help="Draw the figures there, for a bench that has a figure.",
+)
 def bench(
-    name: str,
-    sizes: tuple[tuple[int, ...], ...],
-    forms: tuple[str, ...],
-    dtype: str,
+    name: str | None,
+    sizes: tuple[tuple[tuple[int, ...], ...], ...],
+    only: tuple[str, ...],
     device: str,
+    dtype: str | None,
     repeats: int,
+    budget: float,
+    memory: bool,
     seed: int,
-    as_json: bool,
+    json_file: str | None,
+    figure: Path | None,
 ) -> None:
-    """Time a node's forward and backward in each form, each in a process of its own.
+    """Compare ways to do the same work: the same inputs, in turn, in one run.
 
-    NAME is a registered node with `bench_inputs`, or a bench such as train_step (see: ddnkit list
-    benches), which takes --device, --repeats and --seed alone. A dense form that does not fit in
-    memory is extrapolated from a half and a quarter of the size.
+    NAME is a bench (without one they are listed), "all" of them, or a node with `bench_inputs`,
+    whose backward forms are compared. Results are held against each other before any time is
+    shown. Competitors that are not installed are named and left out: pip install 'ddnkit[bench]'.
     """
+    from .. import registry
+
+    if name is None:
+        _list(registry.names("benches"))
+        return
     import torch
 
-    from .. import registry
-    from ..backward.form import applicable_forms
-    from ..bench.compare import Entry, compare, table
+    from ..bench.contract import Request
+    from ..bench.resolve import resolve
 
-    names = [*registry.names("nodes"), *registry.names("benches")]
-    if name not in names:
-        raise InputError(f"no node or bench '{name}'.{nearest_choice(name, names)}")
+    names = registry.names("benches") if name == "all" else [name]
+    benches = [resolve(each) for each in names]
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device that torch can use")
-    if name not in registry.names("nodes"):
-        if sizes or forms:
-            raise InputError(f"--size and --form are for nodes; '{name}' is a bench")
-        _run_bench(name, device, repeats, seed, as_json)
-        return
-    node = registry.get("nodes", name)()
-    if not hasattr(node, "bench_inputs"):
-        raise InputError(f"node '{name}' has no `bench_inputs(self, *size)` to draw inputs from")
-    known = applicable_forms(node)
-    for form in forms:
-        if form not in known:
-            raise InputError(f"no form '{form}' for {name}.{nearest_choice(form, known)}")
-    entries = compare(
-        name,
-        list(sizes) or list(node.bench_sizes),
-        list(forms) or [form for form in known if form != "unrolled"],
-        progress=lambda text: click.echo(f"measuring {text}", err=True),
-        dtype=dtype,
+    if json_file not in (None, "-") and not Path(str(json_file)).resolve().parent.is_dir():
+        raise InputError(f"--json {json_file}: there is no such folder")
+    request = Request(
         device=device,
+        dtype=dtype,
+        sizes=tuple(size for group in sizes for size in group),
+        only=only,
         repeats=repeats,
+        budget=budget,
+        memory=memory,
         seed=seed,
+        progress=lambda text: click.echo(f"measuring {text}", err=True),
     )
-    header = _header(f"{name}, {dtype}", device, repeats, seed)
-    if as_json:
-        data = [asdict(entry) if isinstance(entry, Entry) else entry for entry in entries]
-        click.echo(json.dumps({"header": header, "entries": data}, indent=2))
-    else:
-        click.echo(header)
-        click.echo(table(entries))
+    if figure is not None and (len(benches) > 1 or not benches[0].has_figure):
+        raise InputError(f"--figure: the bench {name} has no figure")
+    plain = []
+    for each in benches:
+        result = each.run(request)
+        header = _header(each.name, request)
+        tables = [vars(table) for table in result.tables]
+        plain.append({"header": header, "tables": tables, "measured": result.measured})
+        # What is done is kept, whatever becomes of the benches that follow.
+        if json_file not in (None, "-"):
+            Path(str(json_file)).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        if json_file != "-":
+            _print(header, result.tables)
+        if figure is not None and result.figure is not None:
+            result.figure(figure)
+    if json_file == "-":
+        click.echo(json.dumps(plain, indent=1))
 
 
-def _run_bench(name: str, device: str, repeats: int, seed: int, as_json: bool) -> None:
-    from .. import registry
+def _print(header: str, tables: Any) -> None:
     from ..run.table import aligned
 
-    tables = registry.get("benches", name)().run(
-        device=device,
-        repeats=repeats,
-        seed=seed,
-        progress=lambda text: click.echo(f"measuring {text}", err=True),
-    )
-    header = _header(name, device, repeats, seed)
-    if as_json:
-        click.echo(json.dumps({"header": header, "tables": [asdict(t) for t in tables]}, indent=2))
-        return
     click.echo(header)
     for table in tables:
         click.echo(f"\n{table.title}\n{aligned(list(zip(*table.rows, strict=True)))}")
@@ -113,14 +137,29 @@ def _run_bench(name: str, device: str, repeats: int, seed: int, as_json: bool) -
             click.echo(table.note)
 
 
-def _header(what: str, device: str, repeats: int, seed: int) -> str:
+def _list(names: list[str]) -> None:
+    from .. import registry
+
+    click.echo("Benches, for ddnkit bench NAME:")
+    for name in names:
+        try:
+            about = (registry.get("benches", name).__doc__ or "").strip().partition("\n")[0]
+        except PluginError as error:
+            about = f"set aside: {error}"
+        click.echo(f"  {name:<18}{about}")
+
+
+def _header(name: str, request: Any) -> str:
     """What was measured, on what, with which versions."""
     import torch
 
     from .. import __version__
 
-    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    cuda = request.device == "cuda"
+    where = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    kind = f", {request.dtype}" if request.dtype else ""
     return (
-        f"{what}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"ddnkit {__version__}, {datetime.date.today()}, seed {seed}, median of {repeats}"
+        f"{name}{kind}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"ddnkit {__version__}, {datetime.date.today()}, seed {request.seed}, "
+        f"medians of up to {request.repeats} rounds"
     )

@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": ("ddnkit.cli.evaluate:evaluate", "Measure the models of a run again."),
     "report": ("ddnkit.cli.report:report", "Rebuild the report of runs and compare them."),
     "new": ("ddnkit.cli.new:new", "Write a file to start from: ddnkit new node NAME."),
-    "bench": ("ddnkit.cli.bench:bench", "Time a node in each backward form, with ratios."),
+    "bench": ("ddnkit.cli.bench:bench", "Compare ways to do the same work, in one run."),
 }
 
 

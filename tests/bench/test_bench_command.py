@@ -5,49 +5,73 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from ddnkit.bench import compare
 from ddnkit.cli import main
+
+FORMS = {"closed_form", "krylov", "embedded_field", "dense"}
 
 
 def run(*arguments):
     return CliRunner().invoke(main, ["bench", *map(str, arguments)])
 
 
-def test_forms_at_a_small_size():
-    result = run("nearest_etf", "--size", "24,6", "--repeats", 1, "--json")
+def test_the_forms_of_a_node(tmp_path):
+    out = tmp_path / "figures.json"
+    result = run(
+        "quadratic_on_sphere",
+        "--sizes",
+        "24x6",
+        "--repeats",
+        2,
+        "--dtype",
+        "float64",
+        "--json",
+        out,
+    )
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert {entry["form"] for entry in data["entries"]} == {
-        "closed_form", "embedded_field", "krylov", "dense"
-    }  # fmt: skip
-    assert all(entry["forward"] > 0 and entry["backward"] > 0 for entry in data["entries"])
-    assert all(entry["memory"] >= 0 and not entry["extrapolated_from"] for entry in data["entries"])
-    assert "float32" in data["header"] and "seed 0" in data["header"]
+    (data,) = json.loads(out.read_text())
+    assert "seed 0" in data["header"] and "float64" in data["header"]
+    timed = {line["competitor"]: line for line in data["measured"]}
+    assert {"krylov", "dense"} <= timed.keys() <= FORMS
+    for line in timed.values():
+        assert list(line["seconds"]) == ["forward", "backward"]
+        assert all(t > 0 for rounds in line["seconds"].values() for t in rounds)
+        assert line["memory_bytes"] >= 0  # each in a process of its own
+    assert timed["dense"]["difference"] < 1e-9
+    assert "quadratic_on_sphere, y of 24×6" in result.output and "dense" in result.output
 
 
-def test_a_form_that_does_not_fit_is_extrapolated(monkeypatch):
-    monkeypatch.setattr(compare, "fits", lambda size, dtype: size[0] <= 12)
-    result = run("--size", "24,8", "--form", "closed_form", "--form", "dense", "--repeats", 1)
+def test_json_on_the_output_is_nothing_but_json():
+    result = run(
+        "quadratic_on_sphere", "--sizes", "8x2", "--only", "krylov", "--no-memory", "--json", "-"
+    )
     assert result.exit_code == 0, result.output
-    assert "extrapolated" in result.output
-    assert result.output.count("measured, for that") == 2
-    monkeypatch.setattr(compare, "fits", lambda size, dtype: False)
-    result = run("--size", "24,8", "--form", "dense", "--repeats", 1)
-    assert "not measured" in result.output
+    ((line,),) = (data["measured"] for data in json.loads(result.stdout))
+    assert line["competitor"] == "krylov" and line["memory_bytes"] is None
 
 
-def test_what_fits():
-    assert compare.fits((10, 10), "float64")
-    assert not compare.fits((2048, 1000), "float32")
+def test_several_sizes():
+    result = run("quadratic_on_sphere", "--sizes", "8x2,9x2", "--sizes", "7×1", "--only", "krylov",
+                 "--no-memory", "--repeats", 1)  # fmt: skip
+    assert [f"y of {size}" in result.output for size in ("8×2", "9×2", "7×1")] == [True] * 3
+
+
+def test_without_a_name_the_benches_are_listed():
+    result = run()
+    assert result.exit_code == 0
+    assert "nearest_etf" in result.output and "backward_forms" in result.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("nearst_etf",), "Did you mean 'nearest_etf'"),
-        (("--form", "dens"), "Did you mean 'dense'"),
-        (("--size", "a,b"), "expected numbers such as 1024,100"),
-        (("--device", "cuda"), "no CUDA device"),
+        (("quadratic_on_sphere", "--only", "dens"), "Did you mean 'dense'"),
+        (("nearest_etf", "--sizes", "a,b"), "expected sizes such as 64x10,1024x100"),
+        (("nearest_etf", "--sizes", "64"), "a size is 2 positive numbers here, dxC, not 64"),
+        (("nearest_etf", "--device", "cuda"), "no CUDA device"),
+        (("startup", "--figure", "x.png"), "the bench startup has no figure"),
+        (("startup", "--json", "no/such/folder/x.json"), "there is no such folder"),
+        (("startup", "--repeats", "0"), "0 is not in the range"),
     ],
 )
 def test_wrong_input(arguments, message, monkeypatch):
@@ -57,7 +81,6 @@ def test_wrong_input(arguments, message, monkeypatch):
     assert message in result.output
 
 
-def test_a_failing_measurement_is_a_line_not_a_crash():
-    result = run("--size", "3,6", "--form", "closed_form", "--repeats", 1)
-    assert result.exit_code == 0
-    assert "closed_form at 3×6: " in result.output
+def test_a_size_that_the_problem_does_not_have():
+    result = run("nearest_etf", "--sizes", "3x6", "--no-memory")
+    assert result.exit_code == 2 and "a simplex ETF of 6 classes" in result.output

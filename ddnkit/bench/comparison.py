@@ -1,0 +1,345 @@
+"""A comparison: competitors that do the same work, on the same inputs, in turn.
+
+For each case every competitor is called once to warm up, and what it returns is held against the
+reference: one that disagrees is not timed. Then come the rounds, each of which takes every
+competitor once, so that whatever slows the machine slows neighbours alike. Peak memory is that of
+a process of its own (on a GPU: the allocator's).
+
+A competitor that does not fit into memory is measured at a half and a quarter of the size (or
+a quarter and an eighth, where a half would take too long), and extrapolated by the power law through
+the two: t(n) = t(n/2)² / t(n/4).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import InputError, nearest_choice
+from .apart import MeasurementError, peak_memory_apart
+from .contract import Bench, Request, Result
+from .floor import Floor, now
+from .measured import Measured
+from .report import table
+
+#: Given what the phase before returned (the first: None). The last returns {name: tensor}.
+Phase = Callable[[Any], Any]
+
+#: An extrapolation may cost so many times the budget of a competitor.
+_PATIENCE = 5
+#: How much longer a dense form takes at twice the size: 2⁵ and more.
+_GROWTH = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work: its size and, where a bench has several kinds, which."""
+
+    size: tuple[int, ...]
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.kind, "×".join(map(str, self.size)))))
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A way to do the work of a case.
+
+    Attributes:
+        name: in the table, and for ``--only``.
+        prepare: from the inputs, the phases that are timed, by name and in order. What it does
+            itself is not timed. The last phase returns the results that are compared, {name: tensor}
+            (none: {}). Phases must bear being called again.
+        packages: modules without which it is left out, by name.
+        needs: bytes that it cannot do without.
+        extrapolates: whether to measure smaller sizes where those bytes are not there.
+        tolerance: difference from the reference that it is allowed; None: that of the comparison.
+        refuses: why it does not take part, if so.
+    """
+
+    name: str
+    prepare: Callable[[Mapping[str, Any]], Mapping[str, Phase]]
+    packages: tuple[str, ...] = ()
+    needs: float = 0.0
+    extrapolates: bool = False
+    tolerance: float | None = None
+    refuses: str = ""
+
+
+class Comparison(Bench):
+    """Competitors against each other: a plugin says what the work is and who does it.
+
+    Attributes:
+        sizes: those of the cases, where none are asked for.
+        cuda_sizes: the same on a GPU; None: those.
+        size_names: what the numbers of a size are, such as ``("d", "C")``.
+        dtype: of the inputs, where none is asked for.
+        tolerance: largest difference from the reference that passes.
+        measures_memory: False where a process of its own would tell nothing.
+    """
+
+    sizes: tuple[tuple[int, ...], ...] = ()
+    cuda_sizes: tuple[tuple[int, ...], ...] | None = None
+    size_names: tuple[str, ...] = ()
+    dtype = "float32"
+    tolerance = 1e-4
+    measures_memory = True
+
+    @abc.abstractmethod
+    def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
+        """What all competitors are given, made on the CPU; torch is seeded, tensors are moved."""
+
+    @abc.abstractmethod
+    def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
+        """Who takes part. The first is the one that the others are compared with."""
+
+    def cases(self, request: Request) -> list[Case]:
+        """The cases of a request: one for each size."""
+        return [Case(size) for size in self.asked_sizes(request)]
+
+    def title(self, case: Case) -> str:
+        """The heading of a case's table."""
+        if not case.size or len(self.size_names) != len(case.size):
+            return str(case)
+        size = ", ".join(f"{n} = {k:,}" for n, k in zip(self.size_names, case.size, strict=True))
+        return f"{case.kind}: {size}" if case.kind else size
+
+    def small(self, case: Case) -> Case:
+        """A case of the same kind on which libraries load before memory is measured."""
+        return dataclasses.replace(case, size=tuple(min(n, 16) for n in case.size))
+
+    def floor(self, case: Case) -> Floor | None:
+        """The arithmetic and the traffic that the work cannot do without, where that is known."""
+        return None
+
+    def work(self, case: Case) -> tuple[float, str]:
+        """How much is done, and of what, for a column of rates; (0, "") for none."""
+        return 0.0, ""
+
+    def reference(self, case: Case, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The right results; None: those of the first competitor that ran."""
+        return None
+
+    def difference(
+        self, case: Case, results: Mapping[str, Any], reference: Mapping[str, Any]
+    ) -> float | None:
+        """How far results are from the reference's: the largest ‖a − b‖/‖b‖ over common names."""
+        gaps = []
+        for name in reference.keys() & results.keys():
+            a, b = (torch.as_tensor(x[name]).detach().double().cpu() for x in (results, reference))
+            gap, size = (a - b).norm().item(), b.norm().item()
+            gaps.append(gap / size if size else gap)
+        return max(gaps, key=lambda g: (math.isnan(g), g), default=None)
+
+    def columns(
+        self, case: Case, inputs: Mapping[str, Any], results: Mapping[str, Any]
+    ) -> Mapping[str, str]:
+        """Further columns of the table, from a competitor's results: {heading: text}."""
+        return {}
+
+    def asked_sizes(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """The sizes of a request, or the bench's own, each with as many numbers as it must have."""
+        for size in request.sizes:
+            if len(size) != len(self.size_names) or min(size) < 1:
+                raise InputError(
+                    f"--sizes: a size is {len(self.size_names)} positive numbers here, "
+                    f"{'x'.join(self.size_names)}, not {'x'.join(map(str, size))}"
+                )
+        own = self.sizes
+        if request.device == "cuda" and self.cuda_sizes is not None:
+            own = self.cuda_sizes
+        return request.sizes or own
+
+    # -- measuring ------------------------------------------------------------------------------
+
+    def run(self, request: Request) -> Result:
+        """A table for each case."""
+        tables, measured = [], []
+        for case in self.cases(request):
+            lines = self.measure(case, request)
+            dtype = request.dtype or self.dtype
+            tables.append(
+                table(
+                    self.title(case), lines, self.floor(case), self.work(case),
+                    device=request.device, dtype=dtype,
+                )
+            )  # fmt: skip
+            about = {"kind": case.kind, "size": list(case.size), "dtype": dtype}
+            measured += [{**about, **line.plain()} for line in lines]
+        return Result(tuple(tables), tuple(measured))
+
+    def measure(self, case: Case, request: Request) -> list[Measured]:
+        """The lines of one case, in the competitors' order."""
+        field = self._asked(self.competitors(case, request.device), request)
+        inputs = self.drawn(case, request)
+        reference = self.reference(case, inputs)
+        lines: dict[str, Measured] = {}
+        runs: dict[str, tuple[Mapping[str, Phase], float]] = {}
+        for competitor in field:
+            reason = _absence(competitor)
+            if reason or not _fits(competitor.needs):
+                lines[competitor.name] = (
+                    Measured(competitor.name, note=reason)
+                    if reason or not competitor.extrapolates
+                    else self._extrapolated(competitor.name, case, request)
+                )
+                if not reason and not competitor.extrapolates:
+                    note = f"not measured: it needs {competitor.needs / 2**30:,.0f} GiB"
+                    lines[competitor.name] = Measured(competitor.name, note=note)
+                continue
+            request.progress(f"{case}: {competitor.name}, first call")
+            try:
+                phases = competitor.prepare(inputs)
+                times, results = _once(phases, request.device)
+            except Exception as error:  # whatever a competitor throws, the others go on
+                lines[competitor.name] = Measured(competitor.name, note=f"failed: {_short(error)}")
+                continue
+            gap = None
+            if reference is None:
+                reference = results
+            else:
+                gap = self.difference(case, results, reference)
+            allowed = self.tolerance if competitor.tolerance is None else competitor.tolerance
+            seconds = {phase: [time] for phase, time in zip(phases, times, strict=True)}
+            columns = self.columns(case, inputs, results)
+            line = Measured(competitor.name, seconds, difference=gap, columns=columns)
+            if gap is not None and not gap <= allowed:
+                note = f"disagrees with the reference by {gap:.1e} (allowed: {allowed:.0e})"
+                line = dataclasses.replace(line, seconds={}, note=note)
+            elif sum(times) < request.budget:
+                runs[competitor.name] = phases, sum(times)
+            lines[competitor.name] = line
+        for name, rounds in self._rounds(case, runs, request).items():
+            lines[name] = dataclasses.replace(lines[name], seconds=rounds)
+        del runs, inputs, reference
+        return [self._with_memory(lines[c.name], case, request) for c in field]
+
+    def drawn(self, case: Case, request: Request) -> Mapping[str, Any]:
+        """The inputs of a case on the request's device, from its seed."""
+        torch.manual_seed(request.seed)
+        made = self.inputs(case, getattr(torch, request.dtype or self.dtype))
+        return {
+            name: value.to(request.device) if isinstance(value, torch.Tensor) else value
+            for name, value in made.items()
+        }
+
+    def _rounds(
+        self,
+        case: Case,
+        runs: Mapping[str, tuple[Mapping[str, Phase], float]],
+        request: Request,
+    ) -> dict[str, dict[str, list[float]]]:
+        taken: dict[str, dict[str, list[float]]] = {
+            name: {phase: [] for phase in phases} for name, (phases, _) in runs.items()
+        }
+        left = {
+            name: max(1, min(request.repeats, int(request.budget / max(first, 1e-9))))
+            for name, (_, first) in runs.items()
+        }
+        for number in range(request.repeats + 1):  # the first round warms up once more
+            for name, (phases, first) in runs.items():
+                if number > left[name] or (number == 0 and first > request.budget / 10):
+                    continue
+                request.progress(f"{case}: {name}, round {number} of {left[name]}")
+                times, _ = _once(phases, request.device)
+                if number:
+                    for phase, time in zip(phases, times, strict=True):
+                        taken[name][phase].append(time)
+        return taken
+
+    def _asked(self, field: Sequence[Competitor], request: Request) -> list[Competitor]:
+        names = [competitor.name for competitor in field]
+        for name in request.only:
+            if name not in names:
+                raise InputError(f"--only: no competitor '{name}'.{nearest_choice(name, names)}")
+        return [c for c in field if not request.only or c.name in request.only]
+
+    def _with_memory(self, line: Measured, case: Case, request: Request) -> Measured:
+        if (
+            not (request.memory and self.measures_memory and line.seconds)
+            or line.memory is not None
+        ):
+            return line
+        request.progress(f"{case}: {line.competitor}, peak memory")
+        memory = peak_memory_apart(self, case, line.competitor, request)
+        return dataclasses.replace(line, memory=memory)
+
+    def _extrapolated(self, name: str, case: Case, request: Request) -> Measured:
+        once = dataclasses.replace(request, repeats=1, only=(name,), budget=0.0)
+
+        def part(k: int) -> Case:
+            return dataclasses.replace(case, size=tuple(max(n // k, 1) for n in case.size))
+
+        def at(k: int) -> Measured:
+            smaller = part(k)
+            fits = {c.name: _fits(c.needs) for c in self.competitors(smaller, request.device)}
+            if not fits.get(name):
+                raise MeasurementError(f"at 1/{k} of the size it does not fit in memory either")
+            request.progress(f"{smaller}: {name}, to extrapolate to {case}")
+            (line,) = self.measure(smaller, once)
+            if not line.seconds:
+                raise MeasurementError(f"at {smaller}: {line.note}")
+            return line
+
+        try:
+            small = at(4)
+            if small.median() * _GROWTH <= _PATIENCE * request.budget:
+                large, sizes, steps = at(2), (part(4).size, part(2).size), 1
+            else:
+                small, large = at(8), small
+                sizes, steps = (part(8).size, part(4).size), 2
+        except MeasurementError as error:
+            return Measured(name, note=f"not measured: {error}")
+
+        def power_law(a: float, b: float) -> float:
+            return b * (b / a) ** steps if a > 0 else math.nan
+
+        seconds = {
+            phase: [power_law(rounds[0], large.seconds[phase][0])]
+            for phase, rounds in small.seconds.items()
+        }
+        memory = None
+        if small.memory and large.memory:
+            memory = power_law(small.memory, large.memory)
+        measured = ", ".join(
+            f"{'×'.join(map(str, size))} in {line.median():.3g} s"
+            for size, line in zip(sizes, (small, large), strict=True)
+        )
+        return Measured(name, seconds, memory, note=f"extrapolated from {measured}",
+                        extrapolated_from=sizes)  # fmt: skip
+
+
+def _once(phases: Mapping[str, Phase], device: str) -> tuple[list[float], Any]:
+    state, times, started = None, [], now(device)
+    for phase in phases.values():
+        state = phase(state)
+        done = now(device)
+        times.append(done - started)
+        started = done
+    return times, state
+
+
+def _absence(competitor: Competitor) -> str:
+    missing = [name for name in competitor.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"left out: {', '.join(missing)} not installed (pip install 'ddnkit[bench]')"
+    return competitor.refuses
+
+
+def _fits(needed: float) -> bool:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return needed < total / 2
+
+
+def _short(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:160]

@@ -1,0 +1,68 @@
+"""The least that a piece of work can take on this machine: its arithmetic and its memory traffic."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import torch
+
+_MATRIX = {"cpu": 1536, "cuda": 8192}
+_COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What no way to do the work can do without.
+
+    Attributes:
+        operations: floating-point operations.
+        bytes: that must be read and written.
+        what: the formula behind the operations, as text.
+    """
+
+    operations: float
+    bytes: float = 0.0
+    what: str = ""
+
+    def seconds(self, device: str, dtype: str) -> float:
+        """At the rates that a large matrix product and a large copy reach here, the longer one."""
+        arithmetic = self.operations / matmul_rate(device, dtype)
+        return max(arithmetic, self.bytes / copy_rate(device) if self.bytes else 0.0)
+
+
+@functools.cache
+def matmul_rate(device: str, dtype: str) -> float:
+    """Floating-point operations a second of a large square product: the best of five."""
+    n = _MATRIX[device]
+    a = torch.randn(n, n, dtype=getattr(torch, dtype), device=device)
+    b, out = torch.randn_like(a), torch.empty_like(a)
+    return 2 * n**3 / _best(lambda: torch.mm(a, b, out=out), device)
+
+
+@functools.cache
+def copy_rate(device: str) -> float:
+    """Bytes a second, read and written, of a large copy: the best of five."""
+    source = torch.ones(_COPY_BYTES[device] // 4, device=device)
+    target = torch.zeros_like(source)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+
+
+def now(device: str) -> float:
+    """The time once the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _best(work: object, device: str) -> float:
+    assert callable(work)
+    work()
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        started = now(device)
+        work()
+        best = min(best, now(device) - started)
+    return best

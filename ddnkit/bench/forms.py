@@ -1,0 +1,99 @@
+"""Forms: the backward forms of one node against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..backward.form import applicable_forms
+from ..errors import InputError
+from ..layer import DeclarativeLayer
+from .comparison import Case, Comparison, Competitor, Phase
+
+#: m×m matrices alive at once in a dense form's backward: Hessian, rows being stacked, its factors.
+_DENSE_COPIES = 4
+#: Forms without an m×m matrix.
+_MATRIX_FREE = ("closed_form", "krylov", "fixed_point", "unrolled")
+
+
+class Forms(Comparison):
+    """Forward and backward of a registered node on its `bench_inputs`, in each form but "unrolled".
+
+    The node has ``bench_inputs(self, *size)`` and ``bench_sizes``.
+    """
+
+    tolerance = 1e-3
+
+    def __init__(self, node: str):
+        self.name = node
+        kind = registry.get("nodes", node)()
+        if not hasattr(kind, "bench_inputs"):
+            raise InputError(
+                f"node '{node}' has no `bench_inputs(self, *size)` to draw inputs from"
+            )
+        self._node = kind
+        self.sizes = tuple(kind.bench_sizes)
+        self.size_names = tuple(f"n{i + 1}" for i in range(len(kind.bench_sizes[0])))
+
+    def title(self, case: Case) -> str:
+        """The node and the size of its y."""
+        return f"{self.name}, y of {case}"
+
+    def small(self, case: Case) -> Case:
+        """Sizes of 16, 8, … at most: some nodes want them descending."""
+        return Case(tuple(min(n, 16 >> i) for i, n in enumerate(case.size)), case.kind)
+
+    def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
+        """`bench_inputs`, and a gradient to pull back."""
+        xs = self._node.bench_inputs(*case.size)
+        made = {
+            f"x{i}": x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+            for i, x in enumerate(xs)
+        }
+        return {**made, "inputs": len(xs)}
+
+    def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
+        """Every form that applies."""
+        m = 1
+        for n in case.size:
+            m *= n
+        return [
+            Competitor(
+                form,
+                _of_form(self._node, form),
+                needs=0.0 if form in _MATRIX_FREE else _DENSE_COPIES * 8.0 * m * m,
+                extrapolates=True,
+            )
+            for form in applicable_forms(self._node)
+            if form != "unrolled"
+        ]
+
+
+def _of_form(node: Any, form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Phase]]:
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Phase]:
+        layer = DeclarativeLayer(node, form)
+        xs = [inputs[f"x{i}"] for i in range(inputs["inputs"])]
+        leaves = [x.detach().clone().requires_grad_() for x in xs if _real(x)]
+        replaced = iter(leaves)
+        arguments = [next(replaced) if _real(x) else x for x in xs]
+
+        def forward(_: object) -> Tensor:
+            y: Tensor = layer(*arguments)
+            return y
+
+        def backward(y: Tensor) -> dict[str, Tensor]:
+            gradients = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
+            found = {f"gradient {i}": g for i, g in enumerate(gradients) if g is not None}
+            return {"y": y, **found}
+
+        return {"forward": forward, "backward": backward}
+
+    return prepare
+
+
+def _real(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()

@@ -1,0 +1,102 @@
+"""``ddnkit bench collapse_metrics``: NC1 and its companions of all training features.
+
+NC1 is (1/C) tr(Σ_W Σ_B†). Written as it stands it takes two d×d covariance matrices and the
+pseudo-inverse of one of them; through the C class means it takes neither (`ddnkit_collapse.nc1`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ddnkit_collapse import class_statistics, nc1, neural_collapse
+from torch import Tensor
+
+from ddnkit.bench import Case, Comparison, Competitor, Floor
+
+_CHUNK = 4096
+
+
+class CollapseMetrics(Comparison):
+    """NC1 of N features: through the class means, against the pseudo-inverse of Σ_B.
+
+    A case's size: N, d, C. In float64: that is where agreement means something. NC2 to NC4 have no
+    slow way; ours of all of them together stands below.
+    """
+
+    size_names = ("N", "d", "C")
+    sizes = ((50_000, 512, 10), (50_000, 2048, 100), (50_000, 2048, 1000))
+    dtype = "float64"
+    tolerance = 1e-8
+
+    def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
+        """Features around class means, as in training: the deviations half as large."""
+        N, d, C = case.size
+        labels = torch.arange(N) % C
+        features = torch.randn(N, d, dtype=dtype).mul_(0.5)
+        features += torch.randn(C, d, dtype=dtype)[labels]
+        weight = torch.randn(C, d, dtype=dtype)
+        return {"features": features, "labels": labels, "weight": weight}
+
+    def floor(self, case: Case) -> Floor:
+        """A product N×d×(C−1), the Gram matrix of the means; the features read once."""
+        N, d, C = case.size
+        return Floor(2.0 * N * d * (C - 1) + 2.0 * C * C * d, 8.0 * N * d, "2NdC + 2C²d")
+
+    def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
+        """Ours first."""
+        return [
+            Competitor("ddnkit nc1", _ours(case)),
+            Competitor("pseudo-inverse of Σ_B, chunks of Σ_W", _pinv(case, symmetric=False)),
+            Competitor("the same, as a symmetric matrix", _pinv(case, symmetric=True)),
+            Competitor("ddnkit, all six metrics", _all(case)),
+        ]
+
+
+def _ours(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        features, labels = inputs["features"], inputs["labels"]
+
+        def value(_: object) -> dict[str, Tensor]:
+            return {"nc1": nc1(features, labels, class_statistics(features, labels, case.size[2]))}
+
+        return {"value": value}
+
+    return prepare
+
+
+def _all(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        features, labels = inputs["features"], inputs["labels"]
+        mean = features.mean(dim=0)
+
+        def value(_: object) -> dict[str, Tensor]:
+            figures = neural_collapse(features, labels, inputs["weight"], mean, case.size[2])
+            return {"nc1": torch.tensor(figures["nc1"], dtype=torch.float64)}
+
+        return {"value": value}
+
+    return prepare
+
+
+def _pinv(case: Case, *, symmetric: bool) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        features, labels = inputs["features"], inputs["labels"]
+        N, d, C = case.size
+
+        def value(_: object) -> dict[str, Tensor]:
+            sums = features.new_zeros(C, d).index_add_(0, labels, features)
+            means = sums / torch.bincount(labels, minlength=C).unsqueeze(-1)
+            centred = means - means.mean(dim=0)
+            between = centred.T @ centred / C
+            within = features.new_zeros(d, d)
+            for chunk, own in zip(features.split(_CHUNK), labels.split(_CHUNK), strict=True):
+                deviations = chunk - means[own]
+                within.addmm_(deviations.T, deviations)
+            inverse = torch.linalg.pinv(between, hermitian=symmetric)
+            return {"nc1": (within / N * inverse).sum() / C}
+
+        return {"value": value}
+
+    return prepare

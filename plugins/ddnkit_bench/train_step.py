@@ -1,0 +1,95 @@
+"""``ddnkit bench train_step``: what a head costs beside the standard one, on the same network.
+
+The paper's three methods, its nearest ETF without and with the DDN gradient (*Guiding Neural
+Collapse*, Table 3 and Fig. 5). Dropout and the like are absent, so a step is the same work for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from ddnkit_train import AGD, Model
+from torch import Tensor, nn
+
+from ddnkit import InputError, registry
+from ddnkit.bench import Case, Comparison, Competitor, Request
+
+#: Head settings by competitor.
+HEADS: dict[str, dict[str, Any]] = {
+    "standard": {},
+    "fixed_etf": {},
+    "nearest_etf, no DDN gradient": {"differentiate": False},
+    "nearest_etf": {"differentiate": True},
+}
+
+
+class TrainStep(Comparison):
+    """A training step with each head: the same network, the same batch, AGD.
+
+    A case's kind is ``BACKBONE STEM``; its size: image size, batch, classes. On a GPU in bfloat16.
+    """
+
+    size_names = ("image", "batch", "C")
+    sizes = ((32, 256, 100),)
+    cuda_sizes = ((224, 256, 1000),)
+    kinds = ("resnet18 imagenet", "resnet18 cifar")
+    cuda_kinds = ("resnet50 imagenet",)
+
+    def cases(self, request: Request) -> list[Case]:
+        """Each backbone at each size."""
+        if "resnet18" not in registry.names("backbones"):
+            raise InputError("train_step needs the backbones of ddnkit_vision")
+        kinds = self.cuda_kinds if request.device == "cuda" else self.kinds
+        return [Case(size, kind) for kind in kinds for size in self.asked_sizes(request)]
+
+    def small(self, case: Case) -> Case:
+        """The same images, a few of them."""
+        image, _, _ = case.size
+        return Case((image, 4, 4), case.kind)
+
+    def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
+        """A batch in which every class is as frequent as the next."""
+        image, batch, classes = case.size
+        images = torch.randn(batch, 3, image, image, dtype=dtype)
+        return {"images": images, "labels": torch.arange(batch) % classes}
+
+    def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
+        """The standard head first."""
+        return [Competitor(head, _step(head, case)) for head in HEADS]
+
+
+def _step(head: str, case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        image, batch, classes = case.size
+        images, labels = inputs["images"], inputs["labels"]
+        name, stem = case.kind.split()
+        torch.manual_seed(0)
+        backbone: Any = registry.get("backbones", name)(stem=stem)
+        network = backbone.build(sample_shape=(3, image, image), samples=batch)
+        settings = registry.get("heads", head.split(",")[0])(**HEADS[head])
+        classifier = settings.build(feature_dim=network.feature_dim, classes=classes)
+        model = Model(network, classifier).to(images.device)
+        optimizer = AGD(model.parameters(), gain=10, initialise=False)
+        if images.is_cuda:
+            model.backbone.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+
+        def forward(_: object) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16) if images.is_cuda else nullcontext():
+                return nn.functional.cross_entropy(model(images, labels), labels)
+
+        def backward(loss: Tensor) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+
+        def update(_: object) -> Mapping[str, Tensor]:
+            optimizer.step()
+            model.head.after_step()  # type: ignore[operator]
+            return {}
+
+        return {"forward": forward, "backward": backward, "update": update}
+
+    return prepare
