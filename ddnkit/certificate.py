@@ -28,7 +28,7 @@ from .lagrangian import (
     lagrangian_gradient,
     least_squares_multipliers,
 )
-from .problem import Problem, flat
+from .problem import Evaluation, Problem, flat
 from .solution import Solution, Status
 
 VERDICTS = ("trusted", "doubtful", "invalid")
@@ -94,7 +94,15 @@ class Certificate:
         for curvature in (self.uniqueness, self.curvature):
             if curvature is not None:
                 good = good & (curvature > self._rounding)
+        if self.licq is not None:
+            good = good & ~self._nearly_dependent(self.licq)
         return good
+
+    def _nearly_dependent(self, licq: Tensor) -> Tensor:
+        # Rounding of the constraints' gradients moves their span by eps/licq. Dependent to working
+        # precision is another thing, and harmless: one constraint said twice.
+        uncertain = torch.finfo(licq.dtype).eps / self.tolerance if self.tolerance else 0.0
+        return (licq > self._rounding) & (licq < uncertain)
 
     @property
     def _rounding(self) -> float:
@@ -115,6 +123,8 @@ class Certificate:
             if value is not None:
                 least = torch.finfo(value.dtype).eps ** 0.5
                 grade = torch.maximum(grade, _grade(-value, -least, -self._rounding))
+        if self.licq is not None:
+            grade = torch.maximum(grade, self._nearly_dependent(self.licq).long())
         if self.error_bound is not None:
             grade = torch.maximum(grade, _grade(self.error_bound, loose, 0.3))
         return [VERDICTS[g] for g in grade.reshape(-1).tolist()]
@@ -150,8 +160,17 @@ class Certificate:
 
 
 @torch.no_grad()
-def measure(problem: Problem, solution: Solution, tolerance: float | None) -> Certificate:
-    """The certificate of a solved batch; ``solution`` must be batched."""
+def measure(
+    problem: Problem,
+    solution: Solution,
+    tolerance: float | None,
+    evaluation: Evaluation | None = None,
+) -> Certificate:
+    """The certificate of a solved batch; ``solution`` must be batched.
+
+    Args:
+        evaluation: of the objective at the solution, if there is one already; it is used up.
+    """
     y = solution.y
     if tolerance is None:
         tolerance = problem.node.tolerance
@@ -160,7 +179,8 @@ def measure(problem: Problem, solution: Solution, tolerance: float | None) -> Ce
     if problem.batch_size == 0:
         stationarity = feasibility = licq = y.new_zeros(0)
     else:
-        stationarity, feasibility, licq = _backward_errors(problem, y)
+        gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
+        stationarity, feasibility, licq = _backward_errors(problem, y, gradient)
     status = torch.as_tensor(solution.status, device=y.device)
     iterations = torch.as_tensor(solution.iterations, device=y.device)
     return Certificate(
@@ -169,13 +189,14 @@ def measure(problem: Problem, solution: Solution, tolerance: float | None) -> Ce
     )  # fmt: skip
 
 
-def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_errors(
+    problem: Problem, y: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     # The relative step of the probe: small enough to stay inside the domain of a barrier, large
     # enough that the difference of two gradients keeps half of the digits.
     step = torch.finfo(y.dtype).eps ** 0.5
     manifold = problem.manifold
     feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
-    gradient = problem.gradient(y)
     residual = flat(gradient)
     own = problem.constraints(y)
     nu = sigma = None
@@ -191,12 +212,14 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor, Tenso
         scale_h = own_scale.norm(dim=-1)
     elif manifold is not None:
         sigma = manifold.multipliers(y, gradient)
-        residual = flat(gradient - manifold.normal(y, sigma))
+        residual = flat(manifold.less_normal(gradient, y, sigma))
 
     def of_lagrangian(instance: Problem, point: Tensor) -> Tensor:
         if nu is None:
             gradient = instance.gradient(point)
-            return flat(gradient if sigma is None else gradient - manifold.normal(point, sigma))
+            return flat(
+                gradient if sigma is None else manifold.less_normal(gradient, point, sigma)
+            )
         with torch.enable_grad():
             gradient = lagrangian_gradient(instance, point.detach().requires_grad_(), nu)
         return flat(gradient.detach())
@@ -209,8 +232,10 @@ def _backward_errors(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor, Tenso
             for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
         ]
         moved, y_moved = problem.with_operands(operands), _perturbed(y, step, 0, probe)
-        change = (of_lagrangian(moved, y_moved) - residual).norm(dim=-1)
-        scale = torch.maximum(scale, change / step)
+        change = of_lagrangian(moved, y_moved)
+        # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
+        change = change - residual if sigma is None else change.sub_(residual)
+        scale = torch.maximum(scale, change.norm(dim=-1) / step)
         if own is not None:
             h_moved = moved.constraints(y_moved)
             assert h_moved is not None
@@ -239,7 +264,10 @@ def _perturbed(x: Any, step: float, stream: int, probe: int) -> Any:
         fraction = (index * (irrational + 0.1 * k)) % 1.0
         pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction)  # of size ½ to 1
         factor = factor.unsqueeze(-1) * pattern.to(x.dtype)
-    return torch.addcmul(x.detach(), x.detach(), factor)
+    x = x.detach()
+    if len(x) == 1:  # in the memory of the pattern
+        return factor.unsqueeze(0).mul_(x).add_(x)
+    return torch.addcmul(x, x, factor)
 
 
 # -- policy ---------------------------------------------------------------------------------------
@@ -296,6 +324,15 @@ def _reasons(certificate: Certificate, backward: bool) -> list[str]:
                 f"not unique: relative curvature {_least(curvature)}; the solution has no gradient; "
                 "add a term that singles one out"
             )
+    if (
+        backward
+        and certificate.licq is not None
+        and bool(certificate._nearly_dependent(certificate.licq).any())
+    ):
+        reasons.append(
+            f"constraints nearly dependent: margin {_least(certificate.licq)}, neither independent nor "
+            "the same to working precision; drop one, or give it in float64"
+        )
     if not backward or not reasons:
         causes = _status_causes(certificate)
         if causes:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from .captured import under_transform
 from .errors import InputError
 from .linalg.kkt import without_bad_items
 from .problem import Problem, derivative, flat
@@ -68,6 +69,10 @@ def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
 def pseudo_inverse(jacobian: Tensor) -> Tensor:
     """A⁺ (B, m, p), differentiable where the rank is constant nearby; 0 for an item that is not finite."""
     (A,) = without_bad_items(jacobian)
+    if not under_transform() and not (torch.is_grad_enabled() and A.requires_grad):
+        rows = _independent_rows(A)
+        if rows is not None:
+            return rows.pseudo_inverse()
     return torch.linalg.pinv(A)
 
 
@@ -76,10 +81,73 @@ def constraint_margin(jacobian: Tensor) -> Tensor:
     (A,) = without_bad_items(jacobian)
     if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
         return A.new_zeros(len(A))
-    length = A.norm(dim=-1, keepdim=True)
-    values = torch.linalg.svdvals(A / torch.where(length > 0, length, 1.0))
+    rows = _independent_rows(A)
+    if rows is not None:
+        return rows.margin
+    values = torch.linalg.svdvals(_unit_rows(A)[0])
     largest = values[..., 0]
     return torch.where(largest > 0, values[..., -1] / largest, 0.0)
+
+
+def row_basis(jacobian: Tensor) -> Tensor:
+    """Orthonormal columns (B, m, min(p, m)) that span the rows of A, with columns of zero for those
+    that depend on others; nothing for a bad item.
+
+    Not through a Gram matrix where rows are nearly dependent: it has the square of their condition,
+    and half of the digits would tell two constraints for one.
+    """
+    (A,) = without_bad_items(jacobian)
+    rows = _independent_rows(A)
+    if rows is not None:
+        return rows.basis()
+    _, sizes, basis = torch.linalg.svd(_unit_rows(A)[0], full_matrices=False)
+    rounding = max(A.shape[-2:]) * torch.finfo(A.dtype).eps
+    return (basis * (sizes > rounding * sizes[..., :1]).unsqueeze(-1)).mT
+
+
+class _Rows(NamedTuple):
+    """A with rows of unit length, their lengths (B, p, 1), the Cholesky factor of the rows' Gram
+    matrix, and least over largest singular value."""
+
+    unit: Tensor
+    length: Tensor
+    factor: Tensor
+    margin: Tensor
+
+    def pseudo_inverse(self) -> Tensor:
+        """A⁺ by normal equations, and one step of X ← 2X − X A X, which squares their error."""
+        X = torch.cholesky_solve(self.unit, self.factor).mT
+        X = 2 * X - X @ (self.unit @ X)
+        return X / self.length.mT
+
+    def basis(self) -> Tensor:
+        """Orthonormal columns (B, m, p) that span the rows, by two rounds of Cholesky's QR."""
+        Q = torch.linalg.solve_triangular(self.factor, self.unit, upper=False)
+        again, _ = torch.linalg.cholesky_ex(Q @ Q.mT)
+        return torch.linalg.solve_triangular(again, Q, upper=False).mT
+
+
+def _independent_rows(A: Tensor) -> _Rows | None:
+    """A's rows where a Gram matrix tells all of them apart with half of the digits to spare, in every
+    item; else None, and only singular values will do, at ten times the cost."""
+    count, unknowns = A.shape[-2:]
+    if not 0 < count <= unknowns or len(A) == 0:
+        return None
+    unit, length = _unit_rows(A)
+    gram = unit @ unit.mT
+    values = torch.linalg.eigvalsh(gram)
+    least, largest = values[..., 0], values[..., -1]
+    # The Gram matrix has the square of A's condition.
+    if not bool((least > 8 * torch.finfo(A.dtype).eps ** 0.5 * largest).all()):
+        return None
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    return _Rows(unit, length, factor, (least / largest).sqrt())
+
+
+def _unit_rows(A: Tensor) -> tuple[Tensor, Tensor]:
+    length = torch.linalg.vector_norm(A, dim=-1, keepdim=True)
+    length = torch.where(length > 0, length, 1.0)
+    return A / length, length
 
 
 def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:

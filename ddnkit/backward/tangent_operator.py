@@ -7,17 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..lagrangian import constraint_jacobian, lagrangian_gradient
-from ..linalg.kkt import without_bad_items
+from ..lagrangian import constraint_jacobian, lagrangian_gradient, row_basis
 from ..problem import Problem, derivative, flat
 
 Operator = Callable[[Tensor], Tensor]
 
 
 def projector(problem: Problem, y: Tensor) -> Operator:
-    """P on vectors (..., B, m): by the manifold, or by the Gram matrix of the constraint gradients.
+    """P on vectors (..., B, m): by the manifold, or by the constraint gradients' span.
 
-    P v = v − Aᵀ(A Aᵀ)⁺A v. The pseudo-inverse lets constraints be dependent.
+    P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent.
     """
     manifold = problem.manifold
     if not problem.has_constraints(y):
@@ -32,17 +31,13 @@ def projector(problem: Problem, y: Tensor) -> Operator:
         return on_manifold
     A = constraint_jacobian(problem, y)
     assert A is not None
-    (A,) = without_bad_items(A)
-    # Rows of unit length first: the Gram matrix squares the condition of A, units included.
-    length = A.norm(dim=-1, keepdim=True)
-    A = A / torch.where(length > 0, length, 1.0)
-    gram = torch.linalg.pinv(A @ A.mT, hermitian=True)
+    basis = row_basis(A)
 
-    def by_gram(v: Tensor) -> Tensor:
-        return v - _apply(A.mT, _apply(gram, _apply(A, v)))
+    def tangent(v: Tensor) -> Tensor:
+        return v - _apply(basis, _apply(basis.mT, v))
 
     # Twice: what rounding leaves of the normal part is removed by the second.
-    return lambda v: by_gram(by_gram(v))
+    return lambda v: tangent(tangent(v))
 
 
 def hessian_operator(problem: Problem, y: Tensor, nu: Tensor) -> Operator:

@@ -1,0 +1,96 @@
+"""Constraints from well conditioned to dependent: multipliers, tangent space and LICQ margin hold."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode
+
+
+class Projection(DeclarativeNode):
+    """min ½‖y − t‖², A y = 0, solved by singular values; dy/dt = I − A⁺A."""
+
+    input_dims = (1, 2)
+
+    def objective(self, t, A, y):
+        return ((y - t) ** 2).sum() / 2
+
+    def equality_constraints(self, t, A, y):
+        return A @ y
+
+    def solve(self, t, A):
+        return projected(t, A)
+
+
+def projected(t, A):
+    """t − A⁺A t, to rounding error times the condition of A once its rows have unit length."""
+    _, sizes, basis = torch.linalg.svd(A / A.norm(dim=-1, keepdim=True), full_matrices=False)
+    basis = basis[sizes > 1e-15 * sizes[0]]
+    return t - basis.T @ (basis @ t)
+
+
+def instance(log_condition, rows, seed):
+    """t and A, which has about that condition, and units of its own."""
+    torch.manual_seed(seed)
+    A = torch.randn(rows, 9).double()
+    A[-1] = A[0] + 10**-log_condition * A[-1]
+    A *= 10 ** torch.linspace(-1, 1, rows).double().unsqueeze(-1)
+    return torch.randn(9).double(), A
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    log_condition=st.floats(0, 9),
+    rows=st.integers(2, 5),
+    form=st.sampled_from(["krylov", "dense", "embedded_field"]),
+    seed=st.integers(0, 10**6),
+)
+def test_gradients_at_any_condition(log_condition, rows, form, seed):
+    t, A = instance(log_condition, rows, seed)
+    t.requires_grad_()
+    y = DeclarativeLayer(Projection(), form, policy="nan")(t, A)
+    v = torch.randn(9, generator=torch.Generator().manual_seed(seed)).double()
+    (gradient,) = torch.autograd.grad(y, t, v)
+    right = projected(v, A)
+    # What rounding the entries of A alone does to its row space.
+    assert float((gradient - right).norm() / v.norm()) < 1e-13 * 10**log_condition + 1e-11
+
+
+@pytest.mark.parametrize("log_condition", [0.5, 2, 3, 4, 6, 9])
+def test_the_margin_is_that_of_the_singular_values(log_condition):
+    t, A = instance(log_condition, 3, 1)
+    layer = DeclarativeLayer(Projection(), "dense", policy="nan")
+    layer(t, A)
+    values = torch.linalg.svdvals(A / A.norm(dim=-1, keepdim=True))
+    margin = float(layer.certificate.licq)
+    assert margin == pytest.approx(float(values[-1] / values[0]), rel=1e-6, abs=1e-15)
+
+
+def test_dependent_rows_in_one_item_of_a_batch():
+    items = [instance(0.5, 2, 3), instance(math.inf, 2, 4)]
+    t, A = (torch.stack(x) for x in zip(*items, strict=True))
+    t.requires_grad_()
+    layer = DeclarativeLayer(Projection(), "krylov", policy="nan")
+    (gradient,) = torch.autograd.grad(layer(t, A).sum(), t)
+    assert float(layer.certificate.licq[0]) > 0.1 and float(layer.certificate.licq[1]) < 1e-14
+    right = torch.stack([projected(torch.ones(9).double(), item) for item in A])
+    torch.testing.assert_close(gradient, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("log_condition", "verdict"), [(3, "trusted"), (11.5, "doubtful"), (math.inf, "trusted")]
+)
+def test_nearly_dependent_constraints_are_said_to_be(log_condition, verdict):
+    t, A = instance(log_condition, 3, 1)
+    t.requires_grad_()
+    layer = DeclarativeLayer(Projection(), "krylov", policy="nan")
+    (gradient,) = torch.autograd.grad(layer(t, A).sum(), t)
+    assert layer.certificate.verdicts() == [verdict]
+    assert bool(gradient.isnan().all()) == (verdict == "doubtful")
+    if verdict == "doubtful":
+        y = DeclarativeLayer(Projection(), "krylov", policy="warn")(t, A)
+        with pytest.warns(DdnkitWarning, match="constraints nearly dependent: margin"):
+            torch.autograd.grad(y.sum(), t)
