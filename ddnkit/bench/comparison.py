@@ -64,6 +64,7 @@ class Competitor:
         extrapolates: whether to measure smaller sizes where those bytes are not there.
         tolerance: difference from the reference that it is allowed; None: that of the comparison.
         refuses: why it does not take part, if so.
+        install: what to give ``pip install`` for its packages.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Competitor:
     extrapolates: bool = False
     tolerance: float | None = None
     refuses: str = ""
+    install: str = "'ddnkit[bench]'"
 
 
 class Comparison(Bench):
@@ -331,7 +333,7 @@ def _once(phases: Mapping[str, Phase], device: str) -> tuple[list[float], Any]:
 def _absence(competitor: Competitor) -> str:
     missing = [name for name in competitor.packages if importlib.util.find_spec(name) is None]
     if missing:
-        return f"left out: {', '.join(missing)} not installed (pip install 'ddnkit[bench]')"
+        return f"left out: {', '.join(missing)} not installed (pip install {competitor.install})"
     return competitor.refuses
 
 

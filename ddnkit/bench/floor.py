@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,11 +22,13 @@ class Floor:
         operations: floating-point operations.
         bytes: that must be read and written.
         what: the formula behind the operations, as text.
+        phases: operations of single phases, by name, where the work has several.
     """
 
     operations: float
     bytes: float = 0.0
     what: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, device: str, dtype: str) -> float:
         """At the rates that a large matrix product and a large copy reach here, the longer one."""

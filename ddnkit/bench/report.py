@@ -104,7 +104,13 @@ def _floor_note(floor: Floor, first: Measured, device: str, dtype: str) -> str:
             f", {floor.bytes / 1e6:,.0f} MB take {duration(floor.bytes / traffic)} at "
             f"{traffic / 1e9:,.0f} GB/s"
         )
-    return f"{text}; {first.competitor} takes {_digits(first.median() / least)} times as long."
+    multiples = [
+        f"{phase} {_digits(statistics.median(first.seconds[phase]) * rate / operations)}"
+        for phase, operations in floor.phases.items()
+        if phase in first.seconds
+    ]
+    by_phase = f" (phase by phase: {', '.join(multiples)})" if multiples else ""
+    return f"{text}; {first.competitor} takes {_digits(first.median() / least)} times as long{by_phase}."
 
 
 def _digits(value: float) -> str:

@@ -28,14 +28,18 @@ NEAR = 1e-5
 _DIFFERENCES = 1 << 18
 
 
-def squared_distances(X: Tensor, Z: Tensor, coincidence: float = 0.0) -> Tensor:
+def squared_distances(
+    X: Tensor, Z: Tensor, coincidence: float = 0.0, centre: Tensor | None = None
+) -> Tensor:
     """‖x_i − z_j‖² ``(n, m)``, float64, of samples ``(n, d)`` and ``(m, d)``.
 
     Args:
         X, Z: samples of one dtype.
-        coincidence: pairs with ‖x − z‖ at most this share of ‖x‖, relative to the mean of Z, get 0.
+        coincidence: pairs with ‖x − z‖ at most this share of ‖x‖, relative to the centre, get 0.
+        centre: a point ``(d,)`` amid the samples, float64; by default the mean of Z.
     """
-    centre = Z.mean(dim=0, dtype=torch.float64)
+    if centre is None:
+        centre = Z.mean(dim=0, dtype=torch.float64)
     x, z = X - centre, Z - centre
     norms = x.square().sum(dim=1)
     squared = torch.addmm(z.square().sum(dim=1), x, z.T, alpha=-2).add_(norms[:, None])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .blocks import FLOAT64_BYTES, row_blocks
+from .blocks import FLOAT64_BYTES, fill_symmetric, triangle_blocks
 from .kernels import Kernel
 
 #: Bytes that a pair of samples takes while its kernel is computed: distance, kernel and a copy.
@@ -36,37 +36,43 @@ class KernelSystem:
     ridge: float
     memory: int
 
-    def bytes_for(self, matrices: int) -> int:
+    def bytes_for(self, matrices: float) -> int:
         """What `matrices` of size n×n take, with the samples and one row of K at a time."""
         n, d = self.points.shape
-        return FLOAT64_BYTES * matrices * n * n + PAIR_BYTES * n + point_bytes(n, d)
-
-    def rows(self, held: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of K's rows, without γ, within what `held` bytes leave of the memory."""
-        X = self.points
-        left = self.memory - held - point_bytes(*X.shape)
-        for block in row_blocks(len(X), PAIR_BYTES * len(X), left, "a row of the kernel matrix"):
-            yield block, self.kernel.values(X[block], X)
+        return int(FLOAT64_BYTES * matrices * n * n) + PAIR_BYTES * n + point_bytes(n, d)
 
     def matrix(self) -> Tensor:
-        """K + γI ``(n, n)``."""
-        n = len(self.points)
-        matrix = self.points.new_empty(n, n)
-        for block, K in self.rows(held=FLOAT64_BYTES * n * n):
-            matrix[block] = K
+        """K + γI ``(n, n)``; K is symmetric, and half of it is computed."""
+        X, n = self.points, len(self.points)
+        matrix = fill_symmetric(
+            X.new_empty(n, n),
+            self._blocks(held=FLOAT64_BYTES * n * n),
+            lambda rows, rest: self.kernel.values(X[rows], X[rest]),
+        )
         matrix.diagonal().add_(self.ridge)
         return matrix
 
     def apply(self, V: Tensor, held: int = 0) -> Tensor:
-        """(K + γI)V ``(n, C)``, K never held whole."""
-        product = self.ridge * V
-        for block, K in self.rows(held):
-            product[block].addmm_(K, V)
+        """(K + γI)V ``(n, C)``, K never held whole, within what `held` bytes leave of the memory."""
+        X, product = self.points, self.ridge * V
+        for block in self._blocks(held):
+            K = self.kernel.values(X[block], X[block.start :])
+            product[block].addmm_(K, V[block.start :])
+            # Left of the diagonal stands the transpose of what earlier blocks had.
+            product[block.stop :].addmm_(K[:, len(K) :].T, V[block])
         return product
 
-    def residuals(self, targets: Tensor, solutions: Sequence[Tensor]) -> list[float]:
-        """‖(K + γI)α − Y‖/‖Y‖ of each α ``(n, C)``, by one pass over K; ‖(K + γI)α‖ where Y = 0."""
-        products = self.apply(torch.cat(list(solutions), dim=1)).split(targets.shape[1], dim=1)
-        size = targets.norm()
-        size = torch.where(size > 0, size, 1.0)
-        return [float((product - targets).norm() / size) for product in products]
+    def _blocks(self, held: int) -> Iterator[slice]:
+        n, d = self.points.shape
+        left = self.memory - held - point_bytes(n, d)
+        return triangle_blocks(n, PAIR_BYTES * n, left, "a row of the kernel matrix")
+
+
+def residuals(
+    apply: Callable[[Tensor], Tensor], targets: Tensor, solutions: Sequence[Tensor]
+) -> list[float]:
+    """‖Aα − Y‖/‖Y‖ of each α ``(n, C)``, by one application V ↦ AV; ‖Aα‖ where Y = 0."""
+    products = apply(torch.cat(list(solutions), dim=1)).split(targets.shape[1], dim=1)
+    size = targets.norm()
+    size = torch.where(size > 0, size, 1.0)
+    return [float((product - targets).norm() / size) for product in products]

@@ -118,10 +118,15 @@ class RadialKernel(Kernel):
         """See `Kernel.values`; computed in float64."""
         return self.profile(squared_distances(X, Z).sqrt_()).to(X.dtype)
 
-    def slopes(self, X: Tensor, Z: Tensor) -> Tensor:
-        """W_ij = φ'(D_ij)/D_ij ``(n, m)``, 0 where samples coincide; computed in float64."""
+    def slopes(self, X: Tensor, Z: Tensor, centre: Tensor | None = None) -> Tensor:
+        """W_ij = φ'(D_ij)/D_ij ``(n, m)``, 0 where samples coincide; computed in float64.
+
+        Args:
+            X, Z: samples.
+            centre: the mean that coincidence is measured by, float64; by default that of Z.
+        """
         coincidence = 4 * torch.finfo(X.dtype).eps
-        distance = squared_distances(X, Z, coincidence).sqrt_()
+        distance = squared_distances(X, Z, coincidence, centre).sqrt_()
         slopes = self.slope(distance).masked_fill_(distance == 0, 0.0)
         return slopes.to(X.dtype)
 

@@ -39,7 +39,7 @@ class KernelRegression:
     inverse of the distances between samples, and in float32 nothing would be left of it in a layer that has
     collapsed. Its distances are taken in float64 in any case.
 
-    * "cholesky": K is held whole, 8n² bytes, and factorised in place. Where it is singular to working
+    * "cholesky": K is held whole, and factorised in place: 9n² bytes. Where it is singular to working
       precision, or the residual is above 1e-8, a `SingularKernelWarning` says so, and the coefficients are
       those of "eigh". If it is samples that coincide, the kernel matrix of the distinct ones gives them;
       if not, "eigh" itself, or "iterative" where the memory does not allow that.

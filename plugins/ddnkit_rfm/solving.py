@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,17 +12,17 @@ from torch import Tensor
 
 from ddnkit import InputError
 
-from .factorisations import cholesky_solution, minimum_norm_solution
+from .factorisations import cholesky, cholesky_matrices, minimum_norm_solution
 from .iterative import Iteration
-from .kernel_system import KernelSystem
+from .kernel_system import KernelSystem, residuals
 
 Solver = Literal["auto", "cholesky", "eigh", "iterative"]
 
 #: A factorisation that leaves more of Y than this, ‖(K + γI)α − Y‖/‖Y‖, is not taken for a solution.
 TOLERANCE = 1e-8
 
-#: Matrices n×n that are held: the one factorised in place; its eigenvectors and LAPACK's workspace.
-MATRICES = {"cholesky": 1, "eigh": 4}
+#: Matrices n×n that "eigh" holds: the one in whose place the eigenvectors come, and LAPACK's workspace.
+_EIGH_MATRICES = 4
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def solve(
     Y = targets.to(torch.float64)
     if solver == "eigh":
         solution, rank = minimum_norm_solution(system.matrix(), Y)
-        return _assessed(system, targets, solution, solver="eigh", rank=rank, reason=reason)
+        return _assessed(system.apply, targets, solution, solver="eigh", rank=rank, reason=reason)
     krylov = iteration.solve(system, Y)
     return _assessed(
-        system,
+        system.apply,
         targets,
         krylov.x.T,
         iteration.tolerance,
@@ -87,21 +88,27 @@ def _by_cholesky(
     system: KernelSystem, targets: Tensor
 ) -> tuple[tuple[Tensor, SolveReport] | None, str]:
     """α and its report, or None; and why the factorisation of K + γI itself gave none."""
-    Y = targets.to(torch.float64)
-    solution, failure = cholesky_solution(system.matrix(), Y), "breaks down"
-    if solution is not None:
-        found = _assessed(system, targets, solution, solver="cholesky")
+    found, failure = _factorised(system, targets), "breaks down"
+    if found is not None:
         if found[1].solved:
             return found, ""
         failure = f"leaves a residual of {found[1].residual:.1e}"
     reason = f"the kernel matrix is singular to working precision: Cholesky {failure}"
-    distinct = _distinct_solution(system, Y) if system.ridge == 0 else None
+    distinct = _distinct_solution(system, targets) if system.ridge == 0 else None
     if distinct is None:
         return None, reason
     solution, rank = distinct
-    reason += f", {len(Y) - rank} of {len(Y)} samples coincide with others"
-    found = _assessed(system, targets, solution, solver="cholesky", rank=rank, reason=reason)
+    reason += f", {len(targets) - rank} of {len(targets)} samples coincide with others"
+    found = _assessed(system.apply, targets, solution, solver="cholesky", rank=rank, reason=reason)
     return found, reason
+
+
+def _factorised(system: KernelSystem, targets: Tensor) -> tuple[Tensor, SolveReport] | None:
+    factor = cholesky(system.matrix())
+    if factor is None:
+        return None
+    solution = factor.solve(targets.to(torch.float64))
+    return _assessed(factor.apply, targets, solution, solver="cholesky")
 
 
 def _distinct_solution(system: KernelSystem, targets: Tensor) -> tuple[Tensor, int] | None:
@@ -117,9 +124,10 @@ def _distinct_solution(system: KernelSystem, targets: Tensor) -> tuple[Tensor, i
     if len(points) == len(group):
         return None
     counts = counts[:, None]
-    means = targets.new_zeros(len(points), targets.shape[1]).index_add_(0, group, targets) / counts
-    solution = cholesky_solution(dataclasses.replace(system, points=points).matrix(), means)
-    return None if solution is None else ((solution / counts)[group], len(points))
+    sums = counts.new_zeros(len(points), targets.shape[1], dtype=torch.float64)
+    means = sums.index_add_(0, group, targets.to(torch.float64)) / counts
+    factor = cholesky(dataclasses.replace(system, points=points).matrix())
+    return None if factor is None else ((factor.solve(means) / counts)[group], len(points))
 
 
 def _chosen(system: KernelSystem, asked: Solver) -> Solver:
@@ -128,26 +136,31 @@ def _chosen(system: KernelSystem, asked: Solver) -> Solver:
     if asked != "iterative" and not _fits(system, asked):
         raise InputError(
             f"'{asked}' on {len(system.points)} samples takes "
-            f"{system.bytes_for(MATRICES[asked]):,} bytes, above the {system.memory:,} allowed; "
+            f"{_bytes(system, asked):,} bytes, above the {system.memory:,} allowed; "
             "use solver='iterative', or allow more with memory=BYTES"
         )
     return asked
 
 
 def _fits(system: KernelSystem, solver: Solver) -> bool:
-    return system.bytes_for(MATRICES[solver]) <= system.memory
+    return _bytes(system, solver) <= system.memory
+
+
+def _bytes(system: KernelSystem, solver: Solver) -> int:
+    n = len(system.points)
+    return system.bytes_for(cholesky_matrices(n) if solver == "cholesky" else _EIGH_MATRICES)
 
 
 def _assessed(
-    system: KernelSystem,
+    apply: Callable[[Tensor], Tensor],
     targets: Tensor,
     solution: Tensor,
     tolerance: float = TOLERANCE,
     **found: Any,
 ) -> tuple[Tensor, SolveReport]:
-    """α in the dtype of Y, and the report: what else was `found`, and the residual as measured."""
+    """α in the dtype of Y, and the report: what else was `found`, and the residual by V ↦ (K + γI)V."""
     alpha = solution.to(targets.dtype).contiguous()
-    exact, rounded = system.residuals(
-        targets.to(torch.float64), [solution, alpha.to(torch.float64)]
+    exact, rounded = residuals(
+        apply, targets.to(torch.float64), [solution, alpha.to(torch.float64)]
     )
     return alpha, SolveReport(residual=rounded, solved=exact <= tolerance, **found)

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from ddnkit_bench.backward_forms import SIZES, BackwardForms
 from ddnkit_bench.class_means import ClassMeansBench
 from ddnkit_bench.collapse_metrics import CollapseMetrics
 from ddnkit_bench.cost_growth import CostGrowth, Sweep, exponent
@@ -10,7 +11,7 @@ from ddnkit_bench.nearest_etf import NearestETFBench
 from ddnkit_bench.startup import Startup
 
 from ddnkit import InputError
-from ddnkit.bench import Request
+from ddnkit.bench import Case, Request
 
 
 def request(*sizes, **asked):
@@ -18,7 +19,7 @@ def request(*sizes, **asked):
 
 
 def test_nearest_etf() -> None:
-    (table,) = NearestETFBench().run(request((24, 6))).tables
+    table, collapsed = NearestETFBench().run(request((24, 6))).tables
     names = [row[0] for row in table.rows[1:]]
     assert names[0] == "closed_form"
     assert {"torch.linalg.svd, differentiated", "krylov", "embedded_field", "dense (Proposition 1)",
@@ -27,15 +28,17 @@ def test_nearest_etf() -> None:
     excess = table.rows[0].index("objective − least")
     assert all(abs(float(row[excess])) < 1e-6 for row in table.rows[1:])
     assert "Floor: " in table.note
+    # All singular values equal: the derivative of an SVD is 0/0, and so is never timed.
+    assert collapsed.title == "at collapse, float64: d = 24, C = 6"
+    svd = "torch.linalg.svd, differentiated"
+    assert svd not in [row[0] for row in collapsed.rows]
+    assert f"{svd}: disagrees with the reference" in collapsed.note
 
 
 def test_the_dense_way_that_does_not_fit_is_said_so() -> None:
-    (table,) = (
-        NearestETFBench()
-        .run(request((2048, 1000), only=("dense (Proposition 1)",), budget=0.01))
-        .tables
-    )
-    assert table.rows[1][0] == "dense (Proposition 1)" and "not measured" in table.rows[1][1]
+    asked = request(only=("dense (Proposition 1)",), budget=0.01)
+    (line,) = NearestETFBench().measure(Case((2048, 1000)), asked)
+    assert not line.seconds and line.note.startswith("not measured")
 
 
 @pytest.mark.parametrize("size", [(40, 12, 3), (10, 6, 30)])
@@ -77,3 +80,15 @@ def test_exponents() -> None:
     assert exponent(sizes, [5 + n**2 for n in sizes]) == pytest.approx(2, abs=1e-4)
     assert exponent(sizes, [3.0 * n**0.5 for n in sizes]) == pytest.approx(0.5)
     assert math.isnan(exponent(sizes, [0.0, 0.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_backward_forms(kind) -> None:
+    bench = BackwardForms()
+    lines = bench.measure(Case((12, 3), kind), Request(repeats=1, memory=False))
+    assert [line.competitor for line in lines[:3]] == ["krylov", "dense", "embedded_field"]
+    for line in lines:
+        # Peers may be absent; one that is there and disagrees is not timed.
+        absent = "not installed" in line.note
+        assert absent or line.seconds or "disagrees" in line.note
+    assert all(line.difference < 1e-9 for line in lines[:3])

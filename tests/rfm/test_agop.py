@@ -16,7 +16,8 @@ from ddnkit_rfm import (
     label_targets,
     matrix_sqrt,
 )
-from ddnkit_rfm.kernel_agop import gradient_sum, gram_sum
+from ddnkit_rfm.gram_form import gram_sum, own_gram_sum
+from ddnkit_rfm.kernel_agop import gradient_sum
 from ddnkit_rfm.kernels import RadialKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,9 @@ def test_both_forms_are_the_same(kernel: RadialKernel, offset: float) -> None:
     by_gram = gram_sum(kernel, X, Z, alpha, PLENTY)
     assert by_gram is not None
     assert relative_error(by_gram, by_gradients) < 1e-11
+    own = own_gram_sum(kernel, Z, alpha, PLENTY)
+    assert own is not None
+    assert relative_error(own, gradient_sum(kernel, Z, Z, alpha, PLENTY)) < 1e-11
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -86,6 +90,19 @@ def test_blocks_change_nothing(kernel: Kernel, memory: int) -> None:
         whole, part = (gram_sum(kernel, X, Z, alpha[:11], m) for m in (PLENTY, memory))
         assert whole is not None and part is not None
         assert relative_error(part, whole) < 1e-12
+
+
+@pytest.mark.parametrize("each", [15, 60])
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_blocks_change_nothing_at_the_machine_s_own_centres(each: int, rows: int) -> None:
+    Z, alpha = machine(Laplace(2.0), each=each)
+    n = len(Z)
+    memory = 8 * n * n + 40 * n * rows
+    whole, part = (own_gram_sum(Laplace(2.0), Z, alpha, m) for m in (PLENTY, memory))
+    assert whole is not None and part is not None
+    assert relative_error(part, whole) < 1e-12
+    assert torch.equal(whole, whole.T)
+    assert own_gram_sum(Laplace(2.0), Z, alpha, 8 * n * n) is None
 
 
 @settings(deadline=None, max_examples=40)
@@ -152,8 +169,11 @@ def test_samples_that_have_nearly_collapsed(dtype: torch.dtype, spread: float) -
     assert relative_error(agop(kernel, X, alpha.to(dtype)), expected) < max(
         2 * eps ** (2 / 3), 30 * eps / spread
     )
-    kept = gram_sum(kernel, X, X, alpha.to(dtype), PLENTY) is not None
-    assert kept == (spread == 1e-1)
+    for found in (
+        gram_sum(kernel, X, X, alpha.to(dtype), PLENTY),
+        own_gram_sum(kernel, X, alpha.to(dtype), PLENTY),
+    ):
+        assert (found is not None) == (spread == 1e-1)
 
 
 def test_samples_at_the_distance_of_rounding_do_not_blow_up() -> None:

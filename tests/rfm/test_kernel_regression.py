@@ -20,7 +20,7 @@ from ddnkit_rfm import (
 )
 from ddnkit_rfm import blocks as blocks_module
 from ddnkit_rfm.blocks import allowed_memory, row_blocks
-from ddnkit_rfm.factorisations import minimum_norm_solution
+from ddnkit_rfm.factorisations import cholesky, minimum_norm_solution
 from ddnkit_rfm.iterative import nystrom_preconditioner
 from ddnkit_rfm.kernel_system import KernelSystem
 from hypothesis import given, settings
@@ -283,6 +283,38 @@ def test_blocks_cover_every_row_once() -> None:
         slices = list(row_blocks(10, 10, memory, "a row"))
         assert [i for block in slices for i in range(10)[block]] == list(range(10))
         assert max(block.stop - block.start for block in slices) <= memory // 10
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 70, 600])
+def test_a_factorisation_in_place_keeps_its_matrix_above_the_diagonal(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    root = torch.randn(n, n + 5, generator=generator, dtype=torch.float64)
+    A = root @ root.T
+    exact, Y = A.clone(), torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    factor = cholesky(A)
+    assert factor is not None and factor.matrix.data_ptr() == A.data_ptr()
+    assert torch.equal(factor.matrix.triu(1), exact.mT.triu(1))
+    L = factor.matrix.tril()
+    torch.testing.assert_close(L, torch.linalg.cholesky(exact))
+    torch.testing.assert_close(factor.apply(Y), exact @ Y)
+    torch.testing.assert_close(factor.solve(factor.apply(Y)), Y, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("row", [0, 40, 99])
+def test_a_factorisation_of_a_singular_or_indefinite_matrix_is_none(row: int) -> None:
+    A = 2 * torch.eye(100, dtype=torch.float64)
+    for pivot in (0.0, 1e-16, -1.0, math.nan):
+        A[row, row] = pivot
+        assert cholesky(A.clone()) is None
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+def test_half_of_a_kernel_matrix_is_all_of_it(kernel: Kernel, n: int) -> None:
+    X = blobs(each=100)[0][:n]
+    K = KernelSystem(kernel, X, 0.5, 1 << 30).matrix()
+    assert torch.equal(K, K.T)
+    torch.testing.assert_close(K, kernel(X) + 0.5 * torch.eye(n).to(X), rtol=1e-13, atol=1e-14)
 
 
 @settings(deadline=None, max_examples=30)

@@ -102,6 +102,10 @@ def test_pairs_that_count_as_coinciding_have_distance_zero() -> None:
     assert squared_distances(X, X)[0, 1] > 0
     near = squared_distances(X, X, coincidence=1e-8)
     assert near[0, 1] == 0 and near[0, 2] == 4
+    # Relative to a centre that is given: of two points alone the mean is too near.
+    assert squared_distances(X[:2], X[:2], coincidence=1e-8)[0, 1] > 0
+    given = squared_distances(X[:2], X[:2], coincidence=1e-8, centre=X.mean(dim=0))
+    assert given[0, 1] == 0
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
