@@ -19,11 +19,12 @@ from .node import DeclarativeNode
 from .problem import Problem
 from .recipe.pipeline import Job, Pipeline, Table
 from .recipe.settings import Settings, component
-from .solution import Solution, Status
+from .solution import Adjoint, Solution, Status
 from .solver import Solver
 
 __version__: str
 __all__ = [
+    "Adjoint",
     "BackwardForm",
     "Certificate",
     "CheckReport",

@@ -217,9 +217,7 @@ def _backward_errors(
     def of_lagrangian(instance: Problem, point: Tensor) -> Tensor:
         if nu is None:
             gradient = instance.gradient(point)
-            return flat(
-                gradient if sigma is None else manifold.less_normal(gradient, point, sigma)
-            )
+            return flat(gradient if sigma is None else manifold.less_normal(gradient, point, sigma))
         with torch.enable_grad():
             gradient = lagrangian_gradient(instance, point.detach().requires_grad_(), nu)
         return flat(gradient.detach())

@@ -102,7 +102,8 @@ class DeclarativeNode(abc.ABC):
     #: Optional. ``adjoint(*xs, y, v, aux=…) -> tuple``: the gradient v·dy/dxᵢ for each input (None
     #: for those without one), which the backward form "closed_form" uses. ``aux`` is passed where
     #: `solve` returned a Solution that carries some. Takes one problem, or the whole batch if
-    #: `batched_solve`.
+    #: `batched_solve`. An adjoint that solves a system by iterations returns a `ddnkit.Adjoint`, which
+    #: has room for the residual.
     adjoint: Any = None
 
     #: Optional, beside `adjoint`. ``tangent_inverse(*xs, y)`` returns a function of right sides r that

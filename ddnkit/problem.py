@@ -245,8 +245,12 @@ class Problem:
                 return _tensor(function, function(*xs, y=self._split(y_one), **extra))
 
         def item(i: int) -> Any:
-            own = (x[i] if each else x for x, each in zip(tensors, batched, strict=True))
-            return one(y[i], None if v is None else v[i], *own)
+            own = (at(x, i) if each else x for x, each in zip(tensors, batched, strict=True))
+            return one(at(y, i), None if v is None else at(v, i), *own)
+
+        def at(x: Tensor, i: int) -> Tensor:
+            # The derivative of x[0] fills a new tensor, that of squeeze is a view.
+            return x.squeeze(0) if self.batch_size == 1 else x[i]
 
         if self.batch_size == 1:
             return item(0).unsqueeze(0)
@@ -271,11 +275,14 @@ class Problem:
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """f, shape (B,), and ∇_y f, shape (B, *y)."""
+        evaluation = self.evaluated(y)
+        return evaluation.values.detach(), evaluation.gradient()
+
+    def evaluated(self, y: Tensor) -> Evaluation:
+        """f at y, with its graph."""
         with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            values = self.objective(y)
-            gradient = derivative(values.sum(), y)
-        return values.detach(), gradient
+            point = y.detach().requires_grad_()
+            return Evaluation(point, self.objective(point))
 
     def hessian_vector(self, y: Tensor, direction: Tensor) -> Tensor:
         """∇²_yy f applied to a direction, per item, shape (B, *y)."""
@@ -283,6 +290,33 @@ class Problem:
             y = y.detach().requires_grad_()
             gradient = derivative(self.objective(y).sum(), y, create_graph=True)
             return derivative((gradient * direction).sum(), y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of f, `values` (B,), at `point` (B, *y), whose graph serves once."""
+
+    point: Tensor
+    values: Tensor
+
+    def gradient(self) -> Tensor:
+        """∇_y f, shape (B, *y). The graph is gone then."""
+        with torch.enable_grad():
+            return derivative(self.values.sum(), self.point)
+
+    def depends_on_others(self) -> bool:
+        """Whether the values have a graph that ends anywhere but at the point."""
+        seen, ahead = set(), [self.values.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            variable = getattr(node, "variable", None)
+            if variable is not None and variable is not self.point:
+                return True
+            ahead.extend(function for function, _ in node.next_functions)
+        return False
 
 
 def _parts(y: Any) -> Any:

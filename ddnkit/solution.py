@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,3 +93,18 @@ class Solution:
         return dataclasses.replace(
             self, status=expand(self.status), iterations=expand(self.iterations)
         )
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """What a node's `adjoint` may return in place of the gradients alone.
+
+    Attributes:
+        gradients: v·dy/dxᵢ for each input, None for those without one.
+        residual: relative residual of the linear system behind them, of shape () for one problem and
+            (B,) for a batch, where one was solved by iterations; the certificate takes it in as
+            ``adjoint_residual``. None where there is nothing that may be left unsolved.
+    """
+
+    gradients: Sequence[Tensor | None]
+    residual: Tensor | None = None

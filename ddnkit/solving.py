@@ -12,7 +12,7 @@ from torch import Tensor
 from .captured import Captured, discover, is_wrapped, unused
 from .errors import InputError
 from .node import DeclarativeNode
-from .problem import Problem
+from .problem import Evaluation, Problem
 from .solution import Solution
 from .structure import Structure
 
@@ -160,22 +160,26 @@ def _empty(problem: Problem) -> tuple[Problem, Solution]:
     )
 
 
-def captured_tensors(problem: Problem, y: Tensor, *, transformed: bool) -> list[Captured]:
+def captured_tensors(
+    problem: Problem, y: Tensor, *, transformed: bool, evaluation: Evaluation | None = None
+) -> list[Captured]:
     """Tensors that the node's functions use, that want a derivative, and are not operands yet.
 
     Args:
         transformed: whether a torch.func transform or forward mode is at work, whose tensors do not
             show in the values.
+        evaluation: of the objective at y, if there is one already.
 
     Raises:
         InputError: there is one, but it cannot be got at, or belongs to a torch.func transform.
     """
+    if evaluation is None:
+        evaluation = problem.evaluated(y)
     with torch.enable_grad():
-        values = [problem.objective(y)]
         constraints = problem.constraints(y)
-        if constraints is not None:
-            values.append(constraints)
-    if not transformed and not any(v.requires_grad for v in values):
+    dependent = evaluation.depends_on_others()
+    dependent |= constraints is not None and constraints.requires_grad
+    if not transformed and not dependent:
         return []
     found: dict[int, Tensor] = {}
     with torch.enable_grad():
@@ -188,7 +192,7 @@ def captured_tensors(problem: Problem, y: Tensor, *, transformed: bool) -> list[
             f"{name} uses a tensor of an enclosing torch.func transform that is neither an input nor "
             "an attribute of the node: pass it to the layer as an input, or keep it as an attribute"
         )
-    if not found and any(v.requires_grad for v in values):
+    if not found and dependent:
         raise InputError(f"{name} {_UNFOLLOWED}")
     return [Captured(tensor) for tensor in found.values()]
 

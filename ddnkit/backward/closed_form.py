@@ -7,6 +7,7 @@ system solved by the node's own `tangent_inverse`, or as "auto" would.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..linalg.kkt import relative
 from ..problem import Problem
+from ..solution import Adjoint
 from .form import BackwardForm, TangentSolve
 from .matrix_free import by_size
 from .tangent_operator import hessian_operator, projector
@@ -60,12 +62,13 @@ class ClosedForm(BackwardForm):
         if node.batched_solve and problem.shares_captured:
             extra = {"aux": aux} if aux else {}
             with problem.substituted():
-                gradients = list(node.adjoint(*problem.inputs, y=y, v=v, **extra))
+                found = _as_adjoint(node.adjoint(*problem.inputs, y=y, v=v, **extra))
         else:
-            gradients = _item_by_item(problem, y, v, aux)
+            found = _item_by_item(problem, y, v, aux)
+        gradients = list(found.gradients)
         self._validate(problem, gradients)
         tensors = [i for i, x in enumerate(problem.inputs) if isinstance(x, Tensor)]
-        return [self._asked_for(problem, gradients, tensors[i]) for i in wrt], None
+        return [self._asked_for(problem, gradients, tensors[i]) for i in wrt], found.residual
 
     @staticmethod
     def _validate(problem: Problem, gradients: list[Tensor | None]) -> None:
@@ -113,9 +116,7 @@ def _tangent_inverse(problem: Problem, y: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda r: torch.stack([of_item(r, i) for i in range(len(of_items))], dim=1)
 
 
-def _item_by_item(
-    problem: Problem, y: object, v: object, aux: Mapping[str, Tensor]
-) -> list[Tensor | None]:
+def _item_by_item(problem: Problem, y: object, v: object, aux: Mapping[str, Tensor]) -> Adjoint:
     items, node = [], problem.node
     for i in range(problem.batch_size):
         # A batched adjoint that captures another value for each item takes batches of one.
@@ -124,9 +125,19 @@ def _item_by_item(
         kept = {key: value[at] for key, value in aux.items()}
         extra = {"aux": kept} if kept else {}
         with problem.substituted(i):
-            items.append(node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra))
+            items.append(_as_adjoint(node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra)))
     join = torch.cat if node.batched_solve else torch.stack
-    return [None if column[0] is None else join(column) for column in zip(*items, strict=True)]
+
+    def joined(column: Sequence[Tensor | None]) -> Tensor | None:
+        tensors = [x for x in column if x is not None]
+        return join(tensors) if len(tensors) == len(column) else None
+
+    columns = zip(*(item.gradients for item in items), strict=True)
+    return Adjoint([joined(column) for column in columns], joined([i.residual for i in items]))
+
+
+def _as_adjoint(returned: Any) -> Adjoint:
+    return returned if isinstance(returned, Adjoint) else Adjoint(returned)
 
 
 def _part(y: object, at: int | slice) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,27 +29,35 @@ class Floor:
     what: str = ""
     phases: Mapping[str, float] = field(default_factory=dict)
 
-    def seconds(self, device: str, dtype: str) -> float:
-        """At the rates that a large matrix product and a large copy reach here, the longer one."""
-        arithmetic = self.operations / matmul_rate(device, dtype)
-        return max(arithmetic, self.bytes / copy_rate(device) if self.bytes else 0.0)
+    def seconds(self, rate: float, traffic: float) -> float:
+        """The longer of arithmetic at ``rate`` operations a second and bytes at ``traffic`` a second."""
+        return max(self.operations / rate, self.bytes / traffic)
 
 
-@functools.cache
 def matmul_rate(device: str, dtype: str) -> float:
-    """Floating-point operations a second of a large square product: the best of five."""
+    """Floating-point operations a second of a large square product: the best seen in this process."""
     n = _MATRIX[device]
     a = torch.randn(n, n, dtype=getattr(torch, dtype), device=device)
     b, out = torch.randn_like(a), torch.empty_like(a)
-    return 2 * n**3 / _best(lambda: torch.mm(a, b, out=out), device)
+    rate = 2 * n**3 / _best(lambda: torch.mm(a, b, out=out), device)
+    return _best_so_far(("matmul", device, dtype), rate)
 
 
-@functools.cache
 def copy_rate(device: str) -> float:
-    """Bytes a second, read and written, of a large copy: the best of five."""
+    """Bytes a second, read and written, of a large copy: the best seen in this process."""
     source = torch.ones(_COPY_BYTES[device] // 4, device=device)
     target = torch.zeros_like(source)
-    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+    rate = 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+    return _best_so_far(("copy", device), rate)
+
+
+def _best_so_far(what: tuple[str, ...], rate: float) -> float:
+    # Each table measures anew: a moment when the machine was busy must not stand for the machine.
+    _rates[what] = max(rate, _rates.get(what, 0.0))
+    return _rates[what]
+
+
+_rates: dict[tuple[str, ...], float] = {}
 
 
 def now(device: str) -> float:

@@ -91,15 +91,14 @@ def _ratio(line: Measured, first: Measured) -> str:
 
 
 def _floor_note(floor: Floor, first: Measured, device: str, dtype: str) -> str:
-    rate = matmul_rate(device, dtype)
-    least = floor.seconds(device, dtype)
+    rate, traffic = matmul_rate(device, dtype), copy_rate(device)
+    least = floor.seconds(rate, traffic)
     text = (
         f"Floor: {floor.operations / 1e9:,.3g} GFLOP{floor.what and f' ({floor.what})'} take "
         f"{duration(floor.operations / rate)} at the {rate / 1e9:,.0f} GFLOP/s of a large {dtype} "
         "product here"
     )
     if floor.bytes:
-        traffic = copy_rate(device)
         text += (
             f", {floor.bytes / 1e6:,.0f} MB take {duration(floor.bytes / traffic)} at "
             f"{traffic / 1e9:,.0f} GB/s"

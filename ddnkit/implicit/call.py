@@ -17,7 +17,7 @@ from ..assessment import assess, error_bound
 from ..backward.form import BackwardForm, TangentSolve
 from ..captured import Captured, under_transform
 from ..certificate import Certificate, act, complaint, measure
-from ..problem import Problem
+from ..problem import Evaluation, Problem
 from ..solution import Solution
 from ..solving import (
     captured_tensors,
@@ -83,8 +83,10 @@ class Call(Numbers):
             if start is not None and lead:
                 start = start.expand(*lead, *start.shape).flatten(0, len(lead))
             found, solution = solve(problem, start)
-            self.discovered = self._discover(found, solution.y)
-            self._solved = found, solution, measure(found, solution, self.tolerance)
+            evaluation = found.evaluated(solution.y) if found.batch_size else None
+            self.discovered = self._discover(found, solution.y, evaluation)
+            certificate = measure(found, solution, self.tolerance, evaluation)
+            self._solved = found, solution, certificate
             if self.discovered:
                 # The same solution serves once they are operands: the next call takes it from here.
                 return (solution.y,)
@@ -109,10 +111,12 @@ class Call(Numbers):
         self.aux_names = tuple(aux)
         return (y, *aux.values())
 
-    def _discover(self, problem: Problem, y: Tensor) -> list[Captured]:
+    def _discover(
+        self, problem: Problem, y: Tensor, evaluation: Evaluation | None
+    ) -> list[Captured]:
         if problem.batch_size == 0:
             return []
-        return captured_tensors(problem, y, transformed=self.transformed)
+        return captured_tensors(problem, y, transformed=self.transformed, evaluation=evaluation)
 
     def measured(self, problem: Problem, y: Tensor, lead: Sequence[int]) -> Tensor:
         """y with its certificate, for a solution that came with a graph of its own."""
@@ -143,7 +147,7 @@ class Call(Numbers):
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
         self._judge(residual)
-        return self._filled(z, torch.nan)
+        return self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
 
     def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:
         """On the way back the error bound is for the gradient that came in."""
@@ -183,7 +187,8 @@ class Call(Numbers):
         self._bound(problem, y, v)
         self._judge(None if residual is None else residual.unsqueeze(0))
         fill = 0.0 if self.policy == "mask" else torch.nan
-        return [self._filled(g.unsqueeze(0), fill).squeeze(0) for g in gradients]
+        filled = [self._filled(g, fill, problem.batch_size) for g in gradients]
+        return _apart(filled, [*problem.operands, y, v, *aux])
 
     def _judge(self, residual: Tensor | None) -> None:
         """Take the residual (k, B) into the certificate, whose batch may have been repeated in B."""
@@ -195,14 +200,24 @@ class Call(Numbers):
             certificate = dataclasses.replace(certificate, adjoint_residual=worst)
         self._conclude(certificate, backward=True)
 
-    def _filled(self, z: Tensor, fill: float) -> Tensor:
-        """z (k, B, ...) with ``fill`` for failed items, where the policy says so."""
+    def _filled(self, z: Tensor, fill: float, batch: int) -> Tensor:
+        """z (k·batch, ...) with ``fill`` for failed items, where the policy says so."""
         assert self.certificate is not None
-        size, batch = len(self.certificate.stationarity), z.shape[1]
+        size = len(self.certificate.stationarity)
         if self.policy in ("raise", "warn") or not size or batch % size:
             return z
-        good = self.certificate.differentiable.repeat(batch // size)
-        return _where(good.expand(z.shape[:2]).reshape(-1), z.flatten(0, 1), fill).reshape(z.shape)
+        return _where(self.certificate.differentiable.repeat(len(z) // size), z, fill)
+
+
+def _apart(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """The results, copied where one shares its memory with the others or with another result."""
+    taken = {x.untyped_storage().data_ptr() for x in others}
+    apart = []
+    for x in results:
+        x = x.clone() if x.untyped_storage().data_ptr() in taken else x
+        taken.add(x.untyped_storage().data_ptr())
+        apart.append(x)
+    return apart
 
 
 def _where(good: Tensor, x: Tensor, fill: float) -> Tensor:

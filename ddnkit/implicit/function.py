@@ -13,7 +13,8 @@ such a system again.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -132,9 +133,20 @@ def _alive(x: Tensor) -> Tensor:
     return x
 
 
-def _full_precision(operands: Sequence[Tensor]) -> Any:
+@contextlib.contextmanager
+def _full_precision(operands: Sequence[Tensor]) -> Iterator[None]:
+    """Neither autocast nor TensorFloat-32, whose three digits no certificate would pass."""
     device = operands[0].device.type if operands else "cpu"
-    return torch.autocast(device, enabled=False)
+    before = torch.get_float32_matmul_precision()
+    with torch.autocast(device, enabled=False):
+        if before == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def fold(x: Tensor, dim: int | None, size: int, *, batched: bool, batch_size: int) -> Tensor:

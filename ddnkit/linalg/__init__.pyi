@@ -1,9 +1,20 @@
 from .arnoldi import gmres
+from .gram import departure_from_orthonormal, gram
+from .inverse_root import inverse_square_root, largest_eigenvalue_bounds, odd_quintics
 from .kkt import KKTInverse, KKTSolution, TangentInverse, solve_kkt, solve_tangent
 from .krylov import KrylovSolution, conjugate_gradient
 from .lanczos import ExtremeEigenvalues, extreme_eigenvalues
 from .minimal_residuals import minres
-from .polar import PolarFactors, polar, polar_adjoint, symmetric_factors
+from .polar import (
+    PolarFactors,
+    polar,
+    polar_adjoint,
+    polar_adjoint_by_products,
+    polar_adjoint_by_vectors,
+    precision,
+    symmetric_factors,
+)
+from .sylvester import positive_inverse, skew_sylvester
 from .vectorisation import commutation_matrix, elimination_matrix
 
 __all__ = [
@@ -15,12 +26,22 @@ __all__ = [
     "TangentInverse",
     "commutation_matrix",
     "conjugate_gradient",
+    "departure_from_orthonormal",
     "elimination_matrix",
     "extreme_eigenvalues",
     "gmres",
+    "gram",
+    "inverse_square_root",
+    "largest_eigenvalue_bounds",
     "minres",
+    "odd_quintics",
     "polar",
     "polar_adjoint",
+    "polar_adjoint_by_products",
+    "polar_adjoint_by_vectors",
+    "positive_inverse",
+    "precision",
+    "skew_sylvester",
     "solve_kkt",
     "solve_tangent",
     "symmetric_factors",

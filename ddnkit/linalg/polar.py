@@ -12,6 +12,14 @@ incoming gradient V and T = UᵀV:
 With S = Q diag(s) Qᵀ the Sylvester equation divides by sᵢ + sⱼ. Differentiating an SVD divides by
 sᵢ² − sⱼ² instead, which is 0/0 exactly where neural collapse leads: all singular values equal.
 Checked against PROBLEMS 13 and *Guiding Neural Collapse*, Proposition 1.
+
+In singular vectors, A = P diag(s) Qᵀ and U = P Qᵀ. With V̂ = V Q and T̂ = PᵀV̂ = QᵀTQ the solution is
+X = Q X̂ Qᵀ, X̂ᵢⱼ = (T̂ᵢⱼ − T̂ⱼᵢ)/(sᵢ + sⱼ), and
+
+    ∂ℓ/∂A = (V̂ diag(1/s) + P Ŷ) Qᵀ,      Ŷ = X̂ − T̂ diag(1/s):
+
+four products of the size of A and none of the size of S. Where d = C, (I − UUᵀ) is zero, and so are the
+two terms with 1/s together; they are left out there, and a single s = 0 does no harm.
 """
 
 from __future__ import annotations
@@ -20,6 +28,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .sylvester import doublings_for, skew_sylvester
+
+#: Columns from which on a product in float64 is felt beside one in float32.
+_LARGE = 256
 
 
 class PolarFactors(NamedTuple):
@@ -47,14 +60,73 @@ def symmetric_factors(U: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def polar_adjoint(U: Tensor, right_vectors: Tensor, singular_values: Tensor, V: Tensor) -> Tensor:
-    """∂ℓ/∂A for V = ∂ℓ/∂U, both (..., d, C). O(dC² + C³) time, O(dC) memory."""
-    Q, s = right_vectors, singular_values
+    """∂ℓ/∂A for V = ∂ℓ/∂U, both (..., d, C). O(dC²) time, O(dC) memory."""
+    return polar_adjoint_by_vectors(U @ right_vectors, right_vectors, singular_values, V)
+
+
+def polar_adjoint_by_vectors(
+    left_vectors: Tensor, right_vectors: Tensor, singular_values: Tensor, V: Tensor
+) -> Tensor:
+    """The same from P = left_vectors (..., d, C), in their dtype; s may be in a wider one."""
+    P, Q = left_vectors, right_vectors
+    s = singular_values
+    pairs = (s.unsqueeze(-1) + s.unsqueeze(-2)).to(P.dtype)
+    # X̂ is zero there, whatever it is divided by.
+    pairs.diagonal(dim1=-2, dim2=-1).fill_(1)
+    inverse = s.reciprocal().to(P.dtype).unsqueeze(-2)
+    gradient = V.to(P.dtype) @ Q
+    T = P.mT @ gradient
+    X = T - T.mT
+    X /= pairs
+    if P.shape[-2] == P.shape[-1]:
+        return P @ X @ Q.mT
+    X.addcmul_(T, inverse, value=-1)
+    gradient *= inverse
+    return _plus_product(gradient, P, X) @ Q.mT
+
+
+def polar_adjoint_by_products(
+    U: Tensor,
+    S: Tensor,
+    S_inverse: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    V: Tensor,
+    *,
+    ratio: float,
+) -> tuple[Tensor, Tensor]:
+    """∂ℓ/∂A for V = ∂ℓ/∂U, both (..., d, C), without singular vectors; no device is waited for.
+
+    Args:
+        S, S_inverse: (..., C, C), in the dtype of V or a wider one.
+        bounds: (...) each, below and above the singular values.
+        ratio: what lower/upper bound is not less than, known before they are.
+
+    Returns:
+        the gradient in the `precision` for V, and the relative residual (...) of the Sylvester
+        equation.
+    """
+    dtype = precision(V)
+    U, V = U.to(dtype), V.to(dtype)
     T = U.mT @ V
-    X = Q.mT @ (T - T.mT) @ Q
-    X /= s.unsqueeze(-1) + s.unsqueeze(-2)
-    X = Q @ X @ Q.mT
-    S_inverse = (Q / s.unsqueeze(-2)) @ Q.mT
-    # U X + (V − U T) S⁻¹, with the products of d×C matrices gathered into two.
-    gradient = V @ S_inverse
-    gradient += U @ (X - T @ S_inverse)
-    return gradient
+    X, residual = skew_sylvester(S, T - T.mT, *bounds, doublings=doublings_for(ratio, dtype))
+    if U.shape[-2] == U.shape[-1]:
+        return U @ X, residual
+    within = (X - T.to(S.dtype) @ S_inverse).to(dtype)
+    return _plus_product(V @ S_inverse.to(dtype), U, within), residual
+
+
+def precision(A: Tensor) -> torch.dtype:
+    """What to compute products with A (..., d, C) in, where their rounding matters at all.
+
+    float64 for narrow matrices, which cost next to nothing, else the dtype of A, float32 at least.
+    """
+    if A.shape[-1] < _LARGE:
+        return torch.float64
+    return torch.promote_types(A.dtype, torch.float32)
+
+
+def _plus_product(total: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """total + A B, in the memory of ``total``."""
+    if total.dim() == A.dim() == B.dim() == 3:
+        return total.baddbmm_(A, B)
+    return total.add_(A @ B)

@@ -19,11 +19,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from ddnkit_manifolds import Stiefel
+from ddnkit_manifolds import Stiefel, procrustes_adjoint, relative_curvature
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
-from ddnkit import DeclarativeNode, InputError, Problem, Solution, Solver
-from ddnkit.linalg import polar_adjoint, symmetric_factors
+from ddnkit import Adjoint, DeclarativeNode, InputError, Problem, Solution, Solver
+from ddnkit.linalg import polar_adjoint, precision, symmetric_factors
 
 from .simplex import canonical_frame, centre, expand, haar_frame, reduce
 
@@ -58,11 +59,11 @@ class NearestETF(DeclarativeNode):
 
     def objective(self, H: Tensor, P: Tensor | None, y: Tensor) -> Tensor:
         """‖H − U M̃‖² + (δ/2)‖U − P‖² (reduced: ‖U E − P E‖²)."""
-        C = H.shape[-1]
-        ETF = (expand(y) if self.reduced else centre(y)) / (C - 1) ** 0.5
-        value = (H - ETF).square().sum()
+        scale = (H.shape[-1] - 1) ** -0.5
+        ETF = scale * expand(y) if self.reduced else centre(y, scale)
+        value = _squared_distance(ETF, H)
         if P is not None and self.delta:
-            value = value + self.delta / 2 * (y - self._frame(P)).square().sum()
+            value = value + self.delta / 2 * _squared_distance(y, self._frame(P))
         return value
 
     def initial_point(self, H: Tensor, P: Tensor | None) -> Tensor:
@@ -72,8 +73,10 @@ class NearestETF(DeclarativeNode):
     def procrustes_target(self, H: Tensor, P: Tensor | None) -> Tensor:
         """A = 2 H M̃ + δ P, whose polar factor is the solution."""
         scale = 2 / (H.shape[-1] - 1) ** 0.5
-        A = scale * (reduce(H) if self.reduced else centre(H))
-        return A if P is None or not self.delta else A + self.delta * self._frame(P)
+        A = scale * reduce(H) if self.reduced else centre(H, scale)
+        if P is None or not self.delta:
+            return A
+        return A.add_(self._frame(P), alpha=self.delta)
 
     def procrustes_completion(self, H: Tensor, P: Tensor | None) -> Tensor:
         """Where A is rank-deficient, the solution nearest to P (else to the canonical frame)."""
@@ -84,30 +87,31 @@ class NearestETF(DeclarativeNode):
         H, P = problem.inputs
         _validate(H, P, self.reduced)
         solution = super().solve_problem(problem, start)
-        aux = dict(solution.aux)
-        if "right_vectors" not in aux:
-            A = self.procrustes_target(H, P).double()
-            aux["right_vectors"], aux["singular_values"] = symmetric_factors(solution.y.double(), A)
-        s = aux["singular_values"].sort(dim=-1).values
-        # Curvatures on the tangent space are sᵢ + sⱼ (i < j), and for d > C also each sᵢ.
-        square = solution.y.shape[-2] == solution.y.shape[-1] > 1
-        least = (s[..., 0] + s[..., 1]) / 2 if square else s[..., 0]
-        largest = s[..., -1]
-        uniqueness = torch.where(largest > 0, least / largest, 0.0).to(solution.y.dtype)
+        if solution.aux:
+            return solution
+        y = solution.y
+        Q, s = symmetric_factors(y.double(), self.procrustes_target(H, P).double())
+        dtype = precision(y)
+        aux = {
+            "left_vectors": (y.double() @ Q).to(dtype),
+            "right_vectors": Q.to(dtype),
+            "singular_values": s,
+        }
+        uniqueness = relative_curvature(s, y.shape).to(y.dtype)
         return dataclasses.replace(solution, aux=aux, uniqueness=uniqueness)
 
     def adjoint(
         self, H: Tensor, P: Tensor | None, y: Tensor, v: Tensor, aux: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """(∂ℓ/∂H, ∂ℓ/∂P) from ∂ℓ/∂U = v, in float64 inside."""
-        A_gradient = polar_adjoint(
-            y.double(), aux["right_vectors"], aux["singular_values"], v.double()
-        )
+    ) -> Adjoint:
+        """(∂ℓ/∂H, ∂ℓ/∂P) from ∂ℓ/∂U = v."""
+        A_gradient, residual = procrustes_adjoint(y, v, aux)
         lifted = expand(A_gradient) if self.reduced else A_gradient
-        scale = 2 / (H.shape[-1] - 1) ** 0.5
-        H_gradient = scale * (lifted if self.reduced else centre(lifted))
         P_gradient = None if P is None else (self.delta * lifted).to(P.dtype)
-        return H_gradient.to(H.dtype), P_gradient
+        # In place: `lifted` is this function's own. Before it is rounded to H's dtype: in the null
+        # direction of M̃ it is 1/δ times as large as what is left of it here.
+        H_gradient = lifted if self.reduced else lifted.sub_(lifted.mean(dim=-1, keepdim=True))
+        H_gradient *= 2 / (H.shape[-1] - 1) ** 0.5
+        return Adjoint((H_gradient.to(H.dtype), P_gradient), residual)
 
     def tangent_inverse(self, H: Tensor, P: Tensor | None, y: Tensor) -> Callable[[Tensor], Tensor]:
         """(P G P)⁺ P for G = I_d ⊗ S: the derivative of a polar factor is its own adjoint."""
@@ -136,6 +140,11 @@ class NearestETF(DeclarativeNode):
             return P
         frame = canonical_frame(H.shape[-2], H.shape[-1], dtype=H.dtype, device=H.device)
         return frame.expand(H.shape)
+
+
+def _squared_distance(X: Tensor, Y: Tensor) -> Tensor:
+    # One pass forward and one back, where (X − Y).square().sum() makes six tensors of this size.
+    return mse_loss(X, Y, reduction="sum")
 
 
 def _validate(H: Tensor, P: Tensor | None, reduced: bool) -> None:

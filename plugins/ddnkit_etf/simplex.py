@@ -58,7 +58,7 @@ def named_frame(
 def etf_of_frame(U: Tensor) -> Tensor:
     """√(C/(C−1)) U (I − 11ᵀ/C) for U of shape (..., d, C)."""
     C = U.shape[-1]
-    return (C / (C - 1)) ** 0.5 * centre(U)
+    return centre(U, (C / (C - 1)) ** 0.5)
 
 
 def canonical_frame(
@@ -119,9 +119,11 @@ def _reject(frame: Tensor, vector: Tensor) -> Tensor:
     return vector - frame @ (frame.mT @ vector)
 
 
-def centre(X: Tensor) -> Tensor:
-    """X (I − 11ᵀ/C): subtract the mean of the columns."""
-    return X - X.mean(dim=-1, keepdim=True)
+def centre(X: Tensor, scale: float = 1.0) -> Tensor:
+    """scale · X (I − 11ᵀ/C): subtract the mean of the columns."""
+    # In this form neither the value nor its derivative makes more tensors like X than one or two.
+    minus_mean = X.sum(dim=-1, keepdim=True) * (-scale / X.shape[-1])
+    return torch.add(minus_mean, X, alpha=scale)
 
 
 def reduce(X: Tensor) -> Tensor:
@@ -139,9 +141,10 @@ def expand(Y: Tensor) -> Tensor:
 
 def _reflector(C: int, like: Tensor) -> Tensor:
     # w ∝ e₁ − 1/√C, so that the reflection exchanges the two.
-    w = torch.full((C,), -(C**-0.5), dtype=torch.float64)
+    # Made where it is needed: a copy to a device would wait for it.
+    w = torch.full((C,), -(C**-0.5), dtype=torch.float64, device=like.device)
     w[0] += 1
-    return (w / w.norm()).to(like.device, like.dtype)
+    return (w / w.norm()).to(like.dtype)
 
 
 def _require(dimension: int, classes: int) -> None:

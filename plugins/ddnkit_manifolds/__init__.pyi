@@ -1,6 +1,6 @@
 from .geoopt_line_search import RiemannianLineSearch
 from .geoopt_solvers import RiemannianAdam, RiemannianSGD
-from .procrustes import Procrustes
+from .procrustes import Procrustes, procrustes_adjoint, relative_curvature
 from .pymanopt_derivative_free import NelderMead, ParticleSwarm
 from .pymanopt_solvers import ConjugateGradient, SteepestDescent, TrustRegions
 from .sphere import Sphere
@@ -18,4 +18,6 @@ __all__ = [
     "SteepestDescent",
     "Stiefel",
     "TrustRegions",
+    "procrustes_adjoint",
+    "relative_curvature",
 ]

@@ -15,20 +15,38 @@ Three steps give it for a batch of mixed ranks, with masks in place of slices:
 The singular values of B₁ are ones and zeros. The zeros are the directions in which R says nothing
 either; there the last step fills in the SVD's own vectors, so that U is orthonormal in every case.
 
+On a GPU the same solution is found by matrix products alone (`procrustes_products`).
+
 Source: Schönemann, *A generalized solution of the orthogonal Procrustes problem*.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddnkit import InputError, Problem, Solution, Solver, Status
+from ddnkit.linalg import (
+    gram,
+    polar_adjoint_by_products,
+    polar_adjoint_by_vectors,
+    precision,
+)
 
+from . import procrustes_products
 from .stiefel import Stiefel
 from .support import manifold_reason
+
+METHODS = ("auto", "factors", "products")
+
+#: Below this ratio of singular values AᵀA has lost too much of the least one; an SVD of A has not.
+_LEAST_BY_GRAM = 1e-5
+
+#: The factor by which the rounding of a left singular vector may be enlarged.
+_ENLARGED = 4
 
 
 class Procrustes(Solver):
@@ -39,18 +57,28 @@ class Procrustes(Solver):
     * ``procrustes_target(*xs)``: A, (B, d, C), such that the node's objective equals −⟨A, U⟩ plus a
       constant wherever UᵀU = I. Required.
     * ``procrustes_completion(*xs)``: a preferred point, (B, d, C). Where A is rank-deficient (a
-      singular value at most eps · max(d, C) · the largest, eps that of the input's dtype) the
-      solution nearest to it is taken. Without it the completion is LAPACK's, hence arbitrary.
+      singular value at most eps · d · the largest, eps that of the input's dtype) the solution
+      nearest to it is taken. Without it the completion is arbitrary.
 
-    Computed in float64 whatever the input, and on its device. The Solution has 0 iterations and
-    ``aux = {"right_vectors": V (B, C, C), "singular_values": s (B, C)}`` of A in float64. An item
-    with a non-finite A has status NON_FINITE and a solution of NaN.
+    Args:
+        method: "factors", by eigen- or singular vectors; "products", by matrix products alone, for
+            float32: it neither factorises nor waits for the device (see `procrustes_products` for
+            what it does where A is rank-deficient); "auto", "products" on a GPU and "factors" else.
+
+    Singular values are computed in float64 whatever the input, and on its device. `aux` of the
+    Solution is for `procrustes_adjoint`. An item with a non-finite A has status NON_FINITE and a
+    solution of NaN.
 
     Raises:
         InputError: where A is not a (B, d, C) tensor with d ≥ C.
     """
 
     name = "procrustes"
+
+    def __init__(self, method: str = "auto"):
+        if method not in METHODS:
+            raise InputError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+        self.method = method
 
     def unsupported(self, problem: Problem) -> str | None:
         """Needs a node on a Stiefel manifold that has a `procrustes_target`."""
@@ -64,52 +92,142 @@ class Procrustes(Solver):
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """U* = polar(A) of each item; ``start`` is not needed."""
         node: Any = problem.node
-        target = node.procrustes_target(*problem.inputs).detach()
-        if target.dim() != 3 or target.shape[-2] < target.shape[-1]:
+        A = node.procrustes_target(*problem.inputs).detach()
+        if A.dim() != 3 or A.shape[-2] < A.shape[-1]:
             raise InputError(
                 f"{type(node).__name__}.procrustes_target must return (B, d, C) with d ≥ C; "
-                f"it returned shape {tuple(target.shape)}"
+                f"it returned shape {tuple(A.shape)}"
             )
-        finite = target.isfinite().flatten(1).all(dim=1)
-        A = torch.where(finite[:, None, None], target, 0.0).to(torch.float64)
-        threshold = torch.finfo(target.dtype).eps * A.shape[-2]
-        U, s, V = _by_gram(A) if target.dtype != torch.float64 else _by_svd(A)
-        # Either factorisation has synchronised with the host: asking it costs nothing more.
-        if not bool((s > threshold * s[:, :1]).all()):
-            U, s, V = _deficient(node, problem, A, threshold)
-        U = torch.where(finite[:, None, None], U, torch.nan).to(target.dtype)
+        if self._takes_products(A):
+            return procrustes_products.solution(A, _preferred(node, problem, A), self.name)
+        return self._by_factors(node, problem, A)
+
+    def _takes_products(self, A: Tensor) -> bool:
+        if self.method == "auto":
+            return A.device.type == "cuda" and A.dtype == torch.float32
+        if self.method == "products" and A.dtype != torch.float32:
+            # The square of a condition number that counts as full in float64 is beyond float64.
+            raise InputError(
+                f"method 'products' is for float32; A is {A.dtype}: use 'factors', or 'auto'"
+            )
+        return self.method == "products"
+
+    def _by_factors(self, node: Any, problem: Problem, A: Tensor) -> Solution:
+        threshold = torch.finfo(A.dtype).eps * A.shape[-2]
+        # A factorisation synchronises with the host: what is asked here costs nothing more.
+        finite = A.sum(dim=(-2, -1)).isfinite()
+        all_finite = bool(finite.all())
+        if not all_finite:  # or too large to be added up
+            finite = A.isfinite().flatten(1).all(dim=1)
+        clean = A if all_finite else torch.where(finite[:, None, None], A, 0.0)
+        factors = _by_svd(clean) if A.dtype == torch.float64 else _by_gram(clean, threshold)
+        if factors is None or not _full_rank(factors.s, threshold):
+            factors = _deficient(clean, _preferred(node, problem, A), threshold)
+        U = factors.U.to(A.dtype)
+        if not all_finite:
+            U = torch.where(finite[:, None, None], U, torch.nan)
         status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
-        aux = {"right_vectors": V, "singular_values": s}
-        return Solution(U, status, torch.zeros_like(status), self.name, aux)
+        dtype = precision(A)
+        aux = {
+            "left_vectors": factors.left.to(dtype),
+            "right_vectors": factors.right.to(dtype),
+            "singular_values": factors.s,
+        }
+        uniqueness = relative_curvature(factors.s, A.shape).to(A.dtype)
+        return Solution(U, status, torch.zeros_like(status), self.name, aux, uniqueness=uniqueness)
 
 
-def _by_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, s, right = torch.linalg.svd(A, full_matrices=False)
-    return left @ right, s, right.mT
+def procrustes_adjoint(
+    U: Tensor, v: Tensor, aux: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """∂ℓ/∂A for v = ∂ℓ/∂U, both (B, d, C), from what `Procrustes` kept, and a residual (B,).
 
-
-def _by_gram(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From AᵀA = V diag(s²) Vᵀ, in half the time and memory, for A that came in float32 or less.
-
-    The square costs accuracy, eps₆₄ κ², and a rank that counts as full has κ < 1/(d eps₃₂): what is
-    lost is below 1e-8 there, and no deficient rank is taken for a full one.
+    The gradient is in `ddnkit.linalg.precision`. None for the residual where the solution was found
+    by factors: nothing is left to be solved.
     """
-    squares, V = torch.linalg.eigh(A.mT @ A)
-    s = squares.clamp(min=0).sqrt().flip(-1)
-    V = V.flip(-1)
-    return A @ ((V / s.unsqueeze(-2)) @ V.mT), s, V
+    if "singular_values" in aux:
+        left, right, s = (aux[k] for k in ("left_vectors", "right_vectors", "singular_values"))
+        return polar_adjoint_by_vectors(left, right, s, v), None
+    bounds = aux["bounds"][..., 0], aux["bounds"][..., -1]
+    ratio = procrustes_products.least_ratio(*U.shape[-2:])
+    gradient, residual = polar_adjoint_by_products(
+        U, aux["symmetric"], aux["inverse"], bounds, v, ratio=ratio
+    )
+    return gradient, residual.to(v.dtype)
 
 
-def _deficient(
-    node: Any, problem: Problem, A: Tensor, threshold: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def relative_curvature(s: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Least curvature over largest, (B,), of −⟨A, U⟩ on St(d, C) at its minimum, from A's s (B, C).
+
+    The curvatures are sᵢ + sⱼ (i < j), and for d > C also each sᵢ; one of 2s counts as s.
+    """
+    s = s.sort(dim=-1).values
+    square = shape[-2] == shape[-1] > 1
+    least = (s[..., 0] + s[..., 1]) / 2 if square else s[..., 0]
+    return torch.where(s[..., -1] > 0, least / s[..., -1], 0.0)
+
+
+class _Factors(NamedTuple):
+    U: Tensor
+    left: Tensor
+    right: Tensor
+    s: Tensor
+
+
+def _full_rank(s: Tensor, threshold: float) -> bool:
+    return bool((s > threshold * s.amax(dim=-1, keepdim=True)).all())
+
+
+def _by_svd(A: Tensor) -> _Factors:
     left, s, right = torch.linalg.svd(A, full_matrices=False)
+    return _Factors(left @ right, left, right.mT, s)
+
+
+def _by_gram(A: Tensor, threshold: float) -> _Factors | None:
+    """From AᵀA = V diag(s²) Vᵀ in float64, in half the time of an SVD; None where that is too rough.
+
+    The square costs accuracy: eps₆₄ κ² in the directions of the least singular values, 2e-6 at the
+    κ up to which this is used. P = A V diag(1/s) and V are orthonormal, so that U = P Vᵀ can be
+    formed in the input's precision: that costs rounding alone. So can the columns of P whose 1/s
+    enlarges the rounding of A V by a small factor; only the others are worth the double of their
+    time.
+    """
+    wide = A.to(torch.float64)
+    squares, V = torch.linalg.eigh(gram(wide))
+    s = squares.clamp_(min=0).sqrt_()
+    if not _full_rank(s, max(threshold, _LEAST_BY_GRAM)):
+        return None
+    narrow = A.to(precision(A))
+    if narrow.dtype == wide.dtype:
+        left = wide @ (V / s.unsqueeze(-2))
+        return _Factors(left @ V.mT, left, V, s)
+    right = V.to(narrow.dtype, memory_format=torch.contiguous_format)
+    # eigh returns them in ascending order.
+    few = int((s < s[:, -1:] / _ENLARGED).sum(dim=-1).amax())
+    scaled = V.div_(s.unsqueeze(-2))
+    left = torch.empty_like(narrow, memory_format=torch.contiguous_format)
+    left[..., :few] = wide @ scaled[..., :few]
+    rest = scaled[..., few:].to(narrow.dtype)
+    for item, matrix, vectors in zip(left, narrow, rest, strict=True):
+        torch.mm(matrix, vectors, out=item[:, few:])
+    return _Factors(left @ right.mT, left, right, s)
+
+
+def _preferred(node: Any, problem: Problem, A: Tensor) -> Tensor | None:
     if not hasattr(node, "procrustes_completion"):
-        return left @ right, s, right.mT
-    kept = s > threshold * s[:, :1]
-    preferred = node.procrustes_completion(*problem.inputs).detach().to(torch.float64)
-    U = completed(left * kept.unsqueeze(1) @ right, preferred.expand_as(A), threshold)
-    return U, s, right.mT
+        return None
+    point: Tensor = node.procrustes_completion(*problem.inputs)
+    return point.detach().expand_as(A)
+
+
+def _deficient(A: Tensor, preferred: Tensor | None, threshold: float) -> _Factors:
+    found = _by_svd(A.to(torch.float64))
+    if preferred is None:
+        return found
+    kept = found.s > threshold * found.s[:, :1]
+    partial = found.left * kept.unsqueeze(1) @ found.right.mT
+    U = completed(partial, preferred.to(torch.float64), threshold)
+    return found._replace(U=U, left=U @ found.right)
 
 
 def completed(partial: Tensor, preferred: Tensor, threshold: float) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from ddnkit import InputError, Manifold
+from ddnkit.linalg import departure_from_orthonormal
 
 from .support import gaussian, lapack_dtype
 
@@ -60,8 +61,7 @@ class Stiefel(Manifold):
 
     def infeasibility(self, y: Tensor) -> Tensor:
         """‖UᵀU − I‖_F / √C, shape (...)."""
-        residual = _gram_minus_identity(y)
-        return torch.linalg.vector_norm(residual, dim=(-2, -1)) / y.shape[-1] ** 0.5
+        return departure_from_orthonormal(y) / y.shape[-1] ** 0.5
 
     def project(self, y: Tensor) -> Tensor:
         """The polar factor of y, the nearest point; some nearest point where y is rank-deficient."""
@@ -76,11 +76,17 @@ class Stiefel(Manifold):
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
         """Σ(U) = ½(∇fᵀU + Uᵀ∇f), shape (..., C, C)."""
         product = y.mT @ gradient
-        return (product + product.mT) / 2
+        return (product + product.mT).div_(2)
 
     def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
         """U Σ, shape (..., d, C)."""
         return y @ multipliers
+
+    def less_normal(self, vector: Tensor, y: Tensor, multipliers: Tensor) -> Tensor:
+        """vector − U Σ, shape (..., d, C)."""
+        if vector.dim() == y.dim() == multipliers.dim() == 3:
+            return torch.baddbmm(vector, y, multipliers, alpha=-1)
+        return vector - y @ multipliers
 
     def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
         """Z Σ for the direction Z, shape (..., d, C)."""

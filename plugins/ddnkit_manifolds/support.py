@@ -46,7 +46,8 @@ def manifold_reason(problem: Problem, known: Iterable[type]) -> str | None:
         return f"{name} has no manifold; this solver needs one of: {names}"
     if not isinstance(problem.manifold, kinds):
         return f"its manifold is {problem.manifold!r}; this solver knows: {names}"
-    if problem.batch_size and problem.constraints(problem.start()) is not None:
+    constrained = problem.batch_size and problem.node.constrained
+    if constrained and problem.constraints(problem.start()) is not None:
         return (
             f"{name} has equality_constraints beside its manifold; this solver keeps to the "
             "manifold alone"

@@ -141,3 +141,158 @@ def test_says_what_it_cannot_take():
     assert "procrustes_target" in Procrustes().unsupported(Problem.single(NoTarget(), [A]))
     assert "Sphere()" in Procrustes().unsupported(Problem.single(OnTheSphere(), [A]))
     assert Procrustes().unsupported(Problem.single(MaximalTrace(), [A])) is None
+
+
+# -- by products -----------------------------------------------------------------------------------
+
+
+def solved(A, preferred=None, method="products"):
+    node, inputs = (MaximalTrace(), [A]) if preferred is None else (Completed(), [A, preferred])
+    return Procrustes(method).solve(Problem(node, inputs, len(A)))
+
+
+def near_frame(U):
+    return Stiefel().infeasibility(U).max() < 5e-7
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 4), (3, 1), (1, 1), (2, 2), (300, 257)])
+def test_products_find_the_polar_factor(shape):
+    A = torch.randn(3, *shape) * torch.tensor([1.0, 1e-12, 1e12])[:, None, None]
+    solution = solved(A)
+    assert solution.y.dtype == torch.float32
+    assert solution.statuses() == [Status.CONVERGED] * 3
+    assert near_frame(solution.y)
+    expected = polar(A.double())
+    error = (solution.y - expected).norm(dim=(-2, -1)) / shape[1] ** 0.5
+    # float32 holds A to one part in 2²⁴; what that is worth depends on A.
+    s = torch.linalg.svdvals(A.double())
+    assert (error < 1e-6 + 1e-7 * s[:, 0] / s[:, -1]).all()
+    S, inverse = solution.aux["symmetric"], solution.aux["inverse"]
+    size = S.norm(dim=(-2, -1), keepdim=True)
+    torch.testing.assert_close(S / size, expected.mT @ A.double() / size, atol=1e-6, rtol=0)
+    eye = torch.eye(shape[1], dtype=torch.float64).expand_as(S)
+    torch.testing.assert_close(S @ inverse, eye, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (40, 10), (12, 12), (2, 2)])
+@pytest.mark.parametrize("spread", [0, 1, 3])
+def test_products_bound_singular_values_and_uniqueness_from_the_safe_side(shape, spread):
+    d, C = shape
+    s = torch.logspace(-spread, 0, C).expand(5, C)
+    Q = torch.linalg.qr(torch.randn(5, d, C)).Q
+    A = Q * s.unsqueeze(1) @ torch.linalg.qr(torch.randn(5, C, C)).Q
+    found, exact = solved(A), solved(A, method="factors")
+    s = torch.linalg.svdvals(A.double())
+    least, second, largest = found.aux["bounds"].unbind(-1)
+    rounding = 1 + 1e-5
+    slack = C**0.125 * rounding
+    assert ((least <= s[:, -1] * rounding) & (least * slack >= s[:, -1])).all()
+    assert ((largest * rounding >= s[:, 0]) & (largest <= s[:, 0] * slack)).all()
+    if d == C:
+        assert (second <= s[:, -2] * rounding).all()
+    unique = found.uniqueness / exact.uniqueness
+    assert (unique <= rounding).all()
+    assert (unique >= 0.9 * C**-0.25).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(7, 4), (40, 10), (300, 260)])
+def test_products_complete_as_factors_do(shape, rank):
+    d, C = shape
+    rank = rank * C // 4
+    A = (of_rank(rank, d, C, 2) if rank else torch.zeros(2, d, C)).float()
+    preferred = point(2, d, C).float()
+    found, exact = solved(A, preferred), solved(A, preferred, "factors")
+    assert found.statuses() == [Status.CONVERGED] * 2
+    assert near_frame(found.y)
+    assert (found.y - exact.y).norm(dim=(-2, -1)).max() < 1e-4 * C**0.5
+    assert (found.uniqueness == 0).all()
+    # A minimiser: nothing of the objective is lost but rounding.
+    lost = torch.linalg.svdvals(A.double()).sum(-1) - (A.double() * found.y).sum((-2, -1))
+    assert (lost <= 1e-6 * torch.linalg.matrix_norm(A) * C**0.5).all()
+
+
+def test_products_leave_full_rank_items_as_they_are():
+    A = torch.cat([of_rank(rank, batch=1) for rank in (4, 2, 4)]).float()
+    preferred = point().float()
+    together, other = solved(A, preferred), solved(A, -preferred)
+    for index in (0, 2):
+        assert torch.equal(together.y[index], other.y[index])
+    assert not torch.allclose(together.y[1], other.y[1], atol=1e-2)
+
+
+def test_products_complete_without_a_preferred_point():
+    solution = solved(of_rank(2, 40, 10).float())
+    assert solution.statuses() == [Status.CONVERGED] * 3
+    assert near_frame(solution.y)
+    assert (solution.uniqueness == 0).all()
+
+
+def test_products_lose_no_more_than_the_values_about_the_threshold():
+    s = torch.logspace(0, -7, 60, dtype=torch.float64)
+    Q, V = (torch.linalg.qr(torch.randn(n, 60).double()).Q for n in (128, 60))
+    A = (Q * s @ V).float().unsqueeze(0)
+    preferred = Stiefel().random((1, 128, 60), like=A)
+    found = solved(A, preferred)
+    assert near_frame(found.y)
+    threshold = 128 * torch.finfo(torch.float32).eps
+    small = s[s < 3 * threshold].sum()
+    assert s.sum() - (A * found.y).double().sum() < small
+
+
+def test_products_say_so_where_nothing_completes():
+    A = of_rank(2).float()
+    # P̂ in the range of A has nothing for the null space.
+    solution = solved(A, polar(A.double()).float() * 0 + A)
+    assert solution.statuses() == [Status.MAX_ITERATIONS] * 3
+    assert (Stiefel().infeasibility(solution.y) > 0.1).all()
+
+
+def test_products_name_an_item_that_is_not_finite():
+    A = torch.randn(4, 7, 4)
+    A[1, 0, 0], A[3, 2, 1] = torch.nan, torch.inf
+    solution = solved(A)
+    bad = Status.NON_FINITE
+    assert solution.statuses() == [Status.CONVERGED, bad, Status.CONVERGED, bad]
+    assert solution.y[1].isnan().all()
+    assert solution.y[3].isnan().all()
+    assert torch.equal(solution.y[[0, 2]], solved(A[[0, 2]]).y)
+
+
+def test_methods():
+    with pytest.raises(InputError, match="method is one of auto, factors, products, not 'svd'"):
+        Procrustes("svd")
+    with pytest.raises(InputError, match=r"is for float32; A is torch\.float64: use 'factors'"):
+        solved(torch.randn(1, 4, 2, dtype=torch.float64))
+    A = torch.randn(2, 7, 4)
+    assert torch.equal(solved(A, method="auto").y, solved(A, method="factors").y)
+
+
+# -- by factors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least", [0.3, 1e-3, 3e-5])
+def test_large_float32_targets_keep_the_accuracy_of_float32(least):
+    # Many columns: some products are then in float32.
+    d, C = 330, 300
+    s = torch.linspace(1, 3, C).double()
+    s[: C // 3] = torch.logspace(torch.tensor(least).log10(), 0, C // 3)
+    Q, V = (torch.linalg.qr(torch.randn(n, C).double()).Q for n in (d, C))
+    A = (Q * s @ V).float().unsqueeze(0)
+    solution = solved(A, method="factors")
+    assert Stiefel().infeasibility(solution.y) < 5e-7
+    error = (solution.y - polar(A.double())).norm() / C**0.5
+    assert error < 5e-7
+    left, right = solution.aux["left_vectors"], solution.aux["right_vectors"]
+    assert Stiefel().infeasibility(left) < 5e-7
+    assert torch.allclose(left @ right.mT, solution.y, atol=1e-6)
+
+
+def test_a_small_value_that_counts_as_full_rank_keeps_its_digits():
+    # AᵀA would hold the square of the least one, 2e-12 of the largest, to three digits.
+    A = torch.diag(torch.tensor([1.0, 0.5, 2e-6])).unsqueeze(0)
+    A = torch.cat([A, torch.zeros(1, 2, 3)], dim=1)
+    rotation = Stiefel().random((1, 5, 5), like=A)
+    solution = solved(rotation @ A, torch.zeros(1, 5, 3), "factors")
+    assert Stiefel().infeasibility(solution.y) < 5e-7
+    assert solution.uniqueness > 1e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ddnkit_manifolds import Procrustes
 from torch import Tensor
 
 from ddnkit import Certificate, DeclarativeLayer, InputError
@@ -154,7 +155,10 @@ class NearestETFClassifier(ClassifierHead):
     def _start(self, H: Tensor) -> None:
         """The solution without the proximal term, as P; where it is free, that nearest to the start."""
         # δ = 0. Classes not seen yet leave it undetermined, which is no fault.
-        U = nearest_etf(H, self.prox, delta=0, reduced=True, policy="nan")
+        # Once in a training run: by factors, which complete any rank exactly.
+        U = nearest_etf(
+            H, self.prox, delta=0, reduced=True, solver=Procrustes("factors"), policy="nan"
+        )
         if not self.reduced:
             null_direction = self.prox.sum(dim=-1, keepdim=True) / self.classes**0.5
             U = complete_frame(reduce(U), null_direction)
