@@ -2,10 +2,41 @@
 
 import pytest
 import torch
-from ddnkit_etf import NearestETFClassifier, haar_frame, nearest_etf
+from ddnkit_etf import NearestETF, NearestETFClassifier, haar_frame, nearest_etf
+from ddnkit_manifolds import Procrustes
 from ddnkit_train import AGD
 
+from ddnkit import DeclarativeLayer
+
 pytestmark = pytest.mark.gpu
+
+#: ImageNet's classes on the features of a ResNet-50.
+SIZE = (2048, 1000)
+
+
+@pytest.fixture
+def no_waiting():
+    """Gives a context in which waiting for the device is an error."""
+
+    class NoWaiting:
+        def __enter__(self):
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *_):
+            torch.cuda.set_sync_debug_mode("default")
+
+    yield NoWaiting()
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def problem(d, C):
+    H = torch.randn(d, C)
+    return H / H.norm(), haar_frame(d, C), torch.randn(d, C)
+
+
+def layer_by_products():
+    return DeclarativeLayer(NearestETF(solver=Procrustes("products")), policy="nan")
 
 
 @pytest.mark.parametrize(("d", "C"), [(12, 5), (512, 100), (2048, 1000)])
@@ -52,3 +83,78 @@ def test_agd_never_waits_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(("d", "C"), [(64, 10), SIZE])
+def test_forward_and_backward_never_wait_for_the_device(d, C, no_waiting):
+    H, P, V = (x.cuda() for x in problem(d, C))
+    H.requires_grad_()
+    layer = DeclarativeLayer(NearestETF(), policy="nan")
+    layer(H, P).backward(V)  # libraries are loaded, and their memory is taken
+    with no_waiting:
+        layer(H, P).backward(V)
+    assert H.grad.isfinite().all()
+    assert layer.certificate.differentiable.all()
+    assert layer.certificate.adjoint_residual is not None
+
+
+@pytest.mark.parametrize("features", [16, 7])
+def test_a_training_step_never_waits_for_the_device(features, no_waiting):
+    head = NearestETFClassifier(features, 8).cuda()
+    backbone = torch.nn.Linear(32, features).cuda()
+    x, labels = torch.randn(64, 32, device="cuda"), torch.arange(8, device="cuda").repeat(8)
+
+    def step():
+        torch.nn.functional.cross_entropy(head(backbone(x), labels), labels).backward()
+
+    step()
+    step()
+    with no_waiting:
+        step()
+    assert backbone.weight.grad.isfinite().all()
+
+
+def test_gradient_at_the_size_of_imagenet_is_that_of_float64():
+    H, P, V = problem(*SIZE)
+    found = []
+    for dtype, solver in ((torch.float64, "procrustes"), (torch.float32, Procrustes("products"))):
+        h = H.to("cuda", dtype).requires_grad_()
+        layer = DeclarativeLayer(NearestETF(solver=solver), policy="raise")
+        U = layer(h, P.to("cuda", dtype))
+        U.backward(V.to("cuda", dtype))
+        found.append((U.detach().double(), h.grad.double()))
+    (U, gradient), (U32, gradient32) = found
+    assert (U32 - U).norm() < 1e-6 * U.norm()
+    assert (gradient32 - gradient).norm() < 1e-4 * gradient.norm()
+
+
+def test_memory_at_the_size_of_imagenet():
+    H, P, V = (x.cuda() for x in problem(*SIZE))
+    H.requires_grad_()
+    layer = layer_by_products()
+    layer(H, P).backward(V)
+    H.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    layer(H, P).backward(V)
+    assert torch.cuda.max_memory_allocated() - before <= 128 * 2**20
+
+
+def test_forward_in_a_cuda_graph():
+    H, P, _ = (x.cuda() for x in problem(512, 100))
+    layer = layer_by_products()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        for _ in range(3):
+            layer(H, P)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        U = layer(H, P)
+    other = torch.randn_like(H)
+    H.copy_(other / other.norm())
+    graph.replay()
+    with torch.no_grad():
+        torch.testing.assert_close(U, layer(H, P), atol=1e-5, rtol=0)
