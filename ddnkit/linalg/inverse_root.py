@@ -6,7 +6,7 @@ p(√λ)². From Y = G, Z = I the coupled iteration
     R = Z Y,    P = q(R) = aI + bR + cR²,    Y ← Y P,    Z ← P Z
 
 keeps Y = G Z and ends at R = I, so that Z = G^{-1/2} and Y = G^{1/2} (Higham, *Functions of Matrices*,
-section 6.7: of the possible orders of the factors these are stable). With q = (15 − 10R + 3R²)/8 it is
+chapter 6; of the possible orders of the factors these are stable). With q = (15 − 10R + 3R²)/8 it is
 the Newton–Schulz iteration of order three, which hardly moves a small eigenvalue: by 15/8 a step.
 
 Among quintics, the one that minimises max |1 − p| over [l, u] equioscillates,
@@ -15,7 +15,7 @@ Among quintics, the one that minimises max |1 − p| over [l, u] equioscillates,
 
 and takes the interval to [1 − E, 1 + E]. Taking in each step the best one for the interval that the last
 has left is optimal among all compositions of as many quintics (Amsel, Persson, Musco and Gower, *The
-Polar Express*, 2025, Theorem 3.1); a small eigenvalue grows more than fourfold a step, and as l → u the
+Polar Express*, 2025); a small eigenvalue grows more than fourfold a step, and as l → u the
 step tends to that of Newton–Schulz. The steps depend on l alone: they are numbers, known before the
 matrix is, and nothing has to be asked of the device.
 """
@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Where the steps end: max |1 − p| over what the interval has become; reached by chance, since the last
-#: steps take it from 1e-2 over 1e-5 to rounding.
+#: Where the steps end: max |1 − p| over what the interval has become. Mostly it is less by far, since
+#: the last steps go from 1e-2 over 1e-5 to rounding.
 ACCURACY = 1e-6
 
 #: An interval this short leaves nothing to equioscillate over: Newton–Schulz, scaled, is the limit.

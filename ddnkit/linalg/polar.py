@@ -20,6 +20,9 @@ X = Q X̂ Qᵀ, X̂ᵢⱼ = (T̂ᵢⱼ − T̂ⱼᵢ)/(sᵢ + sⱼ), and
 
 four products of the size of A and none of the size of S. Where d = C, (I − UUᵀ) is zero, and so are the
 two terms with 1/s together; they are left out there, and a single s = 0 does no harm.
+
+Without singular vectors, S and S⁻¹ are enough for the formula above it, the Sylvester equation being
+solved by products as well (`sylvester`).
 """
 
 from __future__ import annotations
