@@ -10,11 +10,15 @@ matrices are in float64; products of samples with a matrix are in the features' 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from .statistics import CHUNK, ClassStatistics, chunks, class_statistics
+from .statistics import CHUNK, ClassStatistics, class_statistics, deviations
+
+#: The rounding error, relative to the result, up to which NC1 may take the shorter way.
+_RELATIVE_ROUNDING = 1e-11
 
 
 def neural_collapse(
@@ -68,12 +72,8 @@ def nc1(features: Tensor, labels: Tensor, statistics: ClassStatistics) -> Tensor
     # The cut that torch.linalg.pinv would make for Σ_B: the rounding error of λ.
     kept = eigenvalues > max(K.shape) * torch.finfo(K.dtype).eps * largest
     inverse = torch.where(kept, 1 / eigenvalues, 0)
-    projector = (K.T @ (V * inverse)).to(features.dtype)
-    total = torch.zeros_like(largest)
-    for chunk, chunk_labels in chunks(features, labels):
-        deviations = chunk - statistics.means[chunk_labels]
-        seen = deviations.to(features.dtype) @ projector
-        total += seen.square().sum(dtype=torch.float64)
+    projection = ((V * inverse).T @ K).to(features.dtype)
+    total = _within_seen_through(projection, features, labels, statistics)
     # Class means closer than the rounding of the features are one and the same point.
     rounding = max(K.shape) * torch.finfo(K.dtype).eps * statistics.scale
     return torch.where(largest.sqrt() > rounding, total / len(labels), torch.nan)
@@ -169,6 +169,41 @@ def etf_distance(vectors: Tensor) -> Tensor:
     sigma = torch.linalg.svdvals((X - mean).nan_to_num())[: classes - 1]
     squared = classes * mean.square().sum() + (sigma - sigma.mean()).square().sum()
     return squared.sqrt() / X.norm()
+
+
+def _within_seen_through(
+    projection: Tensor, features: Tensor, labels: Tensor, statistics: ClassStatistics
+) -> Tensor:
+    """Σ_i ‖P (h_i − h̄_{c(i)})‖², float64.
+
+    P h_i − P h̄_{c(i)} saves the pass over N×d numbers that the deviations take, a fifth of the
+    time at C = 100, and loses by cancellation what they keep: entries of P h_i are wrong by about
+    ε √d ‖p_k‖ ‖h_i‖, all of them together by δ, and the root of the sum by no more than δ. Near
+    collapse, where that shows, and in float32, where it shows sooner, the deviations are taken.
+
+    Args:
+        projection: P ``(C, d)``.
+        features: h_i ``(N, d)``.
+        labels: classes c(i) ``(N,)``, int64.
+        statistics: of these features.
+    """
+    if features.dtype == torch.float64:
+        of_means = projection @ statistics.means.T
+        pairs = zip(features.split(CHUNK), labels.split(CHUNK), strict=True)
+        # C×samples, both factors along their rows: the fastest order there is for this product.
+        total = _sum_of_squares(projection @ chunk.T - of_means[:, own] for chunk, own in pairs)
+        rounding = torch.finfo(features.dtype).eps * math.sqrt(features.shape[1])
+        delta = rounding * projection.norm() * statistics.scale * math.sqrt(len(features))
+        if delta <= _RELATIVE_ROUNDING * total.sqrt():
+            return total
+    return _sum_of_squares(
+        projection @ chunk.T for chunk in deviations(features, labels, statistics.means)
+    )
+
+
+def _sum_of_squares(matrices: Iterable[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(matrix, dtype=torch.float64) for matrix in matrices]
+    return torch.stack(norms).square().sum()
 
 
 def _distance_to_etf_gram(product: Tensor) -> Tensor:

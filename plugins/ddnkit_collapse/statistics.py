@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Samples that are held in float64 at a time.
-CHUNK = 4096
+#: Samples that are worked on at a time: few enough for a processor's cache.
+CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> ClassSta
     squares = torch.zeros((), dtype=torch.float64, device=features.device)
     for chunk, chunk_labels in chunks(features, labels):
         sums.index_add_(0, chunk_labels, chunk)
-        squares += chunk.square().sum()
+        squares += torch.linalg.vector_norm(chunk).square()
     counts = torch.bincount(labels, minlength=classes)
     global_mean = sums.sum(dim=0) / len(labels)
     means = torch.where(
@@ -62,6 +62,45 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> ClassSta
 
 
 def chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features in float64 with their labels, `CHUNK` at a time."""
-    for chunk, chunk_labels in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
-        yield chunk.to(torch.float64), chunk_labels
+    """Features in float64 with their labels, `CHUNK` at a time.
+
+    One buffer serves every chunk, so that one is good until the next is asked for: fresh memory
+    for each costs several times what is done with it.
+    """
+    pairs = zip(features.split(CHUNK), labels.split(CHUNK), strict=True)
+    if features.dtype == torch.float64 or _differentiated(features):
+        yield from ((chunk.to(torch.float64), own) for chunk, own in pairs)
+        return
+    buffer = _buffer(features, torch.float64)
+    yield from ((buffer[: len(chunk)].copy_(chunk), own) for chunk, own in pairs)
+
+
+def deviations(features: Tensor, labels: Tensor, means: Tensor) -> Iterator[Tensor]:
+    """h_i − h̄_{c(i)}, `CHUNK` samples at a time, in one buffer as `chunks` has it.
+
+    Args:
+        features: h_i ``(N, d)``.
+        labels: classes c(i) ``(N,)``, int64.
+        means: h̄ ``(C, d)``, float64: so is the difference, which is rounded to the features' own
+            precision afterwards.
+    """
+    pairs = zip(features.split(CHUNK), labels.split(CHUNK), strict=True)
+    if _differentiated(features):
+        yield from ((chunk - means[own]).to(features.dtype) for chunk, own in pairs)
+        return
+    difference = _buffer(features, torch.float64)
+    rounded = None if features.dtype == torch.float64 else _buffer(features, features.dtype)
+    for chunk, own in pairs:
+        exact = difference[: len(chunk)]
+        torch.index_select(means, 0, own, out=exact)
+        torch.sub(chunk, exact, out=exact)
+        yield exact if rounded is None else rounded[: len(chunk)].copy_(exact)
+
+
+def _differentiated(features: Tensor) -> bool:
+    """Whether a graph is kept, whose tensors nothing may overwrite."""
+    return features.requires_grad and torch.is_grad_enabled()
+
+
+def _buffer(features: Tensor, dtype: torch.dtype) -> Tensor:
+    return features.new_empty(min(CHUNK, len(features)), features.shape[1], dtype=dtype)

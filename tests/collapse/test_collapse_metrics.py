@@ -183,6 +183,36 @@ def test_no_within_class_variance_is_zero_nc1() -> None:
     assert float(nc1(distorted, labels, class_statistics(distorted, labels, 4))) < 1e-28
 
 
+@pytest.mark.parametrize("power", [0, 10, 20, 30, 36])
+def test_nc1_keeps_its_digits_on_the_way_to_collapse(power: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    # Numbers of few bits, deviations in pairs that cancel: sums and class means are exact, and
+    # deviations 2⁻ᵖ times as large make NC1 exactly 4⁻ᵖ times as large.
+    means = torch.randint(-64, 64, (6, 40), generator=generator).double() / 8
+    halves = torch.randint(-64, 64, (48, 40), generator=generator).double() / 64
+    labels = (torch.arange(48) % 6).repeat(2)
+    deviations = torch.cat([halves, -halves])
+
+    def at(scale: float) -> float:
+        features = means[labels] + scale * deviations
+        return float(nc1(features, labels, class_statistics(features, labels, 6)))
+
+    assert at(2.0**-power) * 4.0**power == pytest.approx(at(1.0), rel=1e-9)
+
+
+def test_nc1_has_a_gradient() -> None:
+    features, labels, _ = sample(30, 5, 4)
+    features.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda h: nc1(h, labels, class_statistics(h, labels, 4)), (features,)
+    )
+    single = features.detach().float().requires_grad_()
+    nc1(single, labels, class_statistics(single, labels, 4)).backward()
+    assert single.grad is not None
+    nc1(features, labels, class_statistics(features, labels, 4)).backward()
+    assert torch.allclose(single.grad.double(), features.grad, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
 def test_metrics_of_features_that_are_all_the_same_are_nan_not_a_crash(value: float) -> None:
     labels = torch.arange(30) % 3
