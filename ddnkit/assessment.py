@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .backward.form import BackwardForm
-from .backward.tangent_operator import hessian_operator, matrix_of, projector
+from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import Certificate
 from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
@@ -75,7 +75,7 @@ def error_bound(
 
 
 def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-    P, G = projector(problem, y), hessian_operator(problem, y, nu)
+    P, G = Projector(problem, y), hessian_operator(problem, y, nu)
     like = flat(y)
     if like.shape[-1] > _ALL_CURVATURES:
         lowest, largest, _ = extreme_eigenvalues(lambda v: P(G(v)), like, project=P)

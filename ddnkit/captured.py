@@ -142,12 +142,6 @@ def _has_tangent(tensor: Tensor) -> bool:
         return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def under_transform() -> bool:
-    """Whether a torch.func transform or forward mode is at work."""
-    inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return inside or torch.autograd.forward_ad._current_level >= 0
-
-
 def attributes(owner: object) -> Iterator[tuple[str, Tensor]]:
     """Floating-point tensors in an object's attributes, lists, dictionaries and modules included."""
     values = dict(vars(owner))

@@ -22,12 +22,8 @@ import torch
 from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
-from .lagrangian import (
-    constraint_jacobian,
-    constraint_margin,
-    lagrangian_gradient,
-    least_squares_multipliers,
-)
+from .lagrangian import constraint_jacobian, lagrangian_gradient, multipliers_and_margin
+from .linalg.items import apply, distinct
 from .problem import Evaluation, Problem, flat
 from .solution import Solution, Status
 
@@ -204,11 +200,11 @@ def _backward_errors(
     if own is not None:
         jacobian = constraint_jacobian(problem, y)
         assert jacobian is not None
-        licq = constraint_margin(jacobian)
-        nu = least_squares_multipliers(jacobian, gradient)
-        residual = residual - (jacobian.mT @ nu.unsqueeze(-1)).squeeze(-1)
+        nu, licq = multipliers_and_margin(jacobian, gradient)
+        residual = residual - apply(jacobian.mT, nu)
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
-        own_scale = (jacobian[:, : own.shape[1]].abs() @ flat(y).abs().unsqueeze(-1)).squeeze(-1)
+        sizes = distinct(jacobian)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
+        own_scale = apply(sizes, flat(y).abs())
         scale_h = own_scale.norm(dim=-1)
     elif manifold is not None:
         sigma = manifold.multipliers(y, gradient)

@@ -16,16 +16,20 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from .captured import under_transform
 from .errors import InputError
+from .linalg.items import apply, distinct, merged
 from .linalg.kkt import without_bad_items
 from .problem import Problem, derivative, flat
+from .transforms import under_transform
 
 # -- numbers ---------------------------------------------------------------------------------------
 
 
 def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
-    """A = D_y h with the manifold's constraints last, shape (B, p, m); None without constraints."""
+    """A = D_y h with the manifold's constraints last, shape (B, p, m); None without constraints.
+
+    An expanded view of one item's where they are all the same (`ddnkit.linalg.items`).
+    """
     parts = []
     with torch.enable_grad():
         variable = y.detach().requires_grad_()
@@ -35,7 +39,7 @@ def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
             parts.append(_rows(own.sum(dim=0), variable))
     if problem.manifold is not None:
         parts.append(problem.manifold.constraint_jacobian(y.detach()))
-    return torch.cat(parts, dim=1) if parts else None
+    return merged(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) if parts else None
 
 
 def _rows(values: Tensor, variable: Tensor) -> Tensor:
@@ -63,30 +67,41 @@ def _rows(values: Tensor, variable: Tensor) -> Tensor:
 
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     """The ν of least norm that minimises ‖∇f − Aᵀν‖, shape (B, p)."""
-    return _apply(pseudo_inverse(jacobian).mT, flat(gradient))
+    return apply(pseudo_inverse(jacobian).mT, flat(gradient))
+
+
+def multipliers_and_margin(jacobian: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """`least_squares_multipliers` and `constraint_margin` at the price of one."""
+    (A,) = without_bad_items(distinct(jacobian))
+    rows = _independent_rows(A)
+    if rows is None:
+        return least_squares_multipliers(jacobian, gradient), constraint_margin(jacobian)
+    inverse = rows.pseudo_inverse().expand(len(jacobian), -1, -1)
+    return apply(inverse.mT, flat(gradient)), rows.margin.expand(len(jacobian))
 
 
 def pseudo_inverse(jacobian: Tensor) -> Tensor:
     """A⁺ (B, m, p), differentiable where the rank is constant nearby; 0 for an item that is not finite."""
-    (A,) = without_bad_items(jacobian)
-    if not under_transform() and not (torch.is_grad_enabled() and A.requires_grad):
-        rows = _independent_rows(A)
-        if rows is not None:
-            return rows.pseudo_inverse()
-    return torch.linalg.pinv(A)
+    if under_transform() or (torch.is_grad_enabled() and jacobian.requires_grad):
+        (A,) = without_bad_items(jacobian)
+        return torch.linalg.pinv(A)
+    (A,) = without_bad_items(distinct(jacobian))
+    rows = _independent_rows(A)
+    inverse = torch.linalg.pinv(A) if rows is None else rows.pseudo_inverse()
+    return inverse.expand(len(jacobian), -1, -1)
 
 
 def constraint_margin(jacobian: Tensor) -> Tensor:
     """Least over largest singular value of A with rows of unit length, (B,): 0 if they are dependent."""
-    (A,) = without_bad_items(jacobian)
+    (A,) = without_bad_items(distinct(jacobian))
     if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
-        return A.new_zeros(len(A))
+        return A.new_zeros(len(jacobian))
     rows = _independent_rows(A)
     if rows is not None:
-        return rows.margin
+        return rows.margin.expand(len(jacobian))
     values = torch.linalg.svdvals(_unit_rows(A)[0])
     largest = values[..., 0]
-    return torch.where(largest > 0, values[..., -1] / largest, 0.0)
+    return torch.where(largest > 0, values[..., -1] / largest, 0.0).expand(len(jacobian))
 
 
 def row_basis(jacobian: Tensor) -> Tensor:
@@ -96,13 +111,14 @@ def row_basis(jacobian: Tensor) -> Tensor:
     Not through a Gram matrix where rows are nearly dependent: it has the square of their condition,
     and half of the digits would tell two constraints for one.
     """
-    (A,) = without_bad_items(jacobian)
+    (A,) = without_bad_items(distinct(jacobian))
     rows = _independent_rows(A)
     if rows is not None:
-        return rows.basis()
+        return rows.basis().expand(len(jacobian), -1, -1)
     _, sizes, basis = torch.linalg.svd(_unit_rows(A)[0], full_matrices=False)
     rounding = max(A.shape[-2:]) * torch.finfo(A.dtype).eps
-    return (basis * (sizes > rounding * sizes[..., :1]).unsqueeze(-1)).mT
+    basis = (basis * (sizes > rounding * sizes[..., :1]).unsqueeze(-1)).mT
+    return basis.expand(len(jacobian), -1, -1)
 
 
 class _Rows(NamedTuple):
@@ -253,20 +269,21 @@ class Linearised(ConstraintSet):
         values, pull = vjp(h, y)
         basis = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
         basis = basis.unsqueeze(1).expand(-1, *values.shape)
-        self.A = flat_after(pulled(pull, basis), 2).movedim(0, 1)
+        A = flat_after(pulled(pull, basis), 2).movedim(0, 1)
+        self.A = A if under_transform() else merged(A)
         self.pinv = pseudo_inverse(self.A)
 
     def multipliers(self, gradient: Tensor) -> Tensor:
         """(A⁺)ᵀ g, (B, p)."""
-        return _apply(self.pinv.mT, gradient)
+        return apply(self.pinv.mT, gradient)
 
     def project(self, vector: Tensor) -> Tensor:
         """v − A⁺A v."""
-        return vector - _apply(self.pinv, _apply(self.A, vector))
+        return vector - apply(self.pinv, apply(self.A, vector))
 
     def restore(self, violation: Tensor) -> Tensor:
         """A⁺ r."""
-        return _apply(self.pinv, violation)
+        return apply(self.pinv, violation)
 
 
 def constraint_set(problem: Problem, y: Tensor) -> ConstraintSet:
@@ -350,7 +367,3 @@ def pushforward(
 def flat_after(x: Tensor, dims: int) -> Tensor:
     """(a, B, *y) as (a, B, m)."""
     return x.reshape(*x.shape[:dims], x.shape[dims:].numel())
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

@@ -18,7 +18,7 @@ from ..problem import Problem
 from ..solution import Adjoint
 from .form import BackwardForm, TangentSolve
 from .matrix_free import by_size
-from .tangent_operator import hessian_operator, projector
+from .tangent_operator import Projector, hessian_operator
 
 
 class ClosedForm(BackwardForm):
@@ -38,7 +38,7 @@ class ClosedForm(BackwardForm):
         if problem.node.tangent_inverse is None:
             return by_size(problem, y.shape[1:].numel()).tangent_solve(problem, y, nu)
         inverse = _tangent_inverse(problem, y)
-        P, G = projector(problem, y), hessian_operator(problem, y, nu)
+        P, G = Projector(problem, y), hessian_operator(problem, y, nu)
 
         def solve(r: Tensor) -> tuple[Tensor, Tensor]:
             z = inverse(r.reshape(r.shape[:-1] + y.shape[1:])).reshape(r.shape)

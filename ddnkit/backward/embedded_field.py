@@ -18,7 +18,7 @@ from ..lagrangian import lagrangian_hessian
 from ..linalg.kkt import TangentInverse
 from ..problem import Problem, flat
 from .form import BackwardForm, TangentSolve
-from .tangent_operator import matrix_of, projector
+from .tangent_operator import Projector, matrix_of
 
 
 class EmbeddedField(BackwardForm):
@@ -28,7 +28,7 @@ class EmbeddedField(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        P = matrix_of(projector(problem, y), flat(y))
+        P = matrix_of(Projector(problem, y), flat(y))
         manifold = problem.manifold
         if manifold is None or problem.has_constraints(y):
             G = lagrangian_hessian(problem, y, nu)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..linalg.krylov import conjugate_gradient
 from ..linalg.minimal_residuals import minres
+from ..linalg.replay import Replayed
 from ..problem import Problem, flat
 from .form import BackwardForm, TangentSolve
-from .tangent_operator import Operator, hessian_operator, projector
+from .tangent_operator import Operator, Projector, hessian_operator
 
 #: builds, for a problem and its solution y, an approximation of G⁻¹ on vectors (..., B, m)
 Preconditioner = Callable[[Problem, Tensor], Operator]
@@ -53,13 +54,15 @@ class Krylov(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        P = projector(problem, y)
+        P = Projector(problem, y)
         G = hessian_operator(problem, y, nu)
         precondition = self._preconditioner(problem, y, P)
 
         def operator(v: Tensor) -> Tensor:
             # The right side is tangent, and with it all that an iteration makes of it.
-            return P(G(v))
+            return P.once(G(v))
+
+        replayed = Replayed(operator)
 
         def solve(r: Tensor) -> tuple[Tensor, Tensor]:
             right = P(r)
@@ -71,6 +74,7 @@ class Krylov(BackwardForm):
                 "tolerance": self.tolerance,
                 "max_iterations": self.max_iterations,
                 "preconditioner": precondition,
+                "inside": replayed,
             }
             found = conjugate_gradient(operator, right, **settings)
             z, residual = P(found.x), found.residual

@@ -8,36 +8,42 @@ import torch
 from torch import Tensor
 
 from ..lagrangian import constraint_jacobian, lagrangian_gradient, row_basis
+from ..linalg.items import apply
 from ..problem import Problem, derivative, flat
 
 Operator = Callable[[Tensor], Tensor]
 
 
-def projector(problem: Problem, y: Tensor) -> Operator:
+class Projector:
     """P on vectors (..., B, m): by the manifold, or by the constraint gradients' span.
 
-    P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent.
+    P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent. Called, it is
+    applied twice: what rounding leaves of the normal part is removed by the second.
     """
-    manifold = problem.manifold
-    if not problem.has_constraints(y):
-        if manifold is None:
-            return lambda v: v
 
-        def on_manifold(v: Tensor) -> Tensor:
-            shaped = v.reshape(v.shape[:-1] + y.shape[1:])
-            tangent: Tensor = manifold.tangent(y.expand_as(shaped), shaped)
-            return tangent.reshape(v.shape)
+    def __init__(self, problem: Problem, y: Tensor):
+        self._y = y
+        self._manifold = problem.manifold
+        self._basis: Tensor | None = None
+        if problem.has_constraints(y):
+            A = constraint_jacobian(problem, y)
+            assert A is not None
+            self._basis = row_basis(A)
 
-        return on_manifold
-    A = constraint_jacobian(problem, y)
-    assert A is not None
-    basis = row_basis(A)
+    def __call__(self, v: Tensor) -> Tensor:
+        """P v."""
+        projected = self.once(v)
+        return projected if self._basis is None else self.once(projected)
 
-    def tangent(v: Tensor) -> Tensor:
-        return v - _apply(basis, _apply(basis.mT, v))
-
-    # Twice: what rounding leaves of the normal part is removed by the second.
-    return lambda v: tangent(tangent(v))
+    def once(self, v: Tensor) -> Tensor:
+        """Enough where v is tangent but for rounding, and what is made of it projected in the end."""
+        if self._basis is not None:
+            return v - apply(self._basis, apply(self._basis.mT, v))
+        if self._manifold is None:
+            return v
+        shaped = v.reshape(v.shape[:-1] + self._y.shape[1:])
+        tangent: Tensor = self._manifold.tangent(self._y.expand_as(shaped), shaped)
+        return tangent.reshape(v.shape)
 
 
 def hessian_operator(problem: Problem, y: Tensor, nu: Tensor) -> Operator:
@@ -82,7 +88,3 @@ def matrix_of(operator: Operator, like: Tensor) -> Tensor:
     B, m = like.shape
     basis = torch.eye(m, dtype=like.dtype, device=like.device)
     return operator(basis.unsqueeze(1).expand(m, B, m)).permute(1, 2, 0)
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

@@ -166,7 +166,7 @@ class Comparison(Bench):
     def run(self, request: Request) -> Result:
         """A table for each case."""
         tables, measured = [], []
-        for case in self.cases(request):
+        for case in self._cases_asked(request):
             lines = self.measure(case, request)
             dtype = request.dtype or self.dtype
             tables.append(
@@ -181,7 +181,11 @@ class Comparison(Bench):
 
     def measure(self, case: Case, request: Request) -> list[Measured]:
         """The lines of one case, in the competitors' order."""
-        field = self._asked(self.competitors(case, request.device), request)
+        field = [
+            competitor
+            for competitor in self.competitors(case, request.device)
+            if not request.only or competitor.name in request.only
+        ]
         inputs = self.drawn(case, request)
         reference = self.reference(case, inputs)
         lines: dict[str, Measured] = {}
@@ -258,12 +262,20 @@ class Comparison(Bench):
                         taken[name][phase].append(time)
         return taken
 
-    def _asked(self, field: Sequence[Competitor], request: Request) -> list[Competitor]:
-        names = [competitor.name for competitor in field]
+    def _cases_asked(self, request: Request) -> list[Case]:
+        """The cases in which one of the competitors asked for takes part."""
+        cases = self.cases(request)
+        if not request.only:
+            return cases
+        fields = [{c.name for c in self.competitors(case, request.device)} for case in cases]
+        names = sorted(set().union(*fields))
         for name in request.only:
             if name not in names:
                 raise InputError(f"--only: no competitor '{name}'.{nearest_choice(name, names)}")
-        return [c for c in field if not request.only or c.name in request.only]
+        asked = set(request.only)
+        return [
+            case for case, field in zip(cases, fields, strict=True) if not asked.isdisjoint(field)
+        ]
 
     def _with_memory(self, line: Measured, case: Case, request: Request) -> Measured:
         if (

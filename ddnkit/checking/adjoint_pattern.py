@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backward.dense import Dense
-from ..backward.tangent_operator import hessian_operator, matrix_of, projector
+from ..backward.tangent_operator import Projector, hessian_operator, matrix_of
 from ..lagrangian import constraint_set, objective_gradient, stationarity
 from ..problem import flat
 from .gradients import backward, differentiable
@@ -141,7 +141,7 @@ def _matrix_mistake(
     constraints = constraint_set(problem, y)
     nu = constraints.multipliers(objective_gradient(problem, y))
     G = matrix_of(hessian_operator(problem, y, nu), flat(y))[0]
-    P = matrix_of(projector(problem, y), flat(y))[0]
+    P = matrix_of(Projector(problem, y), flat(y))[0]
     z, z_without_constraints = _pinv(P @ G @ P) @ -v[0], _pinv(G) @ -v[0]
     floating = [k for k, x in enumerate(problem.operands) if x.is_floating_point()]
     B = {k: _cross_derivative(solved, nu, floating[k]) for k in wrong}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..assessment import assess, error_bound
 from ..backward.form import BackwardForm, TangentSolve
-from ..captured import Captured, under_transform
+from ..captured import Captured
 from ..certificate import Certificate, act, complaint, measure
 from ..problem import Evaluation, Problem
 from ..solution import Solution
@@ -26,6 +26,7 @@ from ..solving import (
     solve,
 )
 from ..structure import Structure
+from ..transforms import under_transform
 from .numbers import Numbers
 
 

@@ -76,7 +76,8 @@ class Progress:
     """Which items still iterate, (..., 1): a frozen one takes steps of length zero.
 
     `active` may be narrowed by the cycle between two steps; `iterations` is counted in place.
-    `first_cycle`: the residual to reduce is b itself, not what another cycle left.
+    `before`: steps of the cycles so far, which no item can have made more of. `first_cycle`: there was
+    none, and the residual to reduce is b itself, not what another cycle left.
     """
 
     def __init__(
@@ -85,12 +86,13 @@ class Progress:
         iterations: Tensor,
         target: Tensor,
         stopping: Stopping,
-        first_cycle: bool,
+        before: int,
     ):
-        self.active = active
+        self.active = active.clone()
         self.iterations = iterations
-        self.first_cycle = first_cycle
+        self.first_cycle = before == 0
         self.steps = 0
+        self._before = before
         self._target = target
         self._stopping = stopping
         self._best = torch.ones_like(target)
@@ -101,8 +103,9 @@ class Progress:
         """Count a step that left residuals of `size` times the cycle's first; True to end."""
         self.steps += 1
         self.iterations += self.active
-        self.active = self.active & (size > self._target)
-        self.active &= self.iterations < self._stopping.max_iterations
+        self.active &= size > self._target
+        if self._before + self.steps >= self._stopping.max_iterations:
+            self.active &= self.iterations < self._stopping.max_iterations
         torch.minimum(self._best, size, out=self._best)
         if self.steps % self._stopping.window == 0:
             self.active &= self._best < 0.5 * self._mark
@@ -122,15 +125,18 @@ def conjugate_gradient(
     preconditioner: LinearMap | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
+    inside: LinearMap | None = None,
 ) -> KrylovSolution:
     """x (..., m) with A x = `right` for symmetric positive semidefinite A, `right` in its range.
 
-    `preconditioner` applies a symmetric positive definite approximation of A⁻¹.
+    `preconditioner` applies a symmetric positive definite approximation of A⁻¹. `inside` is a quicker
+    `apply`, which the iteration uses; the residual that is reported, and refined, is `apply`'s.
     """
     precondition = None if preconditioner is None else operator(preconditioner)
+    quick = operator(apply if inside is None else inside)
 
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        return _conjugate_gradient_cycle(operator(apply), precondition, r, progress)
+        return _conjugate_gradient_cycle(quick, precondition, r, progress)
 
     return refined(cycle, apply, right, Stopping.given(right, tolerance, max_iterations))
 
@@ -152,8 +158,9 @@ def _conjugate_gradient_cycle(
         pAp = inner(p, Ap)
         quotient = pAp / pp
         largest = torch.maximum(largest, quotient)
-        flat |= progress.active & (quotient <= rounding * largest)
-        progress.active = progress.active & ~flat
+        bad = quotient <= rounding * largest
+        flat |= progress.active & bad
+        progress.active = progress.active > bad  # active and not bad
         step = torch.where(progress.active, rz / pAp, zero)
         x.addcmul_(p, step)
         r.addcmul_(Ap, step, value=-1)
@@ -165,7 +172,7 @@ def _conjugate_gradient_cycle(
             z = precondition(r)
             rz_next = inner(r, z)
         beta = torch.where(progress.active, rz_next / rz, zero)
-        p.mul_(beta).add_(z)
+        p = torch.addcmul(z, p, beta)
         pp = torch.addcmul(rz_next, beta * beta, pp)
         rz = rz_next
     return x, flat
@@ -186,12 +193,13 @@ def refined(cycle: Cycle, apply: LinearMap, right: Tensor, stopping: Stopping) -
     x, r, residual = torch.zeros_like(b), b, solvable.to(b.dtype)
     iterations = torch.zeros_like(scale, dtype=torch.long)
     active, stuck = solvable, torch.zeros_like(solvable)
-    first = True
+    first, steps = True, 0
     while first or bool(active.any()):
         length = torch.where(residual > 0, residual, 1.0)
         target = MARGIN * stopping.tolerance / length
-        progress = Progress(active, iterations, target, stopping, first)
+        progress = Progress(active, iterations, target, stopping, steps)
         step, hopeless = cycle(r / length, progress)
+        steps += progress.steps
         stuck |= hopeless
         candidate = torch.addcmul(x, step, length)
         r_next = b - operator(apply)(candidate)

@@ -33,15 +33,18 @@ def minres(
     preconditioner: LinearMap | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
+    inside: LinearMap | None = None,
 ) -> KrylovSolution:
     """x (..., m) with A x = `right` for symmetric A, or with the least ‖`right` − A x‖.
 
-    `preconditioner` applies a symmetric positive definite approximation of |A|⁻¹.
+    `preconditioner` applies a symmetric positive definite approximation of |A|⁻¹; `inside` is that of
+    `conjugate_gradient`.
     """
     precondition = None if preconditioner is None else operator(preconditioner)
+    quick = operator(apply if inside is None else inside)
 
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        return _minres_cycle(operator(apply), precondition, r, progress)
+        return _minres_cycle(quick, precondition, r, progress)
 
     return refined(cycle, apply, right, Stopping.given(right, tolerance, max_iterations))
 

@@ -28,6 +28,8 @@ from ddnkit.testing import QuadraticOnSphere
 
 _RIDGE = 0.5
 _COPIES = 4
+#: Relative residual at which krylov stops, and with it a peer that iterates too.
+TOLERANCE = 1e-12
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 #: (m, batch) by problem.
@@ -272,7 +274,7 @@ def _torchopt_root(
     solvers = torchopt.linear_solve
     chosen = solvers.solve_normal_cg if normal else solvers.solve_cg
     differentiated = torchopt.diff.implicit.custom_root(
-        residual, argnums=1, solve=chosen(rtol=1e-10, maxiter=1000)
+        residual, argnums=1, solve=chosen(rtol=TOLERANCE, maxiter=1000)
     )(lambda start, x: solve(x.detach()))
     return lambda x: differentiated(torch.zeros_like(x), x)
 

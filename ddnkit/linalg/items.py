@@ -1,0 +1,45 @@
+"""Matrices that are the same for all items of a batch: found, and used once.
+
+The Jacobian of linear constraints depends neither on y nor, mostly, on the item. (B, p, m) numbers that
+are p×m numbers said B times are kept as an expanded view of the first, which every routine here
+recognises by its stride of zero: one factorisation for all, one product of matrices for B of a matrix
+with a vector.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..transforms import under_transform
+
+
+def merged(matrices: Tensor) -> Tensor:
+    """(B, p, m), as a view of the first item where all are equal. Not looked for on a GPU, whose host
+    would have to wait for the answer, nor where a graph is kept."""
+    B = len(matrices)
+    if B < 2 or matrices.device.type != "cpu" or matrices.requires_grad or is_shared(matrices):
+        return matrices
+    first = matrices[:1]
+    # Most batches that differ do so from the first item to the last.
+    if not (torch.equal(first, matrices[-1:]) and torch.equal(matrices[1:], matrices[:-1])):
+        return matrices
+    return first.expand_as(matrices)
+
+
+def is_shared(matrices: Tensor) -> bool:
+    """Whether the items are one and the same memory."""
+    return len(matrices) > 1 and matrices.stride(0) == 0
+
+
+def distinct(matrices: Tensor) -> Tensor:
+    """(1, p, m) of shared matrices, else what was given: what there is to compute with."""
+    return matrices[:1] if is_shared(matrices) else matrices
+
+
+def apply(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Matrices (B, p, m) times vectors (..., B, m): (..., B, p)."""
+    # Where a derivative may be asked for, each item's matrix is an operand of its own.
+    if is_shared(matrices) and not (matrices.requires_grad or under_transform()):
+        return vectors @ matrices[0].mT
+    return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
