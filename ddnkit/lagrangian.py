@@ -9,6 +9,7 @@ theorem (`ddnkit.implicit`) is written in them.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from .errors import InputError
 from .linalg.items import apply, distinct, merged
 from .linalg.kkt import without_bad_items
 from .problem import Problem, derivative, flat
@@ -48,21 +48,16 @@ def _rows(values: Tensor, variable: Tensor) -> Tensor:
     if not values.requires_grad or count == 0:
         return variable.new_zeros(shape)
     basis = torch.eye(count, dtype=values.dtype, device=values.device)
+
+    def row(e: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(values, variable, e, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(variable) if found is None else found
+
     if count > 1:
-        try:
-            (rows,) = torch.autograd.grad(
-                values, variable, basis, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-        except (RuntimeError, InputError):  # an operation whose derivative cannot be batched
-            rows = None
-        if rows is not None:
-            return rows.movedim(0, 1).reshape(shape)
-    found = [
-        torch.autograd.grad(values, variable, e, retain_graph=True, allow_unused=True)[0]
-        for e in basis
-    ]
-    zero = torch.zeros_like(variable)
-    return torch.stack([zero if row is None else row for row in found], 1).reshape(shape)
+        # Not `is_grads_batched`: its products of a matrix with many vectors are not one product.
+        with contextlib.suppress(RuntimeError):  # a derivative that cannot be batched
+            return vmap(row)(basis).movedim(0, 1).reshape(shape)
+    return torch.stack([row(e) for e in basis], 1).reshape(shape)
 
 
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
