@@ -62,17 +62,20 @@ def _rows(values: Tensor, variable: Tensor) -> Tensor:
 
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     """The ν of least norm that minimises ‖∇f − Aᵀν‖, shape (B, p)."""
-    return apply(pseudo_inverse(jacobian).mT, flat(gradient))
+    return multipliers_and_margin(jacobian, gradient, margin=False)[0]
 
 
-def multipliers_and_margin(jacobian: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def multipliers_and_margin(
+    jacobian: Tensor, gradient: Tensor, margin: bool = True
+) -> tuple[Tensor, Tensor]:
     """`least_squares_multipliers` and `constraint_margin` at the price of one."""
     (A,) = without_bad_items(distinct(jacobian))
-    rows = _independent_rows(A)
+    rows, g, B = independent_rows(A), flat(gradient), len(jacobian)
+    nothing = g.new_zeros(0)
     if rows is None:
-        return least_squares_multipliers(jacobian, gradient), constraint_margin(jacobian)
-    inverse = rows.pseudo_inverse().expand(len(jacobian), -1, -1)
-    return apply(inverse.mT, flat(gradient)), rows.margin.expand(len(jacobian))
+        nu = apply(torch.linalg.pinv(A).expand(B, -1, -1).mT, g)
+        return nu, constraint_margin(jacobian) if margin else nothing
+    return rows.multipliers(g), rows.margin.expand(B) if margin else nothing
 
 
 def pseudo_inverse(jacobian: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ def pseudo_inverse(jacobian: Tensor) -> Tensor:
         (A,) = without_bad_items(jacobian)
         return torch.linalg.pinv(A)
     (A,) = without_bad_items(distinct(jacobian))
-    rows = _independent_rows(A)
+    rows = independent_rows(A)
     inverse = torch.linalg.pinv(A) if rows is None else rows.pseudo_inverse()
     return inverse.expand(len(jacobian), -1, -1)
 
@@ -91,7 +94,7 @@ def constraint_margin(jacobian: Tensor) -> Tensor:
     (A,) = without_bad_items(distinct(jacobian))
     if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
         return A.new_zeros(len(jacobian))
-    rows = _independent_rows(A)
+    rows = independent_rows(A)
     if rows is not None:
         return rows.margin.expand(len(jacobian))
     values = torch.linalg.svdvals(_unit_rows(A)[0])
@@ -107,7 +110,7 @@ def row_basis(jacobian: Tensor) -> Tensor:
     and half of the digits would tell two constraints for one.
     """
     (A,) = without_bad_items(distinct(jacobian))
-    rows = _independent_rows(A)
+    rows = independent_rows(A)
     if rows is not None:
         return rows.basis().expand(len(jacobian), -1, -1)
     _, sizes, basis = torch.linalg.svd(_unit_rows(A)[0], full_matrices=False)
@@ -116,29 +119,54 @@ def row_basis(jacobian: Tensor) -> Tensor:
     return basis.expand(len(jacobian), -1, -1)
 
 
-class _Rows(NamedTuple):
-    """A with rows of unit length, their lengths (B, p, 1), the Cholesky factor of the rows' Gram
-    matrix, and least over largest singular value."""
+class IndependentRows(NamedTuple):
+    """A (B, p, m) by rows of unit length, where they are far enough from dependent for their Gram
+    matrix, which has the square of their condition: it keeps half of the digits.
+
+    Attributes:
+        unit: the rows, at unit length.
+        length: their lengths (B, p, 1).
+        gram: their inner products (B, p, p).
+        inverse: of its Cholesky factor L.
+    """
 
     unit: Tensor
     length: Tensor
-    factor: Tensor
-    margin: Tensor
+    gram: Tensor
+    inverse: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """Least over largest singular value of the unit rows, (B,)."""
+        values = torch.linalg.eigvalsh(self.gram)
+        return (values[..., 0] / values[..., -1]).sqrt()
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """(A⁺)ᵀg for g (B, m), by normal equations and a step of refinement, which squares their error."""
+        B = len(gradient)
+        unit, inverse = self.unit.expand(B, -1, -1), self.inverse.expand(B, -1, -1)
+
+        def solved(g: Tensor) -> Tensor:
+            return apply(inverse.mT, apply(inverse, apply(unit, g)))
+
+        nu = solved(gradient)
+        nu = nu + solved(gradient - apply(unit.mT, nu))
+        return nu / self.length.squeeze(-1)
 
     def pseudo_inverse(self) -> Tensor:
         """A⁺ by normal equations, and one step of X ← 2X − X A X, which squares their error."""
-        X = torch.cholesky_solve(self.unit, self.factor).mT
+        X = (self.inverse.mT @ (self.inverse @ self.unit)).mT
         X = 2 * X - X @ (self.unit @ X)
         return X / self.length.mT
 
     def basis(self) -> Tensor:
         """Orthonormal columns (B, m, p) that span the rows, by two rounds of Cholesky's QR."""
-        Q = torch.linalg.solve_triangular(self.factor, self.unit, upper=False)
+        Q = self.inverse @ self.unit
         again, _ = torch.linalg.cholesky_ex(Q @ Q.mT)
         return torch.linalg.solve_triangular(again, Q, upper=False).mT
 
 
-def _independent_rows(A: Tensor) -> _Rows | None:
+def independent_rows(A: Tensor) -> IndependentRows | None:
     """A's rows where a Gram matrix tells all of them apart with half of the digits to spare, in every
     item; else None, and only singular values will do, at ten times the cost."""
     count, unknowns = A.shape[-2:]
@@ -146,13 +174,17 @@ def _independent_rows(A: Tensor) -> _Rows | None:
         return None
     unit, length = _unit_rows(A)
     gram = unit @ unit.mT
-    values = torch.linalg.eigvalsh(gram)
-    least, largest = values[..., 0], values[..., -1]
-    # The Gram matrix has the square of A's condition.
-    if not bool((least > 8 * torch.finfo(A.dtype).eps ** 0.5 * largest).all()):
-        return None
-    factor, _ = torch.linalg.cholesky_ex(gram)
-    return _Rows(unit, length, factor, (least / largest).sqrt())
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    eye = torch.eye(count, dtype=A.dtype, device=A.device)
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+    enough = 8 * torch.finfo(A.dtype).eps ** 0.5
+    # λ_min ≥ 1/‖L⁻¹‖²_F and λ_max ≤ tr = p: mostly that will do, and no eigenvalue is needed.
+    least = 1 / torch.linalg.matrix_norm(inverse).square()
+    if not bool(((failed == 0) & (least > enough * count)).all()):
+        values = torch.linalg.eigvalsh(gram)
+        if not bool((values[..., 0] > enough * values[..., -1]).all()):
+            return None
+    return IndependentRows(unit, length, gram, inverse)
 
 
 def _unit_rows(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,10 +298,21 @@ class Linearised(ConstraintSet):
         basis = basis.unsqueeze(1).expand(-1, *values.shape)
         A = flat_after(pulled(pull, basis), 2).movedim(0, 1)
         self.A = A if under_transform() else merged(A)
-        self.pinv = pseudo_inverse(self.A)
+        self._pinv: Tensor | None = None
+        # Derivatives of the multipliers go through the pseudo-inverse, numbers a shorter way.
+        self._numbers = not under_transform() and not (torch.is_grad_enabled() and A.requires_grad)
+
+    @property
+    def pinv(self) -> Tensor:
+        """A⁺ (B, m, p)."""
+        if self._pinv is None:
+            self._pinv = pseudo_inverse(self.A)
+        return self._pinv
 
     def multipliers(self, gradient: Tensor) -> Tensor:
         """(A⁺)ᵀ g, (B, p)."""
+        if self._numbers and self._pinv is None and not gradient.requires_grad:
+            return least_squares_multipliers(self.A, gradient)
         return apply(self.pinv.mT, gradient)
 
     def project(self, vector: Tensor) -> Tensor:

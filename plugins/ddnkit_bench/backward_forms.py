@@ -100,6 +100,9 @@ class BackwardForms(Comparison):
             Competitor("dense", _layer(node, "dense"), needs=matrices),
             Competitor("embedded_field", _layer(node, "embedded_field"), needs=matrices),
         ]
+        if case.kind == "equality QP":
+            lent = Competitor("krylov, the solver's factors lent", _layer(FactorisedQP, "krylov"))
+            ours.insert(1, lent)
         return [*ours, *_PEERS[case.kind](m, batch)]
 
 
@@ -107,7 +110,10 @@ class BackwardForms(Comparison):
 
 
 class EqualityQP(DeclarativeNode):
-    """min ½yᵀQy − xᵀy, Ay = b, solved by LU of its KKT matrix."""
+    """min ½yᵀQy − xᵀy, Ay = b, by Cholesky's factors of Q and of the Schur complement AQ⁻¹Aᵀ.
+
+    With u = Q⁻¹x and W = Q⁻¹Aᵀ: y = u − W ν, where A W ν = A u − b.
+    """
 
     input_dims = (1,)
     batched_solve = True
@@ -125,7 +131,22 @@ class EqualityQP(DeclarativeNode):
 
     def solve(self, x: Tensor) -> Tensor:
         """One factorisation for the whole batch."""
-        return _kkt_solve(self.Q, self.A, x, self.b.expand(len(x), -1))[0]
+        self._factor = torch.linalg.cholesky(self.Q)
+        self._W = torch.cholesky_solve(self.A.T, self._factor)
+        self._schur = torch.linalg.cholesky(self.A @ self._W)
+        return self._restored(x.T, self.b.unsqueeze(1)).T
+
+    def _restored(self, x: Tensor, b: Tensor) -> Tensor:
+        u = torch.cholesky_solve(x, self._factor)
+        return u - self._W @ torch.cholesky_solve(self.A @ u - b, self._schur)
+
+
+class FactorisedQP(EqualityQP):
+    """The same, which lends the backward pass its factors: the inverse on the tangent space."""
+
+    def precondition(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """The solution for the right sides v and 0."""
+        return self._restored(v.unsqueeze(1), torch.zeros_like(self.b).unsqueeze(1)).squeeze(1)
 
 
 class NonlinearLeastSquares(DeclarativeNode):
