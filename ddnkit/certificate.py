@@ -218,6 +218,9 @@ def _backward_errors(
             gradient = lagrangian_gradient(instance, point.detach().requires_grad_(), nu)
         return flat(gradient.detach())
 
+    # Where rows of y are scaled and nothing else, the normal part is scaled with them: no second
+    # product of y with the multipliers.
+    by_rows = sigma is not None and manifold.normal_by_rows and y.shape[-2] >= _ONE_PROBE_SIZE
     scale = torch.zeros_like(feasibility)
     for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
         flags = problem.operands_batched
@@ -225,10 +228,19 @@ def _backward_errors(
             _perturbed(x, step, k + 1, probe) if own else x
             for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
         ]
-        moved, y_moved = problem.with_operands(operands), _perturbed(y, step, 0, probe)
-        change = of_lagrangian(moved, y_moved)
-        # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
-        change = change - residual if sigma is None else change.sub_(residual)
+        moved = problem.with_operands(operands)
+        if by_rows:
+            factor = _factor(y, y.shape[1:-1], step, 0, probe).unsqueeze(-1)
+            y_moved = torch.addcmul(y, y, factor)
+            # (G' − N') − (G − N) for the normal part N = G − R and N' = (1 + factor) N.
+            change = moved.gradient(y_moved) - gradient
+            change.addcmul_(gradient, factor, value=-1)
+            change = flat(change.addcmul_(residual.reshape(y.shape), factor))
+        else:
+            y_moved = _perturbed(y, step, 0, probe)
+            change = of_lagrangian(moved, y_moved)
+            # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
+            change = change - residual if sigma is None else change.sub_(residual)
         scale = torch.maximum(scale, change.norm(dim=-1) / step)
         if own is not None:
             h_moved = moved.constraints(y_moved)
@@ -247,21 +259,27 @@ def _ratio(size: Tensor, scale: Tensor) -> Tensor:
 def _perturbed(x: Any, step: float, stream: int, probe: int) -> Any:
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return x
+    x = x.detach()
+    factor = _factor(x, x.shape[1:], step, stream, probe)
+    if len(x) == 1:  # in the memory of the pattern
+        return factor.unsqueeze(0).mul_(x).add_(x)
+    return torch.addcmul(x, x, factor)
+
+
+def _factor(like: Tensor, shape: Sequence[int], step: float, stream: int, probe: int) -> Tensor:
+    """Relative changes, of size ¼ to 1 step and either sign, that differ from entry to entry."""
     # Multiples of an irrational number fill [0, 1) evenly. Each tensor, and each dimension of it, has
     # its own: were y and x to move in proportion, y might stay a solution and the scale be zero.
     irrational = (101 * probe + 5 * stream + 2.6180339887498949) ** 0.5
     sign = 1 if irrational % 1.0 < 0.5 else -1
     size_of_step = sign * step * (0.5 + irrational * 7 % 0.5)
-    factor = torch.full((), size_of_step, dtype=x.dtype, device=x.device)
-    for k, size in enumerate(x.shape[1:]):
-        index = torch.arange(1, size + 1, device=x.device, dtype=torch.float64)
+    factor = torch.full((), size_of_step, dtype=like.dtype, device=like.device)
+    for k, size in enumerate(shape):
+        index = torch.arange(1, size + 1, device=like.device, dtype=torch.float64)
         fraction = (index * (irrational + 0.1 * k)) % 1.0
         pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction)  # of size ½ to 1
-        factor = factor.unsqueeze(-1) * pattern.to(x.dtype)
-    x = x.detach()
-    if len(x) == 1:  # in the memory of the pattern
-        return factor.unsqueeze(0).mul_(x).add_(x)
-    return torch.addcmul(x, x, factor)
+        factor = factor.unsqueeze(-1) * pattern.to(like.dtype)
+    return factor
 
 
 # -- policy ---------------------------------------------------------------------------------------

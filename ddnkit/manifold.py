@@ -22,6 +22,8 @@ class Manifold(abc.ABC):
     name: str
     #: how many trailing dimensions one point has: 1 for a vector, 2 for a matrix
     event_dims: int
+    #: whether `normal` takes each row by itself: normal(diag(r) y, σ) = diag(r) normal(y, σ)
+    normal_by_rows: bool = False
 
     @abc.abstractmethod
     def constraint(self, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from .arnoldi import gmres
 from .gram import departure_from_orthonormal, gram
 from .inverse_root import inverse_square_root, largest_eigenvalue_bounds, odd_quintics
+from .items import product
 from .kkt import KKTInverse, KKTSolution, TangentInverse, solve_kkt, solve_tangent
 from .krylov import KrylovSolution, conjugate_gradient
 from .lanczos import ExtremeEigenvalues, extreme_eigenvalues
@@ -41,6 +42,7 @@ __all__ = [
     "polar_adjoint_by_vectors",
     "positive_inverse",
     "precision",
+    "product",
     "skew_sylvester",
     "solve_kkt",
     "solve_tangent",

@@ -32,6 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .items import product
 from .sylvester import doublings_for, skew_sylvester
 
 #: Columns from which on a product in float64 is felt beside one in float32.
@@ -77,7 +78,7 @@ def polar_adjoint_by_vectors(
     # X̂ is zero there, whatever it is divided by.
     pairs.diagonal(dim1=-2, dim2=-1).fill_(1)
     inverse = s.reciprocal().to(P.dtype).unsqueeze(-2)
-    gradient = V.to(P.dtype) @ Q
+    gradient = product(V.to(P.dtype), Q)
     T = P.mT @ gradient
     X = T - T.mT
     X /= pairs
@@ -85,7 +86,7 @@ def polar_adjoint_by_vectors(
         return P @ X @ Q.mT
     X.addcmul_(T, inverse, value=-1)
     gradient *= inverse
-    return _plus_product(gradient, P, X) @ Q.mT
+    return product(_plus_product(gradient, P, X), Q.mT)
 
 
 def polar_adjoint_by_products(

@@ -43,6 +43,7 @@ class Stiefel(Manifold):
 
     name = "stiefel"
     event_dims = 2
+    normal_by_rows = True
 
     def constraint(self, y: Tensor) -> Tensor:
         """rvech(UᵀU − I), shape (..., C(C+1)/2), row-major lower triangle."""
