@@ -47,6 +47,11 @@ def apply(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 def product(A: Tensor, B: Tensor) -> Tensor:
     """A B by item. A batch of one as one product: a batched one of large matrices is slower by a fifth."""
-    if A.dim() == B.dim() == 3 and len(A) == len(B) == 1:
-        return (A.squeeze(0) @ B.squeeze(0)).unsqueeze(0)
-    return A @ B
+    one = A.dim() == B.dim() == 3 and len(A) == len(B) == 1 and A.dtype == B.dtype
+    graph = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
+    if not one or graph or under_transform():
+        return A @ B
+    # Written into memory of the batch's shape: a view of it would be copied further up.
+    result = A.new_empty(1, A.shape[1], B.shape[2])
+    torch.mm(A.squeeze(0), B.squeeze(0), out=result.squeeze(0))
+    return result
