@@ -63,33 +63,39 @@ class TrainStep(Comparison):
 
 def _step(head: str, case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        image, batch, classes = case.size
-        images, labels = inputs["images"], inputs["labels"]
+        image, batch, _ = case.size
         name, stem = case.kind.split()
         torch.manual_seed(0)
         backbone: Any = registry.get("backbones", name)(stem=stem)
         network = backbone.build(sample_shape=(3, image, image), samples=batch)
-        settings = registry.get("heads", head.split(",")[0])(**HEADS[head])
-        classifier = settings.build(feature_dim=network.feature_dim, classes=classes)
-        model = Model(network, classifier).to(images.device)
-        optimizer = AGD(model.parameters(), gain=10, initialise=False)
-        if images.is_cuda:
-            model.backbone.to(memory_format=torch.channels_last)
-            images = images.contiguous(memory_format=torch.channels_last)
-
-        def forward(_: object) -> Tensor:
-            with torch.autocast("cuda", torch.bfloat16) if images.is_cuda else nullcontext():
-                return nn.functional.cross_entropy(model(images, labels), labels)
-
-        def backward(loss: Tensor) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-
-        def update(_: object) -> Mapping[str, Tensor]:
-            optimizer.step()
-            model.head.after_step()  # type: ignore[operator]
-            return {}
-
-        return {"forward": forward, "backward": backward, "update": update}
+        return step_phases(head, network, inputs["images"], inputs["labels"], case.size[-1])
 
     return prepare
+
+
+def step_phases(
+    head: str, network: nn.Module, samples: Tensor, labels: Tensor, classes: int
+) -> Mapping[str, Any]:
+    """Forward, backward and update of a step with a head of `HEADS` on a network, by AGD."""
+    settings = registry.get("heads", head.split(",")[0])(**HEADS[head])
+    classifier = settings.build(feature_dim=network.feature_dim, classes=classes)
+    model = Model(network, classifier).to(samples.device)
+    optimizer = AGD(model.parameters(), gain=10, initialise=False)
+    if samples.is_cuda and samples.dim() == 4:
+        model.backbone.to(memory_format=torch.channels_last)
+        samples = samples.contiguous(memory_format=torch.channels_last)
+
+    def forward(_: object) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16) if samples.is_cuda else nullcontext():
+            return nn.functional.cross_entropy(model(samples, labels), labels)
+
+    def backward(loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def update(_: object) -> Mapping[str, Tensor]:
+        optimizer.step()
+        model.head.after_step()  # type: ignore[operator]
+        return {}
+
+    return {"forward": forward, "backward": backward, "update": update}
