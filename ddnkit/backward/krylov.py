@@ -24,6 +24,11 @@ from ..problem import Problem, flat
 from .form import BackwardForm, TangentSolve
 from .tangent_operator import Operator, Projector, hessian_operator
 
+#: Relative residual of a float32 problem, measured and refined in float64: below the rounding of its
+#: own data, and well below what float32 products could tell from zero. An ill-conditioned system turns
+#: a residual of 1e-6 into an error of 1 %, and 1e-8 into one that nobody sees.
+MIXED_TOLERANCE = 1e-8
+
 #: builds, for a problem and its solution y, an approximation of G⁻¹ on vectors (..., B, m)
 Preconditioner = Callable[[Problem, Tensor], Operator]
 
@@ -54,39 +59,35 @@ class Krylov(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        P = Projector(problem, y)
-        G = hessian_operator(problem, y, nu)
-        precondition = self._preconditioner(problem, y, P)
+        narrow = _Operator(problem, y, nu)
+        # What the residual is measured with; a tolerance of one's own is for narrow numbers.
+        operator = (self.tolerance is None and _widened(problem, y, nu)) or narrow
+        settings: dict[str, Any] = {
+            "tolerance": self.tolerance if operator is narrow else MIXED_TOLERANCE,
+            "max_iterations": self.max_iterations,
+            "preconditioner": self._preconditioner(problem, y, narrow.P),
+            "inside": Replayed(narrow.inside),
+            "working": y.dtype,
+        }
 
-        def operator(v: Tensor) -> Tensor:
-            # The right side is tangent, and with it all that an iteration makes of it.
-            return P.once(G(v))
-
-        replayed = Replayed(operator)
-
-        def solve(r: Tensor) -> tuple[Tensor, Tensor]:
-            right = P(r)
+        def solve(given: Tensor) -> tuple[Tensor, Tensor]:
+            r = given.to(operator.dtype)
+            right = operator.P(r)
             # What rounding leaves of a right side that is normal to the constraints is not solved for.
             size = r.norm(dim=-1)
-            noise = 8 * torch.finfo(r.dtype).eps * size
+            noise = 8 * torch.finfo(given.dtype).eps * size
             right = torch.where((right.norm(dim=-1) > noise).unsqueeze(-1), right, 0.0)
-            settings: dict[str, Any] = {
-                "tolerance": self.tolerance,
-                "max_iterations": self.max_iterations,
-                "preconditioner": precondition,
-                "inside": replayed,
-            }
             found = conjugate_gradient(operator, right, **settings)
-            z, residual = P(found.x), found.residual
-            again = found.negative_curvature | ~(residual <= _good_enough(r.dtype))
+            z, residual = operator.P(found.x), found.residual
+            again = found.negative_curvature | ~(residual <= _good_enough(given.dtype))
             if bool(again.any()):
                 # Items that are done have a zero right side, which costs MINRES nothing.
                 rest = torch.where(again.unsqueeze(-1), right, 0.0)
                 other = minres(operator, rest, **settings)
                 better = again & ~(other.residual > residual)
-                z = torch.where(better.unsqueeze(-1), P(other.x), z)
+                z = torch.where(better.unsqueeze(-1), operator.P(other.x), z)
                 residual = torch.where(better, other.residual, residual)
-            return z, residual
+            return z.to(given.dtype), residual.to(given.dtype)
 
         return solve
 
@@ -98,6 +99,35 @@ class Krylov(BackwardForm):
         else:
             return None
         return lambda v: P(given(P(v)))
+
+
+class _Operator:
+    """P G at a solution, which keeps tangent vectors tangent."""
+
+    def __init__(self, problem: Problem, y: Tensor, nu: Tensor):
+        self.dtype = y.dtype
+        self.P = Projector(problem, y)
+        self._G = hessian_operator(problem, y, nu)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.P(self._G(v))
+
+    def inside(self, v: Tensor) -> Tensor:
+        """For the iteration: the right side is tangent, and with it all that is made of it."""
+        return self.P.once(self._G(v))
+
+
+def _widened(problem: Problem, y: Tensor, nu: Tensor) -> _Operator | None:
+    """The operator of a float32 problem in float64; None where the node mixes in tensors of its own."""
+    if y.dtype != torch.float32:
+        return None
+    operands = [x.double() if x.dtype == torch.float32 else x for x in problem.operands]
+    try:
+        operator = _Operator(problem.with_operands(operands), y.double(), nu.double())
+        image = operator(torch.zeros_like(y, dtype=torch.float64).flatten(1).unsqueeze(0))
+    except RuntimeError:  # dtypes that do not go together
+        return None
+    return operator if image.dtype == torch.float64 else None
 
 
 def _good_enough(dtype: torch.dtype) -> float:

@@ -18,7 +18,8 @@ class Projector:
     """P on vectors (..., B, m): by the manifold, or by the constraint gradients' span.
 
     P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent. Called, it is
-    applied twice: what rounding leaves of the normal part is removed by the second.
+    applied twice: what rounding leaves of the normal part (of a basis, or of a point that is on its
+    manifold to rounding) is removed by the second.
     """
 
     def __init__(self, problem: Problem, y: Tensor):
@@ -32,8 +33,8 @@ class Projector:
 
     def __call__(self, v: Tensor) -> Tensor:
         """P v."""
-        projected = self.once(v)
-        return projected if self._basis is None else self.once(projected)
+        constrained = self._basis is not None or self._manifold is not None
+        return self.once(self.once(v)) if constrained else v
 
     def once(self, v: Tensor) -> Tensor:
         """Enough where v is tangent but for rounding, and what is made of it projected in the end."""

@@ -126,11 +126,14 @@ def conjugate_gradient(
     tolerance: float | None = None,
     max_iterations: int | None = None,
     inside: LinearMap | None = None,
+    working: torch.dtype | None = None,
 ) -> KrylovSolution:
     """x (..., m) with A x = `right` for symmetric positive semidefinite A, `right` in its range.
 
     `preconditioner` applies a symmetric positive definite approximation of A⁻¹. `inside` is a quicker
-    `apply`, which the iteration uses; the residual that is reported, and refined, is `apply`'s.
+    `apply`, which the iteration uses; the residual that is reported, and refined, is `apply`'s. With
+    `working` a narrower dtype than `right`'s, `inside` and `preconditioner` are applied to vectors of
+    that one.
     """
     precondition = None if preconditioner is None else operator(preconditioner)
     quick = operator(apply if inside is None else inside)
@@ -138,7 +141,8 @@ def conjugate_gradient(
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return _conjugate_gradient_cycle(quick, precondition, r, progress)
 
-    return refined(cycle, apply, right, Stopping.given(right, tolerance, max_iterations))
+    stopping = Stopping.given(right, tolerance, max_iterations)
+    return refined(cycle, apply, right, stopping, working)
 
 
 def _conjugate_gradient_cycle(
@@ -178,9 +182,18 @@ def _conjugate_gradient_cycle(
     return x, flat
 
 
-def refined(cycle: Cycle, apply: LinearMap, right: Tensor, stopping: Stopping) -> KrylovSolution:
-    """Repeat cycles for each item until it ends."""
+def refined(
+    cycle: Cycle,
+    apply: LinearMap,
+    right: Tensor,
+    stopping: Stopping,
+    working: torch.dtype | None = None,
+) -> KrylovSolution:
+    """Repeat cycles for each item until it ends; cycles in `working`, residuals in `right`'s dtype."""
     right = right.detach()
+    working = right.dtype if working is None else working
+    # What a cycle in a narrower dtype cannot reach, the next one starts from.
+    least = 8 * TOLERANCES[working] if working != right.dtype else 0.0
     if right.numel() == 0:
         none = torch.zeros(right.shape[:-1], dtype=torch.bool, device=right.device)
         return KrylovSolution(right.clone(), none.to(right.dtype), none.long(), none)
@@ -196,12 +209,12 @@ def refined(cycle: Cycle, apply: LinearMap, right: Tensor, stopping: Stopping) -
     first, steps = True, 0
     while first or bool(active.any()):
         length = torch.where(residual > 0, residual, 1.0)
-        target = MARGIN * stopping.tolerance / length
+        target = (MARGIN * stopping.tolerance / length).clamp_(min=least)
         progress = Progress(active, iterations, target, stopping, steps)
-        step, hopeless = cycle(r / length, progress)
+        step, hopeless = cycle((r / length).to(working), progress)
         steps += progress.steps
         stuck |= hopeless
-        candidate = torch.addcmul(x, step, length)
+        candidate = torch.addcmul(x, step.to(x.dtype), length)
         r_next = b - operator(apply)(candidate)
         next_residual = norm(r_next)
         # The first cycle's NaN is let pass: it comes of an operator that holds NaN itself.

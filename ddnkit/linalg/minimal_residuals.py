@@ -34,11 +34,12 @@ def minres(
     tolerance: float | None = None,
     max_iterations: int | None = None,
     inside: LinearMap | None = None,
+    working: torch.dtype | None = None,
 ) -> KrylovSolution:
     """x (..., m) with A x = `right` for symmetric A, or with the least ‖`right` − A x‖.
 
-    `preconditioner` applies a symmetric positive definite approximation of |A|⁻¹; `inside` is that of
-    `conjugate_gradient`.
+    `preconditioner` applies a symmetric positive definite approximation of |A|⁻¹; `inside` and
+    `working` are those of `conjugate_gradient`.
     """
     precondition = None if preconditioner is None else operator(preconditioner)
     quick = operator(apply if inside is None else inside)
@@ -46,7 +47,8 @@ def minres(
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return _minres_cycle(quick, precondition, r, progress)
 
-    return refined(cycle, apply, right, Stopping.given(right, tolerance, max_iterations))
+    stopping = Stopping.given(right, tolerance, max_iterations)
+    return refined(cycle, apply, right, stopping, working)
 
 
 def _minres_cycle(

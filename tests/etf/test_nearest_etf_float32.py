@@ -1,0 +1,79 @@
+"""Gradients in float32 by the general form: right where the problem is ill-conditioned too."""
+
+import pytest
+import torch
+from ddnkit_etf import NearestETF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddnkit import DeclarativeLayer, DeclarativeNode
+from ddnkit.backward import Krylov
+
+
+def gradients(form, dtype, d, C, seed, delta=1e-3):
+    generator = torch.Generator().manual_seed(seed)
+    H, A, V = torch.randn(3, d, C, generator=generator)
+    H = (H / H.norm()).to(dtype).requires_grad_()
+    P = torch.linalg.qr(A.double()).Q.float().to(dtype).requires_grad_()
+    layer = DeclarativeLayer(NearestETF(delta), form, policy="raise")
+    found = torch.autograd.grad(layer(H, P), (H, P), V.to(dtype))
+    return [gradient.double() for gradient in found]
+
+
+def errors(found, right):
+    return [float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.sampled_from([(64, 10), (512, 10), (128, 32), (40, 39)]), seed=st.integers(0, 10**6)
+)
+def test_krylov_in_float32(shape, seed):
+    """δ = 1e-3 makes a null direction of M̃ 1,000 times softer than the rest: products in float32
+    leave a residual of 1e-6 there, and that was an error of 1e-3 and more in the gradient."""
+    right = gradients("closed_form", torch.float64, *shape, seed)
+    assert max(errors(gradients("krylov", torch.float32, *shape, seed), right)) < 2e-4
+
+
+class Mixed(DeclarativeNode):
+    """min ½yᵀDy − xᵀy with D kept in float32 whatever the input: it cannot be widened."""
+
+    input_dims = (1,)
+
+    def __init__(self):
+        self.D = torch.diag(torch.linspace(1, 30, 80))
+
+    def objective(self, x, y):
+        return y @ (self.D @ y) / 2 - x @ y
+
+    def solve(self, x):
+        return x / self.D.diagonal()
+
+
+def test_krylov_where_the_problem_has_float32_of_its_own():
+    layer = DeclarativeLayer(Mixed(), "krylov", policy="raise")
+    x = torch.randn(3, 80, requires_grad=True)
+    v = torch.randn(3, 80)
+    (found,) = torch.autograd.grad(layer(x), x, v)
+    torch.testing.assert_close(found, v / torch.linspace(1, 30, 80), rtol=1e-4, atol=1e-5)
+    assert layer.certificate.adjoint_residual.dtype == torch.float32
+    assert (layer.certificate.adjoint_residual < 1e-5).all()
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_a_tolerance_of_ones_own_is_kept(tolerance):
+    x = torch.randn(2, 60, requires_grad=True)
+
+    class Node(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (torch.linspace(1, 30, 60, dtype=y.dtype) * y.square()).sum() / 2 - x @ y
+
+        def solve(self, x):
+            return x / torch.linspace(1, 30, 60)
+
+    layer = DeclarativeLayer(Node(), Krylov(tolerance=tolerance), policy="warn", tolerance=1e-2)
+    layer(x).sum().backward()
+    residual = layer.certificate.adjoint_residual
+    assert (residual <= tolerance).all() and (residual > 1e-9).all()
