@@ -5,8 +5,12 @@ negative curvature (a saddle point) or end above their tolerance, MINRES takes o
 concerned; it also gives the solution of least norm of a singular, consistent system. What either
 leaves is reported as residual, never hidden.
 
+The residual is that of the Hessian-vector product itself, in float64 for a float32 problem whose node
+can be widened. The iteration takes quicker ways to about the same product: in float32, and replayed
+from a recording (`ddnkit.linalg.replay`).
+
 Besides y-sized vectors it keeps the constraint gradients A (p×m) and their Gram matrix (p×p) of
-constraints that are not a manifold's.
+constraints that are not a manifold's, and of a recording at most `replay.MOST_BYTES`.
 """
 
 from __future__ import annotations
