@@ -27,14 +27,18 @@ import torch
 from torch import Tensor
 
 from ..lagrangian import (
+    constraint_jacobian,
     constraint_set,
     hessian_product,
+    lagrangian_gradient,
+    least_squares_multipliers,
     objective_gradient,
     pushforward,
     stationarity,
     vjp,
 )
 from ..problem import Problem, flat
+from ..transforms import under_transform
 from .function import Equation, Unfold, solution_of
 from .tangent_equation import TangentEquation, fold_operands
 
@@ -47,14 +51,14 @@ def gradient_of_operands(
     call: Numbers, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
 ) -> list[Tensor]:
     """Bᵀz + Cᵀμ for the operands of ``wrt``: v·dy/dθ, differentiable in θ, y and v."""
+    if _is_numbers(problem, v, wrt):
+        return _in_numbers(call, problem, y, v, wrt)
     constraints = constraint_set(problem, y)
     nu = constraints.multipliers(objective_gradient(problem, y))
     right = -flat(v)
-    z = TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0))
-    if call.policy == "mask":
-        dropped = z.isnan().any(dim=-1, keepdim=True)
-        z, right = torch.where(dropped, 0.0, z), torch.where(dropped.squeeze(0), 0.0, right)
-    z = z.squeeze(0)
+    z, right = _masked(
+        call, TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0)), right
+    )
     chosen = [problem.operands[i] for i in wrt]
     # One pass back through ∇_y L gives Bᵀz and, for μ, G z.
     _, pull = vjp(
@@ -66,6 +70,57 @@ def gradient_of_operands(
     mu = constraints.multipliers(right - flat(curvature))
     _, pull = vjp(lambda *values: _constraints(_replaced(problem, wrt, values), y), *chosen)
     return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
+
+
+def _is_numbers(problem: Problem, v: Tensor, wrt: Sequence[int]) -> bool:
+    # Captured tensors are put in their places by torch's functions, which autograd.Function is not
+    # one of unless torch.func is at work.
+    inputs = len(problem.operands) - len(problem.captured)
+    legacy = torch._C._functorch.is_legacy_batchedtensor(v)
+    graph = torch.is_grad_enabled() or under_transform() or legacy
+    return not graph and all(i < inputs for i in wrt)
+
+
+def _in_numbers(
+    call: Numbers, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
+) -> list[Tensor]:
+    """The same where no derivative of it is asked for: one graph of ∇_y L serves it all."""
+    gradient, right = problem.gradient(y), -flat(v)
+    parametric = problem.has_constraints(y)
+    A = constraint_jacobian(problem, y) if parametric else None
+    if A is not None:
+        nu = least_squares_multipliers(A, gradient)
+    elif problem.manifold is not None:
+        nu = problem.manifold.multipliers(y, gradient)
+    else:
+        nu = right[:, :0]
+    z, right = _masked(call, call.solve_tangent(problem, y, nu, right.unsqueeze(0)), right)
+    with torch.enable_grad():
+        chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
+        moved, variable = _replaced(problem, wrt, chosen), y.detach().requires_grad_()
+        # A manifold's normal part does not depend on θ.
+        slope = flat(lagrangian_gradient(moved, variable, nu if parametric else None))
+        curvature, *gradients = _pulled_back(slope, [variable, *chosen], z)
+        if A is None:
+            return gradients
+        mu = least_squares_multipliers(A, right - flat(curvature))
+        of_constraints = _pulled_back(_constraints(moved, y.detach()), chosen, mu)
+    return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
+
+
+def _pulled_back(values: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+    if not values.requires_grad:
+        return [torch.zeros_like(x) for x in variables]
+    found = torch.autograd.grad(values, variables, v, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
+
+
+def _masked(call: Numbers, z: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """z (B, m) of (1, B, m), and the right side: zero for items that the policy "mask" drops."""
+    if call.policy == "mask":
+        dropped = z.isnan().any(dim=-1, keepdim=True)
+        z, right = torch.where(dropped, 0.0, z), torch.where(dropped.squeeze(0), 0.0, right)
+    return z.squeeze(0), right
 
 
 def _constraints(problem: Problem, y: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class BackwardForms(Comparison):
         ]
         if case.kind == "equality QP":
             lent = Competitor("krylov, the solver's factors lent", _layer(FactorisedQP, "krylov"))
-            ours.insert(1, lent)
+            ours.append(lent)
         return [*ours, *_PEERS[case.kind](m, batch)]
 
 
