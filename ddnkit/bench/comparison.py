@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import sleep
 from typing import Any
 
 import torch
@@ -34,9 +33,6 @@ from .report import table
 #: Given what the phase before returned (the first: None). The last returns {name: tensor}.
 Phase = Callable[[Any], Any]
 
-#: Seconds before a competitor's turn: the threads of the one before (OpenBLAS' for one) spin on for a
-#: tenth of a second after their last work, and take a core from whoever comes next.
-REST = 0.2
 #: An extrapolation may cost so many times the budget of a competitor.
 _PATIENCE = 5
 #: How much longer a dense form takes at twice the size: 2⁵ and more.
@@ -260,7 +256,6 @@ class Comparison(Bench):
                 if number > left[name] or (number == 0 and first > request.budget / 10):
                     continue
                 request.progress(f"{case}: {name}, round {number} of {left[name]}")
-                sleep(REST)
                 times, _ = _once(phases, request.device)
                 if number:
                     for phase, time in zip(phases, times, strict=True):
