@@ -164,6 +164,7 @@ def _draw(series: Sequence[tuple[Sweep, list[Measured]]], path: Path) -> None:
                     color=COLOURS[place % len(COLOURS)],
                 )
             finish(axes, "", sweep.variable)
+            axes.xaxis.set_minor_formatter("")  # decades will do; others lie on top of each other
             axes.set_ylabel(unit, fontsize=9)
     add_legend(figure, fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})
