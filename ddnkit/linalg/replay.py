@@ -96,7 +96,8 @@ class _Recording:
 
     def takes(self, v: Tensor) -> bool:
         given = self._given
-        return v.shape == given.shape and v.dtype == given.dtype and type(v) is Tensor
+        alike = v.shape == given.shape and v.dtype == given.dtype and type(v) is Tensor
+        return alike and not under_transform()
 
     def __call__(self, v: Tensor) -> Tensor:
         with torch.no_grad():
@@ -116,7 +117,7 @@ def _record(apply: LinearMap, v: Tensor) -> tuple[Tensor, _Recording | None]:
     with _Recorder(given) as recorder:
         image = apply(given)
     image = image.detach()
-    if not recorder.possible or recorder.bytes > MOST_BYTES:
+    if not recorder.possible:
         return image.clone(), None
     recording = _Recording(given, image, recorder.initial, recorder.steps, recorder.kept)
     return image.clone(), recording
@@ -161,6 +162,9 @@ class _Recorder(TorchDispatchMode):
         self._made.update(_memory(x) for x in new)
         self.kept.append((args, kwargs, out))
         self.bytes += sum(x.untyped_storage().nbytes() for x in new)
+        if self.bytes > MOST_BYTES:
+            self._give_up()
+            return out
         if depends and self.possible:
             self._dependent.update(_memory(x) for x in new)
             if changed:
@@ -169,6 +173,12 @@ class _Recorder(TorchDispatchMode):
                 self._note(func, tuple(args), kwargs, out)
             # What has neither is a view, which stays where it is.
         return out
+
+    def _give_up(self) -> None:
+        # What was kept so far is let go at once: it is what made the call take more than its own.
+        self.possible = False
+        for kept in (self.kept, self.steps, self.initial):
+            kept.clear()
 
     def _at_fixed_places(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether this takes elements at indices that do not depend on v, as many each time."""

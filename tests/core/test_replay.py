@@ -1,6 +1,7 @@
 """ddnkit.linalg.replay and .items: shorter ways to the same numbers, and when they are not taken."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -144,6 +145,26 @@ def test_a_map_that_changes_what_is_outside_is_called_each_time():
     for v in torch.randn(10, 2, 3):
         torch.testing.assert_close(replayed(v), 2 * v)
     assert counter == 10
+
+
+def test_a_large_map_is_not_kept_while_it_is_recorded(monkeypatch):
+    monkeypatch.setattr("ddnkit.linalg.replay.MOST_BYTES", 3000)
+    peak = 0
+
+    def large(v):
+        nonlocal peak
+        for _ in range(20):
+            v = v.sin()
+            peak = max(peak, sum(r() is not None for r in references))
+            references.append(weakref.ref(v))
+        return v
+
+    references = []
+    replayed = Replayed(large)
+    for v in torch.randn(FIRST_CALLS + 1, 2, 100):
+        references.clear()
+        replayed(v)
+    assert peak <= 5, "a few results at a time, not all twenty"
 
 
 def test_memory_is_bounded(monkeypatch):
