@@ -62,20 +62,30 @@ def _rows(values: Tensor, variable: Tensor) -> Tensor:
 
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     """The ν of least norm that minimises ‖∇f − Aᵀν‖, shape (B, p)."""
-    return multipliers_and_margin(jacobian, gradient, margin=False)[0]
-
-
-def multipliers_and_margin(
-    jacobian: Tensor, gradient: Tensor, margin: bool = True
-) -> tuple[Tensor, Tensor]:
-    """`least_squares_multipliers` and `constraint_margin` at the price of one."""
     (A,) = without_bad_items(distinct(jacobian))
-    rows, g, B = independent_rows(A), flat(gradient), len(jacobian)
-    nothing = g.new_zeros(0)
-    if rows is None:
-        nu = apply(torch.linalg.pinv(A).expand(B, -1, -1).mT, g)
-        return nu, constraint_margin(jacobian) if margin else nothing
-    return rows.multipliers(g), rows.margin.expand(B) if margin else nothing
+    return _multipliers(A, independent_rows(A), flat(gradient))
+
+
+def multipliers_and_margin(jacobian: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """`least_squares_multipliers`, and `IndependentRows.margin` for any A, (B,): 0 if rows depend."""
+    (A,) = without_bad_items(distinct(jacobian))
+    rows = independent_rows(A)
+    margin = _least_margin(A) if rows is None else rows.margin
+    return _multipliers(A, rows, flat(gradient)), margin.expand(len(jacobian))
+
+
+def _multipliers(A: Tensor, rows: IndependentRows | None, gradient: Tensor) -> Tensor:
+    if rows is not None:
+        return rows.multipliers(gradient)
+    return apply(torch.linalg.pinv(A).expand(len(gradient), -1, -1).mT, gradient)
+
+
+def _least_margin(A: Tensor) -> Tensor:
+    if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
+        return A.new_zeros(len(A))
+    values = torch.linalg.svdvals(_unit_rows(A)[0])
+    largest = values[..., 0]
+    return torch.where(largest > 0, values[..., -1] / largest, 0.0)
 
 
 def pseudo_inverse(jacobian: Tensor) -> Tensor:
@@ -87,19 +97,6 @@ def pseudo_inverse(jacobian: Tensor) -> Tensor:
     rows = independent_rows(A)
     inverse = torch.linalg.pinv(A) if rows is None else rows.pseudo_inverse()
     return inverse.expand(len(jacobian), -1, -1)
-
-
-def constraint_margin(jacobian: Tensor) -> Tensor:
-    """Least over largest singular value of A with rows of unit length, (B,): 0 if they are dependent."""
-    (A,) = without_bad_items(distinct(jacobian))
-    if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
-        return A.new_zeros(len(jacobian))
-    rows = independent_rows(A)
-    if rows is not None:
-        return rows.margin.expand(len(jacobian))
-    values = torch.linalg.svdvals(_unit_rows(A)[0])
-    largest = values[..., 0]
-    return torch.where(largest > 0, values[..., -1] / largest, 0.0).expand(len(jacobian))
 
 
 def row_basis(jacobian: Tensor) -> Tensor:
@@ -298,21 +295,10 @@ class Linearised(ConstraintSet):
         basis = basis.unsqueeze(1).expand(-1, *values.shape)
         A = flat_after(pulled(pull, basis), 2).movedim(0, 1)
         self.A = A if under_transform() else merged(A)
-        self._pinv: Tensor | None = None
-        # Derivatives of the multipliers go through the pseudo-inverse, numbers a shorter way.
-        self._numbers = not under_transform() and not (torch.is_grad_enabled() and A.requires_grad)
-
-    @property
-    def pinv(self) -> Tensor:
-        """A⁺ (B, m, p)."""
-        if self._pinv is None:
-            self._pinv = pseudo_inverse(self.A)
-        return self._pinv
+        self.pinv = pseudo_inverse(self.A)
 
     def multipliers(self, gradient: Tensor) -> Tensor:
         """(A⁺)ᵀ g, (B, p)."""
-        if self._numbers and self._pinv is None and not gradient.requires_grad:
-            return least_squares_multipliers(self.A, gradient)
         return apply(self.pinv.mT, gradient)
 
     def project(self, vector: Tensor) -> Tensor:

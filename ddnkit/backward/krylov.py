@@ -32,6 +32,8 @@ from .tangent_operator import Operator, Projector, hessian_operator
 #: own data, and well below what float32 products could tell from zero. An ill-conditioned system turns
 #: a residual of 1e-6 into an error of 1 %, and 1e-8 into one that nobody sees.
 MIXED_TOLERANCE = 1e-8
+#: How far products in float32 and in float64 may be apart for the rounding of one operator.
+_SAME_OPERATOR = 1e-2
 
 #: builds, for a problem and its solution y, an approximation of G⁻¹ on vectors (..., B, m)
 Preconditioner = Callable[[Problem, Tensor], Operator]
@@ -65,7 +67,7 @@ class Krylov(BackwardForm):
         """See `BackwardForm.tangent_solve`."""
         narrow = _Operator(problem, y, nu)
         # What the residual is measured with; a tolerance of one's own is for narrow numbers.
-        operator = (self.tolerance is None and _widened(problem, y, nu)) or narrow
+        operator = (self.tolerance is None and _widened(narrow, problem, y, nu)) or narrow
         settings: dict[str, Any] = {
             "tolerance": self.tolerance if operator is narrow else MIXED_TOLERANCE,
             "max_iterations": self.max_iterations,
@@ -121,17 +123,27 @@ class _Operator:
         return self.P.once(self._G(v))
 
 
-def _widened(problem: Problem, y: Tensor, nu: Tensor) -> _Operator | None:
-    """The operator of a float32 problem in float64; None where the node mixes in tensors of its own."""
+def _widened(narrow: _Operator, problem: Problem, y: Tensor, nu: Tensor) -> _Operator | None:
+    """The operator of a float32 problem in float64, where it is one and the same operator.
+
+    None where the node mixes in float32 tensors of its own, or is another problem in float64, as one
+    that smooths by the rounding error of y's dtype.
+    """
     if y.dtype != torch.float32:
         return None
     operands = [x.double() if x.dtype == torch.float32 else x for x in problem.operands]
+    # Any vector without structure will do.
+    probe = torch.arange(1, flat(y).shape[-1] + 1, dtype=torch.float64, device=y.device).sin()
+    probe = probe.expand(1, *flat(y).shape)
     try:
         operator = _Operator(problem.with_operands(operands), y.double(), nu.double())
-        image = operator(torch.zeros_like(y, dtype=torch.float64).flatten(1).unsqueeze(0))
-    except RuntimeError:  # dtypes that do not go together
+        wide = operator(probe)
+    except Exception:  # whatever a node throws that is not made for float64
         return None
-    return operator if image.dtype == torch.float64 else None
+    image = narrow(probe.float())
+    same = (wide - image).norm(dim=-1) <= _SAME_OPERATOR * wide.norm(dim=-1)
+    same |= ~image.isfinite().all(dim=-1)  # nothing to lose, and no matter for the others
+    return operator if wide.dtype == torch.float64 and bool(same.all()) else None
 
 
 def _good_enough(dtype: torch.dtype) -> float:

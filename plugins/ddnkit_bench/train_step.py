@@ -95,7 +95,7 @@ def step_phases(
 
     def update(_: object) -> Mapping[str, Tensor]:
         optimizer.step()
-        model.head.after_step()  # type: ignore[operator]
+        classifier.after_step()
         return {}
 
     return {"forward": forward, "backward": backward, "update": update}

@@ -77,3 +77,38 @@ def test_a_tolerance_of_ones_own_is_kept(tolerance):
     layer(x).sum().backward()
     residual = layer.certificate.adjoint_residual
     assert (residual <= tolerance).all() and (residual > 1e-9).all()
+
+
+class Smoothed(DeclarativeNode):
+    """min Σ √(y² + e) + ½(y − x)ᵀD(y − x) with e by y's dtype: in float64 it is another problem."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        smoothing = torch.finfo(y.dtype).eps ** 0.5
+        weights = torch.linspace(1, 5, 100, dtype=y.dtype)
+        return (y**2 + smoothing).sqrt().sum() + (weights * (y - x) ** 2).sum() / 2
+
+    def initial_point(self, x):
+        return torch.zeros_like(x)
+
+
+class Particular(Smoothed):
+    """The same, which refuses float64 in its own way."""
+
+    def objective(self, x, y):
+        if y.dtype != torch.float32:
+            raise TypeError("float32, please")
+        return super().objective(x, y)
+
+
+@pytest.mark.parametrize("node", [Smoothed, Particular])
+def test_a_problem_that_float64_changes_is_differentiated_as_it_is(node):
+    start = 0.3 * torch.randn(2, 100)
+    found = []
+    for form in ("krylov", "dense"):
+        x = start.clone().requires_grad_()
+        layer = DeclarativeLayer(node(), form, policy="raise")
+        found += torch.autograd.grad(layer(x).sum(), x)
+    assert float(found[1].norm()) > 1
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)

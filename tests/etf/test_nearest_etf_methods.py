@@ -7,6 +7,7 @@ import pytest
 import torch
 from ddnkit_etf import NearestETF, NearestETFClassifier, etf_of_frame, haar_frame
 from ddnkit_manifolds import Procrustes
+from steps import losses_of_steps
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from work import Work
@@ -96,20 +97,24 @@ def test_products_go_through_transforms():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def assert_no_gradient_in_silence(node, H, reason):
+    layer = DeclarativeLayer(node, policy="raise")
+    U = layer(H, haar_frame(*H.shape))
+    assert layer.certificate.solved
+    with pytest.raises(UntrustedGradientError, match=reason):
+        U.sum().backward()
+    layer = DeclarativeLayer(node, policy="nan")
+    layer(H, haar_frame(*H.shape)).sum().backward()
+    assert H.grad.isnan().all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_solution_that_is_not_unique_gives_no_gradient_in_silence(method):
     H = torch.randn(7, 5)
     H[:, :3] = 0
     node = NearestETF(0.0, reduced=True, solver=Procrustes(method))
     h = H.clone().requires_grad_()
-    layer = DeclarativeLayer(node, policy="raise")
-    U = layer(h, haar_frame(7, 5))
-    assert layer.certificate.solved
-    with pytest.raises(UntrustedGradientError, match="not unique"):
-        U.sum().backward()
-    layer = DeclarativeLayer(node, policy="nan")
-    layer(h, haar_frame(7, 5)).sum().backward()
-    assert h.grad.isnan().all()
+    assert_no_gradient_in_silence(node, h, "not unique")
 
 
 def test_an_adjoint_system_left_unsolved_is_not_passed_over(monkeypatch):
@@ -118,13 +123,7 @@ def test_an_adjoint_system_left_unsolved_is_not_passed_over(monkeypatch):
     monkeypatch.setattr(module, "doublings_for", lambda ratio, dtype: 1)
     H = torch.randn(40, 10).requires_grad_()
     node = NearestETF(1e-3, solver=Procrustes("products"))
-    layer = DeclarativeLayer(node, policy="raise")
-    U = layer(H, haar_frame(40, 10))
-    with pytest.raises(UntrustedGradientError, match="adjoint system not solved: residual"):
-        U.sum().backward()
-    layer = DeclarativeLayer(node, policy="nan")
-    layer(H, haar_frame(40, 10)).sum().backward()
-    assert H.grad.isnan().all()
+    assert_no_gradient_in_silence(node, H, "adjoint system not solved: residual")
 
 
 def test_a_solution_left_unfinished_is_not_passed_over(monkeypatch):
@@ -209,14 +208,7 @@ def losses_of_training(method):
     backbone = torch.nn.Linear(32, 16)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
     x, labels = torch.randn(32, 32), torch.arange(8).repeat(4)
-    losses = []
-    for _ in range(20):
-        loss = torch.nn.functional.cross_entropy(head(backbone(x), labels), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+    return [float(loss) for loss in losses_of_steps(head, backbone, optimizer, x, labels)]
 
 
 def test_products_and_factors_train_alike():
