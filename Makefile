@@ -3,16 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test fuzz sweep lint format docs clean
+.PHONY: run test test-long test-all fuzz sweep lint format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
 
-test: $(VENV)/.installed-test  ## all tests, with coverage
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
+test: $(VENV)/.installed-test  ## every behaviour, in at most six minutes on two idle cores
+	$(PYTEST) -m "not long" $(COVER)
+
+test-long: $(VENV)/.installed-test  ## what takes longer: more seeds, more draws, larger sizes
+	$(PYTEST) -m long $(COVER)
+
+test-all: COVER = --cov --cov-append --cov-report=term
+test-all: test test-long  ## both, with coverage
 
 # As many as there are cores, each of one thread: tests/conftest.py.
 WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+COVER ?=
 CASES ?= 10500
 SEEDS ?= 3
 
