@@ -1,10 +1,22 @@
 """What all tests share."""
 
+import contextlib
+
 import pytest
 import torch
+from rounding import Rounding
 
 # The suite's matrices are tiny: a second thread costs more in hand-over than it saves.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rounding",
+        type=int,
+        metavar="SEED",
+        help="move results within the bounds of rounding, as another processor might",
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -19,3 +31,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def arithmetic(request):
+    """That of this processor, or with ``--rounding SEED`` of a drawn one."""
+    seed = request.config.getoption("--rounding")
+    with contextlib.nullcontext() if seed is None else Rounding(seed):
+        yield
