@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long test-all fuzz sweep lint format docs clean
+.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep lint format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
@@ -14,13 +14,28 @@ test: $(VENV)/.installed-test  ## every behaviour, in at most six minutes on two
 test-long: $(VENV)/.installed-test  ## what takes longer: more seeds, more draws, larger sizes
 	$(PYTEST) -m long $(COVER)
 
-test-all: COVER = --cov --cov-append --cov-report=term
-test-all: test test-long  ## both, with coverage
+test-all: $(VENV)/.installed-test  ## both, with the lines that no test reaches
+	$(BIN)/python -m coverage erase
+	$(MAKE) test COVER="--cov --cov-report= --cov-fail-under=0"
+	$(MAKE) test-long COVER="--cov --cov-append --cov-report=term"
+
+test-kernels: $(VENV)/.installed-test  ## the numeric tests on every code path that this processor can take
+	$(BIN)/python tests/kernels.py $(KERNELS)
+
+test-rounding: $(VENV)/.installed-test  ## the numeric tests as other processors may compute them
+	$(BIN)/python tests/kernels.py --rounding $(ROUNDING)
+
+test-versions: $(VENV)/.installed-test  ## the tests with the oldest and the newest packages that are supported
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python tests/versions.py $(VERSIONS)
 
 # As many as there are cores, each of one thread: tests/conftest.py.
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COVER ?=
+KERNELS ?=
+ROUNDING ?= 1 2 3 4 5
+VERSIONS ?= oldest newest
 CASES ?= 10500
 SEEDS ?= 3
 

@@ -1,13 +1,15 @@
 """What all tests share."""
 
 import contextlib
+import os
 
 import pytest
 import torch
 from rounding import Rounding
 
-# The suite's matrices are tiny: a second thread costs more in hand-over than it saves.
-torch.set_num_threads(1)
+# The suite's matrices are tiny: a second thread costs more in hand-over than it saves. `kernels.py`
+# asks for two all the same.
+torch.set_num_threads(int(os.environ.get("DDNKIT_TEST_THREADS", "1")))
 
 
 def pytest_addoption(parser):

@@ -184,7 +184,9 @@ class Rounding(TorchDispatchMode):
 
 
 def _plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype in _FLOATS
+    if not isinstance(x, Tensor) or x.device.type != "cpu" or x.dtype not in _FLOATS:
+        return False
+    return not x._is_zerotensor()  # forward mode's zeros, which have no memory
 
 
 def _short(x: Tensor) -> bool:

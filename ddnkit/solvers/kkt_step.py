@@ -27,6 +27,8 @@ from torch import Tensor
 from ..lagrangian import constraint_jacobian, lagrangian_hessian
 from ..problem import Problem, flat
 
+_ROUNDINGS = 16
+
 
 @dataclass(frozen=True)
 class LocalModel:
@@ -110,7 +112,7 @@ def newton_step(problem: Problem, y: Tensor, model: LocalModel) -> Step:
     lowest, at = curvature.min(dim=-1)
     lowest = torch.where(lowest < -(eps**0.5) * hessian_norm, lowest, 0.0)
     escape = basis.gather(2, at.reshape(-1, 1, 1).expand(-1, g.shape[1], 1)).squeeze(-1)
-    uphill = (escape * g).sum(dim=-1) > 0
+    uphill = _uphill(escape, g)
     escape = torch.where(uphill.unsqueeze(-1), -escape, escape) * (lowest < 0).unsqueeze(-1)
     return Step(
         direction=direction,
@@ -122,6 +124,18 @@ def newton_step(problem: Problem, y: Tensor, model: LocalModel) -> Step:
         hessian_norm=hessian_norm,
         change=torch.linalg.vector_norm(_apply(H.abs(), flat(y).abs()), dim=-1),
     )
+
+
+def _uphill(direction: Tensor, gradient: Tensor) -> Tensor:
+    """Whether a unit direction (B, m) leads up; where ∇f does not say, if its largest entry is negative.
+
+    An eigenvector has no sign of its own: without a rule it would be that of this processor's library.
+    """
+    slope = (direction * gradient).sum(dim=-1)
+    rounding = torch.finfo(gradient.dtype).eps * torch.linalg.vector_norm(gradient, dim=-1)
+    largest = direction.gather(1, direction.abs().argmax(dim=-1, keepdim=True)).squeeze(-1)
+    said = slope.abs() > _ROUNDINGS * rounding
+    return torch.where(said, slope > 0, largest < 0)
 
 
 def _svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,8 +6,11 @@ of the step,
 has decreased enough. It is smooth, so that near the solution the whole step passes (an ℓ1 merit
 function may refuse it, the Maratos effect). Its slope along d is
     (g − Aᵀν⁺)ᵀd + ρ hᵀA d,     hᵀA d = −‖P_A h‖² ≤ 0,
-and ρ is raised, per problem, until the slope is negative. A trial point outside the domain (M infinite
-or NaN) counts as no decrease.
+and ρ is raised, per problem, until the slope is negative; a slope that rounding alone may have made
+asks for no ρ, which at a stationary point would grow beyond all bounds and hold the iterate there.
+Along an escape from a stationary point (a direction of negative curvature λ) the slope is zero, and
+M has to fall by a part of ½ λ t²‖d‖². A trial point outside the domain (M infinite or NaN) counts as
+no decrease.
 
 A whole step along which M keeps its slope, as if it were linear, comes from a direction without
 curvature, for which a Newton step has no length of its own. It is lengthened tenfold as long as that
@@ -50,7 +53,13 @@ class MeritSearch:
         self.penalty = torch.zeros_like(like)
 
     def length(
-        self, y: Tensor, model: LocalModel, step: Step, direction: Tensor, searching: Tensor
+        self,
+        y: Tensor,
+        model: LocalModel,
+        step: Step,
+        direction: Tensor,
+        searching: Tensor,
+        escaping: Tensor,
     ) -> Tensor:
         """The largest of 1, ½, ¼, … that decreases M enough, or more than 1, or 0; shape (B,).
 
@@ -58,24 +67,26 @@ class MeritSearch:
             y: (B, *y), where the ``model`` and the ``step`` were taken.
             direction: (B, m), of the step or an escape.
             searching: (B,), the items to search for; 0 for the others.
+            escaping: (B,), those whose direction is ``step.escape``.
         """
         h, nu = model.constraints, step.multipliers
         adjoint = model.gradient - (nu.unsqueeze(1) @ model.jacobian).squeeze(1)
         slope = (adjoint * direction).sum(dim=-1)
         change = (h * (model.jacobian @ direction.unsqueeze(-1)).squeeze(-1)).sum(dim=-1)
         # Twice what makes the slope zero, and never less than before.
-        needed = torch.where((slope > 0) & (change < 0), -2 * slope / change, 0.0)
+        rounding = _ROUNDINGS * torch.finfo(y.dtype).eps
+        terms = norm(model.gradient) + norm((nu.unsqueeze(1) @ model.jacobian).squeeze(1))
+        uphill = slope > rounding * terms * norm(direction)
+        needed = torch.where(uphill & (change < 0), -2 * slope / change, 0.0)
         self.penalty = torch.maximum(self.penalty, needed)
         line = _Line(self.problem, y, direction, nu, self.penalty, model.value, h)
 
         slope = slope + self.penalty * change
-        # Along an escape the slope is zero and the decrease is of second order.
-        curved = 0.5 * step.lowest * direction.square().sum(dim=-1)
-        expected = torch.where(slope < 0, slope, torch.minimum(slope, curved))
-        length, merit = _shortened(line, expected, searching)
+        curvature = torch.where(escaping, step.lowest * direction.square().sum(dim=-1), 0.0)
+        length, merit = _shortened(line, slope.clamp_max(0), curvature, searching)
         whole = searching & (length == 1) & (-slope > line.noise)
-        rounding = torch.finfo(y.dtype).eps ** 0.5 * torch.linalg.matrix_norm(model.jacobian)
-        return _lengthened(line, slope, length, merit, whole, rounding)
+        bent = torch.finfo(y.dtype).eps ** 0.5 * torch.linalg.matrix_norm(model.jacobian)
+        return _lengthened(line, slope, length, merit, whole, bent)
 
 
 @dataclass(frozen=True)
@@ -116,13 +127,16 @@ class _Line:
         return value - linear + self.penalty / 2 * h.square().sum(dim=-1)
 
 
-def _shortened(line: _Line, expected: Tensor, searching: Tensor) -> tuple[Tensor, Tensor]:
+def _shortened(
+    line: _Line, slope: Tensor, curvature: Tensor, searching: Tensor
+) -> tuple[Tensor, Tensor]:
     """The length, 0 where none is accepted, and M at the last trial."""
-    length = searching.to(expected.dtype)
+    length = searching.to(slope.dtype)
     accepted, merit = ~searching, line.before
     for _ in range(_HALVINGS):
         merit, _ = line.at(length)
-        decreased = merit <= line.before + _ARMIJO * length * expected + line.noise
+        expected = length * slope + length.square() / 2 * curvature
+        decreased = merit <= line.before + _ARMIJO * expected + line.noise
         accepted = accepted | (decreased & merit.isfinite())
         if bool(accepted.all()):
             break

@@ -33,7 +33,9 @@ class Newton(Solver):
     """Solves  min f(x, y) over y subject to h(x, y) = 0  and the manifold's constraints, if any.
 
     Dense: O(m³) time and O(m²) memory for y of m entries, for problems of up to a few hundred. Finds
-    a local minimum; f and h must be twice differentiable. Constraints may be dependent, as long as
+    a local minimum: a maximum or saddle point is left along a direction of negative curvature, also
+    when it is hit exactly. One without curvature, such as that of −y⁴ at 0, is not told from a
+    minimum. f and h must be twice differentiable. Constraints may be dependent, as long as
     they are consistent. All items of a batch are iterated together, each until it is done.
 
     Args:
@@ -135,7 +137,7 @@ class _Run:
             outcome = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
         else:
             searching = active & finite & ~converged & ~beyond
-            length = self.search.length(here, model, step, direction, searching)
+            length = self.search.length(here, model, step, direction, searching, escaping)
             outcome = torch.where(length > 0, _RUNNING, int(Status.STALLED))
             outcome = torch.where(converged, int(Status.CONVERGED), outcome)
             # A short step removes all of h that lies in the range of Dh: the rest is there to stay.
