@@ -23,7 +23,7 @@ test-kernels: $(VENV)/.installed-test  ## the numeric tests on every code path t
 	$(BIN)/python tests/kernels.py $(KERNELS)
 
 test-rounding: $(VENV)/.installed-test  ## the numeric tests as other processors may compute them
-	$(BIN)/python tests/kernels.py --rounding $(ROUNDING)
+	$(BIN)/python tests/kernels.py --rounding $(ROUNDING) $(KERNELS)
 
 test-versions: $(VENV)/.installed-test  ## the tests with the oldest and the newest packages that are supported
 	$(BIN)/python -m pip install --quiet uv
