@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 from ..errors import InputError, closest, nearest_choice
@@ -34,14 +36,10 @@ def find(source: str | Path) -> Path:
         InputError: there is none; the text says where it was looked for and names the nearest.
     """
     file = Path(source)
-    if file.is_file():
-        return file
-    if file.is_dir():
-        inside = file / "recipe.yaml"
-        hint = f"; its recipe is {inside}" if inside.is_file() else ""
-        raise InputError(f"'{source}' is a folder, not a recipe{hint}")
     known = shipped()
     text = str(source)
+    if _is_there(file, source):
+        return file
     if text in known:
         return known[text]
     if file.suffix or os.sep in text or "/" in text:
@@ -52,3 +50,40 @@ def find(source: str | Path) -> Path:
         raise InputError(f"no recipe file '{source}' (looked in {file.parent.absolute()}).{hint}")
     looked = f"{file.absolute()} and among the shipped recipes"
     raise InputError(f"no recipe '{source}' (looked for {looked}).{nearest_choice(text, known)}")
+
+
+def _is_there(file: Path, source: str | Path) -> bool:
+    """Whether ``file`` is a regular file, or a link to one; False where there is nothing at all.
+
+    Raises:
+        InputError: there is something else, or nobody may see what there is.
+    """
+    try:
+        mode = file.stat().st_mode
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{str(source)!r} can be the name of no file") from error
+    except OSError as error:
+        link = _link_target(file)
+        if link is not None:
+            loop = error.errno == errno.ELOOP
+            what = "leads back to itself" if loop else f"points to '{link}', which does not exist"
+            raise InputError(f"'{source}' is a link that {what}") from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise InputError(f"'{source}' cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        inside = file / "recipe.yaml"
+        hint = f"; its recipe is {inside}" if inside.is_file() else ""
+        raise InputError(f"'{source}' is a folder, not a recipe{hint}")
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise InputError(f"'{source}' is {kind}, not a recipe; save the recipe as a file first")
+    return True
+
+
+def _link_target(file: Path) -> str | None:
+    """What the symbolic link ``file`` points to; None where it is no link."""
+    try:
+        return os.readlink(file)
+    except OSError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError, nearest_choice
-from .source import Key, Mark, dotted, shown
+from .source import Key, Mark, dotted, older_reading, shown
 
 
 class Problems:
@@ -88,4 +88,19 @@ def message(errors: list[Any], given: Any) -> str:
             choices = error["ctx"]["expected"].replace(" or ", ", ").split(", ")
             nearest = nearest_choice(given, [choice.strip("'") for choice in choices])
             hint = f".{nearest}" if "Did you mean" in nearest else ""
+    boolean = any(error["type"].startswith("bool_") for error in errors)
+    number = any(error["type"].startswith(("int_", "float_")) for error in errors)
+    hint = hint or meant_hint(given, boolean=boolean, number=number)
     return f"expected {' or '.join(wanted)}, was given {shown(given)}{hint}"
+
+
+def meant_hint(given: Any, *, boolean: bool, number: bool) -> str:
+    """``"; write 90 if that is meant"`` for a text that YAML 1.1 reads as what is expected.
+
+    >>> meant_hint("no", boolean=True, number=False)
+    '; write false if that is meant'
+    """
+    older = older_reading(given) if isinstance(given, str) else None
+    if older is None or not (boolean if isinstance(older, bool) else number):
+        return ""
+    return f"; write {shown(older)} if that is meant"

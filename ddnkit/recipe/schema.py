@@ -17,7 +17,7 @@ from .. import registry
 from ..errors import PluginError
 from .location import error_path, keys, keys_at, value_at
 from .pipeline import Pipeline
-from .problems import Problems, message
+from .problems import Problems, meant_hint, message
 from .settings import Settings
 from .source import Document, Key, shown
 
@@ -104,7 +104,7 @@ class VariantSchema:
             self.report(error, data, model, reserved)
             return None
         dumped = instance.model_dump(by_alias=True)
-        if self.booleans_as_numbers(data, dumped, ()):
+        if self.taken_for_another(data, dumped, ()):
             return None
         return Resolved(instance, self.settings(instance))
 
@@ -230,10 +230,18 @@ class VariantSchema:
                 text = message(items, value_at(data, path)) + (source * (path in self.preset))
                 self.problems.add(mark, path, text)
 
-    def booleans_as_numbers(self, given: Any, taken: Any, path: Key) -> bool:
-        """Note each ``true`` or ``false`` that was taken for 1 or 0; whether there was any."""
+    def taken_for_another(self, given: Any, taken: Any, path: Key) -> bool:
+        """Note each ``true`` taken for 1 and each text for a number or for true; whether any was."""
+        expected = "true or false" if isinstance(taken, bool) else "a number"
         if isinstance(given, bool) and isinstance(taken, int | float) and taken is not given:
-            text = f"expected a number, was given {shown(given)}"
+            text = f"expected {expected}, was given {shown(given)}"
+            self.problems.add(self.document.mark(path), path, text)
+            return True
+        if isinstance(given, str) and isinstance(taken, int | float) and _is_lax(given):
+            boolean = isinstance(taken, bool)
+            hint = meant_hint(given, boolean=boolean, number=not boolean)
+            hint = hint or f"; write {shown(taken)} if that is meant"
+            text = f"expected {expected}, was given the text {shown(given)}{hint}"
             self.problems.add(self.document.mark(path), path, text)
             return True
         pairs: list[tuple[Any, Any, Any]] = []
@@ -241,8 +249,19 @@ class VariantSchema:
             pairs = [(key, given[key], taken[key]) for key in given if key in taken]
         elif isinstance(given, list) and isinstance(taken, list | tuple):
             pairs = [(i, *pair) for i, pair in enumerate(zip(given, taken, strict=False))]
-        wrong = [self.booleans_as_numbers(a, b, (*path, key)) for key, a, b in pairs]
+        wrong = [self.taken_for_another(a, b, (*path, key)) for key, a, b in pairs]
         return any(wrong)
+
+
+def _is_lax(text: str) -> bool:
+    """Whether pydantic takes ``text`` for a number or a boolean by itself, without the plugin."""
+    if text.strip().lower() in ("yes", "no", "on", "off", "y", "n", "t", "f", "true", "false"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _filled(data: dict[str, Any], path: Key, value: Any) -> dict[str, Any]:

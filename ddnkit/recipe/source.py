@@ -1,12 +1,15 @@
 """YAML text to plain values, each with the place where it was written.
 
 A recipe is read as a tree of nodes, never constructed by tag, so no text of a recipe can name a
-Python object. Values are those of JSON; ``1e-3`` is a number, as its writer meant.
+Python object. Values are those of JSON. Plain words are read as YAML 1.2's core schema reads them:
+``1e-3`` is a number, ``no`` and ``1:30`` are text.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +22,32 @@ Key = tuple[str | int, ...]
 
 #: An alias may repeat its anchor, and anchors nest: a small file can stand for a huge tree.
 MAXIMUM_NODES = 20_000
+#: Values within values. Of a recipe few are, and those who go through them do so recursively.
+MAXIMUM_DEPTH = 100
+#: Some 50 for each of the values; a longer text would be read for minutes before they are counted.
+MAXIMUM_BYTES = 1_000_000
 
 _TAG = "tag:yaml.org,2002:"
-_SCALARS = {_TAG + kind for kind in ("str", "int", "float", "bool", "null")}
-_FLOAT = re.compile(
-    r"""^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[0-9][0-9_]*[eE][-+]?[0-9]+
-        |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-        |\.(?:inf|Inf|INF))
-        |\.(?:nan|NaN|NAN))$""",
-    re.VERBOSE,
-)
+_NULL, _BOOL, _INT, _FLOAT, _STR = (_TAG + kind for kind in ("null", "bool", "int", "float", "str"))
+#: The core schema of YAML 1.2 (section 10.3.2): what a plain word is, and what it begins with.
+_CORE = {
+    _NULL: (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    _BOOL: (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    _INT: (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    _FLOAT: (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+_SCALARS = {*_CORE, _STR}
+_TOO_LARGE = f"longer than {MAXIMUM_BYTES:,} bytes, too much for a recipe"
+_BYTE_ORDER_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -75,24 +93,46 @@ class Document:
         return self.marks[path]
 
 
-def _dialect(resolvers: dict[Any, list[Any]]) -> dict[Any, list[Any]]:
-    """YAML 1.1's plain scalars without dates, and with floats that need neither dot nor sign."""
-    left_out = (_TAG + "float", _TAG + "timestamp")
-    kept = {
-        first: [(tag, pattern) for tag, pattern in rules if tag not in left_out]
-        for first, rules in resolvers.items()
-    }
-    for first in "-+0123456789.":
-        kept.setdefault(first, []).insert(0, (_TAG + "float", _FLOAT))
-    return kept
+def _resolvers(*others: dict[Any, list[Any]]) -> dict[Any, list[Any]]:
+    """The rules of `_CORE` by first letter, then those of ``others``; the first that fits counts."""
+    rules: dict[Any, list[Any]] = {}
+    for tag, (pattern, letters) in _CORE.items():
+        for letter in letters:
+            rules.setdefault(letter, []).append((tag, re.compile(rf"(?:{pattern})\Z")))
+    for other in others:
+        for letter, more in other.items():
+            rules.setdefault(letter, []).extend(more)
+    return rules
+
+
+class _LimitError(yaml.MarkedYAMLError):
+    """The text is YAML, and too much of it for a recipe."""
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = _dialect(yaml.SafeLoader.yaml_implicit_resolvers)
+    """Composes nodes and stops at the first that is one too many, or too deep."""
+
+    yaml_implicit_resolvers = _resolvers()
+    nodes = depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        self.depth += 1
+        place = self.peek_event().start_mark
+        if self.nodes > MAXIMUM_NODES:
+            raise _LimitError(None, None, f"more than {MAXIMUM_NODES} values", place)
+        if self.depth > MAXIMUM_DEPTH:
+            raise _LimitError(None, None, "nested too deeply", place)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _dialect(yaml.SafeDumper.yaml_implicit_resolvers)
+    """Puts text in quotes wherever a reader of YAML 1.2 or 1.1 would take it for something else."""
+
+    yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -106,12 +146,16 @@ def read(file: Path, label: str | None = None) -> Document:
             twice, or asks for a tag other than the plain ones; the text names file and line.
     """
     label = label or str(file)
+    content = _content(file, label)
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{label}: cannot be read: {error.strerror}") from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        for mark, encoding in _BYTE_ORDER_MARKS.items():
+            if content.startswith(mark):
+                raise InputError(
+                    f"{label}:1: the file is in {encoding}; save it in UTF-8"
+                ) from error
+        line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{label}:{line}: not a text in UTF-8") from error
     document = parse(text, Origin(label))
     if document.value is None:
@@ -132,23 +176,57 @@ def parse(text: str, origin: Origin) -> Document:
     Raises:
         InputError: as `read`, but any value is taken.
     """
+    if len(text) > MAXIMUM_BYTES:
+        raise InputError(f"{origin.mark()}: {_TOO_LARGE}")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        context = f" ({error.context})" if error.context else ""
         mark = origin.mark(error.problem_mark)
-        raise InputError(f"{mark}: not valid YAML: {error.problem}{context}") from error
+        what = "" if isinstance(error, _LimitError) else "not valid YAML: "
+        context = f" ({error.context})" if error.context else ""
+        raise InputError(f"{mark}: {what}{error.problem}{context}") from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         place = origin.label if origin.order else f"{origin.label}:{line}"
         raise InputError(
             f"{place}: not valid YAML: the character {chr(int(error.character))!r} is not allowed"
         ) from error
-    except RecursionError as error:
-        raise InputError(f"{origin.mark()}: not valid YAML: nested too deeply") from error
-    walk = _Walk(loader, origin, {(): origin.mark(node.start_mark if node else None)})
+    walk = _Walk(origin, {(): origin.mark(node.start_mark if node else None)})
     return Document(walk.value(node, ()) if node else None, walk.marks)
+
+
+def _content(file: Path, label: str) -> bytes:
+    """The bytes of a regular file of the size of a recipe; any other is neither read nor waited for."""
+    try:
+        # Opening a pipe would wait for its other end.
+        opened = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(opened, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                raise InputError(f"{label}: cannot be read: it is not a regular file")
+            content = stream.read(MAXIMUM_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{label}: cannot be read: {error.strerror}") from error
+    if len(content) > MAXIMUM_BYTES:
+        raise InputError(f"{label}:1: {_TOO_LARGE}")
+    return content
+
+
+def older_reading(text: str) -> bool | int | float | None:
+    """What YAML 1.1 makes of the plain word ``text`` where 1.2 has it as text; None if that too.
+
+    >>> older_reading("no"), older_reading("1:30"), older_reading("1_000"), older_reading("none")
+    (False, 90, 1000, None)
+    """
+    rules = yaml.SafeLoader.yaml_implicit_resolvers.get(text[:1], ())
+    known = any(tag in (_BOOL, _INT, _FLOAT) and rule.match(text) for tag, rule in rules)
+    if not known or len(text) > 40:
+        return None
+    try:
+        value: bool | int | float = yaml.safe_load(text)
+    except ValueError:
+        return None
+    return value
 
 
 def dump(value: Any) -> str:
@@ -181,7 +259,6 @@ def shown(value: Any) -> str:
 
 @dataclass
 class _Walk:
-    loader: _Loader
     origin: Origin
     marks: dict[Key, Mark]
     nodes: int = 0
@@ -205,11 +282,7 @@ class _Walk:
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             return [self.child(item, item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-            try:
-                return self.loader.construct_object(node)
-            except (ValueError, KeyError, yaml.YAMLError) as error:
-                kind = node.tag.removeprefix(_TAG)
-                raise self.error(node, path, f"{node.value!r} is not a YAML {kind}") from error
+            return self.scalar(node, path)
         tag = node.tag.replace(_TAG, "!!")
         raise self.error(
             node,
@@ -218,11 +291,38 @@ class _Walk:
             "true, false and null",
         )
 
+    def scalar(self, node: yaml.ScalarNode, path: Key) -> Any:
+        text = str(node.value)
+        if node.tag == _STR:
+            return text
+        kind = node.tag.removeprefix(_TAG)
+        if not re.fullmatch(_CORE[node.tag][0], text):
+            raise self.error(node, path, f"{shown(text)} is not a YAML {kind}")
+        if node.tag == _NULL:
+            return None
+        if node.tag == _BOOL:
+            return text.lower() == "true"
+        if node.tag == _FLOAT:
+            return float(re.sub(r"\.(?=[in])", "", text.lower()))
+        octal = re.fullmatch(r"[-+]?0[0-7]+", text)
+        try:
+            value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        except ValueError as error:  # Python takes no more than some thousand digits
+            raise self.error(node, path, f"{shown(text)} has too many digits") from error
+        if octal and value != int(text, 8):
+            wording = f"{text} is {int(text, 8)} in YAML 1.1 and {value} in YAML 1.2"
+            hint = f"write the one that is meant, or '{text}' in quotes for text"
+            raise self.error(node, path, f"{wording}; {hint}")
+        return value
+
     def mapping(self, node: yaml.MappingNode, path: Key) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _SCALARS:
-                text = "expected a plain word as key (no merge key '<<', list, mapping or tag)"
+                text = "expected a plain word as key (no list, mapping or tag)"
+                raise self.error(key_node, path, text)
+            if key_node.value == "<<" and key_node.style is None:
+                text = "the merge key '<<' is none in YAML 1.2; write the keys out"
                 raise self.error(key_node, path, text)
             key = str(key_node.value)
             below: Key = (*path, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ddnkit.errors import InputError
 from ddnkit.recipe import source
@@ -32,7 +33,33 @@ def failure(text: str) -> str:
         (".5", 0.5),
         ("3", 3),
         ("0", 0),
-        ("1_000", 1000),
+        ("1_000", "1_000"),
+        ("1e400", float("inf")),
+        ("+.5", 0.5),
+        ("5.", 5.0),
+        ("1.e3", 1000.0),
+        ("-.INF", float("-inf")),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("-0x1F", "-0x1F"),
+        ("0b1", "0b1"),
+        ("1:30", "1:30"),
+        ("190:20:30.15", "190:20:30.15"),
+        ("08", 8),
+        ("-07", -7),
+        ("010.5", 10.5),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("on", "on"),
+        ("OFF", "OFF"),
+        ("FALSE", False),
+        ("tRUE", "tRUE"),
+        ("NULL", None),
+        ("nULL", "nULL"),
+        ("=", "="),
+        ("<<", "<<"),
+        ("!!float 5", 5.0),
+        ("!!null ''", None),
         ("2024-01-01", "2024-01-01"),
         ("e5", "e5"),
         ("'1e-3'", "1e-3"),
@@ -49,10 +76,21 @@ def test_plain_values(text: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [{"a": 1e-5, "b": "1e-3", "c": [1.0, "2024-01-01", None, True], "d": {"e": "é"}}]
+    "content",
+    [
+        {"a": 1e-5, "b": "1e-3", "c": [1.0, "2024-01-01", None, True], "d": {"e": "é"}},
+        ["no", "1:30", "010", "08", "1_000", "0b1", "0o7", ".5", "~", "", "=", "<<", "-1", "- 1"],
+        {"<<": 1, "no": 2, "010": 3, "": 4, "~": 5},
+        [1e300, -1e-300, 10**40, 0, -7, 1e22],
+    ],
 )
 def test_dump_is_read_back_to_the_same(content: object) -> None:
     assert repr(value(dump(content))) == repr(content)
+
+
+def test_readers_of_yaml_1_1_take_what_is_dumped_for_the_same() -> None:
+    content = ["no", "On", "1:30", "010", "08", "1_000", "0b1", "0o7", "1e3", 10, 1e-5, 1e22, True]
+    assert repr(yaml.safe_load(dump(content))) == repr(content)
 
 
 def test_dump_repeats_shared_values_instead_of_aliasing_them() -> None:
@@ -77,6 +115,13 @@ def test_each_path_has_its_line_and_column() -> None:
         ("x: !!binary aGk=", ["t.yaml:1: x:", "!!binary"]),
         ("x: !mine {a: 1}", ["t.yaml:1: x:", "!mine"]),
         ("x: !!int abc", ["t.yaml:1: x:", "'abc'", "int"]),
+        ("x: !!bool yes", ["t.yaml:1: x:", "'yes'", "bool"]),
+        ("a: 1\nx: [1, 010]", ["t.yaml:2: x[1]:", "010", "8", "10"]),
+        ("x: -0777", ["t.yaml:1: x:", "-0777", "-511"]),
+        ("x: " + "9" * 5000, ["t.yaml:1: x:", "digits"]),
+        ("x: " + "[" * 101 + "]" * 101, ["t.yaml:1", "too deeply"]),
+        ("x: 1\ny: [" + "1, " * 30_000 + "]", ["t.yaml:2", "20000"]),
+        ("x: " + "é" * 1_000_001, ["t.yaml:1", "1,000,000"]),
         ("a: [1, 2\nb: 3", ["t.yaml:2", "not valid YAML"]),
         ("a: 1\n\tb: 2", ["t.yaml:2", "not valid YAML", "\\t"]),
         ("a: 1\n---\nb: 2", ["t.yaml:2", "not valid YAML", "document"]),
