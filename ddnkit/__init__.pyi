@@ -18,7 +18,7 @@ from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
 from .problem import Problem
 from .recipe.pipeline import Job, Pipeline, Table
-from .recipe.settings import Settings, component
+from .recipe.settings import Doubt, Settings, component
 from .solution import Adjoint, Solution, Status
 from .solver import Solver
 
@@ -32,6 +32,7 @@ __all__ = [
     "DdnkitWarning",
     "DeclarativeLayer",
     "DeclarativeNode",
+    "Doubt",
     "FixedPointNode",
     "InputError",
     "Job",

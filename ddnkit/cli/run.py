@@ -84,6 +84,8 @@ def run(
     if distributed.is_follower():
         click.get_current_context().exit(distributed.follow())
     loaded = load(recipe, overrides, seeds=_seeds(seeds, smoke))
+    for line in loaded.warnings:
+        click.echo(f"warning: {line}", err=True)
     variants = _chosen(loaded, only)
     if dry_run:
         _show(loaded, variants)

@@ -18,6 +18,7 @@ from .source import Document, Key, dump, shown
 from .sweep import Option, Sweep, within
 
 MAXIMUM_VARIANTS = 10_000
+MAXIMUM_AXES = 100
 _NOT_SWEPT = ("pipeline", "seeds", "sweep", "description")
 _NAME = re.compile(r"[\w-]+")
 _OPTIONS = "{etf: {head.name: fixed_etf}}"
@@ -42,6 +43,10 @@ def read_axes(document: Document, problems: Problems, taken: Collection[str] = (
     if not isinstance(given, dict):
         text = "expected a mapping such as {head.name: [standard, nearest_etf]}, "
         problems.add(document.mark(("sweep",)), ("sweep",), f"{text}was given {shown(given)}")
+        return {}
+    if len(given) > MAXIMUM_AXES:
+        text = f"more than {MAXIMUM_AXES} axes"
+        problems.add(document.mark(("sweep",)), ("sweep",), text)
         return {}
     reader = _Reader(document, problems, {*_NOT_SWEPT, *taken})
     axes = {axis: reader.options(axis, value) for axis, value in given.items()}
@@ -76,10 +81,15 @@ class _Reader:
         path: Key = ("sweep", key)
         if not self.can_be_swept(path, key):
             return []
+        if len(values) > MAXIMUM_VARIANTS:
+            self.note(path, f"more than {MAXIMUM_VARIANTS} variants")
+            return []
+        seen: set[str] = set()
         for index, value in enumerate(values):
-            if any(_same(value, other) for other in values[:index]):
+            if repr(value) in seen:
                 mark = self.document.mark((*path, index))
                 self.problems.add(mark, path, f"{shown(value)} twice")
+            seen.add(repr(value))
         return [
             Option(_text(value), {key: _below(self.document, (*path, index), value)})
             for index, value in enumerate(values)
@@ -138,10 +148,6 @@ def _below(document: Document, path: Key, value: Any) -> Document:
     depth = len(path)
     marks = {key[depth:]: mark for key, mark in document.marks.items() if key[:depth] == path}
     return Document(value, marks)
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
 
 
 def _text(value: Any) -> str:

@@ -21,7 +21,7 @@ from .recipe import Recipe, Variant
 from .resolve import resolved_sections, resolved_sweep, written_sections
 from .schema import Resolved, VariantSchema, components
 from .seeds import parse_seeds, read_seeds
-from .source import Document, Mark, Origin, dump, parse, read, shown
+from .source import Document, Key, Mark, Origin, dump, parse, read, shown
 from .sweep import Choice, Sweep, choices, variant_names
 
 RESERVED = {"pipeline", "description", "seeds", "sweep"}
@@ -40,18 +40,21 @@ def load(source: str | Path, overrides: Iterable[str] = (), *, seeds: str | None
     file = find(source)
     written = read(file)
     document = overriding.apply(written, overrides)
+    problems = Problems()
     if seeds is not None:
+        if "seeds" in document.value:  # wrong ones are told all the same
+            read_seeds(document.value["seeds"], document.mark(("seeds",)), problems)
         document.value["seeds"] = parse_seeds(seeds)
         document.marks[("seeds",)] = Mark(10**6, 0, 0, f"--seeds {seeds}")
-    recipe = _Loading(document, written).recipe(file)
+    recipe = _Loading(document, written, problems).recipe(file)
     return recipe if _stands_for(recipe.mapping, recipe) else _as_written(recipe, document)
 
 
 def _stands_for(mapping: dict[str, Any], recipe: Recipe) -> bool:
     """Whether ``mapping`` loads to the same; a pipeline may tell what was given from a default."""
-    document = parse(dump(mapping), Origin(str(recipe.path)))
     try:
-        again = _Loading(document, document).recipe(recipe.path)
+        document = parse(dump(mapping), Origin(str(recipe.path)))
+        again = _Loading(document, document, Problems()).recipe(recipe.path)
     except InputError:
         return False
     return again.seeds == recipe.seeds and [(v.name, repr(v.settings)) for v in again.variants] == [
@@ -67,10 +70,11 @@ def _as_written(recipe: Recipe, document: Document) -> Recipe:
 
 
 class _Loading:
-    def __init__(self, document: Document, written: Document) -> None:
+    def __init__(self, document: Document, written: Document, problems: Problems) -> None:
         self.document = document
         self.written = written
-        self.problems = Problems()
+        self.problems = problems
+        self.doubts = Problems()
 
     def recipe(self, file: Path) -> Recipe:
         description = self.description()
@@ -80,9 +84,11 @@ class _Loading:
         self.overrides_below(sweep)
         resolved = self.variants(*pipeline, sweep) if pipeline else []
         self.problems.raise_any()
+        names = variant_names(sweep)
+        self.note_doubts(names, resolved)
         variants = tuple(
             Variant(name, one.settings, one.pipeline)
-            for name, one in zip(variant_names(sweep), resolved, strict=True)
+            for name, one in zip(names, resolved, strict=True)
         )
         settings = [one.settings for one in resolved]
         swept = [{key for option in choice for key in option.sets} for choice in choices(sweep)]
@@ -92,7 +98,7 @@ class _Loading:
         mapping["seeds"] = list(seeds)
         if sweep:
             mapping["sweep"] = resolved_sweep(self.document.value["sweep"], settings)
-        return Recipe(file.stem, file, description, seeds, variants, mapping)
+        return Recipe(file.stem, file, description, seeds, variants, mapping, self.doubts.lines())
 
     def description(self) -> str:
         given = self.document.value.get("description", "")
@@ -137,18 +143,47 @@ class _Loading:
             return None
 
     def variants(self, name: str, pipeline: type[Pipeline], sweep: Sweep) -> list[Resolved]:
-        documents = [self.variant(sweep, choice) for choice in choices(sweep)]
+        # Without the sweep: thousands of variants would each have a copy of it.
+        sections = {key: value for key, value in self.document.value.items() if key != "sweep"}
+        marks = {path: mark for path, mark in self.document.marks.items() if path[:1] != ("sweep",)}
+        common = Document(sections, marks)
+        documents = [self.variant(common, sweep, choice) for choice in choices(sweep)]
         current = _component_names(pipeline, documents)
         written = _component_names(pipeline, [self.written, *_swept(self.written)])
-        schemas = (
+        schemas = [
             VariantSchema(pipeline, name, document, current, written, self.problems)
             for document in documents
-        )
+        ]
         resolved = [schema.validate(RESERVED) for schema in schemas]
+        for path, component in (item for schema in schemas for item in schema.foreign.items()):
+            text = f"left out: {component} has no such key"
+            self.doubts.add(self.document.mark(path), path, text)
         return [one for one in resolved if one]
 
-    def variant(self, sweep: Sweep, choice: Choice) -> Document:
-        document = Document(copy.deepcopy(self.document.value), dict(self.document.marks))
+    def note_doubts(self, names: list[str], resolved: list[Resolved]) -> None:
+        """Note what is valid and likely not meant, and jobs that a sweep has twice."""
+        found: dict[tuple[Mark, Key, str, bool], list[str]] = {}
+        for name, variant in zip(names, resolved, strict=True):
+            for doubt in variant.doubts():
+                path = tuple(doubt.key.split("."))
+                mark = variant.marks.get(path)
+                if mark is not None:  # given, no default
+                    found.setdefault((mark, path, doubt.text, doubt.idle), []).append(name)
+        for (mark, path, text, idle), having in found.items():
+            given = [one for one in resolved if one.marks.get(path) == mark and one.has(path)]
+            if len(having) == len(given):
+                self.doubts.add(mark, path, text)
+            elif not idle:
+                self.doubts.add(mark, path, f"{text} ({_some(having)})")
+        same: dict[str, list[str]] = {}
+        for name, variant in zip(names, resolved, strict=True):
+            same.setdefault(repr(variant.settings), []).append(name)
+        for twice in (group for group in same.values() if len(group) > 1):
+            text = f"{len(twice)} variants are the same job, all settings equal: {_some(twice)}"
+            self.doubts.add(self.document.mark(("sweep",)), ("sweep",), text)
+
+    def variant(self, common: Document, sweep: Sweep, choice: Choice) -> Document:
+        document = Document(copy.deepcopy(common.value), dict(common.marks))
         for axis, option in zip(sweep, choice, strict=True):
             for key, value in option.sets.items():
                 try:
@@ -156,6 +191,11 @@ class _Loading:
                 except InputError as error:
                     self.problems.add(value.mark(()), ("sweep", axis), str(error))
         return document
+
+
+def _some(variants: list[str]) -> str:
+    more = f" and {len(variants) - 3} more" if len(variants) > 3 else ""
+    return f"{', '.join(variants[:3])}{more}"
 
 
 def _swept(document: Document) -> list[Document]:

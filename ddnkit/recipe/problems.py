@@ -25,12 +25,17 @@ class Problems:
 
     def raise_any(self) -> None:
         """Raise one InputError with a line for each problem, if there is any."""
+        lines = self.lines()
+        if lines:
+            raise InputError("\n".join(lines))
+
+    def lines(self) -> tuple[str, ...]:
+        """A line for each problem."""
         lines = list(self._lines)
         for (mark, key), choices in self._unknown.items():
             hint = nearest_choice(key.rpartition(".")[2], choices)
             lines.append((mark, f"{key}: unknown key.{hint}"))
-        if lines:
-            raise InputError("\n".join(f"{mark}: {text}" for mark, text in sorted(lines)))
+        return tuple(f"{mark}: {text}" for mark, text in sorted(lines))
 
 
 _WHOLE, _NUMBER, _BOOL, _LIST, _MAPPING = (

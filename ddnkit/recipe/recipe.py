@@ -37,6 +37,7 @@ class Recipe:
         name: the file's name without its ending.
         mapping: the recipe with its overrides and the defaults that all variants share; loading it
             gives the same variants and seeds.
+        warnings: what is likely not meant, a line each, with file and line.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Recipe:
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
     mapping: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ with the concrete types is made of it, so that all errors of a variant come from
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 import pydantic
@@ -18,8 +18,8 @@ from ..errors import PluginError
 from .location import error_path, keys, keys_at, value_at
 from .pipeline import Pipeline
 from .problems import Problems, meant_hint, message
-from .settings import Settings
-from .source import Document, Key, shown
+from .settings import Doubt, Settings
+from .source import Document, Key, Mark, shown
 
 _UNRESOLVED = "ddnkit_unresolved"
 
@@ -58,10 +58,32 @@ def components(pipeline: type[Pipeline]) -> dict[str, Component]:
 
 @dataclass
 class Resolved:
-    """A validated variant: the pipeline, and its settings as plain values with their names."""
+    """A validated variant: the pipeline; its settings as plain values; where they were given."""
 
     pipeline: Pipeline
     settings: dict[str, Any]
+    marks: dict[Key, Mark]
+
+    def doubts(self) -> list[Doubt]:
+        """Those of the pipeline and of each section in it, by keys from the top."""
+        return _doubts(self.pipeline, "")
+
+    def has(self, path: Key) -> bool:
+        """Whether the variant has a setting of that path: another component's key is left out."""
+        try:
+            value_at(self.settings, path)
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
+
+
+def _doubts(section: Settings, prefix: str) -> list[Doubt]:
+    found = [replace(doubt, key=f"{prefix}{doubt.key}") for doubt in section.doubts()]
+    for name, info in type(section).model_fields.items():
+        inner = getattr(section, name)
+        if isinstance(inner, Settings):
+            found += _doubts(inner, f"{prefix}{info.alias or name}.")
+    return found
 
 
 @dataclass
@@ -73,6 +95,8 @@ class VariantSchema:
         current: for each section, the component names of all variants; a key that one of them knows
             is left out, silently, for a variant that does not.
         written: the same for the file without its overrides; it excuses the file's keys alone.
+        foreign: keys of a component that an option replaced by one that the file does not name, and
+            that has no such key; with its name.
     """
 
     pipeline: type[Pipeline]
@@ -83,6 +107,7 @@ class VariantSchema:
     problems: Problems
     names: dict[str, str] = field(default_factory=dict)
     preset: set[Key] = field(default_factory=set)
+    foreign: dict[Key, str] = field(default_factory=dict)
 
     def validate(self, reserved: set[str]) -> Resolved | None:
         """The variant, or None after noting what is wrong with it."""
@@ -106,7 +131,7 @@ class VariantSchema:
         dumped = instance.model_dump(by_alias=True)
         if self.taken_for_another(data, dumped, ()):
             return None
-        return Resolved(instance, self.settings(instance))
+        return Resolved(instance, self.settings(instance), self.document.marks)
 
     def component(
         self, section: str, component: Component, value: Any
@@ -146,12 +171,15 @@ class VariantSchema:
         if key in keys(chosen) or chosen.model_config.get("extra") == "allow":
             return False
         others = self.current.get(section, set())
+        replaced = self.names[section] not in self.written.get(section, set())
         # An option is meant for what runs, not for a component that another option replaced.
         if self.document.mark((section, key)).order == 0:
             others = others | self.written.get(section, set())
         for name in others:
             try:
                 if key in keys(registry.get(component.group, name)):
+                    if replaced and name not in self.current.get(section, set()):
+                        self.foreign[section, key] = self.names[section]
                     return True
             except PluginError:
                 return True  # reported where it is chosen; the key may be its own

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, final
 
 import pydantic
+
+
+@final
+@dataclass(frozen=True)
+class Doubt:
+    """Something that a recipe says and that is likely not meant; it is told, and the run goes on.
+
+    Attributes:
+        key: what is said, a dotted key of the section that doubts it.
+        text: what comes of it, and why.
+        idle: the key does nothing here. Where a sweep has a variant that makes use of it, that is
+            as it should be, and nothing is told.
+    """
+
+    key: str
+    text: str
+    idle: bool = False
 
 
 class Settings(pydantic.BaseModel):
@@ -18,6 +37,10 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """What is valid and likely not meant; told with file and line, for keys that are given."""
+        return ()
 
 
 def component(group: str, default: str | None = None, description: str = "") -> Any:
