@@ -174,7 +174,7 @@ class _Loading:
             if len(having) == len(given):
                 self.doubts.add(mark, path, text)
             elif not idle:
-                self.doubts.add(mark, path, f"{text} ({_some(having)})")
+                self.doubts.add(mark, path, f"{text} (in {_some(having)})")
         same: dict[str, list[str]] = {}
         for name, variant in zip(names, resolved, strict=True):
             same.setdefault(repr(variant.settings), []).append(name)
@@ -195,7 +195,7 @@ class _Loading:
 
 def _some(variants: list[str]) -> str:
     more = f" and {len(variants) - 3} more" if len(variants) > 3 else ""
-    return f"{', '.join(variants[:3])}{more}"
+    return f"{', '.join(map(repr, variants[:3]))}{more}"
 
 
 def _swept(document: Document) -> list[Document]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ddnkit import Settings, nearest_choice, registry
+from ddnkit import Doubt, Settings, nearest_choice, registry
 
 if TYPE_CHECKING:
     from .heads.base import ClassifierHead
@@ -29,12 +30,22 @@ _BatchNorm = Annotated[
 ]
 
 
+def _of_the_mean(centred: bool) -> Iterable[Doubt]:
+    if not centred:
+        text = "does nothing: centre is off, and no mean is subtracted"
+        yield Doubt("evaluation_mean", text, idle=True)
+
+
 class StandardHead(Settings):
     """A learned classifier on unit features, rows brought to unit length after each step."""
 
     temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
     centre: bool = Field(False, description="subtract the mean feature, as the ETF heads do")
     evaluation_mean: _EvaluationMean = "running"
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        return _of_the_mean(self.centre)
 
     def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
         """The head as a module."""
@@ -73,6 +84,10 @@ class FixedETFHead(Settings):
     centre: bool = Field(True, description="subtract the mean feature h_G")
     batch_norm: _BatchNorm = "none"
     evaluation_mean: _EvaluationMean = "running"
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        return _of_the_mean(self.centre)
 
     def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
         """The head as a module."""
@@ -150,6 +165,12 @@ class NearestETFHead(Settings):
         description="frame before the first step, which its problem, without the proximal term, "
         "stays near to in what it leaves open: the first C axes, or a random one",
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        yield from _of_the_mean(self.centre != "none")
+        if not self.differentiate:
+            yield Doubt("backward", "does nothing: differentiate is false", idle=True)
 
     @model_validator(mode="after")
     def _names_exist(self) -> NearestETFHead:

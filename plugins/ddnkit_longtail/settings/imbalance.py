@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ddnkit import Settings
+from ddnkit import Doubt, Settings
 
 
 class ImbalanceSettings(Settings):
@@ -39,6 +40,15 @@ class ImbalanceSettings(Settings):
         default=0,
         description="Of the choice of samples: the data are the same for all seeds of the recipe.",
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if self.ratio is None:
+            for key in ("profile", "minority", "largest", "order", "seed"):
+                text = "does nothing: without a ratio all samples are kept"
+                yield Doubt(key, text, idle=True)
+        elif self.profile != "step":
+            yield Doubt("minority", f"does nothing with profile {self.profile}", idle=True)
 
 
 class MixupSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -9,7 +10,7 @@ import pydantic
 from ddnkit_train.settings import DataSettings
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ddnkit import Job, Pipeline, Settings, Table, component
+from ddnkit import Doubt, Job, Pipeline, Settings, Table, component
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _SMOKE_SAMPLES, _SMOKE_LAYERS, _SMOKE_WIDTH = 300, 3, 256
 #: Up to so many training samples float64 costs little.
 _FLOAT64_SAMPLES = 10_000
+_AUGMENTATION = ("flip", "crop", "rotation")
 
 
 class KernelSettings(Settings):
@@ -77,6 +79,11 @@ class FeatureMapSettings(Settings):
         if self.name == "identity" and self.width is not None:
             raise ValueError("identity has no width: its features are what it is given")
         return self
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if self.name != "cosine":
+            yield Doubt("kernel", f"does nothing: {self.name} has no kernel", idle=True)
 
     def build(self, *, smoke: bool = False) -> FeatureMap:
         """The distribution of maps; ``smoke`` narrows it."""
@@ -164,6 +171,17 @@ class DeepRFMCollapse(Pipeline):
         description="Layers l whose Gram matrix is drawn: that of the data for 1, otherwise of what "
         "the AGOP of layer l − 1 makes of its input. Those above `layers` are left out.",
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        augmented = [key for key in _AUGMENTATION if getattr(self.data, key, None)]
+        for key in ("batch_size", "sampler", "standardise", *augmented):
+            text = "does nothing: Deep RFM takes samples as they are stored, all at once"
+            yield Doubt(f"data.{key}", text, idle=True)
+        late = [layer for layer in self.gram_layers if layer > self.layers]
+        if late:
+            text = f"there is no layer {', '.join(map(str, late))}: the last one is {self.layers}"
+            yield Doubt("gram_layers", text)
 
     def prepare(self, *, download: bool) -> None:
         """See that the data are there, and fetch them where that is asked for."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ddnkit_train import Classification
 from pydantic import Field, PositiveInt
 
-from ddnkit import InputError, Job, Settings, Table
+from ddnkit import Doubt, InputError, Job, Settings, Table
 
 if TYPE_CHECKING:
     from ddnkit_train import Data, Model
@@ -33,6 +34,15 @@ class LayerSettings(Settings):
     nfa_samples: PositiveInt = Field(
         default=500, description="Of those samples, how many the AGOP is averaged over."
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if not self.nfa:
+            yield Doubt("nfa_samples", "does nothing: nfa is false", idle=True)
+        elif self.nfa_samples > self.samples:
+            yield Doubt(
+                "nfa_samples", f"{self.nfa_samples} of {self.samples} samples are all of them"
+            )
 
 
 class LayerwiseCollapse(Classification):

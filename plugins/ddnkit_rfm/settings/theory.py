@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ddnkit import Job, Pipeline, Table
+from ddnkit import Doubt, Job, Pipeline, Table
 
 _SMOKE_LAYERS, _SMOKE_DRAWS, _SMOKE_DESCENTS = 4, 50, 1
 #: A descent projects kernels of so many samples tens of thousands of times.
@@ -76,6 +77,16 @@ class RFMTheory(Pipeline):
         if self.descents > self.draws:
             raise ValueError(f"{self.descents} descents cannot start from {self.draws} draws")
         return self
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        simulated = self.ratio is not None
+        other = (
+            ("draws", "descents") if simulated else ("feature_map", "dimension", "noise", "layers")
+        )
+        for key in other:
+            text = f"does nothing with {'ratio' if simulated else 'ridge'}"
+            yield Doubt(key, f"{text}: it is of the other theorem", idle=True)
 
     def run(self, job: Job) -> None:
         """A row for each layer l of 2…L+1 (Theorem 5.3), or one row (Theorem 5.4)."""

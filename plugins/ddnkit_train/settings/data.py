@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 
-from ddnkit import Settings
+from ddnkit import Doubt, Settings
 
 if TYPE_CHECKING:
     from ..data import Data, Dataset
@@ -29,6 +30,11 @@ class DataSettings(Settings, abc.ABC):
         "head: in the published code of Guiding Neural Collapse only the implicit ETF was "
         "stratified, which favours it.",
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if self.batch_size == "full":
+            yield Doubt("sampler", "does nothing: every step has all samples", idle=True)
 
     @abc.abstractmethod
     def build(self, *, seed: int, smoke: bool, download: bool = False) -> Data:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, PositiveInt
 
-from ddnkit import InputError, Job, Pipeline, Settings, Table, component
+from ddnkit import Doubt, InputError, Job, Pipeline, Settings, Table, component
 
 from .backbones import BackboneSettings
 from .data import DataSettings
@@ -66,6 +67,25 @@ class TrainSettings(Settings):
             given = "both" if self.epochs else "neither"
             raise ValueError(f"give either epochs or iterations; {given} is given")
         return self
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if self.evaluate_every > self.end:
+            text = (
+                f"{self.evaluate_every} lies beyond the end of {self.length}: it alone is evaluated"
+            )
+            yield Doubt("evaluate_every", text)
+
+    @property
+    def end(self) -> int:
+        """Epochs or iterations of the whole training."""
+        return self.iterations or self.epochs or 0
+
+    @property
+    def length(self) -> str:
+        """`end` with its unit."""
+        unit = "iteration" if self.iterations else "epoch"
+        return f"{self.end} {unit}{'s' * (self.end != 1)}"
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole training."""
@@ -140,6 +160,22 @@ class Classification(Pipeline):
                     "orthogonal and of its own scale; leave one of the two out"
                 )
         return self
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        end, length = self.train.end, self.train.length
+        for doubt in self.schedule.doubts_of_length(end, length):
+            yield replace(doubt, key=f"schedule.{doubt.key}")
+        # Of a full batch an epoch is a step; otherwise the data alone know.
+        if self.train.iterations or getattr(self.data, "batch_size", None) == "full":
+            late = [step for step in self.train.evaluate_at if step > end]
+            if late:
+                text = f"there is no step {', '.join(map(str, late))}: the last one is {end}"
+                yield Doubt("train.evaluate_at", text)
+        every = self.engine.checkpoint_every
+        if self.train.iterations and every != "auto" and every >= end:
+            text = f"{every} is not below the {length}: only an interrupt saves a state"
+            yield Doubt("engine.checkpoint_every", text)
 
     @classmethod
     def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat
 
-from ddnkit import Settings
+from ddnkit import Doubt, Settings
 
 
 class ScheduleSettings(Settings):
@@ -39,6 +40,30 @@ class ScheduleSettings(Settings):
             raise ValueError(f"milestones must increase; they are {list(self.milestones)}")
         return self
 
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if self.decay != "steps":
+            text = f"does nothing with decay {self.decay}: it is of the milestones"
+            yield Doubt("factor", text, idle=True)
+        elif self.factor == 1:
+            yield Doubt("factor", "1 leaves the rate as it is at each of the milestones")
+        early = [m for m in self.milestones if m <= self.warmup]
+        if early:
+            what = _listed(early, "lies", "lie")
+            yield Doubt("milestones", f"{what} within the warm-up of {self.warmup:g}")
+
+    def doubts_of_length(self, end: int, length: str) -> Iterable[Doubt]:
+        """What lies beyond the end of a training of ``end``, with its unit ``length``."""
+        # The last step is one step before the end: a milestone at the end comes too late as well.
+        late = [m for m in self.milestones if m >= end]
+        if late:
+            what = _listed(late, "lies", "lie")
+            text = f"{what} beyond the end of {length}: the rate never falls there"
+            yield Doubt("milestones", text)
+        if self.warmup >= end:
+            text = f"{self.warmup:g} fills the whole training of {length}: the rate only grows"
+            yield Doubt("warmup", text)
+
     @property
     def constant(self) -> bool:
         """Whether every step has the full rate."""
@@ -61,3 +86,9 @@ class ScheduleSettings(Settings):
         if self.decay == "cosine":
             return (1 + math.cos(math.pi * (step - 1 - growing) / max(total - growing, 1))) / 2
         return 1.0
+
+
+def _listed(numbers: list[float], one: str, several: str) -> str:
+    """``"160 and 180 lie"``."""
+    *first, last = (f"{number:g}" for number in numbers)
+    return f"{', '.join(first)} and {last} {several}" if first else f"{last} {one}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ import pydantic
 from ddnkit_train.settings import BackboneSettings
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ddnkit import InputError
+from ddnkit import Doubt, InputError
 
 from ..pretrained import Published
 
@@ -37,6 +38,12 @@ class _Network(BackboneSettings, abc.ABC):
         description="Gain of Xavier's uniform start of these layers; small: feature learning. Default: "
         "torch's own start, which for a square matrix is a gain of 0.58. Not with AGD.",
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if not self.mlp_depth:
+            for key in ("mlp_width", "mlp_scale"):
+                yield Doubt(key, "does nothing: mlp_depth is 0", idle=True)
 
     def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
         """A network on images ``(channels, height, width)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pydantic
 from ddnkit_train.settings import DataSettings, ImageSettings
 from pydantic import Field, PositiveInt
+
+from ddnkit import Doubt
 
 from .. import sources
 from ..files import Source
@@ -57,6 +60,12 @@ class SmallImages(ImageSettings, abc.ABC):
     interpolation: Literal["nearest", "bilinear"] = Field(
         default="bilinear", description="Interpolation of the rotation."
     )
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        yield from super().doubts()
+        if not self.rotation:
+            yield Doubt("interpolation", "does nothing: rotation is 0", idle=True)
 
     def locate(self, *, download: bool = False) -> None:
         """Check that the files exist or may be downloaded; they are not opened.
