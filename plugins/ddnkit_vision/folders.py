@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 
 from ddnkit import InputError
 
-_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -60,43 +62,120 @@ class Splits(NamedTuple):
 def read_splits(folder: Path) -> Splits:
     """The images of ``folder/train`` and ``folder/val``, classes in the order of their names.
 
+    A class has the images of its folder and of all folders below it, in the order of torchvision's
+    ``ImageFolder``. Links are followed; a folder that several lead to, or that contains itself,
+    counts once in a class. Names that begin with a dot are left out.
+
     Raises:
-        ddnkit.InputError: a split has no classes or a class no images, or a class is not trained.
+        ddnkit.InputError: a split has no classes or a class no images, or a class is not trained; or
+            a folder cannot be read.
     """
-    classes = _folders(folder / "train")
+    return _read(folder, Counter())
+
+
+def left_out(folder: Path) -> str:
+    """How many files `read_splits` leaves out, and of what kind; empty where there is none.
+
+    Raises:
+        ddnkit.InputError: as `read_splits`.
+    """
+    others: Counter[str] = Counter()
+    _read(folder, others)
+    if not others:
+        return ""
+    kinds = [f"{count} {kind}" for kind, count in others.most_common(_LISTED)]
+    more = sum(others.values()) - sum(count for _, count in others.most_common(_LISTED))
+    kinds += [f"{more} more"] if more else []
+    return f"{folder}: files that are no images of a class are left out: {', '.join(kinds)}"
+
+
+def _read(folder: Path, others: Counter[str]) -> Splits:
+    classes = _folders(folder / "train", others)
     if not classes:
         raise InputError(f"{folder / 'train'}: has no folders, one a class")
-    tested = _folders(folder / "val")
+    tested = _folders(folder / "val", others)
     unknown = sorted(set(tested) - set(classes))
     if unknown or not tested:
         detail = f"{unknown[0]!r} is none of train's" if unknown else "it has no folders"
         raise InputError(
             f"{folder / 'val'}: needs a folder a class, named like those of train; {detail}"
         )
-    train = _files(folder / "train", enumerate(classes))
+    train = _files(folder / "train", enumerate(classes), others)
     known = set(tested)
-    test = _files(folder / "val", ((i, name) for i, name in enumerate(classes) if name in known))
-    return Splits(len(classes), train, test)
+    chosen = ((i, name) for i, name in enumerate(classes) if name in known)
+    return Splits(len(classes), train, _files(folder / "val", chosen, others))
 
 
-def _files(folder: Path, classes: Iterable[tuple[int, str]]) -> ImageFiles:
+def _files(folder: Path, classes: Iterable[tuple[int, str]], others: Counter[str]) -> ImageFiles:
     files: list[bytes] = []
     labels: list[int] = []
+    empty: list[str] = []
     for label, name in classes:
-        images = sorted(e.name for e in os.scandir(folder / name) if _is_image(e.name))
+        images = _below(folder, name, others)
         if not images:
-            raise InputError(f"{folder / name}: has no images ({', '.join(_ENDINGS)})")
-        files += [os.fsencode(os.path.join(name, image)) for image in images]
+            empty.append(name)
+        files += map(os.fsencode, images)
         labels += [label] * len(images)
+    if empty:
+        more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
+        named = ", ".join(str(folder / name) for name in empty[:_LISTED])
+        raise InputError(f"{named}{more}: has no images ({', '.join(_ENDINGS)})")
     return ImageFiles(folder, np.array(files, dtype=np.bytes_), np.array(labels, dtype=np.int64))
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS) and not name.startswith(".")
+def _below(top: Path, name: str, others: Counter[str]) -> list[str]:
+    """The images in the folder ``name`` of ``top`` and below, by paths from ``top``."""
+    found: dict[str, list[str]] = {}
+    seen: set[tuple[int, int]] = set()
+    left = deque([name])
+    while left:
+        folder = left.popleft()
+        place = os.stat(top / folder)
+        if (place.st_dev, place.st_ino) in seen:
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        found[folder] = []
+        for entry in _entries(top / folder):
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    left.append(os.path.join(folder, entry.name))
+                continue
+            kind = _left_out_as(entry)
+            if kind is None:
+                found[folder].append(os.path.join(folder, entry.name))
+            elif kind:
+                others[kind] += 1
+    # As torchvision sorts: by the folder's path first.
+    return [image for folder in sorted(found) for image in found[folder]]
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+def _left_out_as(entry: os.DirEntry[str]) -> str | None:
+    """Of what kind the file is, if it is no image; empty for what hides, and is no image either."""
+    image = entry.name.lower().endswith(_ENDINGS)
+    if entry.name.startswith("."):
+        return "hidden" if image else ""
+    if image:
+        return None if entry.is_file() else "no file or a link to none"
+    return os.path.splitext(entry.name)[1] or "without a suffix"
 
 
-__all__ = ["ImageFiles", "Splits", "read_splits"]
+def _folders(folder: Path, others: Counter[str]) -> list[str]:
+    folders = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            folders += [] if entry.name.startswith(".") else [entry.name]
+        elif _left_out_as(entry) is None:
+            others["in no class's folder"] += 1
+    return folders
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What the folder holds, in the order of the names."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+__all__ = ["ImageFiles", "Splits", "left_out", "read_splits"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ddnkit import InputError
 
 _UNSIGNED_BYTE = 0x08
+#: Twenty times MNIST.
+_LARGEST = 2**30
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -26,31 +31,51 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         dims: the number of dimensions that it must have: 1 for labels, 3 for images.
 
     Raises:
-        ddnkit.InputError: the file cannot be read, its magic number is another, or it holds more
-            or fewer bytes than its sizes say.
+        ddnkit.InputError: the file cannot be read, its magic number is another, a size is zero, the
+            sizes are of more than a gigabyte, or it holds more or fewer bytes than they say. No more
+            is read than they say, however much a compressed file unpacks to.
     """
-    content = _read(path)
     magic = bytes((0, 0, _UNSIGNED_BYTE, dims))
-    header = 4 + 4 * dims
-    if len(content) < header or content[:4] != magic:
+    with _opened(path) as file:
+        start = file.read(4)
+        if start != magic:
+            raise InputError(
+                f"{path}: not an IDX file of unsigned bytes with {dims} dimension(s): it starts with "
+                f"{start.hex(' ') or 'nothing'}, expected {magic.hex(' ')}"
+            )
+        header = file.read(4 * dims)
+        if len(header) < 4 * dims:
+            raise InputError(
+                f"{path}: its header of {4 + 4 * dims} bytes is cut off after {4 + len(header)}"
+            )
+        sizes = struct.unpack(f">{dims}I", header)
+        promised = math.prod(sizes)
+        shape = "×".join(map(str, sizes))
+        if not 0 < promised <= _LARGEST:
+            raise InputError(
+                f"{path}: its header promises {shape} = {promised} bytes; expected 1 to {_LARGEST}"
+            )
+        content = file.read(promised + 1)
+    if len(content) != promised:
+        held = str(len(content)) if len(content) < promised else "more"
         raise InputError(
-            f"{path}: not an IDX file of unsigned bytes with {dims} dimension(s): it starts with "
-            f"{content[:4].hex(' ') or 'nothing'}, expected {magic.hex(' ')}"
+            f"{path}: its header promises {shape} = {promised} bytes, it holds {held}. The file is "
+            "cut off or damaged."
         )
-    sizes = struct.unpack(f">{dims}I", content[4:header])
-    if len(content) - header != math.prod(sizes):
-        raise InputError(
-            f"{path}: its header promises {'×'.join(map(str, sizes))} = {math.prod(sizes)} bytes, "
-            f"it holds {len(content) - header}. The file is cut off or damaged."
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes)
+    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
 
 
-def _read(path: Path) -> bytes:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's content, unpacked where it is compressed; what goes wrong names the file."""
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file")
+        opening: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+        with opening(path, "rb") as opened:
+            yield opened
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+__all__ = ["read_idx"]

@@ -14,6 +14,9 @@ from ddnkit import InputError
 
 from .folders import ImageFiles, Splits
 
+#: Of the characters of a line; no path is as long.
+_LONGEST = 10_000
+
 
 def imagenet_lt(folder: Path, train: Path, test: Path, classes: int) -> Splits:
     """The images of two lists of lines ``PATH CLASS``, classes counted from 0.
@@ -82,7 +85,9 @@ class _Line(NamedTuple):
     second: str
 
     def whole_number(self, word: str, lowest: int, highest: int) -> int:
-        if not (word.isascii() and word.isdecimal() and lowest <= int(word) <= highest):
+        # int() refuses thousands of digits in its own words.
+        digits = word.isascii() and word.isdecimal() and len(word) < 20
+        if not (digits and lowest <= int(word) <= highest):
             raise InputError(
                 f"{self.path}, line {self.number}: {word!r} is no whole number in "
                 f"{lowest}…{highest}"
@@ -93,7 +98,10 @@ class _Line(NamedTuple):
 def _lines(path: Path) -> Iterator[_Line]:
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as opened:
-            for number, line in enumerate(opened, 1):
+            lines = iter(lambda: opened.readline(_LONGEST), "")
+            for number, line in enumerate(lines, 1):
+                if len(line) == _LONGEST:
+                    raise InputError(f"{path}, line {number}: has {_LONGEST} characters or more")
                 words = line.split()
                 if len(words) != 2:
                     raise InputError(

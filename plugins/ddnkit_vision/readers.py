@@ -84,6 +84,9 @@ class Reader(abc.ABC):
 class TorchvisionReader(Reader):
     """A data set that a class of torchvision reads, once it has verified the files' checksums.
 
+    A file that is not the published one is read no further: no pickle of it is loaded, whatever its
+    size, nor is an archive unpacked before its own checksum is found right.
+
     Args:
         source: its files.
         kind: name of the class.
@@ -120,6 +123,10 @@ class TorchvisionReader(Reader):
             train, test = (self.tensors(self.open(folder, split)) for split in ("train", "test"))
         except RuntimeError as error:
             raise self._damaged(folder) from error
+        except (OSError, ValueError) as error:
+            raise DamagedError(
+                f"{self.source.title}: files in {folder} cannot be read: {error}"
+            ) from error
         return Images(*_tensors(*train), *_tensors(*test))
 
     def _damaged(self, folder: Path) -> DamagedError:

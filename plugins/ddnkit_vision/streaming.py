@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 #: Of the images of ImageNet, channel by channel, from 0 to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WHOLE = Share()
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 #: Synthetic images at most, and pixels of all of them.
 _SMOKE_SAMPLES, _SMOKE_PIXELS = 32, 32 * 224**2
 #: A sample and the seed of its crop and flip; no seed, nothing random.
@@ -87,6 +88,38 @@ class View:
         return (width - w) // 2, (height - h) // 2, w, h
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """What torchvision's loader makes of an image, and the right grey of one of more than 8 bits.
+
+    Colours come from Pillow's ``convert("RGB")``: transparency is dropped, the colour below it stays,
+    and an orientation in the EXIF data is not applied. That clips grey values above 255, of which
+    16-bit images are full: v of w at most becomes 255 v / w, rounded. Of colours with 16 bits each
+    Pillow itself keeps the upper 8.
+
+    Raises:
+        ValueError: what is white cannot be known: whole numbers of 32 bits, floating-point numbers.
+    """
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA").convert("RGB")  # Pillow warns of the direct way; the same
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image.convert("RGB")
+    tags = getattr(image, "tag_v2", {})  # a TIFF file's
+    if image.mode.startswith("I;16"):
+        bits = tags.get(_TIFF_BITS, 16)
+        white = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):
+        white = 2**16 - 1  # neither has more; Pillow scales a PGM's largest value to that
+    else:
+        kind = "floating-point numbers" if image.mode == "F" else "whole numbers of 32 bits"
+        raise ValueError(
+            f"its pixels are {kind}, of which none is white; save it with 8 or 16 bits"
+        )
+    grey = np.asarray(image).astype(np.int64)
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = white - grey
+    return Image.fromarray(((255 * grey + white // 2) // white).astype(np.uint8)).convert("RGB")
+
+
 class _Decoder(torch.utils.data.Dataset[object]):
     """Reads one image at a time, in a worker."""
 
@@ -98,12 +131,15 @@ class _Decoder(torch.utils.data.Dataset[object]):
         index, seed = request
         path = self._files.path(index)
         try:
+            if not os.path.isfile(path):  # opening a pipe would wait for its other end
+                raise FileNotFoundError("there is no such file")
             with Image.open(path) as opened:
-                image = opened.convert("RGB")
+                image = as_rgb(opened)
         # Pillow's decoders raise OSError, SyntaxError, ValueError, … A worker's exception would
         # arrive as its traceback: its text travels as a value instead.
         except Exception as error:
-            return f"{path}: cannot be read as an image: {error}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"{path}: cannot be read as an image: {reason}"
         view = self._view
         return np.asarray(view.centre(image) if seed is None else view.random(image, seed))
 

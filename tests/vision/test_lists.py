@@ -149,6 +149,8 @@ def replaced(number: int, line: str) -> Callable[[list[str]], None]:
         (replaced(6, "a.JPEG 1000"), r"line 6: '1000' is no whole number in 0…999"),
         (replaced(7, "a.JPEG -1"), "line 7: '-1' is no whole number in 0…999"),
         (replaced(8, "a.JPEG one"), "line 8: 'one' is no whole number"),
+        (replaced(8, f"a.JPEG {'1' * 5000}"), "line 8: .* is no whole number"),
+        (replaced(9, f"{'a' * 20_000} 1"), "line 9: "),
         (replaced(2, "a.JPEG 998"), "no training image of class 999$"),
         (lambda lines: lines.__delitem__(slice(9, 12)), "of class 989 and 2 others$"),
         (replaced(1, "train/no.JPEG 0"), "line 1: there is no image .*imagenet/train/no.JPEG$"),

@@ -1,5 +1,9 @@
 """MNIST and Fashion-MNIST: IDX files, where they are looked for, fetching them."""
 
+import gzip
+import os
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +145,9 @@ def test_a_damaged_idx_file_is_named_with_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="promises 5 = 5 bytes, it holds 3"):
         read_idx(path, 1)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match="starts with nothing"):
+    with pytest.raises(InputError, match="labels: not an IDX file"):
         read_idx(path, 1)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="absent"):
         read_idx(tmp_path / "absent", 1)
 
     compressed = tmp_path / "labels.gz"
@@ -154,6 +158,59 @@ def test_a_damaged_idx_file_is_named_with_what_is_wrong(tmp_path: Path) -> None:
     compressed.write_bytes(b"no gzip at all")
     with pytest.raises(InputError, match=r"labels\.gz: cannot be read"):
         read_idx(compressed, 1)
+
+
+def idx(sizes: tuple[int, ...], content: bytes = b"") -> bytes:
+    return struct.pack(f">4B{len(sizes)}I", 0, 0, 8, len(sizes), *sizes) + content
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (idx((0, 2**32 - 1, 2**32 - 1)), "0×4294967295×4294967295"),
+        (idx((2**32 - 1,) * 3), "4294967295×4294967295×4294967295"),
+        (idx((2, 0, 28)), "2×0×28"),
+        (idx((1, 2**15, 2**15 + 1), bytes(99)), "1×32768×32769"),
+        (idx((2, 3, 4), bytes(23)), "23"),
+        (idx((2, 3, 4), bytes(25)), "more"),
+        (idx((2, 3, 4))[:9], "cut off after 9"),
+        (idx((2, 3, 4))[:3], "00 00 08"),
+        (idx((24,), bytes(24)), "00 00 08 01"),
+    ],
+)
+def test_a_header_that_cannot_be_of_the_file_is_refused(
+    tmp_path: Path, suffix: str, content: bytes, part: str
+) -> None:
+    path = tmp_path / f"images{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(InputError) as caught:
+        read_idx(path, 3)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and part in text and "\n" not in text
+
+
+def test_no_more_is_unpacked_than_the_header_promises(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(idx((1, 28, 28)))
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"bomb\.gz"):
+        read_idx(path, 3)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Buffers of the file and of what is unpacked from it, which do not grow with the content.
+    assert taken < 8 * 2**20
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe"):
+        read_idx(tmp_path / "pipe", 1)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        read_idx(tmp_path, 1)
 
 
 def test_files_that_are_not_the_data_sets_are_refused(tmp_path: Path) -> None:

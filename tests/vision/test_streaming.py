@@ -1,9 +1,13 @@
 """Image folders: decoding in workers, the same batches whatever the workers, shares and resumption."""
 
+import itertools
 import math
 import multiprocessing
 import os
 import signal
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from random import Random
 
@@ -12,11 +16,12 @@ import pytest
 import torch
 from ddnkit_train import Data, Plan, Share
 from ddnkit_vision import StreamedImages
+from ddnkit_vision.folders import read_splits
 from ddnkit_vision.settings import ImageFolder
 from ddnkit_vision.streaming import View, _seeds
 from image_stand_ins import write_images
 from PIL import Image
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 from ddnkit import DdnkitError, InputError
 
@@ -197,6 +202,183 @@ def test_a_damaged_image_is_named(folder: Path, workers: int) -> None:
     broken.write_bytes(b"text")
     with pytest.raises(DdnkitError, match=r"2\.png: cannot be read as an image"):
         list(build(folder, workers).evaluation("train", 5))
+
+
+def one_class(tmp_path: Path) -> Path:
+    """A folder of a class of one image to train on and none yet to evaluate."""
+    root = tmp_path / "one"
+    for split in ("train", "val"):
+        (root / split / "a").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(root / "train" / "a" / "0.png")
+    return root
+
+
+def evaluated(root: Path) -> torch.Tensor:
+    """The images of val as bytes (N, 3, 16, 16): of 16 × 16 pixels, they are neither cut nor scaled."""
+    data = build(root, image_size=16, resize=16)
+    samples = torch.cat([samples for samples, _ in data.evaluation("test", 50)])
+    # Standardising is affine: what 0 and 255 come to tells what has come.
+    low, high = (
+        data.prepare(torch.full((1, 3, 1, 1), v, dtype=torch.uint8)).double() for v in (0, 255)
+    )
+    return (255 * (samples.double() - low) / (high - low)).round().to(torch.uint8)
+
+
+def transparent(image: Image.Image) -> Image.Image:
+    image.info["transparency"] = bytes(range(256))
+    return image
+
+
+def test_images_of_up_to_eight_bits_are_those_of_torchvisions_loader(tmp_path: Path) -> None:
+    root = one_class(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    colours = Image.fromarray(pixels[..., :3])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = {
+        **{f"{mode}.png": colours.convert(mode) for mode in ("1", "L", "LA", "P", "RGB")},
+        **{
+            f"{mode}.tiff": colours.convert(mode)
+            for mode in ("1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "RGBX")
+        },
+        **{f"{mode}.jpg": colours.convert(mode) for mode in ("L", "CMYK", "YCbCr")},
+        "alpha.png": Image.fromarray(pixels),
+        "alpha.webp": Image.fromarray(pixels),
+        "clear.png": transparent(colours.convert("P")),
+        "turned.jpg": colours,
+        "palette.bmp": colours.convert("P"),
+        "grey.pgm": colours.convert("L"),
+        "UPPER.PPM": colours,
+    }
+    for name, image in files.items():
+        exif = {"exif": turned} if name == "turned.jpg" else {}
+        image.save(root / "val" / "a" / name, **exif)
+    expected = []
+    for name in sorted(files):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, of palettes with transparency
+            with Image.open(root / "val" / "a" / name) as opened:
+                expected.append(np.asarray(opened.convert("RGB")))
+    assert torch.equal(evaluated(root), torch.tensor(np.stack(expected)).permute(0, 3, 1, 2))
+
+
+def tiff(values: np.ndarray, bits: int, white_is_zero: bool) -> bytes:
+    """A TIFF file of one strip, written by hand: Pillow writes neither 12 bits nor white as 0."""
+    numbers = "".join(f"{v:0{bits}b}" for v in values.ravel())
+    packed = int(numbers, 2).to_bytes(len(numbers) // 8, "big")
+    strip = values.astype("<u2").tobytes() if bits == 16 else packed
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, int(not white_is_zero)),
+            (273, 8), (277, 1), (278, height), (279, len(strip))]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(strip)) + strip + directory
+
+
+def png_of_16_bit_colours(values: np.ndarray) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_grey_of_sixteen_bits_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    root = one_class(tmp_path)
+    folder = root / "val" / "a"
+    values = np.linspace(0, 65535, 256).reshape(16, 16).round().astype(np.uint16)
+    values[0, :4] = 128, 129, 257 * 7 + 128, 257 * 7 + 129  # on both sides of a half
+    Image.fromarray(values).save(folder / "a.png")
+    Image.fromarray(values).save(folder / "b.tiff")
+    Image.fromarray(values).save(folder / "c.pgm")
+    (folder / "d.tiff").write_bytes(tiff(values, 16, white_is_zero=False))
+    (folder / "e.tiff").write_bytes(tiff(values, 16, white_is_zero=True))
+    (folder / "f.tiff").write_bytes(tiff(values >> 4, 12, white_is_zero=False))
+    (folder / "g.png").write_bytes(png_of_16_bit_colours(np.stack([values] * 3, 2)))
+    by_257 = np.floor(values / 257 + 0.5).astype(np.uint8)
+    of_4095 = np.floor((values >> 4) / 4095 * 255 + 0.5).astype(np.uint8)
+    upper = (values >> 8).astype(np.uint8)
+    expected = [by_257, by_257, by_257, by_257, 255 - by_257, of_4095, upper]
+    for image, grey in zip(evaluated(root), expected, strict=True):
+        assert torch.equal(image, torch.tensor(grey).expand(3, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["float.tiff", "float.pfm.ppm", "whole.tiff", "signed.tiff"])
+def test_images_without_a_white_are_refused(tmp_path: Path, name: str) -> None:
+    root = one_class(tmp_path)
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    image = Image.fromarray(values if "float" in name else (values * 1e6).astype(np.int32))
+    image.save(root / "val" / "a" / name, format="PPM" if "pfm" in name else None)
+    with pytest.raises(DdnkitError) as caught:
+        evaluated(root)
+    assert str(root / "val" / "a" / name) in str(caught.value) and caught.value.exit_status == 1
+
+
+def test_folders_below_that_of_a_class_are_read_as_torchvision_reads_them(tmp_path: Path) -> None:
+    root, apart = one_class(tmp_path), tmp_path / "apart"
+    image = Image.new("RGB", (16, 16))
+    for split, name in itertools.product(
+        ("train", "val"), ("b/z.png", "b/B.PNG", "b/x/y/deep.jpeg", "b/x.y/1.Jpg", "b/x/1.tif", "a/1.pgm")
+    ):  # fmt: skip
+        path = root / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    apart.mkdir()
+    image.save(apart / "linked.png")
+    (root / "train" / "c").symlink_to(apart)
+    (root / "train" / "b" / "w").symlink_to(apart)
+    (root / "train" / "b" / "l.png").symlink_to(apart / "linked.png")
+    published = datasets.ImageFolder(str(root / "train"))
+    read = read_splits(root)
+    assert read.classes == 3
+    files = [read.train.path(i) for i in range(len(read.train.labels))]
+    assert list(zip(files, read.train.labels.tolist(), strict=True)) == published.samples
+    assert len(build(root).labels) == 10
+
+    # What leads back or twice to the same folder counts once.
+    (root / "train" / "b" / "x" / "up").symlink_to("..")
+    (root / "train" / "b" / "y").symlink_to("x")
+    assert len(read_splits(root).train.labels) == 10
+
+
+def test_files_that_are_no_images_are_told_once_with_their_number(folder: Path) -> None:
+    bee = folder / "train" / "bee"
+    for name in ("a.txt", "b.txt", "c.CR2", "noend", ".hidden.png", ".DS_Store"):
+        (bee / name).touch()
+    (bee / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(bee / "pipe.png")
+    (folder / "val" / "stray.png").touch()
+    (bee / ".cache").mkdir()
+    (bee / ".cache" / "x.png").touch()
+    with pytest.warns(UserWarning, match=r"images") as caught:
+        assert build(folder).samples == 15
+    (told,) = (str(warning.message) for warning in caught)
+    assert str(folder) in told
+    for part in ("2 .txt", "1 .CR2", "1 hidden", "2 no file", "1 without a suffix"):
+        assert part in told
+    build(folder)  # and no second time
+
+
+def test_every_class_without_an_image_is_named(folder: Path) -> None:
+    for name in ("dog", "eel"):
+        (folder / "train" / name / "below").mkdir(parents=True)
+    with pytest.raises(InputError) as caught:
+        build(folder)
+    for name in ("dog", "eel"):
+        assert str(folder / "train" / name) in str(caught.value)
+
+
+def test_an_image_that_is_no_file_any_more_is_not_waited_for(folder: Path) -> None:
+    data = build(folder)
+    broken = folder / "val" / "bee" / "1.png"
+    broken.unlink()
+    os.mkfifo(broken)
+    with pytest.raises(DdnkitError, match=str(broken)):
+        list(data.evaluation("test", 5))
 
 
 def test_missing_and_empty_folders_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """CIFAR, STL-10 and SVHN: made files in their formats, missing, damaged and fetched ones."""
 
 import fcntl
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +96,25 @@ def test_absent_files_are_told_from_damaged_ones(
         assert f"{tmp_path}: missing cifar-10-batches-py/data_batch_3\n" in str(caught.value)
         assert "--download (170 MB from www.cs.toronto.edu" in str(caught.value)
     settings.locate(download=True)
+
+
+def test_a_pickle_that_is_not_the_published_one_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trace:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "trace"),)
+
+    write_cifar10(tmp_path, monkeypatch)
+    for file in ("data_batch_1", "test_batch", "batches.meta"):
+        path = tmp_path / "cifar-10-batches-py" / file
+        before = path.read_bytes()
+        path.write_bytes(pickle.dumps(Trace()))
+        with pytest.raises(InputError, match=file):
+            CIFAR10(root=tmp_path).build(seed=0, smoke=False)
+        path.write_bytes(before)
+    assert not (tmp_path / "trace").exists()
+    assert CIFAR10(root=tmp_path).build(seed=0, smoke=False).samples == 20
 
 
 def test_an_archive_is_fetched_verified_and_mended(

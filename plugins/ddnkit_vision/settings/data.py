@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import functools
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -248,6 +250,7 @@ class StreamedImageSettings(DataSettings, abc.ABC):
 class ImageFolder(StreamedImageSettings):
     """Images in one folder a class, ``root/train/CLASS/*`` and ``root/val/CLASS/*``: ImageNet.
 
+    Folders below that of a class belong to it; links are followed.
     They are decoded while the network trains: training images cropped and flipped at random,
     others resized and cropped at the centre, all standardised by ImageNet's mean and deviation.
     """
@@ -260,11 +263,25 @@ class ImageFolder(StreamedImageSettings):
         "in ~/.cache/ddnkit.",
     )
 
+    def locate(self, *, download: bool = False) -> None:
+        """See `StreamedImageSettings.locate`; files that are no images are told, once."""
+        super().locate(download=download)
+        _tell_left_out(self.needed.folder(self.root))
+
     def read(self, folder: Path) -> Splits:
         """See `StreamedImageSettings.read`; classes in the order of their folders' names."""
         from ..folders import read_splits
 
         return read_splits(folder)
+
+
+@functools.cache
+def _tell_left_out(folder: Path) -> None:
+    from ..folders import left_out
+
+    text = left_out(folder)
+    if text:
+        warnings.warn(text, stacklevel=3)
 
 
 class ImageNetLT(StreamedImageSettings):
