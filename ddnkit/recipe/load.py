@@ -165,7 +165,7 @@ class _Loading:
         found: dict[tuple[Mark, Key, str, bool], list[str]] = {}
         for name, variant in zip(names, resolved, strict=True):
             for doubt in variant.doubts():
-                path = tuple(doubt.key.split("."))
+                path: Key = tuple(doubt.key.split("."))
                 mark = variant.marks.get(path)
                 if mark is not None:  # given, no default
                     found.setdefault((mark, path, doubt.text, doubt.idle), []).append(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from ..errors import InputError
-from .source import Document, Key, Mark, Origin, parse, shown
+from .source import Document, Key, Mark, Origin, cut, parse, shown
 from .sweep import within
 
 
@@ -25,7 +25,7 @@ def apply(document: Document, overrides: Iterable[str]) -> Document:
     errors = []
     for number, text in enumerate(overrides, start=1):
         try:
-            _set(result, text, Origin(f"-s {text}", order=number))
+            _set(result, text, Origin(f"-s {cut(text, 200)}", order=number))
         except InputError as error:
             errors.append(str(error))
     if errors:

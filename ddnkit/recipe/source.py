@@ -152,8 +152,8 @@ def read(file: Path, label: str | None = None) -> Document:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        for mark, encoding in _BYTE_ORDER_MARKS.items():
-            if content.startswith(mark):
+        for order, encoding in _BYTE_ORDER_MARKS.items():
+            if content.startswith(order):
                 raise InputError(
                     f"{label}:1: the file is in {encoding}; save it in UTF-8"
                 ) from error
@@ -187,7 +187,8 @@ def parse(text: str, origin: Origin) -> Document:
         mark = origin.mark(error.problem_mark)
         what = "" if isinstance(error, _LimitError) else "not valid YAML: "
         context = f" ({error.context})" if error.context else ""
-        raise InputError(f"{mark}: {what}{error.problem}{context}") from error
+        problem = cut(f"{error.problem}{context}", 200)
+        raise InputError(f"{mark}: {what}{problem}") from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         place = origin.label if origin.order else f"{origin.label}:{line}"
@@ -256,7 +257,12 @@ def shown(value: Any) -> str:
         text = text if text[:1] in "{[" else f"{{{text}}}"
     else:
         text = dump(value).splitlines()[0]
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(text)
+
+
+def cut(text: str, length: int = 60) -> str:
+    """``text``, or as much of it as a message can hold."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @dataclass
@@ -285,7 +291,7 @@ class _Walk:
             return [self.child(item, item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             return self.scalar(node, path)
-        tag = node.tag.replace(_TAG, "!!")
+        tag = cut(node.tag.replace(_TAG, "!!"))
         raise self.error(
             node,
             path,
@@ -345,5 +351,5 @@ class _Walk:
 
 def dotted(path: Key) -> str:
     """The path as the user would write it: ``head.delta``, ``seeds[1]``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{cut(part)}" for part in path)
     return text.removeprefix(".")
