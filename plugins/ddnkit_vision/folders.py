@@ -130,13 +130,16 @@ def _below(top: Path, name: str, others: Counter[str]) -> list[str]:
     left = deque([name])
     while left:
         folder = left.popleft()
-        place = os.stat(top / folder)
+        try:
+            place = os.stat(top / folder)
+        except OSError as error:
+            raise _unreadable(top / folder, error) from error
         if (place.st_dev, place.st_ino) in seen:
             continue
         seen.add((place.st_dev, place.st_ino))
         found[folder] = []
         for entry in _entries(top / folder):
-            if entry.is_dir():
+            if _is_folder(entry):
                 if not entry.name.startswith("."):
                     left.append(os.path.join(folder, entry.name))
                 continue
@@ -155,14 +158,14 @@ def _left_out_as(entry: os.DirEntry[str]) -> str | None:
     if entry.name.startswith("."):
         return "hidden" if image else ""
     if image:
-        return None if entry.is_file() else "no file or a link to none"
+        return None if _is_file(entry) else "no file or a link to none"
     return os.path.splitext(entry.name)[1] or "without a suffix"
 
 
 def _folders(folder: Path, others: Counter[str]) -> list[str]:
     folders = []
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             folders += [] if entry.name.startswith(".") else [entry.name]
         elif _left_out_as(entry) is None:
             others["in no class's folder"] += 1
@@ -175,7 +178,25 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+        raise _unreadable(folder, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _unreadable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be read: {error.strerror}")
 
 
 __all__ = ["ImageFiles", "Splits", "left_out", "read_splits"]

@@ -110,7 +110,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "I" and image.format in ("PNG", "PPM"):
         white = 2**16 - 1  # neither has more; Pillow scales a PGM's largest value to that
     else:
-        kind = "floating-point numbers" if image.mode == "F" else "whole numbers of 32 bits"
+        kind = (
+            "floating-point numbers" if image.mode == "F" else "whole numbers, of 32 bits or signed"
+        )
         raise ValueError(
             f"its pixels are {kind}, of which none is white; save it with 8 or 16 bits"
         )
