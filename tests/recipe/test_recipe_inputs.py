@@ -227,3 +227,6 @@ def test_a_switch_that_a_variant_makes_use_of_is_no_mistake() -> None:
     (line,) = load("x.yaml").warnings
     assert "x.yaml:7: imbalance.minority: " in line
     assert not load("x.yaml", ["sweep.imbalance.profile=[step, exponential]"]).warnings
+    equal = ["imbalance.ratio=1", "imbalance.profile=step", "imbalance.order=random"]
+    assert len(load("x.yaml", equal).warnings) == 3
+    assert not load("x.yaml", ["sweep.imbalance.ratio=[1, 0.1]", "imbalance.profile=step"]).warnings

@@ -47,6 +47,10 @@ class ImbalanceSettings(Settings):
             for key in ("profile", "minority", "largest", "order", "seed"):
                 text = "does nothing: without a ratio all samples are kept"
                 yield Doubt(key, text, idle=True)
+        elif self.ratio == 1:
+            for key in ("profile", "minority", "order"):
+                text = "does nothing: with ratio 1 all classes have equally many samples"
+                yield Doubt(key, text, idle=True)
         elif self.profile != "step":
             yield Doubt("minority", f"does nothing with profile {self.profile}", idle=True)
 
