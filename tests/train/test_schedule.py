@@ -8,11 +8,12 @@ from typing import Any
 
 import pydantic
 import pytest
+import torch
 from ddnkit_train import classification
 from ddnkit_train.settings import AGD, MLP, SGD, Digits, ScheduleSettings
 from training_stand_ins import pipeline, run_job
 
-from ddnkit import InputError
+from ddnkit import InputError, Settings
 
 # "Inducing Neural Collapse in Imbalanced Learning": 5 epochs of warm-up, × 0.1 at 160, × 0.01 at 180.
 PUBLISHED = ScheduleSettings(warmup=5, decay="steps", milestones=(160, 180))
@@ -78,13 +79,18 @@ def test_every_step_is_taken_at_its_rate(tmp_path: Path, monkeypatch: pytest.Mon
     assert math.isclose(taken[-1], 0.2 * schedule.at(8, 1, 8))
 
 
+class Rateless(Settings):
+    """An optimiser of a plugin, without a learning rate."""
+
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return AGD().build(model)
+
+
 def test_an_optimiser_without_a_rate_is_named(tmp_path: Path) -> None:
-    settings = pipeline(
-        {"epochs": 1},
-        data=Digits(),
-        backbone=MLP(width=32, depth=2),
-        optimizer=AGD(),
-        schedule=PUBLISHED,
-    )
-    with pytest.raises(InputError, match=r"AGD has no learning rate.*sgd"):
+    sections = {"data": Digits(), "backbone": MLP(width=32, depth=2), "schedule": PUBLISHED}
+    settings = pipeline({"epochs": 1}, optimizer=Rateless(), **sections)
+    with pytest.raises(InputError, match=r"Rateless has no learning rate.*sgd"):
         run_job(settings, tmp_path)
+    # AGD is known to have none before anything runs.
+    with pytest.raises(pydantic.ValidationError, match=r"optimizer agd.*sgd"):
+        pipeline({"epochs": 1}, optimizer=AGD(), **sections)

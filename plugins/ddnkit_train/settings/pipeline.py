@@ -150,7 +150,12 @@ class Classification(Pipeline):
     )
 
     @pydantic.model_validator(mode="after")
-    def _the_start_is_kept(self) -> Classification:
+    def _agd_takes_what_is_given(self) -> Classification:
+        if isinstance(self.optimizer, AGD) and not self.schedule.constant:
+            raise ValueError(
+                "schedule and optimizer agd: AGD has no learning rate that a schedule could change; "
+                "leave the schedule out, or choose sgd, adam or adamw"
+            )
         if isinstance(self.optimizer, AGD) and isinstance(self.backbone, BackboneSettings):
             keys = self.backbone.start_scales
             given = [f"backbone.{key}" for key in keys if getattr(self.backbone, key) is not None]
