@@ -33,4 +33,4 @@ def report(run_dirs: tuple[Path, ...]) -> None:
     else:
         click.echo("no evaluation was recorded")
     for folder in folders:
-        click.echo(f"report: {folder.report}")
+        click.echo(f"report: {folder.page}")

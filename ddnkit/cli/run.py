@@ -75,7 +75,7 @@ def run(
     """Run RECIPE, a YAML file or the name of a shipped recipe (see: ddnkit list).
 
     Every variant runs with every seed. Figures go to runs/VARIANT/seed-N/metrics.csv of the run
-    folder, and over the seeds to summary.csv and report.md.
+    folder, and over the seeds to summary.csv and report.html, whose path is printed last.
     """
     from ..recipe.load import load
     from ..run import distributed
@@ -112,7 +112,7 @@ def _run(
     options: Options,
 ) -> None:
     from ..run.session import Session
-    from ..run.table import comparison
+    from ..run.table import comparison, race
 
     typed = [*command, *(["--out", str(options.out)] if options.out else [])]
     typed += ["--resume"] if options.resume else []
@@ -132,7 +132,9 @@ def _run(
         click.echo()
         click.echo(comparison([(path.name, summary)]))
         click.echo()
-    click.echo(f"report: {session.folder.report}")
+    if not options.smoke and (sentence := race(summary)):
+        click.echo(sentence)
+    click.echo(f"report: {session.folder.page}")
     for line in [*outcome.wrong_input, *outcome.failures]:
         click.echo(f"error: {line}", err=True)
     click.get_current_context().exit(outcome.exit_status)

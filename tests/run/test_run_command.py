@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from click.testing import Result
 
 from ddnkit import Job
 from ddnkit.recipe.load import load
+from ddnkit.run.summary import Summary, SummaryRow
+from ddnkit.run.table import race
 
 Command = Callable[..., Result]
 Ran = list[tuple[str, int]]
@@ -77,11 +80,64 @@ def test_the_recipe_in_the_folder_gives_the_same_variants(ddnkit: Command) -> No
 def test_the_output_ends_with_a_comparison_and_the_folder(ddnkit: Command) -> None:
     output = ddnkit("run", "race.yaml").output.splitlines()
     assert re.fullmatch(r"\[1/6\] done toy_slow seed 0  \d+\.\d s", output[0])
-    head, slow, fast = output[-5:-2]
+    head, slow, fast = output[-6:-3]
     assert head.split() == ["variant", "test_top1", "train_loss", "nc1"]
     assert slow.split()[:4] == ["toy_slow", "3", "[2,", "4]"]
     assert fast.split()[:4] == ["toy_fast", "5", "[4,", "6]"]
-    assert re.fullmatch(r"report: outputs/race/\d{4}-\d\d-\d\d_\d{6}/report\.md", output[-1])
+    assert re.fullmatch(r"report: outputs/race/\d{4}-\d\d-\d\d_\d{6}/report\.html", output[-1])
+    assert Path(output[-1].removeprefix("report: ")).is_file()
+
+
+#: Of two variants, at epochs 1, 2 and 3: the first's median with its range, the second's.
+COURSES: dict[str, tuple[list[tuple[float, float, float]], list[float], list[str]]] = {
+    "ahead, then overtaken": (
+        [(40, 38, 41), (70, 69, 71), (88, 87, 89)],
+        [35, 50, 90],
+        ["first", "epoch 2", "20", "70", "50", "epoch 3", "second", "2", "90", "88"],
+    ),
+    "ahead at the end": ([(1, 1, 1)] * 3, [1, 1.5, 4], ["second", "epoch 3", "3", "4", "1"]),
+    "level at the end": (
+        [(9, 9, 9), (9, 9, 9), (9, 9, 9)],
+        [1, 2, 9],
+        ["first", "epoch 1", "8", "9", "1", "epoch 3", "first", "second", "9"],
+    ),
+    "never ahead": ([(5, 4, 6)] * 3, [5, 5, 5], []),
+    "one that diverged": ([(math.nan,) * 3] * 3, [1, 2, 3], []),
+}
+
+
+def course(first: list[tuple[float, float, float]], second: list[float]) -> Summary:
+    rows = [("first", *row) for row in first] + [("second", *[value] * 3) for value in second]
+    return Summary(
+        ("first", "second"),
+        ("test_top1",),
+        tuple(
+            SummaryRow(name, "test_top1", i % 3 + 1.0, 10.0 * (i % 3 + 1), *row, n=3)
+            for i, (name, *row) in enumerate(rows)
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_the_sentence_on_the_race_follows_from_the_figures(name: str) -> None:
+    first, second, words = COURSES[name]
+    sentence = race(course(first, second))
+    rest = sentence
+    for word in words:
+        assert re.search(rf"(?<![\d.]){word}\b", rest), (word, sentence)
+        rest = re.split(rf"(?<![\d.]){word}\b", rest, maxsplit=1)[1]
+    assert bool(sentence) == (name != "one that diverged")
+    assert sentence.count(".") <= 1
+
+
+def test_no_race_is_told_where_there_was_none(ddnkit: Command) -> None:
+    told = ddnkit("run", "race.yaml", "--out", "a").output.splitlines()[-2]
+    assert told.startswith("In test_top1")
+    assert told in Path("a/report.md").read_text(encoding="utf-8")
+    for out, how in (("b", ["--only", "toy_fast"]), ("c", ["--smoke"])):
+        output = ddnkit("run", "race.yaml", "--out", out, *how).output.splitlines()
+        assert output[-2] == ""
+        assert "In test_top1" not in Path(out, "report.md").read_text(encoding="utf-8")
 
 
 def test_the_report_says_what_where_and_how_it_went(ddnkit: Command) -> None:
@@ -336,7 +392,7 @@ def test_reports_of_several_runs_stand_side_by_side(ddnkit: Command) -> None:
     assert result.exit_code == 0
     names = [line.split()[0] for line in result.output.splitlines()[1:5]]
     assert names == ["a/toy_slow", "a/toy_fast", "b/toy_slow", "b/toy_fast"]
-    assert result.output.endswith("report: a/report.md\nreport: b/report.md\n")
+    assert result.output.endswith("report: a/report.html\nreport: b/report.html\n")
     assert Path("a/summary.csv").is_file()
 
 
