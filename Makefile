@@ -58,21 +58,58 @@ format: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs  ## the site, strict
 	$(BIN)/mkdocs build --strict
 
-$(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ddnkit needs Python 3.10 or newer; set PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+# What is installed in .venv, a stamp for each set of extras. pip shows what it does on a terminal and
+# is quiet elsewhere, but for a line before and a line after.
+STAMPS := $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-docs
+$(VENV)/.installed: EXTRAS = vision
+$(VENV)/.installed-test: EXTRAS = test,vision,tensorboard
+$(VENV)/.installed-docs: EXTRAS = docs
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[vision]'
-	@touch $@
+# PyTorch's build: by default what pip chooses; cpu, cu126 and so on as PyTorch names them.
+TORCH ?=
+PIP_ARGS ?=
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $$quiet $(PIP_ARGS)
+GOAL = $(or $(firstword $(MAKECMDGOALS)),run)
 
-$(VENV)/.installed-test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,vision,tensorboard]'
-	@touch $@ $(VENV)/.installed
+# Without a Python in .venv the stamps mean nothing.
+ifneq ($(shell test -x $(BIN)/python && echo there),there)
+.PHONY: $(STAMPS)
+endif
 
-$(VENV)/.installed-docs: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	@touch $@
+# A .venv is marked as unfinished until all is in it. One that was cut off on the way, or whose Python
+# the system no longer has, is made anew.
+$(STAMPS): pyproject.toml
+	@if [ -e $(VENV)/.unfinished ] || { [ -e $(VENV)/pyvenv.cfg ] && ! [ -x $(BIN)/python ]; }; then \
+	  echo "$(VENV) is not whole: it is made anew."; rm -rf $(VENV); \
+	fi
+	@if ! [ -x $(BIN)/python ]; then \
+	  case "$$($(PYTHON) -c 'import sys; print(sys.version_info >= (3, 10))' 2>/dev/null)" in \
+	    True) ;; \
+	    False) echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), and ddnkit needs Python 3.10 or newer; name one: make $(GOAL) PYTHON=python3.12" >&2; exit 1 ;; \
+	    *) echo "$(PYTHON) is no Python that runs here; ddnkit needs Python 3.10 or newer; name one: make $(GOAL) PYTHON=python3.12" >&2; exit 1 ;; \
+	  esac; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) lacks the module venv or ensurepip, which makes $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	  mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  echo "$(VENV) has no pip: remove that folder, and make will make it anew" >&2; exit 1; }
+	@if $(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is not None)'; then \
+	  echo "Installing ddnkit and PyTorch into $(VENV), once; this takes some minutes."; \
+	  if [ -z "$(TORCH)" ] && [ "$$(uname -sm)" = 'Linux x86_64' ]; then \
+	    echo "PyTorch for Linux brings NVIDIA's libraries: about 6 GB on the disk in all."; \
+	    echo "Without a GPU a quarter of that is enough: Ctrl-C, then make $(GOAL) TORCH=cpu"; \
+	  fi; \
+	else \
+	  echo "Installing into $(VENV) what pyproject.toml asks for: $(EXTRAS)."; \
+	fi
+	@quiet=; [ -t 1 ] || quiet=--quiet; { \
+	  $(if $(TORCH),$(PIP) --index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision &&) \
+	  $(PIP) -e '.[$(EXTRAS)]'; } || { \
+	  echo "pip could not install ddnkit, and says why above; make $(GOAL) tries again" >&2; exit 1; }
+	@rm -f $(VENV)/.unfinished
+	@touch $@ $(if $(filter %-test,$@),$(VENV)/.installed)
+	@echo "Installed."
 
 clean:
 	rm -rf $(VENV) outputs site
