@@ -196,7 +196,8 @@ def _claims(text: str, namespace: dict[str, Any]) -> Iterator[tuple[int, Any, An
     """
     lines = text.splitlines()
     for node in ast.parse(text).body:
-        comment = lines[(node.end_lineno or 0) - 1].rpartition("#")[2].strip()
+        _, hash_, comment = lines[(node.end_lineno or 0) - 1].rpartition("#")
+        comment = comment.strip() if hash_ else ""
         if isinstance(node, ast.Assign) and re.fullmatch(r"\([\d, ]+\)", comment):
             value = namespace[ast.unparse(node.targets[0])]
             yield node.lineno, tuple(value.shape), ast.literal_eval(comment)
