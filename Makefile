@@ -76,9 +76,13 @@ ifneq ($(shell test -x $(BIN)/python && echo there),there)
 .PHONY: $(STAMPS)
 endif
 
-# A .venv is marked as unfinished until all is in it. One that was cut off on the way, or whose Python
-# the system no longer has, is made anew.
+# A .venv is marked as unfinished, with the make that is at it, until all is in it. One that was cut
+# off on the way, or whose Python the system no longer has, is made anew.
+.NOTPARALLEL:
 $(STAMPS): pyproject.toml
+	@by=$$(cat $(VENV)/.unfinished 2>/dev/null); if [ -n "$$by" ] && [ "$$by" != $$PPID ] && kill -0 $$by 2>/dev/null; then \
+	  echo "process $$by is installing into $(VENV): wait for it; if it is no make of yours, remove $(VENV)" >&2; exit 1; \
+	fi
 	@if [ -e $(VENV)/.unfinished ] || { [ -e $(VENV)/pyvenv.cfg ] && ! [ -x $(BIN)/python ]; }; then \
 	  echo "$(VENV) is not whole: it is made anew."; rm -rf $(VENV); \
 	fi
@@ -90,7 +94,7 @@ $(STAMPS): pyproject.toml
 	  esac; \
 	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$(PYTHON) lacks the module venv or ensurepip, which makes $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
-	  mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); \
+	  mkdir -p $(VENV) && echo $$PPID >$(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); \
 	fi
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  echo "$(VENV) has no pip: remove that folder, and make will make it anew" >&2; exit 1; }

@@ -157,6 +157,23 @@ def test_a_first_installation_that_was_cut_off_is_made_anew(
     assert not (folder.path / ".venv/left").exists()
 
 
+def test_an_installation_that_another_make_is_at_is_left_alone(folder: Folder) -> None:
+    folder.make("run", PIP_DOES="fail")
+    mark = folder.path / ".venv/.unfinished"
+    mark.write_text(f"{os.getpid()}\n")  # this process, which is alive
+    refused = folder.make("run")
+    assert refused.returncode == 2
+    assert str(os.getpid()) in refused.stderr.splitlines()[0]
+    assert mark.exists()
+
+
+def test_goals_side_by_side_install_one_after_the_other(folder: Folder) -> None:
+    both = folder.make("-j4", ".venv/.installed", ".venv/.installed-test", "run")
+    assert both.returncode == 0, both.stderr
+    assert folder.log().count("made") == 1
+    assert len(folder.log()) == 3
+
+
 def test_a_later_installation_that_fails_costs_nothing_that_is_there(folder: Folder) -> None:
     folder.make("run")
     assert folder.make(".venv/.installed-test", PIP_DOES="fail").returncode != 0

@@ -73,6 +73,8 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     tokens = MarkdownIt().parse((ROOT / page).read_text(encoding="utf-8"))
+    indented = [token.map for token in tokens if token.type == "code_block"]
+    assert not indented, f"{page}: indented code has no language: {indented}"
     found = []
     for before, token in zip([None, *tokens], tokens, strict=False):
         if token.type == "fence" and token.map:
