@@ -84,7 +84,7 @@ $(STAMPS): pyproject.toml
 	  echo "process $$by is installing into $(VENV): wait for it; if it is no make of yours, remove $(VENV)" >&2; exit 1; \
 	fi
 	@if [ -e $(VENV)/.unfinished ] || { [ -e $(VENV)/pyvenv.cfg ] && ! [ -x $(BIN)/python ]; }; then \
-	  echo "$(VENV) is not whole: it is made anew."; rm -rf $(VENV); \
+	  echo "$(VENV) is not whole: it is made anew."; rm -rf $(BIN) $(VENV); \
 	fi
 	@if ! [ -x $(BIN)/python ]; then \
 	  case "$$($(PYTHON) -c 'import sys; print(sys.version_info >= (3, 10))' 2>/dev/null)" in \

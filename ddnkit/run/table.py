@@ -52,12 +52,14 @@ def race(summary: Summary) -> str:
     if _lead(widest) == 0:
         return f"{of} the best were level at every evaluation."
     if widest is end:
-        return f"{of} {end[0].variant} leads most at the end, {end_at}, {_by(end)}."
+        return f"{of} {end[0].variant} leads most at the last evaluation, {end_at}, {_by(end)}."
     began = f"{of} {widest[0].variant} led most at {widest_at}, {_by(widest)}"
     if _lead(end) == 0:
         level = " and ".join(row.variant for row in end if row.median == end[0].median)
-        return f"{began}; at the end, {end_at}, {level} are level at {end[0].median:.4g}."
-    return f"{began}; at the end, {end_at}, {end[0].variant} leads {_by(end)}."
+        return (
+            f"{began}; at the last evaluation, {end_at}, {level} are level at {end[0].median:.4g}."
+        )
+    return f"{began}; at the last evaluation, {end_at}, {end[0].variant} leads {_by(end)}."
 
 
 def _evaluations(rows: Sequence[SummaryRow]) -> list[tuple[str, list[SummaryRow]]]:
