@@ -16,6 +16,12 @@ differently, or leave to balanced classes, are settings (docs/fidelity.md):
   zero. The text puts the batch's mean in its place, so that its centred mean is "zero"; the code puts
   it in place of the *centred* mean ("global_mean"). Both average that in, and all classes share one
   clock. Where every batch holds every class, as stratified batches do, the three are the same.
+
+Centred means may be zero: of a batch of one class or one sample, of equal features or features of length
+zero. H̃ has no direction then. What is left of such means is rounding, of size 1e-9 or so, which bringing
+them to unit norm would blow up; they count as zero (`ClassSums.rounding`), H̃ is zero and passes no
+gradient, and the batch counts for nothing. So does one whose means are not finite; but these are returned,
+so that nothing is hidden.
 """
 
 from __future__ import annotations
@@ -49,11 +55,16 @@ class ClassMeans(nn.Module):
 
     Buffers: ``means`` (d, C); ``counts`` (C,): how many batches a class was averaged over;
     ``samples`` (C,): how many of its samples were seen.
+
+    Attributes:
+        determined: whether the last H̃ has a direction, (), on the device of the features; False where
+            it is zero. None before the first batch.
     """
 
     means: Tensor
     counts: Tensor
     samples: Tensor
+    determined: Tensor | None
 
     def __init__(
         self,
@@ -75,6 +86,7 @@ class ClassMeans(nn.Module):
         self.register_buffer("means", torch.zeros(feature_dim, classes))
         self.register_buffer("counts", torch.zeros(classes))
         self.register_buffer("samples", torch.zeros(classes))
+        self.determined = None
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Take in a batch, features (N, d) and labels (N,); returns H̃ (d, C).
@@ -86,18 +98,28 @@ class ClassMeans(nn.Module):
     def update(self, batch: ClassSums, centre: Tensor | None = None) -> Tensor:
         """The same for a batch that has been summed by class, centred on ``centre`` (d,), its mean."""
         newest, counted = self._centred(batch, batch.mean() if centre is None else centre)
+        rounding = batch.rounding()
         if self.normalise == "before":
-            newest = _unit(newest)
+            newest, _, _ = _unit(newest, rounding)
+            rounding = torch.zeros_like(rounding)
         alpha = self._alpha()
         averaged = alpha * newest + (1 - alpha) * self.means
         means = torch.where(counted, averaged, self.means)
+        unit, size, self.determined = _unit(means, rounding)
         with torch.no_grad():
-            self.means.copy_(means)
-            self.counts += counted
-            self.samples += batch.counts
+            # A batch that says nothing, or no number, leaves all as it was.
+            kept = self.determined & (size < torch.inf)
+            self.means.copy_(torch.where(kept, means, self.means))
+            self.counts += counted & kept
+            self.samples += batch.counts * kept
         if self.weight == "samples":
-            means = means * (self.samples * len(self.samples) / self.samples.sum())
-        return _unit(means) if self.normalise == "after" else means
+            seen = self.samples.sum().clamp(min=torch.finfo(self.samples.dtype).tiny)
+            weights = self.samples * len(self.samples) / seen
+            means = means * weights
+            # A class without a sample may be all that was apart (``absent="global_mean"``).
+            unit, _, apart = _unit(means, rounding * weights.amax())
+            self.determined = self.determined & apart
+        return unit if self.normalise == "after" else means
 
     def _centred(self, batch: ClassSums, centre: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's centred class means (d, C), and the classes (C,) that they are averaged for."""
@@ -113,5 +135,10 @@ class ClassMeans(nn.Module):
         return torch.where(self.counts == 0, 1.0, self.alpha)
 
 
-def _unit(means: Tensor) -> Tensor:
-    return means / means.norm().clamp(min=torch.finfo(means.dtype).tiny)
+def _unit(means: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """means/‖means‖, the norm, and whether there is a direction: zero, without a gradient, where not."""
+    size = means.norm()
+    value = size.detach()
+    determined = ~(value <= rounding)  # true for NaN, which is no zero
+    # Not 0 for 0, whose reciprocal has no gradient either.
+    return means / torch.where(determined, size, torch.inf), value, determined

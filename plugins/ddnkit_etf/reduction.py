@@ -22,19 +22,45 @@ import torch
 from torch import Tensor, distributed
 
 
+#: So many standard deviations of the rounding of a sum are rounding still.
+_DEVIATIONS = 8
+
+
 class ClassSums(NamedTuple):
-    """A batch by class: its features summed, ``sums`` (d, C), and counted, ``counts`` (C,)."""
+    """A batch by class: its features summed, ``sums`` (d, C), and counted, ``counts`` (C,).
+
+    ``squares`` (): Σ ‖h_i‖² over all samples, without a graph.
+    """
 
     sums: Tensor
     counts: Tensor
+    squares: Tensor
 
     def class_means(self) -> Tensor:
         """(d, C); zero where there is no sample of a class."""
         return self.sums / torch.where(self.counts > 0, self.counts, 1)
 
     def mean(self) -> Tensor:
-        """(d,), over all samples: the classes' sums hold all that there is to read."""
-        return self.sums.sum(dim=-1) / self.counts.sum()
+        """(d,), over all samples: the classes' sums hold all that there is to read; 0 of none."""
+        return self.sums.sum(dim=-1) / self._total()
+
+    def rounding(self) -> Tensor:
+        """What the Frobenius norm of the centred class means may be by rounding alone, ().
+
+        The errors of n additions, taken as independent, add up to a standard deviation of u √n times
+        the size of the terms (Higham and Mary, 2019), u = eps/2. The mean of a class of n_c features of
+        root mean square s has one of u √n_c s, those of C classes together at most u √(C max n_c) s.
+        The mean that is subtracted from each column has one of u √max n_c s, so √C times that in all.
+        Divisions and subtractions, u s √C each, are below both. Eight standard deviations of the two.
+        """
+        C = len(self.counts)
+        u = torch.finfo(self.sums.dtype).eps / 2
+        mean_square = self.squares / self._total()
+        return (self.counts.amax() * mean_square).sqrt() * (2 * _DEVIATIONS * u * C**0.5)
+
+    def _total(self) -> Tensor:
+        total = self.counts.sum()
+        return total.clamp_(min=torch.finfo(total.dtype).tiny)  # 0/0 of no sample is 0
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> ClassSums:
@@ -52,19 +78,22 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> ClassSums:
         member = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)  # (N, C)
         member = member.to(features.dtype)
     sums, counts = features.T @ member, member.sum(dim=0)
+    squares = torch.linalg.vector_norm(features.detach()).square()
     if shared():
-        packed = all_reduced(torch.cat((sums, counts.unsqueeze(0))))
-        sums, counts = packed[:-1], packed[-1].detach()
-    return ClassSums(sums, counts)
+        # Each of the C columns of the last row has a part of the squares: a sum by itself.
+        parts = (squares / classes).expand(1, classes)
+        packed = all_reduced(torch.cat((sums, counts.unsqueeze(0), parts)))
+        sums, counts, squares = packed[:-2], packed[-2].detach(), packed[-1].detach().sum()
+    return ClassSums(sums, counts, squares)
 
 
 def batch_mean(features: Tensor) -> Tensor:
-    """The whole batch's mean (d,) from this process's features (N, d), differentiable."""
+    """The whole batch's mean (d,) from this process's features (N, d), differentiable; 0 of none."""
     if not shared():
-        return features.mean(dim=0)
+        return features.mean(dim=0) if len(features) else features.sum(dim=0)
     sums = features.sum(dim=0)
     packed = all_reduced(torch.cat((sums, sums.new_full((1,), len(features)))))
-    return packed[:-1] / packed[-1].detach()
+    return packed[:-1] / packed[-1].detach().clamp(min=1)
 
 
 def shared() -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
-from ..reduction import batch_mean
+from ..reduction import batch_mean, shared
 
 _EVALUATION_MEANS = ("running", "last_batch", "test_batch")
 _BATCH_NORMS = ("none", "plain", "affine")
@@ -100,10 +100,24 @@ class ClassifierHead(nn.Module, abc.ABC):
         """The features as the classifier sees them, not centred; in float32 or wider.
 
         In training mode a batch norm normalises them by the batch at hand.
+
+        Raises:
+            InputError: features that are not (N, d), or a single one for a batch norm in training.
         """
+        if features.ndim != 2 or features.shape[1] != self.feature_dim:
+            raise InputError(
+                f"{type(self).__name__} takes features (N, {self.feature_dim}), not of shape "
+                f"{tuple(features.shape)}"
+            )
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
-        if self.norm is not None:
+        if self.norm is not None and len(features):
+            if self.training and len(features) == 1 and isinstance(self.norm, nn.BatchNorm1d):
+                raise InputError(
+                    f"{type(self).__name__}: a batch of one sample has no variance for the batch norm "
+                    "of the features; train with batches of two samples or more, or with batch_norm: "
+                    "none"
+                )
             with torch.autocast(features.device.type, enabled=False):
                 features = self.norm(features)
         return nn.functional.normalize(features, dim=-1) if self.normalise else features
@@ -117,7 +131,8 @@ class ClassifierHead(nn.Module, abc.ABC):
         if not self.training:
             return self._evaluation_mean(embedded)
         mean = batch_mean(embedded)
-        self._remember(mean)
+        if len(embedded) or shared():
+            self._remember(mean)
         return mean
 
     def _evaluation_mean(self, embedded: Tensor) -> Tensor:
@@ -125,15 +140,17 @@ class ClassifierHead(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor) -> None:
-        """Take the batch's mean into `global_mean`.
+        """Take the batch's mean into `global_mean`, unless it is not finite: it would stay so for good.
 
         The weight of the newest batch decays as that of the class means does (*GNC*, section 4).
         """
         newest = (2 / (self.mean_steps + 2)).clamp(min=1e-4)
         if self.evaluation_mean == "last_batch":
             newest = torch.ones_like(newest)
+        finite = mean.norm() < torch.inf
+        mean = torch.where(finite, mean, self.global_mean)
         self.global_mean.lerp_(mean.to(self.global_mean.dtype), newest)
-        self.mean_steps += 1
+        self.mean_steps += finite
 
     def _logits(self, embedded: Tensor, W: Tensor, mean: Tensor | None) -> Tensor:
         # In the features' own precision, whatever autocast would choose: τ amplifies rounding.

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from ddnkit_manifolds import Procrustes
 from torch import Tensor
 
-from ddnkit import Certificate, DeclarativeLayer, InputError
+from ddnkit import Certificate, DdnkitWarning, DeclarativeLayer, InputError
 
 from ..class_means import ClassMeans
 from ..functional import nearest_etf
 from ..node import NearestETF
-from ..reduction import ClassSums, class_sums
+from ..reduction import ClassSums, class_sums, shared
 from ..simplex import complete_frame, etf_of_frame, expand, named_frame, reduce
 from .base import ClassifierHead
 
 _CENTRES = ("samples", "classes", "none")
+
+_UNDETERMINED = (
+    "head nearest_etf: the batches so far do not tell classes apart (they are of one class or one "
+    "sample, or their features are the same for all): the classifier stays at its start frame until "
+    "one does"
+)
 
 
 class NearestETFClassifier(ClassifierHead):
@@ -27,6 +34,12 @@ class NearestETFClassifier(ClassifierHead):
     step's U as P, and gradients reach the features through the logits and, with ``differentiate``,
     through U* as well (*GNC*, sections 3.3–3.6 and Fig. 1). The first step solves without the
     proximal term and takes that U as P. In evaluation W is the last one.
+
+    Where the class means have no direction (`ClassMeans.determined`: so far one class, one sample, or
+    the same features for all), W stays as it was and has no gradient; the logits still have theirs
+    through the features. A first batch of that kind is told by one `ddnkit.DdnkitWarning`, and the
+    first solve is put off to the first batch that shows classes apart. Features that are not finite
+    give logits of NaN, and change nothing that is kept. An empty batch has no logits and changes nothing.
 
     Args:
         temperature: τ.
@@ -88,8 +101,9 @@ class NearestETFClassifier(ClassifierHead):
         self.tracker = ClassMeans(
             feature_dim, classes, alpha, normalise=normalise_means, absent=absent, weight=weight
         )
-        # d = C − 1 has no frame U of C columns: there, and only there, the reduced form is used.
-        self.reduced = feature_dim == classes - 1
+        # The reduced form where d = C − 1 has no frame U of C columns, or where no proximal term says
+        # what U is in the null direction.
+        self.reduced = feature_dim == classes - 1 or delta == 0
         self.layer = DeclarativeLayer(
             NearestETF(delta, reduced=self.reduced, solver=solver), backward, policy=policy
         )
@@ -98,6 +112,7 @@ class NearestETFClassifier(ClassifierHead):
         self.register_buffer("prox", start)
         self.register_buffer("weight", etf_of_frame(start).T.contiguous())
         self.started = False
+        self._told = False
 
     @property
     def class_means(self) -> Tensor:
@@ -119,8 +134,9 @@ class NearestETFClassifier(ClassifierHead):
         if not self.training:
             mean = None if self.centre == "none" else self._evaluation_mean(embedded)
             return self._logits(embedded, self.weight, mean)
-        if labels is None:
-            raise InputError("head nearest_etf needs labels while training: the class means")
+        self._check(features, labels)
+        if not len(features) and not shared():
+            return self._logits(embedded, self.weight, None)
         with torch.autocast(embedded.device.type, enabled=False):
             batch = class_sums(embedded, labels, self.classes)
             mean = self._mean_of_classes(batch) if self.centre == "classes" else batch.mean()
@@ -130,6 +146,28 @@ class NearestETFClassifier(ClassifierHead):
         self._remember(mean)
         return self._logits(embedded, W, mean)
 
+    def _check(self, features: Tensor, labels: Tensor | None) -> None:
+        if labels is None:
+            raise InputError("head nearest_etf needs labels while training: the class means")
+        shape, N, C = tuple(labels.shape), len(features), self.classes
+        whole = not (
+            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        )
+        if not (shape == (N, C) or (shape == (N,) and whole)):
+            raise InputError(
+                f"head nearest_etf: {N} features need labels of shape ({N},), whole numbers, or shares "
+                f"({N}, {C}); these are {str(labels.dtype).removeprefix('torch.')} of shape {shape}"
+            )
+        # Where looking costs nothing. On another device the loss finds it, as late as that allows.
+        if labels.ndim == 1 and N and labels.device.type == "cpu" and type(labels) is Tensor:
+            numbers = labels.numpy()
+            if numbers.max() >= C:
+                at = int(numbers.argmax())
+                raise InputError(
+                    f"head nearest_etf: label {numbers[at]} of sample {at} in the batch is out of range; "
+                    f"the classes are 0 to {C - 1}"
+                )
+
     def _mean_of_classes(self, batch: ClassSums) -> Tensor:
         """The mean (d,) of the class means, over the classes that have been seen."""
         present = batch.counts > 0
@@ -137,19 +175,33 @@ class NearestETFClassifier(ClassifierHead):
         before = (self.tracker.means + self.global_mean.unsqueeze(-1)).detach()
         means = torch.where(present, batch.class_means(), before)
         seen = present | (self.tracker.counts > 0)
-        return (means * seen).sum(dim=-1) / seen.sum()
+        return (means * seen).sum(dim=-1) / seen.sum().clamp(min=1)
 
     def _solve(self, H: Tensor) -> Tensor:
-        if not self.started:
+        determined = self.tracker.determined
+        assert determined is not None
+        if not self.started and self._may_start(H, determined):
             self._start(H)
+        # An ETF is nearest to itself: U = P, without a gradient, whatever δ.
+        H = torch.where(determined, H, self.weight.T / self.classes**0.5)
         U = self.layer(H if self.differentiate else H.detach(), self.prox.clone())
         if self.reduced:
             U = expand(U)
         W = etf_of_frame(U).mT
         with torch.no_grad():
-            self.prox.copy_(U)
-            self.weight.copy_(W)
+            solved = U.norm() < torch.inf
+            self.prox.copy_(torch.where(solved, U, self.prox))
+            self.weight.copy_(torch.where(solved, W, self.weight))
         return W
+
+    def _may_start(self, H: Tensor, determined: Tensor) -> bool:
+        # Before the first solve alone, which waits for the device in any case.
+        if not bool(determined):
+            if not self._told:
+                warnings.warn(_UNDETERMINED, DdnkitWarning, stacklevel=2)
+            self._told = True
+            return False
+        return bool(H.isfinite().all())
 
     @torch.no_grad()
     def _start(self, H: Tensor) -> None:
