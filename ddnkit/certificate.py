@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +33,9 @@ POLICIES = ("raise", "warn", "nan", "mask")
 #: Largest backward error that passes where a node names none. A gradient inherits about this
 #: error times the condition of its problem; float32 rounding alone costs 1e-7 times that.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-4}
+
+#: So many items are named where inputs are not finite.
+_SHOWN = 3
 
 #: From this many unknowns on, one probe gives the scale: the entries average out. Of few, a probe
 #: may by chance leave the residual almost as it is.
@@ -60,6 +63,7 @@ class Certificate:
             before that of the worst of three. Measured on request.
         tolerance: what the figures are held against.
         form: the backward form that "auto" took.
+        finite: which items (B,), in one row, of each input hold neither NaN nor infinity, by its name.
     """
 
     stationarity: Tensor
@@ -75,6 +79,7 @@ class Certificate:
     condition: Tensor | None = None
     error_bound: Tensor | None = None
     form: str = ""
+    finite: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def solved(self) -> Tensor:
@@ -161,27 +166,37 @@ def measure(
     solution: Solution,
     tolerance: float | None,
     evaluation: Evaluation | None = None,
+    aside: Tensor | None = None,
 ) -> Certificate:
     """The certificate of a solved batch; ``solution`` must be batched.
 
     Args:
         evaluation: of the objective at the solution, if there is one already; it is used up.
+        aside: items (B,) that others stand in for, see `ddnkit.aside`: NaN for them.
     """
     y = solution.y
     if tolerance is None:
         tolerance = problem.node.tolerance
     if tolerance is None:
         tolerance = TOLERANCE[y.dtype]
-    if problem.batch_size == 0:
-        stationarity = feasibility = licq = y.new_zeros(0)
+    if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
+        stationarity = feasibility = licq = y.new_zeros(problem.batch_size)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
         stationarity, feasibility, licq = _backward_errors(problem, y, gradient)
     status = torch.as_tensor(solution.status, device=y.device)
     iterations = torch.as_tensor(solution.iterations, device=y.device)
+    uniqueness = solution.uniqueness
+    if aside is not None:
+        status = torch.where(aside, int(Status.NON_FINITE), status)
+        iterations = torch.where(aside, -1, iterations)
+        stationarity, feasibility, licq = (
+            x.masked_fill(aside, torch.nan) for x in (stationarity, feasibility, licq)
+        )
+        uniqueness = None if uniqueness is None else uniqueness.masked_fill(aside, torch.nan)
     return Certificate(
-        stationarity, feasibility, status, iterations, tolerance, solution.solver,
-        solution.uniqueness, licq=licq,
+        stationarity, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
+        licq=licq,
     )  # fmt: skip
 
 
@@ -309,6 +324,60 @@ def complaint(certificate: Certificate, where: str, backward: bool) -> str | Non
 
 
 def _reasons(certificate: Certificate, backward: bool) -> list[str]:
+    of_inputs, rest = _of_inputs(certificate)
+    return [*of_inputs, *([] if rest is None else _reasons_of_figures(rest, backward))]
+
+
+def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]:
+    """What inputs that are not finite explain, and the figures of the items that are left, if any."""
+    solved = certificate.solved
+    failed = ~solved.reshape(-1)
+    finite = {
+        name: mask | ~failed
+        for name, mask in certificate.finite.items()
+        if mask.shape == failed.shape
+    }
+    if not finite:
+        return [], certificate
+    others = torch.stack(list(finite.values())).all(dim=0)
+    texts = _told(finite, others, solved.shape)
+    if not texts:
+        return [], certificate
+    if not bool(others.any()):
+        return texts, None
+    kept = {
+        name: value.reshape(-1)[others]
+        for name, value in vars(certificate).items()
+        if isinstance(value, Tensor)
+    }
+    return texts, replace(certificate, **kept, finite={})
+
+
+def _told(finite: Mapping[str, Tensor], sound: Tensor, shape: Sequence[int]) -> list[str]:
+    """One short text an item that is not finite, which says which input it is; a few of them."""
+    bad = (~sound).nonzero()[:, 0].tolist()
+    texts = []
+    for item in bad[:_SHOWN]:
+        names = [name for name, mask in finite.items() if not bool(mask[item])]
+        which = "" if not shape else f"item {_index(item, shape)}: "
+        verb = "holds" if len(names) == 1 else "hold"
+        texts.append(f"{which}{' and '.join(names)} {verb} NaN or infinity")
+    if len(bad) > _SHOWN:
+        texts.append(f"{len(bad) - _SHOWN} more items like it")
+    return texts
+
+
+def _index(item: int, shape: Sequence[int]) -> str:
+    if len(shape) == 1:
+        return str(item)
+    index = []
+    for size in reversed(shape):
+        item, place = divmod(item, size)
+        index.append(place)
+    return str(tuple(reversed(index)))
+
+
+def _reasons_of_figures(certificate: Certificate, backward: bool) -> list[str]:
     reasons = []
     tolerance = f"tolerance {certificate.tolerance:.0e}"
     checks: list[tuple[str, Tensor | None, str]] = [

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .aside import finite_inputs, solve_apart
 from .backward.form import BackwardForm, as_form
 from .backward.unrolled import Unrolled
-from .captured import Captured, attributes, is_tracked
+from .captured import Captured, attributes, is_tracked, is_wrapped
 from .certificate import Certificate, validated_certify, validated_policy
 from .errors import InputError
 from .implicit.call import Call
@@ -143,9 +144,18 @@ class DeclarativeLayer(nn.Module):
     def _unrolled(
         self, call: Call, problem: Problem, seen: Sequence[Captured], values: Sequence[Tensor]
     ) -> Tensor:
-        problem, solution = solve(problem, keep_graph=True)
+        whole, aside = problem, None
+        if any(is_wrapped(x) for x in (*problem.operands, *values)):
+            problem, solution = solve(problem, keep_graph=True)
+        else:
+            finite = finite_inputs(problem)
+            problem, solution, aside = solve_apart(
+                problem, None, finite, policy=self.policy, keep_graph=True
+            )
+            call.set_aside(aside, finite)
         y = solution.y
-        if not is_tracked(y) and any(is_tracked(x) for x in (*problem.operands, *values)):
+        graph = aside is None or not call.nothing_sound
+        if graph and not is_tracked(y) and any(is_tracked(x) for x in (*problem.operands, *values)):
             raise InputError(
                 f"{type(self.node).__name__}.solve keeps no graph (it leaves torch, detaches, or "
                 "works in place), so that its steps cannot be differentiated; use backward='auto'"
@@ -153,7 +163,11 @@ class DeclarativeLayer(nn.Module):
         call.structure = problem.structure
         problem = problem.with_captured(seen, values)
         (measured,) = solution_of(MeasuredEquation(call, problem), *problem.operands, y)
-        return measured
+        if aside is None:
+            return measured
+        if self.policy == "mask":
+            return torch.where(aside.reshape(-1, *[1] * (y.ndim - 1)), 0.0, measured)
+        return _poisoned(measured, aside, whole, values)
 
     def _captured(self, problem: Problem) -> tuple[list[Captured], list[Tensor]]:
         """Tensors of the node that want a derivative: as its functions see them, and their values."""
@@ -197,6 +211,19 @@ class DeclarativeLayer(nn.Module):
         if self.certificate is not None and self.certificate.form not in ("", form):
             form = f"{form} ({self.certificate.form})"
         return f"{type(self.node).__name__}, backward={form}, policy={self.policy}"
+
+
+def _poisoned(y: Tensor, aside: Tensor, problem: Problem, shared: Sequence[Tensor]) -> Tensor:
+    """y with NaN for the items set aside, and for what they depend on on the way back."""
+    rows = aside.nonzero()[:, 0]
+    total = y.new_zeros(len(rows))
+    for x in problem.operands:
+        if x.is_floating_point():
+            total = total + x[rows].reshape(len(rows), -1).sum(dim=1)
+    for x in shared:
+        total = total + x.sum()
+    nothing = (total * torch.nan).reshape(-1, *[1] * (y.ndim - 1)).expand(-1, *y.shape[1:])
+    return y.index_put((rows,), nothing.to(y.dtype))
 
 
 _OUTSIDE: dict[str, Any] = {}

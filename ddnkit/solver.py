@@ -24,6 +24,9 @@ class Solver(abc.ABC):
     """
 
     name: str
+    #: True: an item that holds NaN or infinity stops nothing and leaves the other items as they are; its
+    #: own solution is NaN, with `Status.NON_FINITE`. Others are never given such an item in a batch.
+    keeps_items_apart: bool = False
 
     @abc.abstractmethod
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:

@@ -30,7 +30,11 @@ def solve(
         InputError: the node's `solve` returned something else than it should.
     """
     if problem.batch_size == 0:
-        return _empty(problem)
+        try:
+            return shape_of_solution(problem)
+        except InputError as error:
+            name = type(problem.node).__name__
+            raise InputError(f"{name} was given an empty batch; {error}") from error
     node, size = problem.node, problem.batch_size
     if type(node).solve is DeclarativeNode.solve:
         solution = node.solve_problem(problem, start)
@@ -129,8 +133,12 @@ def _stacked(items: Sequence[Solution]) -> Solution:
     )
 
 
-def _empty(problem: Problem) -> tuple[Problem, Solution]:
-    """No item to solve. The shape of y is that of a made-up one."""
+def shape_of_solution(problem: Problem) -> tuple[Problem, Solution]:
+    """The problem with the structure of y, and a solution of no item in the shape of a made-up one's.
+
+    Raises:
+        InputError: the made-up one has no solution.
+    """
 
     def made_up(x: Tensor, batched: bool) -> Tensor:
         if not batched:
@@ -147,8 +155,8 @@ def _empty(problem: Problem) -> tuple[Problem, Solution]:
         one, solution = solve(problem.resized(operands, 1, flags))
     except Exception as error:
         raise InputError(
-            f"{type(problem.node).__name__} was given an empty batch; the shape of y is only known "
-            f"from solving a problem, and solving a made-up one failed: {error}"
+            f"the shape of y is only known from solving a problem, and solving a made-up one failed: "
+            f"{error}"
         ) from error
     return problem.with_structure(one.structure), dataclasses.replace(
         solution,

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..aside import finite_inputs, may_look, solve_apart, without
 from ..assessment import assess, error_bound
 from ..backward.form import BackwardForm, TangentSolve
 from ..captured import Captured
 from ..certificate import Certificate, act, complaint, measure
-from ..problem import Evaluation, Problem
+from ..problem import Evaluation, Problem, flat
 from ..solution import Solution
 from ..solving import (
     captured_tensors,
     reject_rebound_tensors,
     reject_unfollowed_tensors,
-    solve,
 )
 from ..structure import Structure
 from ..transforms import under_transform
@@ -38,6 +38,9 @@ class Call(Numbers):
             ``good``, which items passed.
         discovered: tensors found inside the objective that must become operands.
         certificate: figures of the whole, flat batch.
+        aside: items (B,) that were solved as copies of others (see `ddnkit.aside`), or None.
+        underived: items (B,) that have no derivative, and are no numbers that others could be computed
+            beside; None where there are none, or where that is not to be waited for.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Call(Numbers):
         self.discovered: list[Captured] = []
         self.transformed = under_transform()
         self.certificate: Certificate | None = None
+        self.aside: Tensor | None = None
+        self.underived: Tensor | None = None
+        self._finite: Mapping[str, Tensor] = {}
         self._shown: Certificate | None = None
         self._shape = self.batch_shape
         self._solved: tuple[Problem, Solution, Certificate] | None = None
@@ -83,10 +89,14 @@ class Call(Numbers):
             start = self.start
             if start is not None and lead:
                 start = start.expand(*lead, *start.shape).flatten(0, len(lead))
-            found, solution = solve(problem, start)
-            evaluation = found.evaluated(solution.y) if found.batch_size else None
-            self.discovered = self._discover(found, solution.y, evaluation)
-            certificate = measure(found, solution, self.tolerance, evaluation)
+            finite = finite_inputs(problem, start)
+            found, solution, self.aside = solve_apart(problem, start, finite, policy=self.policy)
+            evaluation = None
+            if found.batch_size and not self.nothing_sound:
+                evaluation = found.evaluated(solution.y)
+                self.discovered = self._discover(found, solution.y, evaluation)
+            certificate = measure(found, solution, self.tolerance, evaluation, self.aside)
+            certificate = dataclasses.replace(certificate, finite=finite)
             self._solved = found, solution, certificate
             if self.discovered:
                 # The same solution serves once they are operands: the next call takes it from here.
@@ -94,15 +104,21 @@ class Call(Numbers):
         found, solution, certificate = self._solved
         self._solved = None
         if self.discovered:
-            reject_unfollowed_tensors(problem.with_structure(found.structure), solution.y)
+            whole = problem if self.aside is None else without(problem, self.aside)[0]
+            reject_unfollowed_tensors(whole.with_structure(found.structure), solution.y)
         self.structure = found.structure
         self._name = type(found.node).__name__
         self.form = self.form.taken(found, solution.y.shape[1:].numel())
         certificate = dataclasses.replace(certificate, form=self.form.name)
-        if self.certify == "full":
+        if self.certify == "full" and not self.nothing_sound:
             certificate = assess(found, solution, self.form, certificate)
         self._conclude(certificate, backward=False)
         y, good = solution.y, certificate.solved
+        if self.aside is not None:
+            y = _where(~self.aside, y, torch.nan)
+        self.underived = self.aside
+        if self.aside is None and self.policy == "nan" and may_look(problem, self.policy):
+            self.underived = None if bool(good.all()) else ~good
         aux = dict(solution.aux)
         if self.policy == "nan":
             y = _where(good, y, torch.nan)
@@ -112,18 +128,25 @@ class Call(Numbers):
         self.aux_names = tuple(aux)
         return (y, *aux.values())
 
-    def _discover(
-        self, problem: Problem, y: Tensor, evaluation: Evaluation | None
-    ) -> list[Captured]:
-        if problem.batch_size == 0:
-            return []
+    def set_aside(self, aside: Tensor | None, finite: Mapping[str, Tensor]) -> None:
+        """Take in what a solve outside of this call has found, for `measured`."""
+        self.aside, self._finite = aside, finite
+
+    @property
+    def nothing_sound(self) -> bool:
+        """Whether every item was set aside: there is no solution, and no derivative to compute."""
+        return self.aside is not None and bool(self.aside.all())
+
+    def _discover(self, problem: Problem, y: Tensor, evaluation: Evaluation) -> list[Captured]:
         return captured_tensors(problem, y, transformed=self.transformed, evaluation=evaluation)
 
     def measured(self, problem: Problem, y: Tensor, lead: Sequence[int]) -> Tensor:
         """y with its certificate, for a solution that came with a graph of its own."""
         self._shape = (*lead, *self.batch_shape)
         self._name = type(problem.node).__name__
-        certificate = measure(problem, Solution(y).batched(len(y)), self.tolerance)
+        solution = Solution(y).batched(len(y))
+        certificate = measure(problem, solution, self.tolerance, aside=self.aside)
+        certificate = dataclasses.replace(certificate, finite=self._finite)
         self._conclude(dataclasses.replace(certificate, form=self.form.name), backward=False)
         good = certificate.solved
         return _where(good, y, torch.nan) if self.policy == "nan" else y.clone()
@@ -144,10 +167,25 @@ class Call(Numbers):
 
     def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z (k, B, m) by the form, masked by the policy."""
+        sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
+        if not bool(sound.all()):
+            return self._of_sound(sound, problem, y, nu, r)
         z, residual = self._tangent_solve(problem, y, nu)(r)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
         self._judge(residual)
+        return self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
+
+    def _of_sound(
+        self, sound: Tensor, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
+    ) -> Tensor:
+        """The same where some solutions are no numbers, which would stop the others."""
+        if not bool(sound.any()):
+            return torch.full_like(r, torch.nan)
+        copies, source = without(problem, ~sound)
+        z, residual = self._tangent_solve(copies, y[source], nu[source])(r[:, source])
+        self._judge(residual)
+        z = torch.where(sound.unsqueeze(-1), z, torch.nan)
         return self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
 
     def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:

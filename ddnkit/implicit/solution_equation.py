@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..aside import without
 from ..lagrangian import (
     constraint_jacobian,
     constraint_set,
@@ -152,12 +153,9 @@ def _without_failed(
     """
     if len(good) == 0:
         return problem, y, v
-    here = torch.arange(len(good), device=good.device)
-    source = torch.where(good, here, good.int().argmax())
-    flags = problem.operands_batched
-    operands = [x[source] if own else x for x, own in zip(problem.operands, flags, strict=True)]
+    problem, source = without(problem, ~good)
     v = torch.where(good.reshape(-1, *[1] * (v.ndim - 1)), v, 0.0)
-    return problem.with_operands(operands), y[source], v
+    return problem, y[source], v
 
 
 class SolutionEquation(Equation):
@@ -194,8 +192,14 @@ class SolutionEquation(Equation):
             return gradients
         y, *aux = outputs
         v = cotangents[0]
+        missing = self.call.underived
+        fill = 0.0 if self.call.policy == "mask" else torch.nan
+        if missing is not None and bool(missing.all()):
+            return [torch.full_like(x, fill) if i in wrt else None for i, x in enumerate(operands)]
         if self.call.policy == "mask":
             problem, y, v = _without_failed(problem, y, v, aux[-1])
+        elif missing is not None:
+            problem, y, v = _without_failed(problem, y, v, ~missing)
         short = self.call.shortcut(problem, wrt)
         if short:
             equation = AdjointEquation(self.call, problem, short)
@@ -205,7 +209,20 @@ class SolutionEquation(Equation):
         if rest:
             found = tuple(gradient_of_operands(self.call, problem, y, v, rest))
             gradients = _entered(gradients, rest, found)
-        return gradients
+        return gradients if missing is None else self._told(gradients, missing, fill)
+
+    def _told(
+        self, gradients: Sequence[Tensor | None], missing: Tensor, fill: float
+    ) -> list[Tensor | None]:
+        """``fill`` for what is missing; a tensor that all items share has the sum of them."""
+        found: list[Tensor | None] = []
+        for g, own in zip(gradients, self.problem.operands_batched, strict=True):
+            mask = (
+                missing.reshape(-1, *[1] * (g.ndim - 1)) if own and g is not None else missing.any()
+            )
+            whole = g is None or (not own and self.call.policy == "mask")
+            found.append(g if whole or g is None else torch.where(mask, fill, g))
+        return found
 
     def jvp(
         self,
@@ -218,11 +235,28 @@ class SolutionEquation(Equation):
         y = outputs[0]
         if problem.batch_size == 0:
             return (torch.zeros_like(y),)
-        constraints = constraint_set(problem, y)
-        nu = constraints.multipliers(objective_gradient(problem, y))
         moving = [
             t if x.is_floating_point() else None for x, t in zip(operands, tangents, strict=True)
         ]
+        missing = self.call.underived
+        if missing is None:
+            return (self._moved(problem, y, moving),)
+        fill = 0.0 if self.call.policy == "mask" else torch.nan
+        if bool(missing.all()):
+            return (torch.full_like(y, fill),)
+        flags = problem.operands_batched
+        problem, source = without(problem, missing)
+        copied = [
+            t[source] if own and t is not None else t for t, own in zip(moving, flags, strict=True)
+        ]
+        dy = self._moved(problem, y[source], copied)
+        return (torch.where(missing.reshape(-1, *[1] * (y.ndim - 1)), fill, dy),)
+
+    def _moved(self, problem: Problem, y: Tensor, moving: Sequence[Tensor | None]) -> Tensor:
+        """n + (P G P)⁺ P(−B dθ − G n) along the tangents ``moving``."""
+        operands = problem.operands
+        constraints = constraint_set(problem, y)
+        nu = constraints.multipliers(objective_gradient(problem, y))
         right = -pushforward(
             lambda *theta: stationarity(problem.with_operands(theta), y, nu), operands, moving
         )
@@ -234,7 +268,7 @@ class SolutionEquation(Equation):
             normal = -constraints.restore(dh)
             right = right - hessian_product(problem, y, nu, normal.unsqueeze(0)).squeeze(0)
         z = TangentEquation(self.call, problem).apply(y, nu, right.unsqueeze(0)).squeeze(0)
-        return ((normal + z).reshape(y.shape),)
+        return (normal + z).reshape(y.shape)
 
     def folded(
         self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]

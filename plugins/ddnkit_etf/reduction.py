@@ -21,7 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
-
 #: So many standard deviations of the rounding of a sum are rounding still.
 _DEVIATIONS = 8
 

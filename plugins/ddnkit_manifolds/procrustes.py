@@ -75,6 +75,7 @@ class Procrustes(Solver):
     """
 
     name = "procrustes"
+    keeps_items_apart = True
 
     def __init__(self, method: str = "auto"):
         if method not in METHODS:
@@ -120,13 +121,25 @@ class Procrustes(Solver):
         all_finite = bool(finite.all())
         if not all_finite:  # or too large to be added up
             finite = A.isfinite().flatten(1).all(dim=1)
-        clean = A if all_finite else torch.where(finite[:, None, None], A, 0.0)
+        # In the place of another, one of full rank, which asks nothing more of the batch.
+        sound = torch.eye(*A.shape[-2:], dtype=A.dtype, device=A.device)
+        clean = A if all_finite else torch.where(finite[:, None, None], A, sound)
         factors = _by_svd(clean) if A.dtype == torch.float64 else _by_gram(clean, threshold)
         if factors is None or not _full_rank(factors.s, threshold):
-            factors = _deficient(clean, _preferred(node, problem, A), threshold)
-        U = factors.U.to(A.dtype)
+            preferred = _preferred(node, problem, A)
+            if preferred is not None and not bool(preferred.isfinite().all()):
+                # An item of full rank has no use for its own; one that has is not solved.
+                known = preferred.isfinite().flatten(1).all(dim=1)
+                needed = ~(factors or _by_svd(clean.to(torch.float64))).full_rank(threshold)
+                finite, all_finite = finite & (known | ~needed), False
+                preferred = torch.where(known[:, None, None], preferred, 0.0)
+            factors = _deficient(clean, preferred, threshold)
         if not all_finite:
-            U = torch.where(finite[:, None, None], U, torch.nan)
+            known = finite[:, None, None]
+            U, left = (torch.where(known, x, torch.nan) for x in (factors.U, factors.left))
+            s = torch.where(finite[:, None], factors.s, torch.nan)
+            factors = factors._replace(U=U, left=left, s=s)
+        U = factors.U.to(A.dtype)
         status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
         dtype = precision(A)
         aux = {
@@ -173,6 +186,9 @@ class _Factors(NamedTuple):
     left: Tensor
     right: Tensor
     s: Tensor
+
+    def full_rank(self, threshold: float) -> Tensor:
+        return (self.s > threshold * self.s.amax(dim=-1, keepdim=True)).all(dim=-1)
 
 
 def _full_rank(s: Tensor, threshold: float) -> bool:
