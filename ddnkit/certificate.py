@@ -345,7 +345,7 @@ def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]
         return [], certificate
     if not bool(others.any()):
         return texts, None
-    kept = {
+    kept: dict[str, Any] = {
         name: value.reshape(-1)[others]
         for name, value in vars(certificate).items()
         if isinstance(value, Tensor)

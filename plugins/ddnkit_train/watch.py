@@ -91,8 +91,7 @@ def _cause(model: Any, inputs: Tensor, index: Tensor | None, losses: list[float]
     if inputs.is_floating_point():
         bad = ~inputs.flatten(1).isfinite().all(dim=1)
         if bad.any():
-            at = bad.nonzero()[:, 0]
-            return f"non-finite input in {_samples(at if index is None else index[at])}"
+            return f"non-finite input in {_those(bad, index)}"
     grown = _growth(losses)
     weights = dict(model.named_parameters())
     broken = [name for name, p in weights.items() if not local(p).isfinite().all()]
@@ -101,22 +100,39 @@ def _cause(model: Any, inputs: Tensor, index: Tensor | None, losses: list[float]
             f"the weights {', '.join(broken[:3])}{' and others' if len(broken) > 3 else ''} "
             f"are no longer finite: the step is too large{grown}; lower the optimizer's gain or lr"
         )
+    # A process that explains its loss alone cannot run a network whose weights are split.
+    split = any(map(is_split, weights.values()))
+    features = None if split else _features(model, inputs)
+    if features is not None and not features.isfinite().all():
+        of = _those(~features.isfinite().all(dim=1), index)
+        return (
+            f"the backbone's features of {of} are NaN or infinite{grown}; lower the optimizer's gain "
+            "or lr"
+        )
     certificate = getattr(model.head, "certificate", None)
     if certificate is not None and not bool(certificate.solved.all()):
-        return f"the head's declarative layer failed its certificate: {certificate}"
-    if any(map(is_split, weights.values())):
-        # A process that explains its loss alone cannot run a network whose weights are split.
+        why = "; ".join([str(certificate), *certificate.causes()])
+        return f"the head's declarative layer failed its certificate: {why}"
+    if features is None:
         return (
             f"features that overflow or are of length zero{grown}; lower the optimizer's gain or lr"
         )
-    training = model.training
-    features = model.eval().backbone(inputs)
-    model.train(training)
-    if not features.isfinite().all():
-        return f"the backbone's features overflow{grown}; lower the optimizer's gain or lr"
     if not (features.norm(dim=1) > 0).all():
-        return "features of length zero, which cannot be normalised: are the data standardised?"
+        of = _those(~(features.norm(dim=1) > 0), index)
+        return f"features of length zero of {of}, which cannot be normalised: are the data standardised?"
     return f"the step is too large{grown}; lower the optimizer's gain or lr"
+
+
+def _features(model: Any, inputs: Tensor) -> Tensor:
+    training = model.training
+    features: Tensor = model.eval().backbone(inputs)
+    model.train(training)
+    return features
+
+
+def _those(bad: Tensor, index: Tensor | None) -> str:
+    """The samples of the batch that are ``bad``, (N,)."""
+    return _samples(bad.nonzero()[:, 0] if index is None else index[bad.to(index.device)])
 
 
 def _growth(losses: list[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from itertools import count, pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from ddnkit_etf.reduction import all_reduced, batch_mean, class_sums
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddnkit import registry
+from ddnkit import DdnkitWarning, registry
 
 WORLD, STEPS, C, D = 2, 6, 6, 8
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -118,6 +119,8 @@ def work(rank: int, folder: str) -> None:
             found[case, dtype, "reductions"] = next(calls) - before - 1
     found["second derivative"] = second_derivative(rank)
     found["half"] = halves(rank)
+    for first in FIRST:
+        found[first] = first_batch(first, rank)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -126,6 +129,34 @@ def second_derivative(rank: int) -> tuple[Tensor, Tensor]:
     x = torch.tensor([rank + 1.0], requires_grad=True)
     first = torch.autograd.grad((all_reduced(x) ** 3).sum(), x, create_graph=True)[0]
     return first.detach(), torch.autograd.grad(first.sum(), x)[0]
+
+
+#: Labels of the first batch, 6 samples a process; the second has all classes.
+FIRST = {
+    "a class each": [0] * 6 + [1, 2, 3, 1, 2, 3],
+    "one class": [2] * 12,
+    "one class here, none there": [1] * 6 + [-1] * 6,
+}
+
+
+def first_batch(case: str, rank: int | None) -> dict[str, Tensor]:
+    """W and the gradient for the features after a first batch and an ordinary one."""
+    generator = torch.Generator().manual_seed(5)
+    head = registry.get("heads", "nearest_etf")().build(feature_dim=D, classes=4).double()
+    rows, world = (slice(None), 1) if rank is None else (slice(6 * rank, 6 * rank + 6), WORLD)
+    found = {}
+    for step, labels in enumerate((torch.tensor(FIRST[case]), torch.arange(12) % 4)):
+        features = torch.randn(12, D, generator=generator, dtype=torch.float64)[rows]
+        labels = labels[rows]
+        features = features[labels >= 0].requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DdnkitWarning)
+            logits = head(features, labels[labels >= 0])
+        (logits.square().sum() * world / 12).backward()
+        assert features.grad is not None
+        found[f"∂{step}"] = features.grad / world
+        found[f"W{step}"] = head.classifier().clone()
+    return found
 
 
 def halves(rank: int) -> dict[str, Tensor]:
@@ -145,6 +176,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_any_first_batch_of_two_processes_is_that_of_one(
+    found: list[dict[Any, Any]], case: str
+) -> None:
+    alone = first_batch(case, None)
+    # Sums of 12 terms in another order, through a solve of condition 1/δ = 1000 at most; δ alone holds
+    # what a class that is missing leaves open.
+    tolerance = 12 * 2000 * torch.finfo(torch.float64).eps
+    for step in range(2):
+        gradient = torch.cat([mine[case][f"∂{step}"] for mine in found])
+        torch.testing.assert_close(gradient, alone[f"∂{step}"], atol=tolerance, rtol=tolerance)
+        for mine in found:
+            expected = alone[f"W{step}"]
+            torch.testing.assert_close(mine[case][f"W{step}"], expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,6 +11,7 @@ import pydantic
 import pytest
 import torch
 from ddnkit_collapse import ce_bound
+from ddnkit_train.model import Model
 from ddnkit_train.settings import (
     AGD,
     CNN,
@@ -25,6 +26,7 @@ from ddnkit_train.settings import (
     FreeFeaturesData,
     TrainSettings,
 )
+from ddnkit_train.watch import non_finite
 from training_stand_ins import LinearHeadSettings, pipeline, run_job
 
 import ddnkit
@@ -145,6 +147,20 @@ def test_a_loss_that_is_not_finite_stops_the_job(tmp_path: Path) -> None:
         match=r"not finite at step 1, batch 1 of epoch 1 .*cause: non-finite input in .* samples 7\.",
     ):
         run_job(settings, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nearest_etf", "fixed_etf", "standard"])
+def test_features_that_are_not_finite_are_told_with_their_samples(name: str) -> None:
+    head = ddnkit.registry.get("heads", name)().build(feature_dim=8, classes=4)
+    model = Model(torch.nn.Linear(6, 8), head)
+    inputs, labels = torch.randn(12, 6), torch.arange(12) % 4
+    inputs[5] = 3.4e38  # a number still, whose sums are none
+    with torch.no_grad():
+        model.backbone.weight.fill_(1.0)
+        assert model(inputs, labels).isnan().any()
+    index = torch.arange(100, 112)
+    text = str(non_finite(model, inputs, index, [], "step 1", "No checkpoint."))
+    assert "features of training samples 105 " in text
 
 
 def test_a_metric_without_a_column_is_named(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ class NearestETFClassifier(ClassifierHead):
         if not self.training:
             mean = None if self.centre == "none" else self._evaluation_mean(embedded)
             return self._logits(embedded, self.weight, mean)
+        if labels is None:
+            raise InputError("head nearest_etf needs labels while training: the class means")
         self._check(features, labels)
         if not len(features) and not shared():
             return self._logits(embedded, self.weight, None)
@@ -146,9 +148,7 @@ class NearestETFClassifier(ClassifierHead):
         self._remember(mean)
         return self._logits(embedded, W, mean)
 
-    def _check(self, features: Tensor, labels: Tensor | None) -> None:
-        if labels is None:
-            raise InputError("head nearest_etf needs labels while training: the class means")
+    def _check(self, features: Tensor, labels: Tensor) -> None:
         shape, N, C = tuple(labels.shape), len(features), self.classes
         whole = not (
             labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
