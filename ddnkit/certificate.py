@@ -343,6 +343,7 @@ def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]
     texts = _told(finite, others, solved.shape)
     if not texts:
         return [], certificate
+    texts = [f"not finite: {', '.join(texts)}"]
     if not bool(others.any()):
         return texts, None
     kept: dict[str, Any] = {
@@ -354,7 +355,7 @@ def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]
 
 
 def _told(finite: Mapping[str, Tensor], sound: Tensor, shape: Sequence[int]) -> list[str]:
-    """One short text an item that is not finite, which says which input it is; a few of them."""
+    """Which inputs are not finite, one short text an item; of a few of the items."""
     bad = (~sound).nonzero()[:, 0].tolist()
     texts = []
     for item in bad[:_SHOWN]:
@@ -363,7 +364,7 @@ def _told(finite: Mapping[str, Tensor], sound: Tensor, shape: Sequence[int]) -> 
         verb = "holds" if len(names) == 1 else "hold"
         texts.append(f"{which}{' and '.join(names)} {verb} NaN or infinity")
     if len(bad) > _SHOWN:
-        texts.append(f"{len(bad) - _SHOWN} more items like it")
+        texts.append(f"and {len(bad) - _SHOWN} more items")
     return texts
 
 

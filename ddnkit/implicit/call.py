@@ -34,8 +34,8 @@ class Call(Numbers):
     """What one call of a layer keeps beside its tensors.
 
     Attributes:
-        aux_names: what the solver kept, the outputs after y. With the policy "mask" the last is
-            ``good``, which items passed.
+        aux_names: what the solver kept, the outputs after y. Where `tells_good` the last is ``good``:
+            which items passed, with the policy "mask"; which are not among the `underived`.
         discovered: tensors found inside the objective that must become operands.
         certificate: figures of the whole, flat batch.
         aside: items (B,) that were solved as copies of others (see `ddnkit.aside`), or None.
@@ -68,6 +68,7 @@ class Call(Numbers):
         self.certificate: Certificate | None = None
         self.aside: Tensor | None = None
         self.underived: Tensor | None = None
+        self.tells_good = False
         self._finite: Mapping[str, Tensor] = {}
         self._shown: Certificate | None = None
         self._shape = self.batch_shape
@@ -124,13 +125,20 @@ class Call(Numbers):
             y = _where(good, y, torch.nan)
         if self.policy == "mask":
             y = torch.where(y.isfinite() | good.reshape(-1, *[1] * (y.ndim - 1)), y, 0.0)
-            aux["good"] = good
+        self.tells_good = self.policy == "mask" or self.underived is not None
+        if self.tells_good:
+            aux["good"] = good if self.underived is None else good & ~self.underived
         self.aux_names = tuple(aux)
         return (y, *aux.values())
 
     def set_aside(self, aside: Tensor | None, finite: Mapping[str, Tensor]) -> None:
         """Take in what a solve outside of this call has found, for `measured`."""
         self.aside, self._finite = aside, finite
+
+    @property
+    def nothing_derived(self) -> bool:
+        """Whether no item has a derivative."""
+        return self.underived is not None and bool(self.underived.all())
 
     @property
     def nothing_sound(self) -> bool:
@@ -157,7 +165,7 @@ class Call(Numbers):
         self._shown = certificate.reshaped(self._shape)
         self._show(self._shown, before if backward else None)
         if self.policy in ("raise", "warn"):
-            message = complaint(certificate, f"{self._name} ({self.form.name})", backward)
+            message = complaint(self._shown, f"{self._name} ({self.form.name})", backward)
             # One call may solve many systems, for many derivatives: each complaint is heard once.
             if self.policy == "raise" or message not in self._said:
                 act(self.policy, message)
@@ -219,7 +227,7 @@ class Call(Numbers):
         kept: Mapping[str, Tensor] = {
             name: value
             for name, value in zip(self.aux_names, aux, strict=True)
-            if not (name == "good" and self.policy == "mask")
+            if not (name == "good" and self.tells_good)
         }
         reject_rebound_tensors(self.structured(problem), y)
         gradients, residual = self.form.adjoint(self.structured(problem), y, v, kept, wrt)

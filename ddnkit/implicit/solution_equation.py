@@ -158,6 +158,13 @@ def _without_failed(
     return problem, y[source], v
 
 
+def _numbers_alone(problem: Problem, y: Tensor) -> tuple[Problem, Tensor]:
+    """Zero in the place of NaN and infinity: a batch inside a vmap may have no good item to copy."""
+    return problem.with_operands(
+        [x.nan_to_num(0.0, 0.0, 0.0) if x.is_floating_point() else x for x in problem.operands]
+    ), y.nan_to_num(0.0, 0.0, 0.0)
+
+
 class SolutionEquation(Equation):
     """Operands: those of the problem. Outputs: y (B, *y), and what the solver kept (`Solution.aux`)."""
 
@@ -192,14 +199,14 @@ class SolutionEquation(Equation):
             return gradients
         y, *aux = outputs
         v = cotangents[0]
-        missing = self.call.underived
-        fill = 0.0 if self.call.policy == "mask" else torch.nan
-        if missing is not None and bool(missing.all()):
+        if self.call.nothing_derived:
+            fill = self._fill
             return [torch.full_like(x, fill) if i in wrt else None for i, x in enumerate(operands)]
-        if self.call.policy == "mask":
-            problem, y, v = _without_failed(problem, y, v, aux[-1])
-        elif missing is not None:
-            problem, y, v = _without_failed(problem, y, v, ~missing)
+        good = aux[-1] if self.call.tells_good else None
+        if good is not None:
+            problem, y, v = _without_failed(problem, y, v, good)
+        if self.call.underived is not None:
+            problem, y = _numbers_alone(problem, y)
         short = self.call.shortcut(problem, wrt)
         if short:
             equation = AdjointEquation(self.call, problem, short)
@@ -209,19 +216,23 @@ class SolutionEquation(Equation):
         if rest:
             found = tuple(gradient_of_operands(self.call, problem, y, v, rest))
             gradients = _entered(gradients, rest, found)
-        return gradients if missing is None else self._told(gradients, missing, fill)
+        return self._told(gradients, good)
 
-    def _told(
-        self, gradients: Sequence[Tensor | None], missing: Tensor, fill: float
-    ) -> list[Tensor | None]:
-        """``fill`` for what is missing; a tensor that all items share has the sum of them."""
+    @property
+    def _fill(self) -> float:
+        return 0.0 if self.call.policy == "mask" else torch.nan
+
+    def _told(self, gradients: Sequence[Tensor | None], good: Tensor | None) -> list[Tensor | None]:
+        """NaN, or by the policy zero, for items without a derivative, and NaN for what all share."""
+        if good is None or self.call.underived is None:
+            return list(gradients)
         found: list[Tensor | None] = []
         for g, own in zip(gradients, self.problem.operands_batched, strict=True):
-            mask = (
-                missing.reshape(-1, *[1] * (g.ndim - 1)) if own and g is not None else missing.any()
-            )
-            whole = g is None or (not own and self.call.policy == "mask")
-            found.append(g if whole or g is None else torch.where(mask, fill, g))
+            if g is not None and own:
+                g = torch.where(good.reshape(-1, *[1] * (g.ndim - 1)), g, self._fill)
+            elif g is not None and self.call.policy != "mask":
+                g = torch.where(good.all(), g, torch.nan)
+            found.append(g)
         return found
 
     def jvp(
@@ -238,19 +249,18 @@ class SolutionEquation(Equation):
         moving = [
             t if x.is_floating_point() else None for x, t in zip(operands, tangents, strict=True)
         ]
-        missing = self.call.underived
-        if missing is None:
+        if self.call.underived is None:
             return (self._moved(problem, y, moving),)
-        fill = 0.0 if self.call.policy == "mask" else torch.nan
-        if bool(missing.all()):
-            return (torch.full_like(y, fill),)
-        flags = problem.operands_batched
-        problem, source = without(problem, missing)
+        if self.call.nothing_derived:
+            return (torch.full_like(y, self._fill),)
+        good, flags = outputs[-1], problem.operands_batched
+        problem, source = without(problem, ~good)
+        problem, copies = _numbers_alone(problem, y[source])
         copied = [
             t[source] if own and t is not None else t for t, own in zip(moving, flags, strict=True)
         ]
-        dy = self._moved(problem, y[source], copied)
-        return (torch.where(missing.reshape(-1, *[1] * (y.ndim - 1)), fill, dy),)
+        dy = self._moved(problem, copies, copied)
+        return (torch.where(good.reshape(-1, *[1] * (y.ndim - 1)), dy, self._fill),)
 
     def _moved(self, problem: Problem, y: Tensor, moving: Sequence[Tensor | None]) -> Tensor:
         """n + (P G P)⁺ P(−B dθ − G n) along the tangents ``moving``."""

@@ -100,6 +100,9 @@ def assert_kept_apart(node, form="auto", policies=("nan", "mask", "warn", "raise
 
 BANK = [problem for problem in testing.bank() if problem.unique]
 every_problem = pytest.mark.parametrize("node", BANK, ids=lambda node: node.label)
+#: One for each way to be solved and differentiated; the rest takes longer.
+QUICK = (testing.SmallestEigenvector, testing.TwoPartQP, testing.Softmax, testing.AffineWithAdjoint)
+long = pytest.mark.long
 MINIMISERS = ["newton", "lbfgs", "slsqp", "trust_constr", "root"]
 ON_MANIFOLDS = [
     "trust_regions", "conjugate_gradient", "steepest_descent", "riemannian_sgd", "riemannian_adam",
@@ -108,18 +111,18 @@ ON_MANIFOLDS = [
 FORMS = ["dense", "embedded_field", "krylov"]
 
 
-@every_problem
-def test_of_every_known_problem(node):
-    assert_kept_apart(node, policies=("nan", "raise"))
+@pytest.mark.parametrize("kind", QUICK)
+def test_of_known_problems(kind):
+    assert_kept_apart(kind(), policies=("nan", "raise"))
 
 
-@pytest.mark.long
+@long
 @every_problem
 def test_of_every_known_problem_under_every_policy(node):
     assert_kept_apart(node)
 
 
-@pytest.mark.long
+@long
 @every_problem
 def test_infinity_in_every_known_problem(node):
     assert_kept_apart(node, bad=-torch.inf)
@@ -127,23 +130,34 @@ def test_infinity_in_every_known_problem(node):
 
 @pytest.mark.parametrize("method", ["factors", "products"])
 @pytest.mark.parametrize("reduced", [False, True])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("bad", [torch.nan, pytest.param(torch.inf, marks=long)])
 def test_of_the_nearest_etf(reduced, method, bad):
     assert_kept_apart(nearest(reduced, method), bad=bad)
 
 
-@pytest.mark.parametrize("solver", MINIMISERS)
+@pytest.mark.parametrize(
+    "solver", [name if name == "newton" else pytest.param(name, marks=long) for name in MINIMISERS]
+)
 def test_of_every_minimiser(solver):
     node = solved_by(testing.EqualityQP(), solver)
     assert_kept_apart(node, policies=("nan", "raise"))
 
 
-@pytest.mark.parametrize("solver", ON_MANIFOLDS)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        name
+        if name in ("trust_regions", "riemannian_line_search")
+        else pytest.param(name, marks=long)
+        for name in ON_MANIFOLDS
+    ],
+)
 def test_of_every_solver_on_a_manifold(solver):
     policy = "mask" if solver in ("nelder_mead", "particle_swarm") else "nan"
     assert_kept_apart(solved_by(QuadraticOnCircle(), solver), policies=(policy, "raise"))
 
 
+@long
 def test_of_picard():
     assert_kept_apart(solved_by(testing.Equilibrium(), "picard"), policies=("nan", "mask"))
 
@@ -156,12 +170,13 @@ def test_of_every_form(form):
         assert_kept_apart(node, form, policies=("mask", "warn"))
 
 
+@long
 @pytest.mark.parametrize("form", FORMS)
 def test_of_every_form_of_the_nearest_etf(form):
     assert_kept_apart(nearest(False, "factors"), form, policies=("nan", "mask", "warn"))
 
 
-@pytest.mark.long
+@long
 @pytest.mark.parametrize("form", ["closed_form", *FORMS, "fixed_point", "unrolled"])
 @every_problem
 def test_of_every_problem_by_every_form(node, form):
@@ -172,7 +187,7 @@ def test_of_every_problem_by_every_form(node, form):
     assert_kept_apart(node, chosen, bad=torch.inf, policies=("nan",))
 
 
-@pytest.mark.long
+@long
 @pytest.mark.parametrize("solver", ["trust_regions", "riemannian_sgd", "newton", "lbfgs"])
 @pytest.mark.parametrize("reduced", [False, True])
 def test_of_the_nearest_etf_by_other_solvers(reduced, solver):
@@ -309,3 +324,18 @@ def test_forward_mode_and_higher_derivatives_of_the_others():
 
     found, wanted = (torch.func.jvp(slope, (given,), (t,))[1] for given in (bad, x))
     assert torch.equal(found[others], wanted[others])
+
+
+@pytest.mark.parametrize(
+    "node", [testing.SmallestEigenvector(), testing.EqualityQP(), nearest(False, "factors")]
+)
+def test_a_vmap_over_items_of_which_one_is_not_finite(node):
+    xs = draw(node)
+    bad = [x.clone() for x in xs]
+    bad[0][BAD] = torch.nan
+    others = torch.arange(3) != BAD
+    layer = DeclarativeLayer(node, policy="nan")
+    slope = torch.func.vmap(torch.func.grad(lambda *given: layer(*given).pow(3).sum()))
+    found, wanted = slope(*bad), slope(*xs)
+    torch.testing.assert_close(found[others], wanted[others])
+    assert found[BAD].isnan().all()
