@@ -27,7 +27,7 @@ class UntrustedGradientError(DdnkitError):
 
 
 class DdnkitWarning(UserWarning):
-    """The policy is ``warn`` and a solution or its gradient failed its certificate."""
+    """What goes on all the same: a failed certificate under ``warn``, batches that say nothing."""
 
 
 def closest(given: str, choices: Iterable[str]) -> str | None:

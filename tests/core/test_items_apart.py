@@ -125,7 +125,8 @@ def test_of_every_known_problem_under_every_policy(node):
 @long
 @every_problem
 def test_infinity_in_every_known_problem(node):
-    assert_kept_apart(node, bad=-torch.inf)
+    if not isinstance(node, testing.Equilibrium):  # tanh takes infinity, and its solution is one
+        assert_kept_apart(node, bad=-torch.inf)
 
 
 @pytest.mark.parametrize("method", ["factors", "products"])
@@ -184,7 +185,8 @@ def test_of_every_problem_by_every_form(node, form):
     if reason_against(node, chosen):
         pytest.skip("the form is not for this problem")
     assert_kept_apart(node, chosen)
-    assert_kept_apart(node, chosen, bad=torch.inf, policies=("nan",))
+    if not isinstance(node, testing.Equilibrium):  # tanh takes infinity, and its solution is one
+        assert_kept_apart(node, chosen, bad=torch.inf, policies=("nan",))
 
 
 @long
