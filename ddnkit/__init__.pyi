@@ -4,6 +4,7 @@ from .certificate import Certificate
 from .checking.report import CheckReport
 from .checking.run import check
 from .errors import (
+    DamagedFileError,
     DdnkitError,
     DdnkitWarning,
     InputError,
@@ -28,6 +29,7 @@ __all__ = [
     "BackwardForm",
     "Certificate",
     "CheckReport",
+    "DamagedFileError",
     "DdnkitError",
     "DdnkitWarning",
     "DeclarativeLayer",

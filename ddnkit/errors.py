@@ -18,6 +18,10 @@ class InputError(DdnkitError):
     exit_status = 2
 
 
+class DamagedFileError(InputError):
+    """A file that a job left is damaged or was changed; the text names it. Other jobs go on."""
+
+
 class PluginError(InputError):
     """A plugin could not be found, imported or validated; the text names it."""
 

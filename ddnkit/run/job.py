@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import DdnkitError, InputError
+from ..errors import DamagedFileError, DdnkitError, InputError
 from ..recipe.pipeline import Job
 from ..recipe.recipe import Variant
 from .folder import RunFolder
@@ -40,13 +40,14 @@ class Ended:
     """How a job ended.
 
     Attributes:
-        kind: "done"; "wrong_input": what was given is wrong, for every seed alike; "failed"; or
-            "interrupted", having saved its state where the pipeline can.
+        kind: "done"; "wrong_input": what was given is wrong, for every seed alike; "damaged": a file
+            of this job alone is; "failed"; or "interrupted", having saved its state where the pipeline
+            can.
         line: one line for the display.
         error: the whole message where it is not done.
     """
 
-    kind: Literal["done", "wrong_input", "failed", "interrupted"]
+    kind: Literal["done", "wrong_input", "damaged", "failed", "interrupted"]
     line: str
     error: str = ""
 
@@ -82,6 +83,9 @@ def run_job(
     """
     try:
         return _run(folder, variant, seed, how, update, stopping)
+    except DamagedFileError as error:
+        line = f"failed {label(variant.name, seed)}: {error}"
+        return Ended("damaged", line, line)
     except InputError as error:
         first = str(error).splitlines()[0]
         return Ended("wrong_input", f"failed {variant.name}: {first}", str(error))

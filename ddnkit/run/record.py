@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import DdnkitError, nearest_choice
+from ..errors import DamagedFileError, DdnkitError, nearest_choice
 
 KEYS = ("epoch", "step")
 
@@ -18,28 +18,36 @@ KEYS = ("epoch", "step")
 class MetricsWriter:
     """Writes the rows of one job after those already there; a context manager.
 
-    A last line that was cut short is dropped, and so is a file with other columns.
+    A last line that was cut short is dropped. A file with other columns is replaced, but not before
+    there is something to put in its place: a state that counts its rows may be left, and be refused.
 
     Raises:
         DdnkitError: the columns do not begin with epoch and step, or a row has a column that the
             pipeline did not declare, or lacks its step.
+        DamagedFileError: the file cannot be opened.
     """
 
     def __init__(self, file: Path, columns: Sequence[str]) -> None:
         if tuple(columns[:2]) != KEYS or len(set(columns)) != len(columns):
             raise DdnkitError(f"a pipeline's columns begin with epoch, step; not {list(columns)}")
         self._columns = list(columns)
+        self._file = file
         head = _line(self._columns)
-        content = file.read_bytes() if file.is_file() else b""
+        try:
+            content = file.read_bytes() if file.exists() else b""
+            self._stream = file.open("r+b" if file.exists() else "w+b")
+        except OSError as error:
+            raise DamagedFileError(f"{file}: cannot be written: {error.strerror}") from error
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True) if whole.startswith(head) else []
         #: where each line ends, the head first
         self._ends = [len(head)]
         for line in lines[1:]:
             self._ends.append(self._ends[-1] + len(line))
-        self._stream = file.open("r+b" if file.is_file() else "w+b")
-        self._stream.write(head)
-        self.rewind(len(self._ends) - 1)
+        self._head = head
+        self._begun = False
+        if lines or not content:
+            self.rewind(self.rows())
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -50,7 +58,11 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        try:
+            if error is None and not self._begun:
+                self.rewind(0)
+        finally:
+            self._stream.close()
 
     def rows(self) -> int:
         """How many rows there are."""
@@ -60,11 +72,18 @@ class MetricsWriter:
         """Drop all rows but the first ``rows``.
 
         Raises:
-            DdnkitError: there are fewer.
+            DamagedFileError: there are fewer.
         """
         if rows > self.rows():
-            raise DdnkitError(f"metrics.csv has {self.rows()} rows; the saved state counts {rows}")
+            raise DamagedFileError(
+                f"{self._file} has {self.rows()} rows; the saved state counts {rows}. Put the file "
+                "back, or remove the folder 'state' beside it to begin this job anew"
+            )
         del self._ends[rows + 1 :]
+        if not self._begun:
+            self._stream.seek(0)
+            self._stream.write(self._head)
+            self._begun = True
         self._stream.seek(self._ends[-1])
         self._stream.truncate()
         self._stream.flush()
@@ -77,6 +96,8 @@ class MetricsWriter:
                 raise DdnkitError(f"no column '{column}' among the pipeline's.{hint}")
         if row.get("step") is None:
             raise DdnkitError("a recorded row needs its 'step'")
+        if not self._begun:
+            self.rewind(0)
         line = _line([cell(row.get(column)) for column in self._columns])
         self._stream.write(line)
         self._stream.flush()

@@ -109,7 +109,7 @@ class Team:
         if len(ended) < self.size or not self.alive():
             self.kill()
         # What was given is wrong: the same for all ranks. Else the first that has a reason.
-        return next((one for one in wrong if one.kind == "wrong_input"), wrong[0])
+        return next((one for one in wrong if one.kind in ("wrong_input", "damaged")), wrong[0])
 
     def _listen(self, rank: int) -> None:
         stream = self._processes[rank].stdout

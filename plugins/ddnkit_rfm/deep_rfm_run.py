@@ -92,7 +92,7 @@ class _Layers:
         # What the next layer is given, before it divides each row by its norm.
         self.train, self.test = self.data.train, self.data.test
         self.generator = torch.Generator().manual_seed(job.seed)
-        self.state = LayerState(job.folder)
+        self.state = LayerState(job.folder, job.variant, job.seed)
 
     def run(self) -> None:
         """Run every layer that is left."""
@@ -148,7 +148,8 @@ class _Layers:
 
     def _restore(self) -> int:
         """Go on from the saved state; the layers that are done."""
-        saved = self.state.load(self.job.device)
+        samples = self.train, self.test
+        saved = self.state.load(self.job.device, layers=self.total, like=samples)
         if saved is None:
             self.job.rewind(0)
             return 0

@@ -1,21 +1,19 @@
 """What an unfinished Deep RFM goes on from: the samples as its last layer left them, in one file.
 
 As with a training's checkpoint, the file is written beside the old one, synchronised to the disk, and
-renamed over it: at any moment it is the old or the new one.
+renamed over it: at any moment it is the old or the new one; and it ends in a checksum.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from ddnkit_train import cannot_go_on, read_sealed, write_sealed
 from torch import Tensor
 
-from ddnkit import DdnkitError
-
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,42 +37,48 @@ class LayerState:
 
     Args:
         folder: the job's folder.
+        variant, seed: of the job; the state of another one is refused.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, variant: str, seed: int) -> None:
         self.file = folder / "state" / "layer.pt"
+        self._job = [variant, seed]
 
     def save(self, saved: Saved) -> None:
         """Replace the saved state."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        with part.open("wb") as stream:
-            torch.save({"format": _FORMAT, **vars(saved)}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(self.file)
-        if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
-            folder = os.open(self.file.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        state = {"format": _FORMAT, "job": self._job, **vars(saved)}
+        write_sealed(self.file, lambda part: torch.save(state, part))
 
-    def load(self, device: str) -> Saved | None:
+    def load(self, device: str, *, layers: int, like: tuple[Tensor, Tensor]) -> Saved | None:
         """The saved state, its samples on ``device``; None where nothing was saved.
 
+        Args:
+            layers: of the whole job.
+            like: training and test samples as the first layer is given them.
+
         Raises:
-            ddnkit.DdnkitError: the file is damaged, or of another version.
+            ddnkit.DamagedFileError: the file is damaged, of another version, or of other samples.
         """
-        if not self.file.is_file():
+        state = read_sealed(self.file)
+        if state is None:
             return None
         try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
-            if state.pop("format") != _FORMAT:
+            if state.pop("format", None) != _FORMAT:
                 raise ValueError(f"its format is not {_FORMAT}")
-            train, test = (state.pop(name).to(device) for name in ("train", "test"))
-            return Saved(train=train, test=test, **state)
-        except Exception as error:
-            raise DdnkitError(
-                f"{self.file}: cannot go on from it: {error}. Remove the file to begin this job anew."
-            ) from error
+            if (job := state.pop("job", None)) != self._job:
+                raise ValueError(f"it is of another job: {job}, here {self._job}")
+            saved = Saved(**state)
+            if type(saved.layer) is not int or not 0 < saved.layer < layers:
+                raise ValueError(
+                    f"it is of layer {saved.layer}; of the {layers} layers of this job, one goes on "
+                    f"from 1 to {layers - 1}"
+                )
+            for given, kept in zip(like, (saved.train, saved.test), strict=True):
+                if (len(kept), kept.dtype) != (len(given), given.dtype):
+                    raise ValueError(
+                        f"it has {len(kept)} samples in {kept.dtype}, the data {len(given)} in "
+                        f"{given.dtype}"
+                    )
+            return replace(saved, train=saved.train.to(device), test=saved.test.to(device))
+        except Exception as error:  # whatever is wrong in a file that may hold anything
+            raise cannot_go_on(self.file, error) from error

@@ -1,5 +1,6 @@
 from .agd import AGD
 from .backbones import CNN, MLP, FreeFeatures
+from .checkpoint import cannot_go_on, read_sealed, write_sealed
 from .classification import train
 from .data import Augmentation, Data, Dataset, Plan, Share, synthetic, synthetic_images
 from .evaluation import evaluate
@@ -32,8 +33,11 @@ __all__ = [
     "Shuffled",
     "Standardise",
     "Stratified",
+    "cannot_go_on",
     "evaluate",
+    "read_sealed",
     "synthetic",
     "synthetic_images",
     "train",
+    "write_sealed",
 ]

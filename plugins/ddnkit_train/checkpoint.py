@@ -1,103 +1,238 @@
-"""What an unfinished job goes on from: one file, whole or not there.
+"""What an unfinished job goes on from: one file, whole or not there, and with a checksum.
 
 A checkpoint is written to a temporary file in its own folder, synchronised to the disk, and renamed
-over the one before: whatever moment a process is killed at, the file is the old or the new one.
+over the one before: whatever moment a process is killed at, the file is the old or the new one. Its
+last bytes are a checksum of all before them, so that a file which a disk or a copy changed is not
+gone on from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddnkit import DdnkitError
+from ddnkit import DamagedFileError
 
 from .engine import Engine
 from .sharding import load_whole_state, whole_state
 
-FORMAT = 1
+FORMAT = 2
+#: Before the checksum at the end of a sealed file.
+_SEAL = b"\nddnkit sha256 "
+_DIGEST = hashlib.sha256().digest_size
+_ANEW = "Remove the file to begin this job anew"
+#: Characters of a reason: what torch says of a state that does not fit can fill a page.
+_LONGEST = 300
+#: What a checkpoint holds besides its format.
+_KINDS: dict[str, type] = {
+    "plan": dict,
+    "step": int,
+    "rows": int,
+    "random": list,
+    "model": dict,
+    "optimizer": dict,
+    "loss": dict,
+}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The training that a checkpoint is of; another one cannot go on from it.
+
+    Attributes:
+        variant, seed: of the job.
+        steps: of the whole training.
+        steps_per_epoch: which the order of the samples follows from.
+    """
+
+    variant: str
+    seed: int
+    steps: int
+    steps_per_epoch: int
 
 
 class Checkpoint:
     """The state of a training in ``folder/state/checkpoint.pt``.
 
-    It holds weights, buffers (class means, U and means among them) and optimiser, the step, the rows
-    of ``metrics.csv`` by then, and the state of every random generator of every process. The
-    batches follow from seed and step. It is loaded with ``weights_only=True``.
+    It holds weights, buffers (class means, U and means among them), optimiser and whatever state the
+    loss has, the step, the rows of ``metrics.csv`` by then, and the state of every random generator of
+    every process. The batches follow from seed and step. It is loaded with ``weights_only=True``, once
+    its checksum is right.
 
     Args:
         folder: the job's folder.
         engine: which gathers and distributes it.
+        plan: the training.
+        evaluations: the steps after which it is evaluated, each a row of ``metrics.csv``.
     """
 
-    def __init__(self, folder: Path, engine: Engine) -> None:
+    def __init__(
+        self, folder: Path, engine: Engine, plan: TrainingPlan, evaluations: frozenset[int]
+    ) -> None:
         self.file = folder / "state" / "checkpoint.pt"
         self._engine = engine
+        self._plan = plan
+        self._evaluations = evaluations
 
-    def save(self, model: Any, optimizer: Any, *, step: int, rows: int) -> None:
+    def save(self, model: Any, optimizer: Any, loss: Any, *, step: int, rows: int) -> None:
         """Replace the checkpoint; all processes take part, the first one writes."""
         random_states = self._engine.all_objects(_random_states(self._engine.device))
         first = self._engine.share.rank == 0
-        part = self.file.with_suffix(".part")
-        if first:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "format": FORMAT,
+            "plan": asdict(self._plan),
             "step": step,
             "rows": rows,
             "random": random_states,
-            "model": model,
-            "optimizer": optimizer,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "loss": loss.state_dict(),
         }
         if self._engine.split:  # the file is the one that unsplit weights would have
-            state["model"] = whole_state(model.state_dict(), keep=first)
-            state["optimizer"] = whole_state(optimizer.state_dict(), keep=first)
-        self._engine.fabric.save(part, state)
+            for part in ("model", "optimizer"):
+                state[part] = whole_state(state[part], keep=first)
         if first:
-            _synchronise(part)
-            part.replace(self.file)
-            if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
-                _synchronise(self.file.parent)
+            write_sealed(self.file, lambda part: torch.save(state, part))
+        self._engine.fabric.barrier()
 
-    def load(self, model: Any, optimizer: Any) -> tuple[int, int] | None:
-        """Restore model, optimiser and random states: (step, rows); None without a checkpoint.
+    def load(self, model: Any, optimizer: Any, loss: Any) -> tuple[int, int] | None:
+        """Restore model, optimiser, loss and random states: (step, rows); None without a checkpoint.
 
         Raises:
-            ddnkit.DdnkitError: the file is damaged, or of another model or number of processes.
+            ddnkit.DamagedFileError: the file is damaged, or of another training or number of processes.
         """
-        if not self.file.is_file():
+        state = read_sealed(self.file)
+        if state is None:
             return None
-        state = None if self._engine.split else {"model": model, "optimizer": optimizer}
         try:
-            rest = self._engine.fabric.load(self.file, state, weights_only=True)
-            if rest["format"] != FORMAT:
-                raise ValueError(f"its format is {rest['format']}, expected {FORMAT}")
-            states = rest["random"]
-            if len(states) != self._engine.share.world:
-                raise ValueError(
-                    f"it was saved by {len(states)} processes; go on with --devices {len(states)}"
-                )
+            step, rows = self._checked(state)
             if self._engine.split:
-                load_whole_state(model, optimizer, rest["model"], rest["optimizer"])
-        except Exception as error:
-            raise DdnkitError(
-                f"{self.file}: cannot go on from it: {error}. Remove the file to begin this job anew."
-            ) from error
-        _restore_random_states(states[self._engine.share.rank], self._engine.device)
-        return int(rest["step"]), int(rest["rows"])
+                load_whole_state(model, optimizer, state["model"], state["optimizer"])
+            else:
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+            loss.load_state_dict(state["loss"])
+            states = state["random"][self._engine.share.rank]
+            _restore_random_states(states, self._engine.device)
+        except Exception as error:  # whatever is wrong in a file that may hold anything
+            raise cannot_go_on(self.file, error) from error
+        return step, rows
+
+    def _checked(self, state: dict[str, Any]) -> tuple[int, int]:
+        """Step and rows of a state that is of this training, at a step of it."""
+        if state.get("format") != FORMAT:
+            raise ValueError(f"its format is {state.get('format')!r}, expected {FORMAT}")
+        for name, kind in _KINDS.items():
+            if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
+                found = type(state[name]).__name__ if name in state else "not there"
+                raise ValueError(f"its {name} is {found}, expected {kind.__name__}")
+        for name, here in asdict(self._plan).items():
+            there = state["plan"].get(name)
+            if there != here:
+                name = name.replace("_", " ")
+                raise ValueError(f"it is of another training: its {name} is {there}, here {here}")
+        step, rows, states = state["step"], state["rows"], state["random"]
+        if not 0 < step < self._plan.steps:
+            raise ValueError(
+                f"it is of step {step}; of the {self._plan.steps} steps of this training, one goes "
+                f"on from 1 to {self._plan.steps - 1}"
+            )
+        evaluated = sum(at <= step for at in self._evaluations)
+        if not 0 <= rows <= evaluated:
+            raise ValueError(
+                f"it counts {rows} rows of metrics.csv; up to its step {step} there are {evaluated}"
+            )
+        if len(states) != self._engine.share.world:
+            raise ValueError(
+                f"it was saved by {len(states)} processes; go on with --devices {len(states)}"
+            )
+        return step, rows
 
 
-def _synchronise(path: Path) -> None:
-    """Have file or folder on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
+def write_sealed(file: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` fill a file, add the checksum, and put it in place of ``file`` at once.
+
+    Args:
+        write: given the path of a temporary file in the same folder.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    write(part)
+    digest = _digest(part, part.stat().st_size)
+    with part.open("ab") as stream:
+        stream.write(_SEAL + digest)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_sealed(file: Path) -> dict[str, Any] | None:
+    """What ``torch.save`` wrote in a file of `write_sealed`; None where there is no file.
+
+    Raises:
+        ddnkit.DamagedFileError: the file is not as it was written, or cannot be read.
+    """
+    if not os.path.lexists(file):
+        return None
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        _check_seal(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+    except Exception as error:  # torch.load raises whatever its parts do
+        raise cannot_go_on(file, error) from error
+    return state
+
+
+def cannot_go_on(file: Path, error: Exception) -> DamagedFileError:
+    """The error of a saved state that cannot be used, in one line."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    words = " ".join(reason.split()) or type(error).__name__
+    words = words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
+    return DamagedFileError(f"{file}: cannot go on from it: {words.removesuffix('.')}. {_ANEW}.")
+
+
+def _check_seal(file: Path) -> None:
+    size = file.stat().st_size
+    if not file.is_file():
+        raise ValueError("it is not a file" if not file.is_dir() else "it is a folder")
+    if size == 0:
+        raise ValueError("it is empty")
+    length = size - len(_SEAL) - _DIGEST
+    with file.open("rb") as stream:
+        stream.seek(max(length, 0))
+        seal, digest = stream.read(len(_SEAL)), stream.read()
+    if seal != _SEAL:
+        raise ValueError(
+            "it does not end in a checksum: it was cut short or changed, or an earlier version "
+            "wrote it, which put none there"
+        )
+    if digest != _digest(file, length):
+        raise ValueError("its checksum is wrong: it is not as it was written")
+
+
+def _digest(file: Path, length: int) -> bytes:
+    """The checksum of the first ``length`` bytes."""
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while length > 0 and (block := stream.read(min(length, 1 << 20))):
+            found.update(block)
+            length -= len(block)
+    return found.digest()
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddnkit import DdnkitError, InputError, Job
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, TrainingPlan
 from .curves import Curves
 from .data import Data, Plan
 from .engine import Engine
@@ -88,7 +88,8 @@ class _Training:
         self.interval = settings.engine.checkpoint_interval(
             self.sampler.steps_per_epoch, self.total
         )
-        self.checkpoint = Checkpoint(job.folder, engine)
+        plan = TrainingPlan(job.variant, job.seed, self.total, self.sampler.steps_per_epoch)
+        self.checkpoint = Checkpoint(job.folder, engine, plan, self.evaluation_steps)
         self.losses = LossWatch(engine.device)
         # On a GPU a loss is known some steps later; its batch is told then.
         self.recent: deque[tuple[int, Plan]] = deque(maxlen=256)
@@ -96,7 +97,8 @@ class _Training:
 
     def run(self) -> None:
         """Take every step that is left."""
-        start, rows = self.checkpoint.load(self.model, self.optimizer) or (0, 0)
+        saved = self.checkpoint.load(self.model, self.optimizer, self.loss_function)
+        start, rows = saved or (0, 0)
         self.job.rewind(rows)
         progress = _Progress(self.job, start, self.total)
         watch = Stopwatch(
@@ -177,7 +179,8 @@ class _Training:
         self._refuse(self.losses.settle())
         # What is saved is sound: a poisoned state never replaces the last good one.
         self._refuse(None if self.engine.agreed(finite(self.plain)) else step)
-        self.checkpoint.save(self.model, self.optimizer, step=step, rows=self.job.rows())
+        rows = self.job.rows()
+        self.checkpoint.save(self.model, self.optimizer, self.loss_function, step=step, rows=rows)
         if asked:
             raise KeyboardInterrupt
 
@@ -221,27 +224,31 @@ def _sampler(settings: Classification, data: Data, job: Job) -> Sampler:
 
 
 class _Rate:
-    """Sets the learning rates of a step, which follow from its number alone: nothing to save."""
+    """Sets the learning rates of a step, which follow from its number alone: nothing to save.
+
+    The optimiser's parameter groups are asked for at each step: loading a checkpoint replaces them.
+    """
 
     def __init__(self, settings: Classification, optimizer: Any, steps_per_epoch: int) -> None:
         self._schedule = settings.schedule
         self._length = 1 if settings.train.iterations else steps_per_epoch
         self._total = settings.train.total_steps(steps_per_epoch)
-        self._groups = optimizer.param_groups
+        self._optimizer = optimizer
         if self._schedule.constant:
             return
-        if any("lr" not in group for group in self._groups):
+        if any("lr" not in group for group in optimizer.param_groups):
             raise InputError(
                 f"schedule: the optimizer {type(settings.optimizer).__name__} has no learning rate "
                 "to change; leave schedule out, or choose sgd, adam or adamw"
             )
-        self._full = [group["lr"] for group in self._groups]
+        # Of the settings: a loaded group has the rate of the step that it was saved at.
+        self._full = [group["lr"] for group in optimizer.param_groups]
 
     def set(self, step: int) -> None:
         if self._schedule.constant:
             return
         factor = self._schedule.at(step, self._length, self._total)
-        for group, full in zip(self._groups, self._full, strict=True):
+        for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
             group["lr"] = full * factor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +17,12 @@ from click.testing import CliRunner, Result
 from ddnkit_rfm import DeepRFM, FourierFeatures, L1Laplace, Laplace, LayerStages, ReLUFeatures, dnc1
 from ddnkit_rfm.gram_pictures import evenly_by_class
 from ddnkit_rfm.settings import DeepRFMCollapse, RFMTheory
-from ddnkit_train import Dataset, Standardise
+from ddnkit_train import Dataset, Standardise, read_sealed, write_sealed
 from ddnkit_train.settings import DataSettings, Digits, FreeFeaturesData
 from ddnkit_vision.settings import ImageFolder
 from PIL import Image
 
-from ddnkit import DdnkitError, InputError, Job
+from ddnkit import DamagedFileError, InputError, Job
 from ddnkit.cli import main
 from ddnkit.recipe.load import load
 
@@ -54,7 +55,7 @@ class Record:
         """One session, asked to stop once there are so many rows."""
         folder.mkdir(exist_ok=True)
         job = Job(
-            variant="v",
+            variant="default",
             **{"seed": 0, "folder": folder, "device": "cpu", "smoke": False, **more},
             record=self.rows.append,
             progress=lambda done, total, figures: self.progress.append(done),
@@ -174,12 +175,22 @@ def test_a_damaged_state_is_told_of(tmp_path: Path) -> None:
         record.run(pipeline(), tmp_path, stop_after=1)
     file = tmp_path / "state" / "layer.pt"
     content = file.read_bytes()
-    file.write_bytes(content[:500])
-    with pytest.raises(DdnkitError, match=r"layer\.pt: cannot go on from it"):
-        record.run(pipeline(), tmp_path)
-    torch.save({"format": 2}, file)
-    with pytest.raises(DdnkitError, match="its format is not 1"):
-        record.run(pipeline(), tmp_path)
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    for wrong in (content[:500], b"", bytes(changed), content + b"x"):
+        file.write_bytes(wrong)
+        with pytest.raises(DamagedFileError, match=r"layer\.pt"):
+            record.run(pipeline(), tmp_path)
+    file.write_bytes(content)
+    saved = read_sealed(file)
+    assert saved is not None
+    for key, value in {"format": 1, "layer": 9, "job": ["default", 7], "train": None}.items():
+        forged = {**saved, key: value}
+        write_sealed(file, functools.partial(torch.save, forged))
+        with pytest.raises(DamagedFileError, match=r"layer\.pt"):
+            record.run(pipeline(), tmp_path)
+    file.write_bytes(content)
+    record.run(pipeline(), tmp_path)
 
 
 def test_an_interrupted_run_goes_on_from_the_command_line(tmp_path: Path) -> None:

@@ -6,25 +6,38 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from ddnkit_train import read_sealed, write_sealed
 from safetensors.torch import load_file
+
+from ddnkit import DamagedFileError
+from ddnkit.cli import main
+from ddnkit.recipe.load import load
+from ddnkit.run.folder import RunFolder
+from ddnkit.run.job import How, run_job
+from ddnkit.run.session import Options, Session
 
 RECIPE = """
 pipeline: classification
 data: {name: digits, batch_size: 128}
 backbone: {name: mlp, width: 64, depth: 3}
 head: {name: nearest_etf}
-optimizer: {name: agd, gain: 2}
+optimizer: {name: sgd, lr: 0.05}
+schedule: {warmup: 2, decay: cosine}
 train: {epochs: 15, evaluate_every: 3}
 engine: {checkpoint_every: 1}
 """
@@ -137,18 +150,177 @@ def test_an_interrupt_saves_and_says_how_to_go_on(
     assert outputs(job(out)) == outputs(whole)
 
 
-def test_a_run_cannot_go_on_from_a_damaged_checkpoint(recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(recipe, out)
-    state = job(out) / "state" / "checkpoint.pt"
-    wait_for(state, process)
-    process.kill()
-    process.communicate()
-    state.write_bytes(state.read_bytes()[:500])
-    again = start(recipe, out, "--resume")
-    text, _ = again.communicate(timeout=60)
-    assert again.returncode == 1
-    assert "checkpoint.pt: cannot go on from it" in text and "Remove the file" in text
+SMALL = """
+pipeline: classification
+data: {name: digits, batch_size: 600}
+backbone: {name: mlp, width: 16, depth: 2}
+head: {name: nearest_etf}
+optimizer: {name: sgd, lr: 0.05}
+train: {iterations: 5, evaluate_every: 2, evaluation_samples: 50}
+engine: {measure_steps: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose first job was stopped after its third step."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    recipe = out.with_name("recipe.yaml")
+    recipe.write_text(SMALL)
+    loaded = load(recipe)
+    Session(loaded, list(loaded.variants), Options(out, device="cpu", jobs=1))
+    asked = iter((False, False, True))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(
+            RunFolder(out),
+            loaded.variants[0],
+            0,
+            how=How("cpu"),
+            update=lambda *_: None,
+            stopping=lambda: next(asked),
+        )
+    return out
+
+
+@pytest.fixture
+def run_of(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it, to damage."""
+    shutil.copytree(stopped, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def resume(run_of: Path, stopped: Path, *more: str) -> Result:
+    recipe = str(stopped.with_name("recipe.yaml"))
+    command = ["run", recipe, "--out", str(run_of), "--resume", "--jobs", "1", "--device", "cpu"]
+    return CliRunner().invoke(main, [*command, *more])
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed(stopped: Path, tmp_path: Path) -> None:
+    content = (job(stopped) / "state" / "checkpoint.pt").read_bytes()
+    file = tmp_path / "checkpoint.pt"
+    for percent in range(101):
+        changed = bytearray(content)
+        changed[(len(content) - 1) * percent // 100] ^= 1 << percent % 8
+        file.write_bytes(changed)
+        with pytest.raises(DamagedFileError) as told:
+            read_sealed(file)
+        assert str(file) in str(told.value)
+    file.write_bytes(content)
+    saved = read_sealed(file)
+    assert saved is not None and saved["step"] == 3
+    assert torch.load(file, weights_only=True)["step"] == 3, "torch alone can read it too"
+
+
+def spoil(how: str, file: Path) -> None:
+    """Make something else of a checkpoint."""
+    content = file.read_bytes()
+    file.unlink()
+    if how == "a folder":
+        file.mkdir()
+    elif how == "a dangling link":
+        file.symlink_to(file.with_name("nowhere"))
+    else:
+        middle = bytearray(content)
+        middle[len(content) // 10] ^= 1
+        file.write_bytes(
+            {
+                "empty": b"",
+                "cut short": content[:500],
+                "without its checksum": content[:-47],
+                "binary": bytes(range(256)) * 40,
+                "text": b"not a checkpoint\n",
+                "a bit flipped": bytes(middle),
+            }[how]
+        )
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["empty", "cut short", "without its checksum", "binary", "text", "a bit flipped", "a folder",
+     "a dangling link"],
+)  # fmt: skip
+def test_a_run_cannot_go_on_from_a_damaged_checkpoint(
+    how: str, run_of: Path, stopped: Path
+) -> None:
+    file = job(run_of) / "state" / "checkpoint.pt"
+    rows = (job(run_of) / "metrics.csv").read_bytes()
+    spoil(how, file)
+    result = resume(run_of, stopped)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(file) in errors[0]
+    assert "Traceback" not in result.output
+    assert (job(run_of) / "metrics.csv").read_bytes() == rows, "nothing is lost"
+
+
+def test_a_damaged_checkpoint_leaves_the_other_jobs_alone(run_of: Path, stopped: Path) -> None:
+    file = job(run_of) / "state" / "checkpoint.pt"
+    file.write_bytes(b"x")
+    result = resume(run_of, stopped, "--seeds", "2")
+    assert result.exit_code == 2, result.output
+    assert str(file) in result.stderr
+    assert (run_of / "runs" / "default" / "seed-1" / "done.json").exists()
+
+
+FORGED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "a step before the first": ({"step": -5}, ("-5", "5 steps")),
+    "no step at all": ({"step": 0}, ("step 0", "5 steps")),
+    "a step after the last": ({"step": 10**9}, ("1000000000", "5 steps")),
+    "the last step": ({"step": 5}, ("step 5", "5 steps")),
+    "more rows than evaluations": ({"rows": 7}, ("7 rows",)),
+    "fewer rows than none": ({"rows": -1}, ("-1 rows",)),
+    "a step of text": ({"step": "3"}, ("step",)),
+    "a step of a truth value": ({"step": True}, ("step",)),
+    "rows of a fraction": ({"rows": 1.0}, ("rows",)),
+    "no model": ({"model": None}, ("model",)),
+    "a model of other weights": ({"model": {"x": torch.zeros(3)}}, ("state_dict",)),
+    "an optimiser of nothing": ({"optimizer": {}}, ()),
+    "random states of text": ({"random": ["x"]}, ()),
+    "too many processes": ({"random": [{}, {}]}, ("--devices 2",)),
+    "another format": ({"format": 1}, ("format",)),
+    "another seed": ({"plan": {"variant": "default", "seed": 1}}, ("seed",)),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_checkpoint_that_does_not_fit_is_refused(what: str, run_of: Path, stopped: Path) -> None:
+    """Even where its checksum is right."""
+    change, told = FORGED[what]
+    file = job(run_of) / "state" / "checkpoint.pt"
+    saved = read_sealed(file)
+    assert saved is not None
+    write_sealed(file, functools.partial(torch.save, {**saved, **change}))
+    result = resume(run_of, stopped)
+    assert result.exit_code == 2, result.output
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert str(file) in error and all(words in error for words in told), error
+
+
+@pytest.mark.parametrize(
+    "how", ["fewer rows", "other columns", "Windows line ends", "a folder", "gone"]
+)
+def test_a_checkpoint_does_not_go_with_other_rows(how: str, run_of: Path, stopped: Path) -> None:
+    file = job(run_of) / "metrics.csv"
+    content = file.read_bytes()
+    file.unlink()
+    if how == "a folder":
+        file.mkdir()
+    elif how != "gone":
+        head, _, rows = content.partition(b"\n")
+        file.write_bytes(
+            {
+                "fewer rows": head + b"\n",
+                "other columns": head.replace(b"nc1", b"nc9") + b"\n" + rows,
+                "Windows line ends": content.replace(b"\n", b"\r\n"),
+            }[how]
+        )
+    kept = file.read_bytes() if file.is_file() else b""
+    result = resume(run_of, stopped)
+    assert result.exit_code == 2, result.output
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert str(file) in error
+    if how in ("other columns", "Windows line ends"):
+        assert file.read_bytes() == kept, "nothing is lost"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
