@@ -20,6 +20,7 @@ from .node import DeclarativeNode
 from .problem import Problem
 from .recipe.pipeline import Job, Pipeline, Table
 from .recipe.settings import Doubt, Settings, component
+from .run.reading import read_json, read_table, read_yaml
 from .solution import Adjoint, Solution, Status
 from .solver import Solver
 
@@ -53,6 +54,9 @@ __all__ = [
     "component",
     "nearest_choice",
     "peak_resident_memory",
+    "read_json",
+    "read_table",
+    "read_yaml",
     "registry",
     "reset_peak_resident_memory",
     "testing",

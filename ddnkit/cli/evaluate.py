@@ -46,6 +46,12 @@ def evaluate(
     from ..run.folder import open_run
 
     folder = open_run(run_dir)
+    if "recipe.yaml" in folder.changed():
+        click.echo(
+            f"warning: {folder.recipe} was changed after the run; each variant is measured with the "
+            "settings that it was run with",
+            err=True,
+        )
     jobs = finished_jobs(folder, only, seeds)
     results = []
     for result in evaluate_again(

@@ -14,8 +14,10 @@ import click
 def report(run_dirs: tuple[Path, ...]) -> None:
     """Rebuild summary.csv, figures, report.md and report.html of each RUN_DIR; compare variants.
 
-    Works on a run that was cut off.
+    Works on a run that was cut off. Exits with 2 if a file of a run is damaged: it is named, and what
+    it holds is left out.
     """
+    from ..errors import InputError
     from ..run.folder import open_run
     from ..run.report import rebuild
     from ..run.table import comparison
@@ -34,3 +36,7 @@ def report(run_dirs: tuple[Path, ...]) -> None:
         click.echo("no evaluation was recorded")
     for folder in folders:
         click.echo(f"report: {folder.page}")
+    damaged = [line for _, summary in summaries for line in summary.damaged]
+    for line in damaged:
+        click.echo(f"error: {line}", err=True)
+    click.get_current_context().exit(InputError.exit_status if damaged else 0)

@@ -119,6 +119,8 @@ def _run(
     options = dataclasses.replace(options, command=shlex.join(typed))
     session = Session(recipe, variants, options)
     path = session.folder.path
+    for line in session.warnings:
+        click.echo(f"warning: {line}", err=True)
     try:
         outcome = session.run()
     except KeyboardInterrupt:
@@ -135,9 +137,10 @@ def _run(
     if not options.smoke and (sentence := race(summary)):
         click.echo(sentence)
     click.echo(f"report: {session.folder.page}")
-    for line in [*outcome.wrong_input, *outcome.failures]:
+    for line in [*outcome.wrong_input, *outcome.failures, *summary.damaged]:
         click.echo(f"error: {line}", err=True)
-    click.get_current_context().exit(outcome.exit_status)
+    damaged = InputError.exit_status if summary.damaged else 0
+    click.get_current_context().exit(outcome.exit_status or damaged)
 
 
 def _seeds(given: str | None, smoke: bool) -> str | None:

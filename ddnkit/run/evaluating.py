@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, nearest_choice
+from ..errors import DamagedFileError, InputError, nearest_choice
 from ..recipe.load import load
 from ..recipe.pipeline import Job
 from .folder import JobFolder, RunFolder
@@ -86,11 +86,14 @@ def evaluate_again(
         download: whether missing data may be fetched.
 
     Raises:
-        InputError: an override is wrong, data or a model are missing or do not fit, or the pipeline
-            keeps no models.
+        InputError: an override is wrong, data or a model are missing or do not fit, the pipeline keeps
+            no models, the settings were changed after the run, or a job's figures cannot be read.
     """
     smoke = bool(folder.read_environment().get("smoke"))
-    for job in jobs:
+    jobs = list(jobs)
+    _check_settings(folder, jobs)
+    recorded = [_last_row(job.metrics) for job in jobs]  # before hours of measuring
+    for job, row in zip(jobs, recorded, strict=True):
         pipeline = load(folder.settings(job.variant), overrides).variants[0].pipeline
         if not smoke:
             pipeline.prepare(download=download)
@@ -106,7 +109,7 @@ def evaluate_again(
                 download=download,
             )
         )
-        yield Again(job, _last_row(job.metrics), measured)
+        yield Again(job, row, measured)
 
 
 def side_by_side(results: Sequence[Again]) -> str:
@@ -132,7 +135,21 @@ def _shown(results: Sequence[Again]) -> list[str]:
 
 def _last_row(metrics: Path) -> Figures:
     rows = read_metrics(metrics)[1]
-    return rows[-1] if rows else {}
+    if not rows:
+        raise DamagedFileError(f"{metrics}: there is no evaluation in it, but the job is finished")
+    return rows[-1]
+
+
+def _check_settings(folder: RunFolder, jobs: Iterable[JobFolder]) -> None:
+    """Measured with other settings, the figures would be those of another run."""
+    changed = folder.changed()
+    for file in dict.fromkeys(folder.settings(job.variant) for job in jobs):
+        if file.relative_to(folder.path).as_posix() in changed:
+            raise InputError(
+                f"'{file}' was changed after the run: put it back as it was, or have it written again "
+                f"by ddnkit run {folder.recipe} --out {folder.path} --resume; to measure with other "
+                "settings give them as -s KEY=VALUE"
+            )
 
 
 def _same(recorded: float, measured: float | None) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -28,13 +29,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DdnkitError, InputError
+from ..errors import DamagedFileError, DdnkitError, InputError
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
+from ..recipe.source import Origin, parse, read
+from .reading import read_json
 from .record import read_metrics
 
 OUTPUTS = Path("outputs")
 _LOCK_TRIES = 50
+#: What some keys of ``environment.json`` hold, where they are there.
+_KINDS: dict[str, type] = {
+    "recipe": str,
+    "smoke": bool,
+    "earlier_sessions": list,
+    "checksums": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ class JobFolder:
     def seconds(self) -> float | None:
         """How long the finished job took; None for one that did not finish."""
         try:
-            return float(json.loads((self.path / "done.json").read_text())["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return float(read_json(self.path / "done.json")["seconds"])
+        except (DamagedFileError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 
@@ -163,13 +173,55 @@ class RunFolder:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(variant.to_yaml(), encoding="utf-8")
 
+    def checksums(self) -> dict[str, str | None]:
+        """Of the content of recipe and settings, by file; None for one that cannot be read.
+
+        Of the content: a comment or the end of a line changes nothing.
+        """
+        files = [self.recipe, *sorted((self.path / "runs").glob("*/settings.yaml"))]
+        return {file.relative_to(self.path).as_posix(): _checksum(file) for file in files}
+
+    def changed(self) -> list[str]:
+        """The files of recipe and settings that are not what was run with, or are gone.
+
+        Of a run whose `environment` has no checksums nothing is known.
+
+        Raises:
+            DamagedFileError: as `read_environment`.
+        """
+        recorded = self.read_environment().get("checksums", {})
+        return [
+            name for name, checksum in recorded.items() if _checksum(self.path / name) != checksum
+        ]
+
     def read_environment(self) -> dict[str, Any]:
-        """What `environment` holds; empty if it is not there or broken."""
-        try:
-            content = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """What `environment` holds; empty if it is not there.
+
+        Raises:
+            DamagedFileError: it holds something else; whether the run was a smoke run is not known then.
+        """
+        if not os.path.lexists(self.environment):
             return {}
-        return content if isinstance(content, dict) else {}
+        content = read_json(self.environment)
+        wrong = [
+            key for key, kind in _KINDS.items() if not isinstance(content.get(key, kind()), kind)
+        ]
+        if wrong:
+            raise DamagedFileError(
+                f"{self.environment}: {wrong[0]}: expected a {_KINDS[wrong[0]].__name__}"
+            )
+        return content
+
+
+def _checksum(file: Path) -> str | None:
+    try:
+        return _checksum_of(read(file).value)
+    except InputError:
+        return None
+
+
+def _checksum_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def open_run(path: Path) -> RunFolder:
@@ -223,12 +275,32 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
         out = max(runs, key=lambda run: run.name)
     folder = open_run(out)
     difference = _difference(recipe, folder)
+    changed = folder.changed()
+    if "recipe.yaml" in changed:
+        if len(changed) > 1 and not _as_recorded(recipe, folder):
+            difference = f"{' and '.join(changed)} were changed"
+        if difference:
+            raise InputError(
+                f"'{folder.recipe}' was changed after the run was begun, and what is to go on is "
+                f"another run ({difference}): put it back as it was, or choose another --out"
+            )
     if difference:
         raise InputError(
             f"'{out}' holds another run ({difference}); to go on with that one as it was begun: "
             f"ddnkit run {folder.recipe} --out {out} --resume"
         )
     return folder
+
+
+def _as_recorded(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether these are the settings of a run, by its checksums alone."""
+    recorded = folder.read_environment().get("checksums", {})
+    origin = Origin("settings")
+    return all(
+        recorded.get(folder.settings(variant.name).relative_to(folder.path).as_posix())
+        == _checksum_of(parse(variant.to_yaml(), origin).value)
+        for variant in recipe.variants
+    )
 
 
 def discard(folder: RunFolder) -> None:
@@ -244,7 +316,7 @@ def discard(folder: RunFolder) -> None:
 def _difference(recipe: Recipe, folder: RunFolder) -> str | None:
     """The first difference in variants or settings, in words; more seeds are no difference."""
     try:
-        there = {variant.name: variant.settings for variant in load(folder.recipe).variants}
+        there = _run_with(folder)
     except InputError as error:
         return f"its recipe cannot be loaded: {error}"
     here = {variant.name: variant.settings for variant in recipe.variants}
@@ -256,6 +328,22 @@ def _difference(recipe: Recipe, folder: RunFolder) -> str | None:
             if repr(value) != repr(other.get(key)):
                 return f"its {key} is {other.get(key)}, here {value}"
     return None
+
+
+def _run_with(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """The settings of each variant of a run: of its recipe, or if that was changed, as recorded.
+
+    Raises:
+        InputError: the recipe cannot be loaded.
+    """
+    loaded = load(folder.recipe)
+    changed = folder.changed()
+    recorded = [Path(name) for name in folder.read_environment().get("checksums", {})]
+    variants = [name.parent.name for name in recorded if name.name == "settings.yaml"]
+    kept = not any(name.endswith("settings.yaml") for name in changed)
+    if "recipe.yaml" in changed and variants and kept:
+        return {name: load(folder.settings(name)).variants[0].settings for name in variants}
+    return {variant.name: variant.settings for variant in loaded.variants}
 
 
 def _flat(settings: Any, prefix: str) -> dict[str, Any]:

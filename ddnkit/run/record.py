@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import DamagedFileError, DdnkitError, nearest_choice
+from .reading import number, whole_rows
 
 KEYS = ("epoch", "step")
 
@@ -122,14 +124,32 @@ def cell(value: Any) -> str:
 
 
 def read_metrics(file: Path) -> tuple[list[str], list[dict[str, float | None]]]:
-    """The columns and rows of a ``metrics.csv``, without a last line that was cut short."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    whole = text[: text.rfind("\n") + 1]
-    lines = list(csv.reader(whole.splitlines()))
-    columns = lines[0] if lines else []
-    rows = [
-        {column: float(text) if text else None for column, text in zip(columns, line, strict=True)}
-        for line in lines[1:]
-        if len(line) == len(columns)
-    ]
+    """The columns and rows of a ``metrics.csv``, without a last line that was cut short.
+
+    Raises:
+        DamagedFileError: the file holds what a `MetricsWriter` does not write; the text names file, line
+            and column.
+    """
+    columns: list[str] = []
+    rows = []
+    for line, cells in whole_rows(file):
+        if not columns:
+            columns = cells
+            if tuple(columns[:2]) != KEYS or len(set(columns)) != len(columns):
+                raise DamagedFileError(f"{file}:1: expected columns that begin with epoch, step")
+            continue
+        if len(cells) != len(columns):
+            raise DamagedFileError(f"{file}:{line}: {len(cells)} cells, expected {len(columns)}")
+        row = {
+            column: number(text, f"{file}:{line}: {column}") if text else None
+            for column, text in zip(columns, cells, strict=True)
+        }
+        for column, least in (("step", None), ("epoch", 0.0)):
+            value = least if row[column] is None else row[column]
+            if value is None or not math.isfinite(value):
+                raise DamagedFileError(
+                    f"{file}:{line}: {column}: expected a finite number, was given "
+                    f"{'nothing' if value is None else value}"
+                )
+        rows.append(row)
     return columns, rows

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import DamagedFileError, InputError
 from ..recipe.load import load
 from ..recipe.pipeline import Pipeline, Table
 from ..recipe.recipe import Recipe
@@ -33,6 +33,7 @@ class _Contributed:
     figures: list[tuple[str, Path]] = field(default_factory=list)  # with their captions
     tables: list[Table] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     def ask(self, pipeline: Pipeline, folder: Path) -> None:
         """Have the figures drawn and the tables made."""
@@ -46,6 +47,8 @@ class _Contributed:
     def _try(self, what: str, do: Callable[[], None]) -> None:
         try:
             do()
+        except InputError as error:
+            self.damaged.append(f"{error}; no {what}")
         except Exception as error:  # these are a plugin's; the run's figures are safe
             self.warnings.append(f"no {what}: {type(error).__name__}: {error}")
 
@@ -53,10 +56,23 @@ class _Contributed:
 def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
     """Write ``summary.csv``, the figures and the report from the jobs' records.
 
-    Returns the summary, and a line for each thing that could not be done.
+    Returns the summary, with a line for each file that is damaged: what it holds is left out; and a line
+    for each thing that could not be done.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
     contributed = _Contributed()
     recipe: Recipe | None = None
+    environment: dict[str, Any] = {}
+    try:
+        environment = folder.read_environment()
+        contributed.warnings += [
+            f"{folder.path / name} was changed after the run: it may not be what was run with"
+            for name in folder.changed()
+        ]
+    except DamagedFileError as error:
+        contributed.damaged.append(f"{error}; whether it was a smoke run is not known")
     try:
         recipe = load(folder.recipe)
     except InputError as error:
@@ -65,22 +81,26 @@ def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
         )
     order = [variant.name for variant in recipe.variants] if recipe else []
     summary = summarise(folder, order)
-    write_summary(folder, summary)
-    if recipe and summary.rows:
-        contributed.ask(recipe.variants[0].pipeline, folder.path)
-    text = "\n\n".join(_sections(folder, recipe, summary, contributed)) + "\n"
-    folder.report.write_text(text, encoding="utf-8")
-    folder.page.write_text(page(text, folder.path), encoding="utf-8")
+    try:
+        write_summary(folder, summary)
+        if recipe and summary.rows:
+            contributed.ask(recipe.variants[0].pipeline, folder.path)
+        summary = replace(summary, damaged=(*summary.damaged, *contributed.damaged))
+        text = "\n\n".join(_sections(folder, environment, recipe, summary, contributed)) + "\n"
+        folder.report.write_text(text, encoding="utf-8")
+        folder.page.write_text(page(text, folder.path), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{error.filename or folder.path}: {error.strerror}") from error
     return summary, contributed.warnings
 
 
 def _sections(
     folder: RunFolder,
+    environment: dict[str, Any],
     recipe: Recipe | None,
     summary: Summary,
     contributed: _Contributed,
 ) -> Iterable[str]:
-    environment = folder.read_environment()
     yield f"# {environment.get('recipe', folder.path.resolve().name)}"
     if recipe and recipe.description:
         yield recipe.description
@@ -89,7 +109,7 @@ def _sections(
     if environment.get("smoke"):
         yield "**A smoke run: synthetic data and a few steps. Its figures mean nothing.**"
     yield _state(folder, recipe)
-    yield from (f"Warning: {line}" for line in contributed.warnings)
+    yield from (f"Warning: {line}" for line in (*contributed.warnings, *summary.damaged))
     if recipe:
         yield "## Settings"
         yield _settings(recipe)

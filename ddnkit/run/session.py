@@ -45,12 +45,16 @@ class Options:
 class Session:
     """A run: opened, run, then reported; each is a step of its own so that a run can be cut off.
 
+    Attributes:
+        warnings: what a user should know before it goes on.
+
     Raises:
         InputError: the device is not there, or the folder is not fit for this run.
     """
 
     def __init__(self, recipe: Recipe, variants: list[Variant], options: Options) -> None:
         self._options = options
+        self.warnings: list[str] = []
         if distributed.world() > 1 and options.devices > 1:
             raise InputError("--devices: torchrun has started a process for each device already")
         self._device = resolve_device(options.device, options.devices)
@@ -71,6 +75,7 @@ class Session:
         if options.resume:
             recipe, environment = self._continued(recipe, environment)
         self.folder.write_recipe(recipe)
+        environment["checksums"] = self.folder.checksums()
         self.folder.environment.write_text(json.dumps(environment, indent=2) + "\n")
 
     def run(self) -> Outcome:
@@ -124,6 +129,11 @@ class Session:
         if bool(before.get("smoke")) != self._options.smoke:
             kind = "a smoke run" if before.get("smoke") else "a full run"
             raise InputError(f"'{self.folder.path}' holds {kind}: --smoke must be as it was")
+        self.warnings = [
+            f"{self.folder.path / name} was changed after the run was begun; it is written again as "
+            "the run is"
+            for name in self.folder.changed()
+        ]
         seeds = tuple(dict.fromkeys([*load(self.folder.recipe).seeds, *recipe.seeds]))
         mapping = {
             key: list(seeds) if key == "seeds" else value for key, value in recipe.mapping.items()

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..errors import DamagedFileError
 from .folder import RunFolder
 from .record import KEYS, cell, read_metrics
 
@@ -35,11 +36,16 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a run, by variant, metric and step; variants and metrics in their own order."""
+    """The rows of a run, by variant, metric and step; variants and metrics in their own order.
+
+    Attributes:
+        damaged: a line for each job whose figures cannot be read, which are left out.
+    """
 
     variants: tuple[str, ...]
     metrics: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
+    damaged: tuple[str, ...] = ()
 
     def last(self, variant: str, metric: str) -> SummaryRow | None:
         """The figure at the variant's last evaluation that has it."""
@@ -58,8 +64,13 @@ def summarise(folder: RunFolder, order: Sequence[str] = ()) -> Summary:
     values: dict[tuple[str, str], dict[tuple[float, float | None], list[float]]] = {}
     metrics: dict[str, None] = {}
     found: dict[str, None] = {}
+    damaged: list[str] = []
     for job in folder.jobs():
-        columns, rows = read_metrics(job.metrics)
+        try:
+            columns, rows = read_metrics(job.metrics)
+        except DamagedFileError as error:
+            damaged.append(f"{error}; {job.variant} seed {job.seed} is left out")
+            continue
         found[job.variant] = None
         metrics.update(dict.fromkeys(column for column in columns if column not in KEYS))
         for row in rows:
@@ -80,6 +91,7 @@ def summarise(folder: RunFolder, order: Sequence[str] = ()) -> Summary:
                 values.get((variant, metric), {}).items(), key=lambda item: item[0][0]
             )
         ),
+        tuple(damaged),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections import defaultdict
@@ -11,9 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ddnkit import InputError
+from ddnkit import InputError, read_table, read_yaml
 
 
 @dataclass
@@ -107,24 +104,24 @@ def read_summary(folder: Path) -> list[dict[str, str]]:
         ddnkit.InputError: it is not there, or lacks a column or holds no figure.
     """
     path = folder / "summary.csv"
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror}; is it a run folder?"
-        ) from error
-    needed = {"variant", "metric", "epoch", "step", "median", "min", "max"}
-    if not rows or not needed <= rows[0].keys():
-        raise InputError(f"{path}: expected rows with the columns {', '.join(sorted(needed))}")
+    figures = dict.fromkeys(("epoch", "median", "min", "max"), "figure")
+    columns = {"variant": "text", "metric": "text", **figures, "step": "number"}
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; is it a run folder?")
+    rows = read_table(path, columns)
+    if not rows:
+        raise InputError(f"{path}: expected rows with the columns {', '.join(sorted(columns))}")
     return rows
 
 
 def read_settings(folder: Path, variant: str) -> dict[str, Any]:
-    """What ``settings.yaml`` of a variant of a run folder says; empty where it is not there."""
+    """What ``settings.yaml`` of a variant of a run folder says; empty where it is not there.
+
+    Raises:
+        ddnkit.InputError: it is not a mapping in YAML.
+    """
     file = folder / "runs" / variant / "settings.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return settings if isinstance(settings, dict) else {}
+    return read_yaml(file) if file.exists() else {}
 
 
 def _number(text: str) -> float:
@@ -132,9 +129,10 @@ def _number(text: str) -> float:
 
 
 def _margins(path: Path) -> tuple[dict[float, float], float]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    margins = {float(row["example"]): float(row["cosine_margin"]) for row in rows}
+    rows = read_table(path, {"example": "count", "cosine_margin": "figure", "bound": "number"})
+    if not rows:
+        raise InputError(f"{path}: there is no margin in it")
+    margins = {float(row["example"]): _number(row["cosine_margin"]) for row in rows}
     return margins, float(rows[0]["bound"])
 
 

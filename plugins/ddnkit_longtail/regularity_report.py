@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import statistics
 from collections import defaultdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ddnkit_collapse.panels import COLOURS, add_legend, finish, new_figure, save
 from ddnkit_collapse.run_figures import read_run, read_settings
 
-from ddnkit import Table
+from ddnkit import Table, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,10 +94,9 @@ def _variant(path: Path, files: list[Path]) -> _Variant:
     drawn = "all p_k equal, k ≠ c" if settings["condition"] else "h in any direction"
     curves: dict[str, dict[int, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
-        with file.open(newline="", encoding="utf-8") as stream:
-            for line in csv.DictReader(stream):
-                step, curve = int(line.pop("step")), line.pop("curve")
-                curves[curve][step].append({key: float(text) for key, text in line.items()})
+        for line in read_table(file, {"step": "count", "curve": "text"}, others="figure"):
+            step, curve = int(line.pop("step")), line.pop("curve")
+            curves[curve][step].append({key: float(text or "nan") for key, text in line.items()})
     return _Variant(f"{path.name}: {drawn}", len(files), curves)
 
 

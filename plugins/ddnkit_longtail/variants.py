@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ddnkit_collapse.run_figures import Series, over_seeds, read_settings
+
+from ddnkit import read_table
 
 #: More classes than this are drawn as means of several that are next to each other in size.
 _POINTS = 100
@@ -88,8 +89,9 @@ def _variant(folder: Path, name: str) -> Variant:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of a ``classes.csv``."""
+    samples = dict.fromkeys(("class", "train_samples", "test_samples"), "count")
+    return read_table(path, {**samples, "train_top1": "figure", "test_top1": "figure"})
 
 
 def class_number(variants: Iterable[Variant]) -> int | None:

@@ -21,6 +21,8 @@ from ddnkit_collapse.panels import (
 )
 from ddnkit_collapse.run_figures import RunFigures, read_run
 
+from ddnkit import DamagedFileError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -160,8 +162,14 @@ def _pictures(folder: Path) -> dict[int, np.ndarray]:
     """Gram matrices by layer, of the first seed that has any."""
     by_job: dict[Path, dict[int, np.ndarray]] = {}
     for file in folder.glob("seed-*/gram-*.npz"):
-        with np.load(file) as content:
-            layer = int(file.stem.removeprefix("gram-"))
-            by_job.setdefault(file.parent, {})[layer] = content["gram"].astype(np.float32)
+        try:
+            with np.load(file) as content:
+                gram = content["gram"].astype(np.float32)
+        except Exception as error:  # numpy raises whatever its parts do
+            raise DamagedFileError(
+                f"{file}: is damaged: {type(error).__name__}: {error}"
+            ) from error
+        layer = int(file.stem.removeprefix("gram-"))
+        by_job.setdefault(file.parent, {})[layer] = gram
     seeds = {int(job.name.removeprefix("seed-")): found for job, found in by_job.items()}
     return seeds[min(seeds)] if seeds else {}

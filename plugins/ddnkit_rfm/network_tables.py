@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from ddnkit_collapse.run_figures import read_settings, read_summary
 
-from ddnkit import Table
+from ddnkit import Table, read_table
 
 from .settings.networks import LAYERS, STAGES
 
@@ -137,5 +136,4 @@ def _read(folder: Path, name: str) -> _Variant:
 
 
 def _last(path: Path) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(reversed(list(csv.DictReader(file))), {})
+    return next(reversed(read_table(path, {}, others="figure", growing=True)), {})

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from .settings import EngineSettings
 
-_PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed", "float64": "64-true"}
+#: By name, what Fabric calls them.
+PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed", "float64": "64-true"}
 
 
 class Engine:
@@ -219,7 +220,7 @@ def _fabric(settings: EngineSettings, job: Job, precision: str) -> Fabric:
             devices=local,
             num_nodes=job.world // local,
             strategy=strategy,
-            precision=_PRECISIONS[precision],  # type: ignore[arg-type]
+            precision=PRECISIONS[precision],  # type: ignore[arg-type]
             plugins=[TorchElasticEnvironment() if job.world > 1 else LightningEnvironment()],
         )
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor
 
 import ddnkit
+from ddnkit import InputError, read_yaml
 
 from .classifier import Classifier, FinalHead
 from .data import Data
@@ -172,9 +172,8 @@ def _about(model: Any, data: Data, folder: Path, example: Tensor) -> dict[str, s
 def _backbone_name(folder: Path) -> str | None:
     """The backbone's name in the variant's settings, which lie beside the job's folder."""
     try:
-        settings = yaml.safe_load((folder.parent / "settings.yaml").read_text(encoding="utf-8"))
-        return str(settings["backbone"]["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return str(read_yaml(folder.parent / "settings.yaml")["backbone"]["name"])
+    except (InputError, KeyError, TypeError):
         return None
 
 

@@ -11,17 +11,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddnkit import InputError, Job
+from ddnkit import DamagedFileError, InputError, Job
 
 from .classifier import FinalHead
-from .engine import Engine
+from .engine import PRECISIONS, Engine
 from .evaluation import evaluate
 from .export import WEIGHTS
 from .model import Model
 from .samplers import stratified_subset
+from .tables import read_resources
 
 if TYPE_CHECKING:
     from .settings import Classification, EngineSettings
+
+
+_CLASSIFIER = ("weight", "global_mean", "temperature")
 
 
 def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
@@ -69,13 +73,16 @@ def _head(tensors: dict[str, Tensor], about: dict[str, str]) -> FinalHead:
 
 def _as_trained(engine: EngineSettings, folder: Path) -> EngineSettings:
     """In the precision that the job was trained and evaluated in, where ``auto`` chose it."""
-    try:
-        precision = json.loads((folder / "resources.json").read_text())["precision"]
-    except (OSError, ValueError, KeyError, TypeError):
+    file = folder / "resources.json"
+    precision = read_resources(file).get("precision") if file.exists() else None
+    if engine.precision != "auto" or precision is None:
         return engine
-    return (
-        engine.model_copy(update={"precision": precision}) if engine.precision == "auto" else engine
-    )
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise DamagedFileError(
+            f"{file}: precision: expected one of {known}, was given {precision!r}"
+        )
+    return engine.model_copy(update={"precision": precision})
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,9 +97,13 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise InputError(f"'{file}' is damaged: {error}") from error
-    needed = {"head.weight", "head.global_mean", "head.temperature"}
+    needed = {f"head.{name}" for name in _CLASSIFIER}
     if not (needed <= tensors.keys() and {"normalise", "evaluation_mean"} <= about.keys()):
         raise InputError(f"'{file}' is not a model that ddnkit wrote: it names no classifier")
+    W, mean, temperature = (tensors[f"head.{name}"] for name in _CLASSIFIER)
+    fits = W.ndim == 2 and mean.shape == W.shape[1:] and temperature.numel() == 1
+    if not fits or about["normalise"] not in ("true", "false"):
+        raise InputError(f"'{file}' is damaged: its classifier is of no shape that ddnkit writes")
     return tensors, about
 
 

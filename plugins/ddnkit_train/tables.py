@@ -5,8 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -24,10 +22,16 @@ from ddnkit_collapse.published import (
 )
 from ddnkit_collapse.run_figures import read_settings
 
-from ddnkit import Table
+from ddnkit import DamagedFileError, Table, read_json, read_table
 
 NOT_RUN = "not run"
 _NONE = "–"
+#: The keys of ``resources.json``.
+_RESOURCES: dict[str, Any] = {
+    **dict.fromkeys(("forward_ms", "backward_ms", "step_ms", "peak_memory_mb"), int | float),
+    **dict.fromkeys(("steps", "devices"), int),
+    **dict.fromkeys(("memory_of", "device", "precision"), str),
+}
 _DIGITS = 6  # an epoch is a step divided by the steps of an epoch
 
 
@@ -194,8 +198,9 @@ def _median(row: dict[str, str]) -> str:
 
 def _read(folder: Path) -> list[_Variant]:
     """The variants in the order of ``summary.csv``, then those that have no evaluation yet."""
-    with (folder / "summary.csv").open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    figures = dict.fromkeys(("epoch", "median", "min", "max"), "figure")
+    columns = {"variant": "text", "metric": "text", **figures, "n": "count"}
+    rows = read_table(folder / "summary.csv", columns)
     others = sorted(file.parent.name for file in (folder / "runs").glob("*/settings.yaml"))
     names = dict.fromkeys([*(row["variant"] for row in rows), *others])
     variants = {name: _variant(folder, name) for name in names}
@@ -209,8 +214,24 @@ def _read(folder: Path) -> list[_Variant]:
 def _variant(folder: Path, name: str) -> _Variant:
     path = folder / "runs" / name
     variant = _Variant(name, read_settings(folder, name))
-    for job in sorted(path.glob("seed-*/resources.json")):
-        content = json.loads(job.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            variant.resources.append(content)
+    for file in sorted(path.glob("seed-*/resources.json")):
+        variant.resources.append(read_resources(file))
     return variant
+
+
+def read_resources(file: Path) -> dict[str, Any]:
+    """What a job's ``resources.json`` says a step cost.
+
+    Raises:
+        ddnkit.DamagedFileError: it is not what a `Stopwatch` writes; the text names file and key.
+    """
+    content = read_json(file)
+    for key, kinds in _RESOURCES.items():
+        value = content.get(key)
+        right = isinstance(value, kinds) and not isinstance(value, bool)
+        if value is not None and (not right or (kinds is not str and not 0 <= value < math.inf)):
+            wanted = "text" if kinds is str else "a number from 0"
+            raise DamagedFileError(
+                f"{file}: {key}: expected {wanted}, was given {str(value)[:40]!r}"
+            )
+    return content

@@ -11,10 +11,13 @@ from typing import ClassVar
 
 import pytest
 import safetensors.torch
+import torch
 from click.testing import CliRunner, Result
 
 from ddnkit import InputError, Job, Pipeline, registry
 from ddnkit.cli import main
+from ddnkit.run.folder import RunFolder
+from ddnkit.run.report import rebuild
 
 Command = Callable[..., Result]
 Figures = dict[str, "float | None"]
@@ -100,6 +103,42 @@ def test_the_job_is_the_one_that_ran(ddnkit: Command, run: str) -> None:
     (job,) = ASKED
     assert job.folder == Path("o/runs/10/seed-0")
     assert (job.device, job.smoke, job.download) == ("cpu", True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("runs/10/seed-1/metrics.csv", "epoch,step,train_loss\n1,1,abc\n"),
+        ("runs/10/seed-1/metrics.csv", "\0\0"),
+        ("runs/10/seed-1/metrics.csv", ""),
+        ("environment.json", "[1]"),
+        ("environment.json", '{"smoke": "no"}'),
+        ("runs/10/settings.yaml", "pipeline: toy_model\nshift: 11\n"),
+        ("runs/10/settings.yaml", "\0"),
+        ("recipe.yaml", "pipeline: [\n"),
+    ],
+)
+def test_what_was_changed_is_told_before_anything_is_measured(
+    ddnkit: Command, run: str, name: str, text: str
+) -> None:
+    Path("o", name).write_text(text)
+    result = ddnkit("evaluate", run)
+    assert result.exit_code == 2, result.output
+    assert name in result.stderr and "unexpected" not in result.stderr
+    assert not ASKED
+
+
+def test_a_changed_recipe_is_told_and_the_settings_are_those_run_with(
+    ddnkit: Command, run: str
+) -> None:
+    file = Path("o/recipe.yaml")
+    comment = "# a comment is no change\n" + file.read_text()
+    file.write_text(comment)
+    assert "recipe.yaml" not in ddnkit("evaluate", run).stderr
+    file.write_text(comment.replace("where: here", "where: nowhere"))
+    result = ddnkit("evaluate", run)
+    assert result.exit_code == 0, result.output
+    assert "o/recipe.yaml was changed" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -222,3 +261,52 @@ def test_a_model_that_cannot_be_measured(
     result = ddnkit("evaluate", "t", "--only", "nearest_etf", "--device", "cpu", *arguments)
     assert result.exit_code == 2, result.output
     assert told in result.stderr
+
+
+#: A file of a finished job, what it becomes, and where that is named.
+SPOILT = [
+    ("margins.csv", b"example,cosine_margin,bound\n1,x,1\n", "margins.csv:2: cosine_margin"),
+    ("margins.csv", b"", "margins.csv:1"),
+    ("resources.json", b'{"forward_ms": [1]}', "resources.json: forward_ms"),
+    ("resources.json", b'{"forward_ms": NaN}', "resources.json: forward_ms"),
+    ("resources.json", b"[" * 100_000, "resources.json"),
+    ("resources.json", b"\xff\xfe", "resources.json:1"),
+    ("../settings.yaml", b"head: {name: nearest_etf\n", "settings.yaml"),
+    ("../settings.yaml", b"\xff\xfe\0", "settings.yaml"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "told"), SPOILT)
+def test_a_report_names_what_it_cannot_read_and_has_the_rest(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, told: str
+) -> None:
+    unsaved = "ddnkit_collapse.panels.save"  # rendering takes most of the time
+    monkeypatch.setattr(unsaved, lambda figure, folder, stem: folder / f"{stem}.png")
+    (trained.parent / name).write_bytes(content)
+    folder = RunFolder(Path("t"))
+    summary, _ = rebuild(folder)
+    assert len(summary.damaged) >= 1 and all(told in line for line in summary.damaged)
+    assert told in folder.report.read_text() and "nearest_etf" in folder.report.read_text()
+
+
+@pytest.mark.parametrize("precision", ['"half"', "5", '["bf16"]', "true"])
+def test_a_precision_that_there_is_not(ddnkit: Command, trained: Path, precision: str) -> None:
+    (trained.parent / "resources.json").write_text(f'{{"precision": {precision}}}')
+    result = ddnkit("evaluate", "t", "--only", "nearest_etf", "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert "resources.json: precision" in result.stderr
+
+
+@pytest.mark.parametrize("change", ["normalise", "temperature", "weight"])
+def test_a_classifier_of_another_shape(ddnkit: Command, trained: Path, change: str) -> None:
+    tensors = safetensors.torch.load_file(trained)
+    with safetensors.safe_open(trained, framework="pt") as content:
+        about = content.metadata()
+    if change == "normalise":
+        about["normalise"] = "{"
+    else:
+        tensors[f"head.{change}"] = torch.zeros(3)
+    safetensors.torch.save_file(tensors, trained, metadata=about)
+    result = ddnkit("evaluate", "t", "--only", "nearest_etf", "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert "model.safetensors" in result.stderr

@@ -288,6 +288,110 @@ def test_a_folder_keeps_to_one_run(
     assert not ran
 
 
+def edit(name: str, old: str, new: str) -> None:
+    file = Path("o", name)
+    content = file.read_text()
+    assert old in content
+    file.write_text(content.replace(old, new))
+
+
+def test_a_recipe_that_was_changed_after_the_run_is_told(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    assert "changed" not in ddnkit("report", "o").stderr
+    edit("recipe.yaml", "pipeline:", "# a comment is no change\npipeline:")
+    assert "changed" not in ddnkit("report", "o").stderr
+    edit("recipe.yaml", "Two racing heads", "Three racing heads")
+    result = ddnkit("report", "o")
+    assert result.exit_code == 0
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: ") and "o/recipe.yaml" in warning
+    assert warning.removeprefix("warning: ") in Path("o/report.md").read_text()
+    edit("runs/toy_slow/settings.yaml", "gain: 0.1", "gain: 0.2")
+    assert "o/runs/toy_slow/settings.yaml" in ddnkit("report", "o").stderr
+
+
+def test_a_changed_recipe_does_not_change_what_is_gone_on_with(ddnkit: Command, ran: Ran) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    recipe = Path("o/recipe.yaml").read_text()
+    ran.clear()
+    edit("recipe.yaml", "gain: 0.1", "gain: 0.5")
+    # With the edited file the jobs to come would be another run's.
+    result = ddnkit("run", "o/recipe.yaml", "--out", "o", "--resume", "--seeds", "2")
+    assert result.exit_code == 2 and "o/recipe.yaml" in result.stderr
+    assert "head.gain" in result.stderr and not ran
+    # With what was run it goes on, and the file is put right.
+    edit("runs/toy_slow/settings.yaml", "gain", "# by hand\n  gain")
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 0 and "o/recipe.yaml" in result.stderr
+    assert Path("o/recipe.yaml").read_text() == recipe
+    assert "changed" not in ddnkit("report", "o").stderr
+
+
+def test_settings_that_were_changed_are_written_again(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    edit("runs/toy_slow/settings.yaml", "gain: 0.1", "gain: 0.5")
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 0 and "toy_slow/settings.yaml" in result.stderr
+    assert "gain: 0.1" in Path("o/runs/toy_slow/settings.yaml").read_text()
+    # Where both were changed the checksums tell.
+    edit("runs/toy_slow/settings.yaml", "gain: 0.1", "gain: 0.5")
+    edit("recipe.yaml", "gain: 0.1", "gain: 0.5")
+    result = ddnkit("run", "o/recipe.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 2 and "o/recipe.yaml" in result.stderr
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 2 and "head.gain" in result.stderr
+    edit("recipe.yaml", "gain: 0.5", "gain: 0.1")
+    assert ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1").exit_code == 0
+
+
+def test_a_run_without_checksums_is_resumed_as_before(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    file = Path("o/environment.json")
+    content = json.loads(file.read_text())
+    assert set(content.pop("checksums")) == {
+        "recipe.yaml", "runs/toy_slow/settings.yaml", "runs/toy_fast/settings.yaml",
+    }  # fmt: skip
+    file.write_text(json.dumps(content))
+    edit("recipe.yaml", "Two racing", "Three racing")
+    assert "changed" not in ddnkit("report", "o").stderr
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("runs/toy_slow/seed-0/metrics.csv", "epoch,step,train_loss,test_top1,nc1\n1,1,x,1,1\n"),
+        ("runs/toy_slow/seed-0/metrics.csv", "\0\0\0\n"),
+        ("environment.json", "[1]"),
+        ("environment.json", "[" * 100_000),
+    ],
+)
+def test_a_report_names_what_is_damaged_and_has_the_rest(
+    ddnkit: Command, name: str, content: str
+) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "2")
+    Path("o", name).write_text(content)
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2, result.output
+    (error,) = result.stderr.splitlines()
+    assert error.startswith(f"error: o/{name}:") and len(error) < 200
+    assert f"o/{name}" in Path("o/report.md").read_text()
+    left_out = "metrics" in name
+    for row in csv.DictReader(Path("o/summary.csv").read_text().splitlines()):
+        assert row["n"] == ("1" if left_out and row["variant"] == "toy_slow" else "2")
+    again = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "2")
+    assert again.exit_code == 2 and name in again.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    Path("o/report.md").unlink()
+    Path("o/report.md").mkdir()
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2 and "o/report.md" in result.stderr
+
+
 def test_a_run_whose_recipe_is_broken_is_not_resumed(ddnkit: Command) -> None:
     ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
     Path("o/recipe.yaml").write_text("pipeline: gone\n")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddnkit.errors import DdnkitError
+from ddnkit import read_table
+from ddnkit.errors import DamagedFileError, DdnkitError
 from ddnkit.recipe.load import load
 from ddnkit.run.environment import cpu_model, git_commit
 from ddnkit.run.execute import execute
@@ -56,9 +57,82 @@ def test_columns_begin_with_epoch_and_step(tmp_path: Path, columns: tuple[str, .
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    file.write_text("epoch,step,loss\n1,1,0.5\n2,2\n3,3,0.2")
+    file.write_text("epoch,step,loss\n1,1,0.5\n3,3,0.2")
     assert [row["step"] for row in read_metrics(file)[1]] == [1.0]
     assert read_metrics(tmp_path / "absent.csv") == ([], [])
+
+
+HEAD = b"epoch,step,loss\n1,1,0.5\n"
+#: What is in a ``metrics.csv``, and the line and column that are named.
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "a word": (HEAD + b"2,2,abc\n", ":3: loss: "),
+    "a huge number": (HEAD + b"2,2," + b"9" * 5000 + b"\n", ":3: loss: "),
+    "a large exponent": (HEAD + b"2,2,1e999\n", ":3: loss: "),
+    "a huge cell": (HEAD + b"2,2," + b"x" * 200_000 + b"\n", ":3: "),
+    "a line without end": (HEAD + b"1," * 1_000_000, ":3: "),
+    "bytes of zero": (HEAD + b"2,2,\0\n", ":3: "),
+    "binary": (bytes(range(256)) * 8, ":1: "),
+    "Latin-1": (HEAD + b"2,2,\xe9\n", ":3: "),
+    "a cell too few": (HEAD + b"2,2\n3,3,0.1\n", ":3: "),
+    "a cell too many": (HEAD + b"2,2,1,1\n", ":3: "),
+    "an empty line": (HEAD + b"\n", ":3: "),
+    "no step": (HEAD + b"2,,0.1\n", ":3: step: "),
+    "a step that is no number": (HEAD + b"2,nan,0.1\n", ":3: step: "),
+    "an epoch without end": (HEAD + b"inf,2,0.1\n", ":3: epoch: "),
+    "an open quote": (HEAD + b'2,2,"0.1\n', ":3: "),
+    "other columns": (b"a,b\n1,2\n", ":1: "),
+    "a column twice": (b"epoch,step,loss,loss\n1,2,3,4\n", ":1: "),
+    "no head": (b"1,1,0.5\n", ":1: "),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_is_wrong_in_a_file_of_figures_is_named(what: str, tmp_path: Path) -> None:
+    content, place = DAMAGED[what]
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(content)
+    with pytest.raises(DamagedFileError) as told:
+        read_metrics(file)
+    assert str(told.value).startswith(f"{file}{place}")
+    assert len(str(told.value)) < len(str(file)) + 200 and str(told.value).isprintable()
+
+
+def test_what_is_no_file_of_figures_is_named(tmp_path: Path) -> None:
+    for name in ("folder", "link"):
+        file = tmp_path / name
+        if name == "folder":
+            file.mkdir()
+        else:
+            file.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(DamagedFileError, match=name):
+            read_metrics(file)
+    (tmp_path / "empty").touch()
+    assert read_metrics(tmp_path / "empty") == ([], [])
+    written_elsewhere = b"\xef\xbb\xbf" + HEAD.replace(b"\n", b"\r\n")
+    (tmp_path / "windows").write_bytes(written_elsewhere)
+    assert read_metrics(tmp_path / "windows")[1] == [{"epoch": 1, "step": 1, "loss": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"", ":1: "),
+        (b"name,share\n", ":1: "),
+        (b"name,count,share\nx,1.5,2\n", ":2: count: "),
+        (b"name,count,share\nx,-1,2\n", ":2: count: "),
+        (b"name,count,share\nx,1,\n", ":2: share: "),
+        (b"name,count,share\nx,1,inf\n", ":2: share: "),
+        (b"name,count,share\nx,1,2\ny,1\n", ":3: "),
+    ],
+)
+def test_a_table_holds_what_its_columns_say(tmp_path: Path, content: bytes, place: str) -> None:
+    file, columns = tmp_path / "table.csv", {"name": "text", "count": "count", "share": "number"}
+    file.write_bytes(b"name,count,share,more\nx,1,2e3,any\n")
+    assert read_table(file, columns) == [{"name": "x", "count": "1", "share": "2e3", "more": "any"}]
+    file.write_bytes(content)
+    with pytest.raises(DamagedFileError) as told:
+        read_table(file, columns)
+    assert str(told.value).startswith(f"{file}{place}")
 
 
 def metrics(folder: RunFolder, variant: str, seed: int, text: str) -> None:
@@ -171,11 +245,13 @@ def test_a_broken_marker_is_no_marker(tmp_path: Path) -> None:
     assert job.seconds() is None
 
 
-def test_a_broken_environment_is_none(tmp_path: Path) -> None:
+def test_a_missing_environment_is_none_and_a_broken_one_is_told(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.read_environment() == {}
-    folder.environment.write_text("[1]")
-    assert folder.read_environment() == {}
+    for text in ("[1]", "{", '{"smoke": 1}', '{"earlier_sessions": 3}', "[" * 100_000):
+        folder.environment.write_text(text)
+        with pytest.raises(DamagedFileError, match=r"environment\.json"):
+            folder.read_environment()
 
 
 def test_the_processor_is_named(tmp_path: Path) -> None:
