@@ -264,8 +264,9 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
     """The run to go on with: that in ``out``, or the newest of the recipe.
 
     Raises:
-        InputError: there is none, or its settings are not those of ``recipe``: the figures of its
-            finished jobs would stand beside those of another experiment.
+        InputError: there is none, or its settings are not those of ``recipe``, or were changed after
+            it was begun: the figures of its finished jobs would stand beside those of another
+            experiment. Or its record is damaged.
     """
     if out is None:
         parent = OUTPUTS / recipe.name
@@ -274,8 +275,8 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
             raise InputError(f"nothing to resume: no run of '{recipe.name}' in '{parent}'")
         out = max(runs, key=lambda run: run.name)
     folder = open_run(out)
-    difference = _difference(recipe, folder)
     changed = folder.changed()
+    difference = _difference(recipe, folder)
     if "recipe.yaml" in changed:
         if len(changed) > 1 and not _as_recorded(recipe, folder):
             difference = f"{' and '.join(changed)} were changed"
