@@ -146,8 +146,8 @@ def _check_settings(folder: RunFolder, jobs: Iterable[JobFolder]) -> None:
     for file in dict.fromkeys(folder.settings(job.variant) for job in jobs):
         if file.relative_to(folder.path).as_posix() in changed:
             raise InputError(
-                f"'{file}' was changed after the run: put it back as it was, or have it written again "
-                f"by ddnkit run {folder.recipe} --out {folder.path} --resume; to measure with other "
+                f"'{file}' was changed or removed after the run: put it back as it was, or have it written "
+                f"again by ddnkit run {folder.recipe} --out {folder.path} --resume; to measure with other "
                 "settings give them as -s KEY=VALUE"
             )
 

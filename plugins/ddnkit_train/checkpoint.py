@@ -187,6 +187,8 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
         ddnkit.DamagedFileError: the file is not as it was written, or cannot be read.
     """
     if not os.path.lexists(file):
+        if os.path.lexists(file.parent) and not file.parent.is_dir():
+            raise cannot_go_on(file.parent, ValueError("it is not a folder"))
         return None
     try:
         _check_seal(file)

@@ -217,6 +217,9 @@ def spoil(how: str, file: Path) -> None:
     file.unlink()
     if how == "a folder":
         file.mkdir()
+    elif how == "in no folder":
+        file.parent.rmdir()
+        file.parent.write_bytes(content)
     elif how == "a dangling link":
         file.symlink_to(file.with_name("nowhere"))
     else:
@@ -237,7 +240,7 @@ def spoil(how: str, file: Path) -> None:
 @pytest.mark.parametrize(
     "how",
     ["empty", "cut short", "without its checksum", "binary", "text", "a bit flipped", "a folder",
-     "a dangling link"],
+     "a dangling link", "in no folder"],
 )  # fmt: skip
 def test_a_run_cannot_go_on_from_a_damaged_checkpoint(
     how: str, run_of: Path, stopped: Path
@@ -248,7 +251,8 @@ def test_a_run_cannot_go_on_from_a_damaged_checkpoint(
     result = resume(run_of, stopped)
     assert result.exit_code == 2, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and str(file) in errors[0]
+    named = file.parent if how == "in no folder" else file
+    assert len(errors) == 1 and str(named) in errors[0]
     assert "Traceback" not in result.output
     assert (job(run_of) / "metrics.csv").read_bytes() == rows, "nothing is lost"
 
