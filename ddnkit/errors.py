@@ -26,6 +26,10 @@ class PluginError(InputError):
     """A plugin could not be found, imported or validated; the text names it."""
 
 
+class PluginWarning(UserWarning):
+    """A plugin or its distribution was set aside, or is known by another name; the rest works."""
+
+
 class UntrustedGradientError(DdnkitError):
     """The policy is ``raise`` and a solution or its gradient failed its certificate."""
 
@@ -51,3 +55,15 @@ def nearest_choice(given: str, choices: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near}'?"
     return f" Choose one of: {', '.join(names)}." if names else ""
+
+
+def plain(text: str, limit: int) -> str:
+    """``text`` on one line of at most ``limit`` characters, and nothing in it that acts on a terminal.
+
+    >>> plain("two\\nlines", 40), plain("a long text", 8)
+    ('two lines', 'a long …')
+    """
+    # More than is shown is never gone through: a stranger's text may be of any length.
+    line = " ".join(text[: 4 * limit].split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= limit else f"{line[: limit - 2].rstrip()} …"

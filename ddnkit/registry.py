@@ -3,15 +3,26 @@
 A plugin is any installed distribution with an entry point in one of the groups below; ddnkit's own
 are found in the same way. Finding names costs no import. A plugin is imported and validated when it
 is first asked for; one that fails is named in `failures` and set aside, and the rest works.
+
+A name of ddnkit's own is always its own. A foreign plugin of the same name, and each of several
+foreign ones that share a name, is known as ``DISTRIBUTION:NAME`` instead.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .errors import PluginError, nearest_choice
+from .errors import PluginError, PluginWarning, nearest_choice, plain
+from .importing import described, import_apart
 
 #: What each group's members must be; the base class is named, not imported, to stay free of torch.
 GROUPS = MappingProxyType(
@@ -30,19 +41,42 @@ GROUPS = MappingProxyType(
         "benches": "ddnkit.bench.contract:Bench",
     }
 )
+#: Attributes of the class that a group's base only declares, with their type.
+_ATTRIBUTES: dict[str, dict[str, type]] = {
+    "solvers": {"name": str},
+    "backwards": {"name": str},
+    "pipelines": {"columns": tuple},
+    "benches": {"name": str},
+}
+
+_OWN = "ddnkit"
+#: A name is typed on a command line and in a recipe, after ``GROUP/`` and ``DISTRIBUTION:``.
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
+#: No key stands for others, and none for a section of its own.
+_INI: dict[str, Any] = {"delimiters": ("=",), "interpolation": None, "default_section": ""}
+#: No list of entry points is longer; what is may be anything.
+_MAXIMUM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where a plugin comes from: its group, name, target (``module:object``) and distribution."""
+    """Where a plugin comes from: its group, name, target (``module:object``) and distribution.
+
+    ``built_in``: it is ddnkit's own.
+    """
 
     group: str
     name: str
     target: str
     distribution: str
+    built_in: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} (ddnkit.{self.group}, {self.target}, from {self.distribution})"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, PluginWarning, stacklevel=4)
 
 
 @dataclass
@@ -50,9 +84,43 @@ class _State:
     found: dict[str, dict[str, tuple[Plugin, Any]]] | None = None
     loaded: dict[tuple[str, str], Any] = field(default_factory=dict)
     failed: dict[Plugin, str] = field(default_factory=dict)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    distributions: dict[str, str] = field(default_factory=dict)
+    renamed: dict[tuple[str, str], list[Plugin]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    tell: Callable[[str], None] = _warn
 
 
 _state = _State()
+
+
+def find() -> None:
+    """Look for plugins, if that was not done yet, and see that others can look for theirs.
+
+    torch, pydantic and more look for extensions of their own in every installed package, by Python's
+    own reader of entry points, and fail to load where one cannot be read. It is passed over then.
+    """
+    if _state.found is not None:
+        return
+    _state.found = _discover()
+    # Python's reader fails on some of what is set aside here, and on archives without METADATA.
+    if not _state.distributions and not any(map(os.path.isfile, sys.path)):
+        return
+    import importlib.metadata as metadata
+
+    try:
+        metadata.entry_points()
+    except Exception:
+        everything: Any = metadata.distributions
+
+        def readable(**context: Any) -> Iterator[metadata.Distribution]:
+            for distribution in everything(**context):
+                with contextlib.suppress(Exception):
+                    if distribution.entry_points is not None and isinstance(distribution.name, str):
+                        yield distribution
+
+        metadata.distributions = readable  # type: ignore[assignment]
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # for processes begun here
 
 
 def names(group: str) -> list[str]:
@@ -65,6 +133,23 @@ def plugins(group: str) -> list[Plugin]:
     return [_group(group)[name][0] for name in names(group)]
 
 
+def plugin(group: str, name: str) -> Plugin:
+    """Where the plugin ``name`` of ``group`` comes from; nothing is imported.
+
+    Raises:
+        PluginError: there is none of that name; the nearest is named.
+    """
+    members = _group(group)
+    if name in members:
+        return members[name][0]
+    rivals = _state.renamed.get((group, name))
+    if rivals:
+        which = " or ".join(f"'{p.name}' (from {p.distribution})" for p in rivals)
+        raise PluginError(f"several packages bring '{name}' to ddnkit.{group}; write {which}")
+    near = nearest_choice(plain(name, 100), members)
+    raise PluginError(f"no '{plain(name, 100)}' among ddnkit.{group}.{near}")
+
+
 def get(group: str, name: str) -> Any:
     """The class registered as ``name`` in ``group``.
 
@@ -72,24 +157,57 @@ def get(group: str, name: str) -> Any:
         PluginError: there is no such group or name (the nearest is named), or the plugin fails to
             import, or it is not what its group asks for.
     """
-    members = _group(group)
-    if (group, name) in _state.loaded:
-        return _state.loaded[group, name]
-    if name not in members:
-        raise PluginError(f"no '{name}' among ddnkit.{group}.{nearest_choice(name, members)}")
-    plugin, entry_point = members[name]
+    chosen = plugin(group, name)
+    for rival in _state.renamed.get((group, name), ()):
+        _tell(
+            f"'{name}' of ddnkit.{group} is ddnkit's own; that of {rival.distribution} "
+            f"({rival.target}) is '{rival.name}' here"
+        )
+    key = (group, name)
+    if key in _state.loaded:
+        return _state.loaded[key]
+    if key in _state.refused:  # once is enough: an import may print, or take long
+        raise PluginError(_state.refused[key])
+    entry_point = _group(group)[name][1]
     try:
-        value = entry_point.load()
-        _validate(plugin, value)
+        value = _own(chosen, entry_point) if chosen.built_in else _foreign(chosen, entry_point)
     except PluginError as error:
-        _state.failed[plugin] = str(error)
+        reason = str(error).removeprefix(f"plugin {chosen} failed to import: ")
+        _state.failed[chosen], _state.refused[key] = reason, str(error)
         raise
-    except (Exception, SystemExit) as error:  # a stranger's import may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        _state.failed[plugin] = reason
-        raise PluginError(f"plugin {plugin} failed to import: {reason}") from error
-    _state.loaded[group, name] = value
+    _state.loaded[key] = value
     return value
+
+
+def make(group: str, name: str) -> Any:
+    """An object of the class registered as ``name`` in ``group``, made without arguments.
+
+    Raises:
+        PluginError: as `get`, or its constructor fails.
+    """
+    kind = get(group, name)
+    chosen = plugin(group, name)
+    try:
+        return kind()
+    except PluginError:
+        raise
+    except Exception as error:
+        if chosen.built_in:
+            raise
+        raise PluginError(
+            f"plugin {chosen} could not be made without arguments: {described(error)}"
+        ) from error
+
+
+def working(group: str) -> dict[str, Any]:
+    """An object of each class of ``group``, by name, sorted; one that fails is told and left out."""
+    found = {}
+    for name in names(group):
+        try:
+            found[name] = make(group, name)
+        except PluginError as error:
+            _tell(f"{error}; it is set aside")
+    return found
 
 
 def register(group: str, name: str, value: Any) -> Any:
@@ -102,9 +220,9 @@ def register(group: str, name: str, value: Any) -> Any:
     if name in members and _state.loaded.get((group, name)) is not value:
         raise PluginError(f"ddnkit.{group} has a '{name}' already: {members[name][0]}")
     module = getattr(value, "__module__", "?")
-    plugin = Plugin(group, name, f"{module}:{getattr(value, '__qualname__', value)}", "register()")
-    _validate(plugin, value)
-    members[name] = (plugin, None)
+    made = Plugin(group, name, f"{module}:{getattr(value, '__qualname__', value)}", "register()")
+    _validate(made, value)
+    members[name] = (made, None)
     _state.loaded[group, name] = value
     return value
 
@@ -124,6 +242,12 @@ def failures() -> dict[Plugin, str]:
     return dict(_state.failed)
 
 
+def set_aside() -> dict[str, str]:
+    """The distributions whose entry points cannot be read, each with the reason."""
+    _group("nodes")
+    return dict(_state.distributions)
+
+
 def check_foreign() -> dict[Plugin, str]:
     """Import every plugin that ddnkit does not ship; returns those that were set aside.
 
@@ -131,55 +255,299 @@ def check_foreign() -> dict[Plugin, str]:
     leaves them alone so that it answers at once.
     """
     for group in GROUPS:
-        for plugin in plugins(group):
-            if plugin.distribution.split(" ")[0] not in ("ddnkit", "register()"):
-                try:
-                    get(group, plugin.name)
-                except PluginError:
-                    continue
+        for found in plugins(group):
+            if not found.built_in and _group(group)[found.name][1] is not None:
+                with contextlib.suppress(PluginError):
+                    get(group, found.name)
     return failures()
+
+
+def own_text(value: Any) -> str:
+    """The text that a class has itself, not that of a base; empty where it has none."""
+    import inspect
+
+    try:
+        own = vars(value).get("__doc__")
+        return inspect.cleandoc(own) if isinstance(own, str) else ""
+    except Exception:  # a stranger's metaclass may do anything
+        return ""
+
+
+def tell_by(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Have ``tell`` called with each word on plugins that are set aside; returns what was called so far.
+
+    By default it is a `PluginWarning`. A distribution whose entry points cannot be read is told when
+    plugins are first looked for, a plugin of a name that is taken where the name is used; each once a
+    process.
+    """
+    previous, _state.tell = _state.tell, tell
+    return previous
+
+
+def _tell(text: str) -> None:
+    if text not in _state.told:
+        _state.told.add(text)
+        _state.tell(text)
 
 
 def _group(group: str) -> dict[str, tuple[Plugin, Any]]:
     if group not in GROUPS:
         raise PluginError(f"no plugin group '{group}'.{nearest_choice(group, GROUPS)}")
-    if _state.found is None:
-        _state.found = _discover()
+    find()
+    assert _state.found is not None
+    for distribution, reason in _state.distributions.items():
+        _tell(f"{distribution} is set aside, with any plugin it brings: {reason}")
     return _state.found[group]
 
 
-def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
-    import entrypoints  # here: only the commands that ask for plugins pay for the scan
+def _own(chosen: Plugin, entry_point: Any) -> Any:
+    try:
+        value = entry_point.load()
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"plugin {chosen} failed to import: {described(error)}") from error
+    _validate(chosen, value)
+    return value
 
-    found: dict[str, dict[str, tuple[Plugin, Any]]] = {group: {} for group in GROUPS}
-    for config, distro in entrypoints.iter_files_distros():
-        distribution = f"{distro.name} {distro.version}" if distro else "an unnamed distribution"
-        for group, members in found.items():
-            section = f"ddnkit.{group}"
-            for name, target in config[section].items() if section in config else ():
-                plugin = Plugin(group, name, target, distribution)
-                if name in members:
-                    _state.failed[plugin] = f"the name is taken by {members[name][0]}"
-                    continue
-                try:
-                    entry_point = entrypoints.EntryPoint.from_string(target, name, distro)
-                except entrypoints.BadEntryPoint as error:
-                    _state.failed[plugin] = str(error)
-                    continue
-                members[name] = (plugin, entry_point)
-    return found
+
+def _foreign(chosen: Plugin, entry_point: Any) -> Any:
+    _base(chosen.group)  # imports of ours are not kept apart
+
+    def load() -> Any:
+        value = entry_point.load()
+        try:
+            _validate(chosen, value)  # it asks the stranger's class, and its metaclass
+        except PluginError as error:
+            return error
+        return value
+
+    try:
+        value, undone = import_apart(load)
+    except PluginError as error:
+        raise PluginError(f"plugin {chosen} failed to import: {error}") from error
+    except KeyboardInterrupt:
+        _tell(f"the import of plugin {chosen} was interrupted")
+        raise
+    if undone:
+        _tell(f"plugin {chosen} changed {', '.join(undone)} on import; it was set back")
+    if isinstance(value, PluginError):
+        raise value
+    return value
+
+
+# -- what is installed -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Distribution:
+    """An installed distribution that has entry points: where they are, and how to read them."""
+
+    name: str
+    version: str
+    file: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}".strip()
+
+    @property
+    def key(self) -> str:
+        """The name as any spelling of it is compared."""
+        return re.sub(r"[-_.]+", "-", self.name).lower()
+
+    def targets(self) -> dict[tuple[str, str], str]:
+        """Its entry points in the groups: the target of each (group, name).
+
+        Raises:
+            Exception: the file cannot be read or is not as it should be.
+        """
+        import entrypoints
+
+        parser = entrypoints.CaseSensitiveConfigParser(**_INI)
+        parser.read_string(self.read().decode("utf-8-sig"), self.file)
+        return {
+            (group, name): target
+            for group in GROUPS
+            if parser.has_section(f"ddnkit.{group}")
+            for name, target in parser.items(f"ddnkit.{group}")
+        }
+
+
+def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
+    read: dict[str, list[tuple[_Distribution, dict[tuple[str, str], str]]]] = {}
+    for distribution in _distributions():
+        try:
+            targets = distribution.targets()
+        except Exception as error:  # whatever a stranger's file holds is the stranger's trouble
+            what = described(error).replace(repr(distribution.file), "the file")
+            reason = f"{distribution.file}: {what}"
+            _state.distributions[str(distribution)] = reason
+        else:
+            read.setdefault(distribution.key, []).append((distribution, targets))
+    # Of two with one name the earlier on the path is what Python imports.
+    chosen = [copies[0] for key, copies in read.items() if key != _OWN]
+    members: dict[tuple[str, str], list[tuple[Plugin, Any]]] = {}
+    for own, (distribution, targets) in [
+        *((True, copy) for copy in _ours(read.get(_OWN, []))),
+        *((False, other) for other in chosen),
+    ]:
+        for (group, name), target in targets.items():
+            found = Plugin(group, plain(name, 100), target, str(distribution), own)
+            entry_point = _entry_point(found, name)
+            if entry_point is not None:
+                members.setdefault((group, name), []).append((found, entry_point))
+    result: dict[str, dict[str, tuple[Plugin, Any]]] = {group: {} for group in GROUPS}
+    for (group, name), rivals in members.items():
+        if rivals[0][0].built_in or len(rivals) == 1:
+            result[group][name] = rivals.pop(0)
+        for found, entry_point in rivals:
+            _rename(result[group], found, entry_point)
+    return result
+
+
+def _ours(
+    copies: list[tuple[_Distribution, dict[tuple[str, str], str]]],
+) -> list[tuple[_Distribution, dict[tuple[str, str], str]]]:
+    """The one of several distributions called ddnkit that is this one; the others are set aside."""
+    from . import __version__
+
+    if not copies:
+        return []
+    ours = max(copies, key=lambda copy: (copy[0].version == __version__, len(copy[1])))
+    for distribution, targets in copies:
+        if targets != ours[1]:
+            _state.distributions[f"{distribution} in {os.path.dirname(distribution.file)}"] = (
+                f"it is called as ddnkit itself is, which is that of {ours[0].file}"
+            )
+    return [ours]
+
+
+def _entry_point(found: Plugin, name: str) -> Any:
+    """What loads a plugin; None after noting that it has no name or target that can be used."""
+    import entrypoints
+
+    if not _NAME.fullmatch(name):
+        _state.failed[found] = "its name is not of letters, digits, _, -, + and . alone"
+        return None
+    try:
+        return entrypoints.EntryPoint.from_string(found.target, name)
+    except entrypoints.BadEntryPoint as error:
+        _state.failed[found] = plain(str(error), 200)
+        return None
+
+
+def _rename(members: dict[str, tuple[Plugin, Any]], found: Plugin, entry_point: Any) -> None:
+    """Have a plugin whose name is another's known under that of its distribution too."""
+    distribution = found.distribution.partition(" ")[0]
+    other = Plugin(found.group, f"{distribution}:{found.name}", found.target, found.distribution)
+    members[other.name] = (other, entry_point)
+    _state.renamed.setdefault((found.group, found.name), []).append(other)
+    taken = members.get(found.name)
+    whose = f"the name is taken by {taken[0]}" if taken else "another package has that name too"
+    _state.failed[found] = f"{whose}; it is '{other.name}' here"
+
+
+def _distributions() -> Iterator[_Distribution]:
+    """Those on the path that have entry points, each to be read by itself."""
+    for folder in dict.fromkeys(map(str, sys.path)):
+        place = folder or os.curdir
+        if os.path.isfile(place):
+            yield from _in_archive(place)
+            continue
+        if place.endswith(".egg"):
+            yield from _in_folder(place, ("EGG-INFO",), os.path.basename(place)[:-4])
+            continue
+        try:
+            inside = sorted(os.listdir(place))
+        except (OSError, ValueError):
+            continue
+        for name in inside:
+            if name.endswith((".dist-info", ".egg-info")):
+                yield from _in_folder(place, (name,), name.rpartition(".")[0])
+
+
+def _in_folder(folder: str, inside: tuple[str, ...], label: str) -> Iterator[_Distribution]:
+    file = os.path.join(folder, *inside, "entry_points.txt")
+    if not os.path.lexists(file):
+        return
+
+    def read() -> bytes:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
+            raise OSError("it is not a file")
+        with open(file, "rb") as opened:
+            return _bounded(opened.read(_MAXIMUM_BYTES + 1))
+
+    yield _named(label, file, read)
+
+
+def _in_archive(archive: str) -> Iterator[_Distribution]:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            inside = opened.namelist()
+    except Exception:  # no archive; or one that nothing can be imported from
+        return
+
+    def reader(name: str) -> Callable[[], bytes]:
+        def read() -> bytes:
+            with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
+                return _bounded(file.read(_MAXIMUM_BYTES + 1))
+
+        return read
+
+    for name in inside:
+        folder, _, file = name.rpartition("/")
+        if file != "entry_points.txt" or "/" in folder:
+            continue
+        label = (
+            os.path.basename(archive)[:-4] if folder == "EGG-INFO" else folder.rpartition(".")[0]
+        )
+        if folder == "EGG-INFO" or folder.endswith((".dist-info", ".egg-info")):
+            yield _named(label, f"{archive}/{name}", reader(name))
+
+
+def _named(label: str, file: str, read: Callable[[], bytes]) -> _Distribution:
+    """``NAME-VERSION`` or ``NAME``, as the folder is called: METADATA may be missing or wrong."""
+    name, _, version = plain(label, 100).partition("-")
+    # An egg's name goes on with the Python it is for.
+    return _Distribution(name or "a distribution without a name", version.split("-")[0], file, read)
+
+
+def _bounded(content: bytes) -> bytes:
+    if len(content) > _MAXIMUM_BYTES:
+        raise OSError(f"it has more than {_MAXIMUM_BYTES} bytes")
+    return content
+
+
+def _base(group: str) -> type:
+    import importlib
+
+    module, _, attribute = GROUPS[group].partition(":")
+    base: type = getattr(importlib.import_module(module), attribute)
+    return base
 
 
 def _validate(plugin: Plugin, value: Any) -> None:
-    import importlib
-
-    module, _, attribute = GROUPS[plugin.group].partition(":")
-    base = getattr(importlib.import_module(module), attribute)
+    base = _base(plugin.group)
     if not (isinstance(value, type) and issubclass(value, base)):
         raise PluginError(
-            f"plugin {plugin} is not a subclass of ddnkit.{attribute}, "
-            f"which the group ddnkit.{plugin.group} asks for; it is {value!r}"
+            f"plugin {plugin} is not a subclass of ddnkit.{base.__name__}, "
+            f"which the group ddnkit.{plugin.group} asks for; it is {_shown(value)}"
         )
     missing = sorted(getattr(value, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"plugin {plugin} leaves abstract: {', '.join(missing)}")
+    for name, kind in _ATTRIBUTES.get(plugin.group, {}).items():
+        given = getattr(value, name, None)
+        if not isinstance(given, kind):
+            was = "it is not there" if given is None else f"it is {_shown(given)}"
+            raise PluginError(
+                f"plugin {plugin} needs an attribute '{name}' of type {kind.__name__}; {was}"
+            )
+
+
+def _shown(value: Any) -> str:
+    try:
+        return plain(repr(value), 100)
+    except Exception:
+        return "an object that cannot be shown"

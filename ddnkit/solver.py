@@ -51,6 +51,6 @@ def as_solver(solver: str | Solver) -> Solver:
     if isinstance(solver, Solver):
         return solver
     if isinstance(solver, str):
-        chosen: Solver = registry.get("solvers", solver)()
+        chosen: Solver = registry.make("solvers", solver)
         return chosen
     raise InputError(f"a solver is a name or a ddnkit.Solver, not {solver!r}")

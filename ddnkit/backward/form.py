@@ -75,7 +75,7 @@ def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
         InputError: the form cannot take this node; the reason is given.
     """
     if isinstance(backward, str):
-        form: BackwardForm = registry.get("backwards", backward)()
+        form: BackwardForm = registry.make("backwards", backward)
     elif isinstance(backward, BackwardForm):
         form = backward
     else:
@@ -93,7 +93,7 @@ def applicable_forms(node: DeclarativeNode) -> list[str]:
     problem = Problem(node, (), 0)
     names = [
         name
-        for name in registry.names("backwards")
-        if name != "auto" and registry.get("backwards", name)().unsupported(problem) is None
+        for name, form in registry.working("backwards").items()
+        if name != "auto" and form.unsupported(problem) is None
     ]
     return sorted(names, key=lambda name: (name == "dense", name))

@@ -15,7 +15,7 @@ def resolve(name: str) -> Bench:
     """
     benches, nodes = registry.names("benches"), registry.names("nodes")
     if name in benches:
-        bench: Bench = registry.get("benches", name)()
+        bench: Bench = registry.make("benches", name)
         bench.name = name
         return bench
     if name not in nodes:

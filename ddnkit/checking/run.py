@@ -152,7 +152,7 @@ def _subject(
         raise InputError(f"check takes a ddnkit.DeclarativeNode or a layer, not {node!r}")
     if backward is not None:
         return Subject(node, _asked(node, backward), asked=True, local=local)
-    forms = [registry.get("backwards", form)() for form in applicable_forms(node)]
+    forms = [registry.make("backwards", form) for form in applicable_forms(node)]
     return Subject(node, forms, local=local)
 
 
@@ -166,4 +166,4 @@ def _asked(node: DeclarativeNode, backward: str | BackwardForm) -> Sequence[Back
             f"form '{backward}' does not apply to {type(node).__name__}; "
             f"those that do: {', '.join(known)}"
         )
-    return [registry.get("backwards", backward)()]
+    return [registry.make("backwards", backward)]

@@ -91,7 +91,7 @@ def bench(
     from ..bench.contract import Request
     from ..bench.resolve import resolve
 
-    names = registry.names("benches") if name == "all" else [name]
+    names = list(registry.working("benches")) if name == "all" else [name]
     benches = [resolve(each) for each in names]
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device that torch can use")
@@ -143,7 +143,7 @@ def _list(names: list[str]) -> None:
     click.echo("Benches, for ddnkit bench NAME:")
     for name in names:
         try:
-            about = (registry.get("benches", name).__doc__ or "").strip().partition("\n")[0]
+            about = registry.own_text(registry.get("benches", name)).partition("\n")[0]
         except PluginError as error:
             about = f"set aside: {error}"
         click.echo(f"  {name:<18}{about}")

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from .. import registry
-from ..errors import InputError, nearest_choice
+from ..errors import InputError, PluginError, nearest_choice
+from ..importing import described
 from ..recipe.find import shipped
 from ..recipe.load import load
 from ..recipe.pipeline import Pipeline
@@ -40,7 +41,7 @@ def describe(name: str) -> None:
         for plugin in registry.plugins(kind)
         if plugin.name == plain
     ]
-    texts = [_plugin(plugin) for plugin in found]
+    texts = [_described(plugin) for plugin in found]
     if group in ("", "recipes") and plain in shipped():
         texts.append(_recipe(plain))
     if not texts:
@@ -56,10 +57,20 @@ def describe(name: str) -> None:
     click.echo("\n\n".join(texts))
 
 
+def _described(plugin: registry.Plugin) -> str:
+    try:
+        return _plugin(plugin)
+    except Exception as error:  # what a stranger's class says of itself may be anything
+        if plugin.built_in or isinstance(error, InputError):
+            raise
+        what = f"plugin {plugin} cannot be described: {described(error)}"
+        raise PluginError(what) from error
+
+
 def _plugin(plugin: registry.Plugin) -> str:
     value = registry.get(plugin.group, plugin.name)
     # Its own text alone: `inspect.getdoc` would fall back on that of the base class.
-    doc = inspect.cleandoc(vars(value).get("__doc__") or "(no text)")
+    doc = registry.own_text(value) or "(no text)"
     lines = [
         f"{plugin.group}/{plugin.name}",
         f"  target: {plugin.target}",
@@ -103,7 +114,7 @@ def _settings(model: type[Settings]) -> list[Row]:
         else:
             kind = _type(info.annotation)
             default = "required" if info.is_required() else _default(info.get_default())
-        rows.append((info.alias or field, kind, default, info.description or ""))
+        rows.append((info.alias or field, kind, default, str(info.description or "")))
         if field not in filled:
             rows += [(f"{field}.{row[0]}", *row[1:]) for row in _settings_below(info.annotation)]
     return rows

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import DdnkitError, nearest_choice
+from ..errors import DdnkitError, InputError, nearest_choice, plain
+from ..importing import described
 
 #: Command: where it is, and its line in the help, here so that the help imports none of them.
 COMMANDS = {
@@ -25,8 +27,21 @@ COMMANDS = {
 }
 
 
+#: Where a context keeps the arguments as they were typed.
+_GIVEN = "ddnkit.given"
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when used, and the one place that reports errors."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is no text at once: no name, number or file that is asked for has it."""
+        for given in args:
+            if "\0" in given or not _is_text(given):
+                what = "a NUL byte" if "\0" in given else "bytes that are not UTF-8"
+                raise click.UsageError(f"the argument {plain(ascii(given), 100)} has {what}", ctx)
+        ctx.meta[_GIVEN] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the table."""
@@ -56,6 +71,16 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes one message on stderr and an exit status."""
+        from .. import registry
+
+        registry.find()  # before a command imports what looks for extensions too
+        previous = registry.tell_by(lambda text: click.echo(f"warning: {text}", err=True))
+        try:
+            return self._invoke(ctx)
+        finally:
+            registry.tell_by(previous)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # a reader that is gone is noticed here, not while shutting down
@@ -65,19 +90,51 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
-        except Exception as error:
+        except BaseException as error:  # a plugin's code may raise SystemExit, or one of its own
             if ctx.params["debug"] or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise  # click ends quietly when nobody reads the output any more
             if isinstance(error, DdnkitError):
                 click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
                 ctx.exit(error.exit_status)
-            what = f"{type(error).__name__}: {error}"
+            given = _given_path(error, ctx.meta[_GIVEN])
+            if given is not None:
+                click.echo(f"error: {given}: {_reason(error)}", err=True)
+                ctx.exit(InputError.exit_status)
             click.echo(
-                f"error: unexpected {what}; for the traceback: ddnkit --debug "
+                f"error: unexpected {described(error)}; for the traceback: ddnkit --debug "
                 f"{ctx.invoked_subcommand} ...",
                 err=True,
             )
             ctx.exit(1)
+
+
+def _is_text(given: str) -> bool:
+    try:
+        given.encode()
+    except (
+        UnicodeEncodeError
+    ):  # Python stands for bytes of another encoding by halves of characters
+        return False
+    return True
+
+
+def _given_path(error: BaseException, given: tuple[str, ...]) -> str | None:
+    """The path of an argument that the system refused: it, or a file below it; None for others."""
+    if not isinstance(error, OSError):
+        return None
+    for name in (error.filename, error.filename2):
+        if isinstance(name, str | os.PathLike):
+            refused = os.path.abspath(name)
+            for text in given:
+                for path in filter(None, (text, text.partition("=")[2])):
+                    above = os.path.abspath(path)
+                    if refused == above or refused.startswith(above.rstrip(os.sep) + os.sep):
+                        return plain(os.fspath(name), 200)
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    return (isinstance(error, OSError) and error.strerror) or described(error)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

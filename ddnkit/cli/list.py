@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
 import click
 
 from .. import registry
-from ..errors import InputError, nearest_choice
+from ..errors import InputError, nearest_choice, plain
 from ..recipe.find import shipped
 
 _RECIPES = "recipes"
@@ -24,6 +22,7 @@ def list_(group: str | None) -> None:
     if group is not None and group not in (*registry.GROUPS, _RECIPES):
         hint = nearest_choice(group, [*registry.GROUPS, _RECIPES])
         raise InputError(f"no group '{group}'.{hint}")
+    registry.tell_by(lambda text: None)  # this command has a section for it
     failed = registry.check_foreign()
     for name in registry.GROUPS:
         if group in (None, name):
@@ -32,7 +31,8 @@ def list_(group: str | None) -> None:
             )
     if group in (None, _RECIPES):
         _section(_RECIPES, list(shipped()))
-    aside = [
+    aside = [f"{distribution}: {reason}" for distribution, reason in registry.set_aside().items()]
+    aside += [
         f"{plugin}: {reason}" for plugin, reason in failed.items() if group in (None, plugin.group)
     ]
     if aside:
@@ -46,9 +46,9 @@ def _section(title: str, lines: list[str]) -> None:
 
 
 def _line(plugin: registry.Plugin) -> str:
-    if plugin.distribution.split(" ")[0] == "ddnkit":
+    if plugin.built_in:
         return plugin.name
     # A foreign plugin has been imported by now: its first line costs nothing.
-    own = vars(registry.get(plugin.group, plugin.name)).get("__doc__") or ""
-    first = inspect.cleandoc(own).partition("\n")[0]
+    own = registry.own_text(registry.get(plugin.group, plugin.name))
+    first = plain(own.partition("\n")[0], 200)
     return f"{plugin.name}  (from {plugin.distribution})  {first}".rstrip()

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from .. import registry
 from ..errors import PluginError
+from .contract import contract_of, lacking, wrong_values
 from .location import error_path, keys, keys_at, value_at
 from .pipeline import Pipeline
 from .problems import Problems, meant_hint, message
@@ -35,11 +36,12 @@ _Unresolved = Annotated[Any, pydantic.BeforeValidator(_fail)]
 
 @dataclass(frozen=True)
 class Component:
-    """A section of a pipeline that a plugin fills."""
+    """A section of a pipeline that a plugin fills; ``contract``: the type that the pipeline asks for."""
 
     group: str
     default: str | None
     optional: bool
+    contract: Any = Settings
 
 
 def components(pipeline: type[Pipeline]) -> dict[str, Component]:
@@ -51,7 +53,10 @@ def components(pipeline: type[Pipeline]) -> dict[str, Component]:
             optional = type(None) in typing.get_args(info.annotation)
             default = extra["ddnkit_default"]
             found[name] = Component(
-                str(extra["ddnkit_group"]), str(default) if default else None, optional
+                str(extra["ddnkit_group"]),
+                str(default) if default else None,
+                optional,
+                contract_of(info.annotation),
             )
     return found
 
@@ -129,7 +134,7 @@ class VariantSchema:
             self.report(error, data, model, reserved)
             return None
         dumped = instance.model_dump(by_alias=True)
-        if self.taken_for_another(data, dumped, ()):
+        if self.taken_for_another(data, dumped, ()) or self.wrong_members(instance):
             return None
         return Resolved(instance, self.settings(instance), self.document.marks)
 
@@ -155,6 +160,12 @@ class VariantSchema:
             chosen = registry.get(component.group, name)
         except PluginError as error:
             self.problems.add(mark, path, str(error))
+            return None
+        lacks = lacking(chosen, component.contract)
+        if lacks:
+            whose = registry.plugin(component.group, name)
+            text = f"plugin {whose} does not fit the pipeline {self.name}: {'; '.join(lacks)}"
+            self.problems.add(mark, path, text)
             return None
         self.names[section] = name
         kept = {
@@ -257,6 +268,17 @@ class VariantSchema:
                 source = " (a preset of the pipeline, as the key is not given)"
                 text = message(items, value_at(data, path)) + (source * (path in self.preset))
                 self.problems.add(mark, path, text)
+
+    def wrong_members(self, instance: Pipeline) -> bool:
+        """Note each setting of a component that the pipeline cannot use; whether there was any."""
+        wrong = False
+        for section, component in components(self.pipeline).items():
+            if section in self.names:
+                for name, text in wrong_values(getattr(instance, section), component.contract):
+                    path: Key = (section, name)
+                    self.problems.add(self.document.mark(path), path, text)
+                    wrong = True
+        return wrong
 
     def taken_for_another(self, given: Any, taken: Any, path: Key) -> bool:
         """Note each ``true`` taken for 1 and each text for a number or for true; whether any was."""

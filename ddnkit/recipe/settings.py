@@ -8,6 +8,11 @@ from typing import Any, final
 
 import pydantic
 
+from .. import registry
+
+# A model has pydantic look for its own plugins in all that is installed, which may be unreadable.
+registry.find()
+
 
 @final
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from .. import registry
 from ..recipe.load import load
 from .distributed import leave
 from .folder import RunFolder
@@ -28,6 +29,7 @@ def main(path: str) -> None:
     # Standard output is the line to the parent; what a plugin prints goes to standard error.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    registry.tell_by(lambda text: None)  # the parent has told it
     folder = RunFolder(Path(path))
     recipe = load(str(folder.recipe))
     variants = {variant.name: variant for variant in recipe.variants}

@@ -50,8 +50,9 @@ def variants() -> list[BackwardForm]:
 
 def all_forms() -> list[BackwardForm]:
     """Every registered form, "auto" first, then the variants."""
-    names = sorted(registry.names("backwards"), key=lambda name: (name != "auto", name))
-    return [*(registry.get("backwards", name)() for name in names), *variants()]
+    found = registry.working("backwards")
+    names = sorted(found, key=lambda name: (name != "auto", name))
+    return [*(found[name] for name in names), *variants()]
 
 
 def as_form(form: str | BackwardForm) -> BackwardForm:

@@ -24,7 +24,8 @@ finally:
 def ddnkit(
     *arguments: str, path: Path | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(path)} if path else None
+    before = os.environ.get("PYTHONPATH", "")
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{before}"} if path else None
     return subprocess.run(
         [sys.executable, "-c", PROGRAM.format(heavy=HEAVY), *arguments],
         capture_output=True,
@@ -86,6 +87,7 @@ def strangers(tmp_path: Path) -> Path:
     """A folder with an installed distribution: one plugin works, two do not."""
     (tmp_path / "stranger_good.py").write_text(
         "from ddnkit import Settings\nclass Good(Settings):\n    'A good head.'\n    size: int = 1\n"
+        "    def build(self, *, feature_dim, classes): ...\n"
     )
     (tmp_path / "stranger_bad.py").write_text("raise RuntimeError('no licence')\n")
     (tmp_path / "stranger_odd.py").write_text("class Odd:\n    pass\n")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ddnkit_train import Classification
-from pydantic import Field
+from ddnkit_train.settings import MetricsSection
+from pydantic import Field, InstanceOf
 
-from ddnkit import Job, Settings, Table, component
+from ddnkit import Job, Table, component
 
 from .imbalance import ImbalanceSettings, MixupSettings
 from .metrics import COLUMNS
@@ -28,7 +29,7 @@ class LongTailed(Classification):
     mixup: MixupSettings = Field(
         default=MixupSettings(), description="Whether training samples are mixed in pairs."
     )
-    metrics: Settings = component(
+    metrics: InstanceOf[MetricsSection] = component(
         "metrics", "long_tail", description="Figures measured on training and test set."
     )
 

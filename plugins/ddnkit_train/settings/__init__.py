@@ -7,6 +7,14 @@ from .losses import CrossEntropy, MeanSquaredError
 from .optimizers import AGD, SGD, Adam, AdamW
 from .pipeline import Classification, TrainSettings
 from .schedule import ScheduleSettings
+from .sections import (
+    BackboneSection,
+    DataSection,
+    HeadSection,
+    LossSection,
+    MetricsSection,
+    OptimizerSection,
+)
 
 __all__ = [
     "AGD",
@@ -15,17 +23,23 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BackboneSection",
     "BackboneSettings",
     "Classification",
     "CrossEntropy",
+    "DataSection",
     "DataSettings",
     "DigitPairs",
     "Digits",
     "EngineSettings",
     "FreeFeatures",
     "FreeFeaturesData",
+    "HeadSection",
     "ImageSettings",
+    "LossSection",
     "MeanSquaredError",
+    "MetricsSection",
+    "OptimizerSection",
     "ScheduleSettings",
     "TrainSettings",
 ]

@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field, PositiveInt
+from pydantic import Field, InstanceOf, PositiveInt
 
 from ddnkit import Doubt, InputError, Job, Pipeline, Settings, Table, component
 
 from .backbones import BackboneSettings
-from .data import DataSettings
 from .engine import EngineSettings
 from .optimizers import AGD
 from .schedule import ScheduleSettings
+from .sections import (
+    BackboneSection,
+    DataSection,
+    HeadSection,
+    LossSection,
+    MetricsSection,
+    OptimizerSection,
+)
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -119,12 +126,22 @@ class Classification(Pipeline):
         "etf_distance_h",
     )
 
-    data: DataSettings = component("datasets", description="Labelled training and test samples.")
-    backbone: Settings = component("backbones", description="Maps a sample to its features.")
-    head: Settings = component("heads", description="The classifier on the features.")
-    loss: Settings = component("losses", "cross_entropy", description="What is minimised.")
-    optimizer: Settings = component("optimizers", description="How it is minimised.")
-    metrics: Settings = component(
+    data: InstanceOf[DataSection] = component(
+        "datasets", description="Labelled training and test samples."
+    )
+    backbone: InstanceOf[BackboneSection] = component(
+        "backbones", description="Maps a sample to its features."
+    )
+    head: InstanceOf[HeadSection] = component(
+        "heads", description="The classifier on the features."
+    )
+    loss: InstanceOf[LossSection] = component(
+        "losses", "cross_entropy", description="What is minimised."
+    )
+    optimizer: InstanceOf[OptimizerSection] = component(
+        "optimizers", description="How it is minimised."
+    )
+    metrics: InstanceOf[MetricsSection] = component(
         "metrics", "neural_collapse", description="Figures measured on the training set."
     )
     train: TrainSettings = Field(description="Length of the training and evaluations.")
@@ -204,13 +221,10 @@ class Classification(Pipeline):
 
     def prepare(self, *, download: bool) -> None:
         """See that the data are there, and fetch them where that is asked for."""
-        sections = [
-            section
-            for section in (self.data, self.backbone)
-            if isinstance(section, DataSettings | BackboneSettings)
-        ]
-        for section in sections:
-            section.locate(download=download)
+        for section in (self.data, self.backbone):
+            locate = getattr(section, "locate", None)  # not every plugin has files to look for
+            if callable(locate):
+                locate(download=download)
         if download:
             # Here and once: a server that does not answer is told before fifteen jobs ask it.
             self.data.build(seed=0, smoke=False, download=True)

@@ -1,0 +1,175 @@
+"""A stranger's module is imported so that only the import happens: whatever else it does is undone.
+
+An import runs code that is not ours: it may raise anything, print, change the working folder or
+torch's defaults. What cannot be undone from inside the process is not tried: ``os._exit``, a loop
+without end (Ctrl-C ends it, and tells whose it was), threads, the environment, what is patched in
+other modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+from .errors import PluginError, plain
+
+T = TypeVar("T")
+
+
+def import_apart(work: Callable[[], T]) -> tuple[T, list[str]]:
+    """What ``work``, an import of foreign code, returns; and in words what of its doings was undone.
+
+    What it prints goes to standard error: standard output belongs to the command's own answer.
+
+    Raises:
+        PluginError: it raised; the text says what. Any exception counts, those that would end the
+            process among them, since it is the plugin's and not the user's.
+        KeyboardInterrupt: the user interrupted, whatever the foreign code made of it.
+    """
+    undone: list[str] = []
+    with _signals(undone) as user, _kept(undone), _output_to_stderr():
+        try:
+            value = work()
+        except BaseException as error:
+            # A KeyboardInterrupt without a signal is raised by the code itself.
+            if user.interrupted:
+                raise KeyboardInterrupt from None
+            raise PluginError(described(error)) from error
+        if user.interrupted:  # and the code caught it
+            raise KeyboardInterrupt
+    return value, undone
+
+
+def described(error: BaseException) -> str:
+    """Type and text of an exception on one line, whatever its own methods do."""
+    try:
+        kind = str(type(error).__name__)
+    except Exception:
+        kind = "an exception"
+    try:
+        text = plain(str(error), 400)
+    except Exception:
+        text = "(it cannot be shown)"
+    return f"{kind}: {text}" if text else kind
+
+
+class _User:
+    """Whether the user asked to stop: a signal, as opposed to an exception of that name."""
+
+    interrupted = False
+
+
+@contextlib.contextmanager
+def _signals(undone: list[str]) -> Iterator[_User]:
+    user = _User()
+    if threading.current_thread() is not threading.main_thread():
+        yield user  # signals are the main thread's
+        return
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    previous: Any = before[signal.SIGINT]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        try:
+            previous(number, frame)
+        except KeyboardInterrupt:
+            user.interrupted = True
+            raise
+
+    expected = dict(before)
+    if callable(previous):
+        signal.signal(signal.SIGINT, interrupt)
+        expected[signal.SIGINT] = interrupt
+    try:
+        yield user
+    finally:
+        changed = [n for n in before if signal.getsignal(n) != expected[n]]
+        for number in {*changed, signal.SIGINT}:
+            # One that C code has set reads as None, and can neither be kept nor set again.
+            if before[number] is not None:
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    signal.signal(number, before[number])
+        if changed:
+            names = sorted(signal.Signals(number).name for number in changed)
+            undone.append(f"handlers of {', '.join(names)}")
+
+
+@contextlib.contextmanager
+def _kept(undone: list[str]) -> Iterator[None]:
+    """Keep the working folder, the warning filters and torch's defaults."""
+    folder, before = _folder(), _torch_defaults()
+    with warnings.catch_warnings():
+        yield
+    if folder is not None and _folder() != folder:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+            undone.append("the working folder")
+    now = _torch_defaults()
+    if now is not None and now != before:
+        undone += _reset_torch(now, before)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _torch_defaults() -> tuple[Any, ...] | None:
+    """The dtype, the device, and whether gradients are recorded; None before torch is loaded."""
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "get_default_device"):
+        return None
+    return torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+
+
+def _reset_torch(now: tuple[Any, ...], before: tuple[Any, ...] | None) -> list[str]:
+    torch: Any = sys.modules["torch"]
+    dtype, device, recording = before or (torch.float32, torch.device("cpu"), True)
+    undone = []
+    if now[0] != dtype:
+        torch.set_default_dtype(dtype)
+        undone.append("torch's default dtype")
+    if now[1] != device:
+        torch.set_default_device(None if device.type == "cpu" else device)
+        undone.append("torch's default device")
+    if now[2] != recording:
+        torch.set_grad_enabled(recording)
+        undone.append("torch's recording of gradients")
+    return undone
+
+
+@contextlib.contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """What is written to standard output goes to standard error, that of C code too."""
+    out, error = sys.stdout, sys.stderr
+    _flush(out)
+    saved = None
+    with contextlib.suppress(OSError):  # one of the two is closed: nothing to redirect
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    sys.stdout = error
+    try:
+        yield
+    finally:
+        _flush(sys.__stdout__)
+        with contextlib.suppress(Exception):
+            import ctypes
+
+            ctypes.CDLL(None).fflush(None)  # what printf has kept back
+        sys.stdout, sys.stderr = out, error
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+def _flush(stream: Any) -> None:
+    with contextlib.suppress(Exception):
+        stream.flush()

@@ -1,0 +1,381 @@
+"""Other people's packages: whatever they hold, ddnkit's own names are its own and the rest works.
+
+Each lies in a folder on the path, as an installed one does, and is met by a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+SETTINGS = "from ddnkit import Settings\n"
+HEAD = """\
+class Head(Settings):
+    'A head of another.'
+    def build(self, *, feature_dim, classes): ...
+"""
+NODE = """\
+from ddnkit import DeclarativeNode
+class Node(DeclarativeNode):
+    'A node of another.'
+    def objective(self, x, y): return ((x - y) ** 2).sum()
+"""
+THIEF = """\
+[ddnkit.heads]
+standard = other_module:Head
+[ddnkit.nodes]
+nearest_etf = other_module:Node
+"""
+ONE = "[ddnkit.heads]\nothers = other_module:Head\n"
+PRINTS = """\
+import ctypes, os, sys
+print("spoken by Python")
+sys.__stdout__.write("spoken past the redirection")
+ctypes.CDLL(None).puts(b"spoken by C")
+os.system("echo spoken by a child")
+"""
+META = """\
+class Odd(type(Settings)):
+    def __repr__(self): raise RuntimeError("no")
+    def __getattribute__(self, name):
+        if name in ("__doc__", "__dict__", "__name__", "__qualname__"): raise RuntimeError("no")
+        return super().__getattribute__(name)
+"""
+RAISES = {
+    "keyboard": "raise KeyboardInterrupt",
+    "exit": "import sys; sys.exit(0)",
+    "base": "class Own(BaseException):\n    def __str__(self): raise RuntimeError\nraise Own",
+    "generator": "raise GeneratorExit",
+    "long": "raise ValueError('x' * 10**6 + '\\x1b[31m')",
+    "recursion": "def f(): f()\nf()",
+    "syntax": "def (",
+}
+#: Name: the list of entry points, the module, and what is named as set aside, if anything is.
+CASES: dict[str, tuple[str | bytes, str, str | None]] = {
+    "thief": (THIEF, SETTINGS + HEAD + NODE, "other:standard"),
+    "malformed": ("heads = other:Head\n", "", "other 1.5"),
+    "duplicate": (ONE + "others = other_module:Head\n", SETTINGS + HEAD, "other 1.5"),
+    "bytes": (b"[ddnkit.heads]\nx\xff = y:z\n", "", "other 1.5"),
+    "no equals sign": (ONE + "no_equals_sign\n", SETTINGS + HEAD, "other 1.5"),
+    "huge": (ONE + "# more\n" * 200_000, SETTINGS + HEAD, "other 1.5"),
+    "percent": ("[ddnkit.heads]\nx = other%module:Head\n", "", "other%module"),
+    "module alone": ("[ddnkit.heads]\nx = other_module\n", "", "not a subclass"),
+    "odd name": ("[ddnkit.heads]\na/b\x1b[31m = other_module:Head\n", SETTINGS + HEAD, "a/b"),
+    **{name: (ONE, text, "others") for name, text in RAISES.items()},
+    "doc no text": (ONE, SETTINGS + HEAD + "Head.__doc__ = 5\n", None),
+    "doc property": (ONE, SETTINGS + HEAD + "    __doc__ = property(lambda self: 1 / 0)\n", None),
+    "metaclass": (ONE, SETTINGS + META + HEAD.replace("Settings", "Settings, metaclass=Odd"), ""),
+    "instance": (ONE, SETTINGS + HEAD + "Head = Head()\n", "not a subclass"),
+    "no repr": (
+        ONE,
+        "class Odd:\n    def __repr__(self): raise RuntimeError\nHead = Odd()\n",
+        "not a subclass",
+    ),
+    "prints": (ONE, PRINTS + SETTINGS + HEAD, None),
+}
+SCRIPT = """
+import contextlib, io, json, os, signal, sys, warnings
+from ddnkit.cli import main
+before = (os.getcwd(), signal.getsignal(signal.SIGTERM), warnings.filters[:])
+found = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments, prog_name="ddnkit")
+        except SystemExit as done:
+            found.append([done.code, out.getvalue(), err.getvalue()])
+after = (os.getcwd(), signal.getsignal(signal.SIGTERM), warnings.filters[:])
+torch = "torch" in sys.modules  # it adds filters of its own
+print(json.dumps({"found": found, "kept": before[:3 - torch] == after[:3 - torch], "torch": torch}))
+"""
+
+
+def install(
+    folder: Path, points: str | bytes, module: str = "", name: str = "other-1.5.dist-info"
+) -> Path:
+    """Put a distribution in ``folder``, without METADATA, which nothing needs."""
+    (folder / name).mkdir(parents=True)
+    content = points if isinstance(points, bytes) else points.encode()
+    (folder / name / "entry_points.txt").write_bytes(content)
+    (folder / "other_module.py").write_text(module)
+    return folder
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def in_one_process(folder: Path, *commands: list[str]) -> tuple[list[list[str]], str]:
+    """Status, output and errors of commands that one process runs, and what else it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(folder),
+        cwd=folder,
+        check=True,
+    )
+    result = json.loads(done.stdout)
+    assert result["kept"]
+    assert not result["torch"] or any("nodes" in points for points in _lists(folder))
+    return result["found"], done.stderr
+
+
+def _lists(folder: Path) -> list[str]:
+    return [f.read_text(errors="replace") for f in folder.glob("*.dist-info/entry_points.txt")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_own_names_stay_and_the_culprit_is_named(case: str, tmp_path: Path) -> None:
+    points, module, named = CASES[case]
+    install(tmp_path, points, module)
+    found, noise = in_one_process(
+        tmp_path,
+        ["run", "digits", "--dry-run"],
+        ["list"],
+        ["describe", "heads/others"],
+        ["describe", "heads/standard"],
+    )
+    (ran, _, told), (listed, output, _), (described, _, why), (own, text, _) = found
+    assert (ran, listed, own) == (0, 0, 0), found
+    assert described in (0, 2), why
+    assert "unexpected" not in told + why
+    assert "ddnkit_etf.settings:StandardHead" in text
+    listing, _, aside = output.partition("set aside\n")
+    assert "\n  standard\n" in listing
+    assert "\x1b" not in output
+    assert max(map(len, output.splitlines())) < 2000
+    if named is not None:
+        assert named in aside
+    else:
+        assert "  others  (from other 1.5)" in listing
+        assert not aside
+    if case == "prints":
+        assert "spoken" not in output
+        assert noise.count("spoken") == 3  # what was written past sys.stdout; the other is in told
+    if named == "other 1.5":
+        assert told.count("other 1.5") == 1
+    if case == "thief":
+        assert told.count("'other:standard'") == 1
+        assert "other:nearest_etf" in listing
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "case", ["thief", "malformed", "keyboard", "base", "doc no text", "prints"]
+)
+def test_runs_and_checks_go_on_beside_a_bad_plugin(case: str, tmp_path: Path) -> None:
+    points, module, _ = CASES[case]
+    if case in ("keyboard", "base"):
+        points += "[ddnkit.backwards]\nbroken = other_module:Head\n"  # type: ignore[operator]
+    install(tmp_path, points, module)
+    named = {"thief": "other:", "malformed": "other 1.5", "keyboard": "broken", "base": "broken"}
+    for arguments in (["check", "nearest_etf", "--examples", "2"], ["run", "digits", "--smoke"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ddnkit", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment(tmp_path),
+            cwd=tmp_path,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "spoken" not in done.stdout
+        if case in ("thief", "malformed") or (case in named and arguments[0] == "check"):
+            assert named[case] in done.stderr
+
+
+def test_a_plugin_of_a_taken_name_is_reached_by_that_of_its_distribution(tmp_path: Path) -> None:
+    install(tmp_path / "a", THIEF, SETTINGS + HEAD + NODE)
+    ((status, output, told), *_), _ = in_one_process(
+        tmp_path / "a", ["run", "digits", "-s", "head=other:standard", "--dry-run"]
+    )
+    assert status == 0, told
+    assert "{name: other:standard}" in output or "name: 'other:standard'" in output
+
+
+def test_two_strangers_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    install(tmp_path, ONE, SETTINGS + HEAD)
+    install(tmp_path, ONE, SETTINGS + HEAD, "third_one-2.0.dist-info")
+    found, _ = in_one_process(
+        tmp_path,
+        ["run", "digits", "-s", "head=others", "--dry-run"],
+        ["run", "digits", "-s", "head=third_one:others", "--dry-run"],
+    )
+    assert found[0][0] == 2
+    assert "'other:others'" in found[0][2]
+    assert "'third_one:others'" in found[0][2]
+    assert found[1][0] == 0
+
+
+def test_what_is_no_list_of_entry_points_is_passed_over(tmp_path: Path) -> None:
+    install(tmp_path, ONE, SETTINGS + HEAD)
+    (tmp_path / "file-1.dist-info").write_text("a file")
+    for name in ("folder", "dangling", "loop"):
+        (tmp_path / f"{name}-1.dist-info").mkdir()
+    (tmp_path / "folder-1.dist-info" / "entry_points.txt").mkdir()
+    (tmp_path / "dangling-1.dist-info" / "entry_points.txt").symlink_to("nowhere")
+    (tmp_path / "loop-1.dist-info" / "entry_points.txt").symlink_to("entry_points.txt")
+    ((status, output, _),), _ = in_one_process(tmp_path, ["list", "heads"])
+    assert status == 0
+    listing, _, aside = output.partition("set aside\n")
+    assert "  others  (from other 1.5)" in listing
+    for name in ("folder 1", "dangling 1", "loop 1"):
+        assert name in aside
+    assert "file 1" not in aside
+
+
+def test_another_distribution_of_ddnkits_name_takes_nothing(tmp_path: Path) -> None:
+    points = THIEF + "more = other_module:Head\n"
+    install(tmp_path, points, SETTINGS + HEAD + NODE, "ddnkit-0.0.1.dist-info")
+    (tmp_path / "archive").mkdir()
+    with zipfile.ZipFile(tmp_path / "strangers.zip", "w") as archive:
+        archive.writestr("zipped-2.dist-info/entry_points.txt", ONE)
+        archive.writestr("broken-3.dist-info/entry_points.txt", "=")
+    done = subprocess.run(
+        [sys.executable, "-m", "ddnkit", "list", "heads"],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path, tmp_path / "strangers.zip"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    listing, _, aside = done.stdout.partition("set aside\n")
+    assert "\n  standard\n" in listing
+    assert "more" not in listing
+    assert f"ddnkit 0.0.1 in {tmp_path}" in aside
+    assert "others  (from zipped 2)" in listing
+    assert "broken 3" in aside
+
+
+DISTURBS = """\
+import os, signal, threading, warnings
+os.chdir("/")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+warnings.simplefilter("ignore")
+import torch
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+torch.set_grad_enabled(False)
+"""
+
+
+def test_what_an_import_changes_is_set_back_and_told(tmp_path: Path) -> None:
+    install(tmp_path, ONE, DISTURBS + SETTINGS + HEAD)
+    script = """
+import os, signal, sys, warnings
+before = os.getcwd(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+from ddnkit import registry
+told = []
+registry.tell_by(told.append)
+filters = warnings.filters[:]
+registry.get("heads", "others")
+import torch
+assert before == (os.getcwd(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+assert warnings.filters == filters
+assert torch.get_default_dtype() == torch.float32
+assert torch.zeros(1).device.type == "cpu"
+assert torch.is_grad_enabled()
+assert len(told) == 1 and "others" in told[0] and "SIGTERM" in told[0], told
+"""
+    subprocess.run(
+        [sys.executable, "-c", script], env=environment(tmp_path), cwd=tmp_path, check=True
+    )
+
+
+@pytest.mark.parametrize("caught", [False, True])
+def test_the_users_own_interrupt_still_interrupts(caught: bool, tmp_path: Path) -> None:
+    waits = "    print('here', flush=True)\n    time.sleep(60)\n"
+    after = "except BaseException:\n    pass\n" if caught else "finally:\n    pass\n"
+    waits = f"import time\ntry:\n{waits}{after}"
+    install(tmp_path, ONE, waits + SETTINGS + HEAD)
+    with subprocess.Popen(
+        [sys.executable, "-m", "ddnkit", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "others" not in told or "interrupted" in told
+    assert "Traceback" not in told
+
+
+# -- a plugin that does not have what its pipeline uses --------------------------------------------
+
+BUILD = {
+    "datasets": "def build(self, *, seed, smoke, download): ...",
+    "backbones": "def build(self, *, sample_shape, samples): ...",
+    "heads": "def build(self, *, feature_dim, classes): ...",
+    "losses": "def build(self, *, counts, head): ...",
+    "optimizers": "def build(self, model): ...",
+    "metrics": "def build(self): ...",
+}
+SECTION = {
+    "datasets": "data",
+    "backbones": "backbone",
+    "heads": "head",
+    "losses": "loss",
+    "optimizers": "optimizer",
+    "metrics": "metrics",
+}
+FIELDS = "    batch_size: int = 8\n    sampler: str = 'shuffled'\n"
+WRONG = {
+    "def build(self, *, other): ...": "build",
+    "build: int = 3": "build",
+    "pass": "build",
+    "def build(self, *more, required, **named): ...": "build",
+}
+
+
+def test_every_section_is_held_against_what_the_pipeline_uses(tmp_path: Path) -> None:
+    """One process: a class of each kind that fits, and those that do not; nothing is built."""
+    points, module, commands, expected = "", SETTINGS + "from typing import Any\n", [], []
+    for group, build in BUILD.items():
+        points += f"[ddnkit.{group}]\n"
+        fields = FIELDS if group == "datasets" else ""
+        bodies = {build: None, **WRONG}
+        if group == "datasets":
+            bodies[f"batch_size: int = 8\n    {build}"] = "sampler"
+        for number, (body, member) in enumerate(bodies.items()):
+            name = f"s{number}_{group}"
+            points += f"{name} = other_module:{name}\n"
+            own = "" if member == "sampler" else fields
+            module += f"class {name}(Settings):\n{own}    {body}\n"
+            commands.append(["run", "digits", "-s", f"{SECTION[group]}={name}", "--dry-run"])
+            expected.append((name, member))
+    install(tmp_path, points, module)
+    found, _ = in_one_process(tmp_path, *commands)
+    for (status, _, told), (name, member) in zip(found, expected, strict=True):
+        assert status == (0 if member is None else 2), (name, told)
+        if member is not None:
+            assert f"'{member}'" in told or f"{member}(" in told
+            assert name in told
+            assert "other 1.5" in told
+
+
+@pytest.mark.parametrize("given", ["sampler=by_chance", "batch_size=0"])
+def test_a_value_that_the_pipeline_cannot_use_is_refused(given: str, tmp_path: Path) -> None:
+    body = f"class Head(Settings):\n{FIELDS}    {BUILD['datasets']}\n"
+    install(tmp_path, ONE.replace("heads", "datasets"), SETTINGS + body)
+    ((status, _, told),), _ = in_one_process(
+        tmp_path, ["run", "digits", "-s", "data=others", "-s", f"data.{given}", "--dry-run"]
+    )
+    assert status == 2
+    assert f"data.{given.partition('=')[0]}" in told
