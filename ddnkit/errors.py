@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class DdnkitError(Exception):
@@ -36,6 +37,21 @@ class UntrustedGradientError(DdnkitError):
 
 class DdnkitWarning(UserWarning):
     """What goes on all the same: a failed certificate under ``warn``, batches that say nothing."""
+
+
+@contextlib.contextmanager
+def reaching(path: object, option: str = "") -> Iterator[None]:
+    """Have a failure to read or write ``path``, which the user gave, tell it: it is wrong input.
+
+    Raises:
+        InputError: the system refused the path, or ran out of room for it.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or plain(str(error), 200)
+        what = f"{option} {path}".strip()
+        raise InputError(f"{plain(what, 200)}: {reason}") from error
 
 
 def closest(given: str, choices: Iterable[str]) -> str | None:

@@ -119,7 +119,7 @@ def find() -> None:
                     if distribution.entry_points is not None and isinstance(distribution.name, str):
                         yield distribution
 
-        metadata.distributions = readable  # type: ignore[assignment]
+        metadata.distributions = readable
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # for processes begun here
 
 

@@ -156,6 +156,13 @@ class Comparison(Bench):
                     f"--sizes: a size is {len(self.size_names)} positive numbers here, "
                     f"{'x'.join(self.size_names)}, not {'x'.join(map(str, size))}"
                 )
+            # Two of its numbers are the sides of a matrix, whatever the work is.
+            least = 4.0 * math.prod(sorted(size)[-2:])
+            if not _fits(least):
+                raise InputError(
+                    f"--sizes: {'x'.join(map(str, size))} takes {least / 2**30:,.0f} GiB at least, "
+                    "more than half of this machine's memory"
+                )
         own = self.sizes
         if request.device == "cuda" and self.cuda_sizes is not None:
             own = self.cuda_sizes
@@ -232,7 +239,12 @@ class Comparison(Bench):
     def drawn(self, case: Case, request: Request) -> Mapping[str, Any]:
         """The inputs of a case on the request's device, from its seed."""
         torch.manual_seed(request.seed)
-        made = self.inputs(case, getattr(torch, request.dtype or self.dtype))
+        try:
+            made = self.inputs(case, getattr(torch, request.dtype or self.dtype))
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            if not request.sizes:
+                raise
+            raise InputError(f"--sizes: {case} cannot be made: {_short(error)}") from error
         return {
             name: value.to(request.device) if isinstance(value, torch.Tensor) else value
             for name, value in made.items()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hypothesis
 import torch
+from hypothesis import configuration
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,6 +28,21 @@ def _quiet(examples: int) -> hypothesis.settings:
         derandomize=True,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
+
+
+@contextlib.contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Have hypothesis keep what it finds in the modules at hand elsewhere than in a folder here.
+
+    Afterwards it is as it was: the tests of whoever calls may use it too.
+    """
+    kept = getattr(configuration, "__hypothesis_home_directory", None)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(kept)
 
 
 def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], bool]) -> None:
@@ -46,7 +63,8 @@ def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], b
             raise _StopError
 
     try:
-        run()
+        with _nothing_left():
+            run()
     except _StopError:
         return
 
@@ -119,7 +137,8 @@ def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple
         return failed
 
     # Where ``fails`` gives up, or depends on chance, what was found before counts.
-    with contextlib.suppress(hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky):
+    gives_up = (hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky)
+    with contextlib.suppress(*gives_up), _nothing_left():
         hypothesis.find(st.builds(simplified, st.integers(1, 16), kept), noted, settings=_quiet(60))
     return best
 

@@ -73,6 +73,8 @@ def check(
     if given:
         session.visit(given)
     else:
+        if examples < 1:
+            raise InputError(f"examples must be a whole number from 1 on, not {examples!r}")
         # Drawn inputs are those of one problem.
         session.subject = subject = subject.with_batch_dims(None)
         draw(subject.node, examples, session.visit)

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import registry
-from ..errors import InputError, nearest_choice
+from ..errors import InputError, PluginError, nearest_choice
+from ..importing import described, import_apart
 from ..node import DeclarativeNode
 
 #: What the names of modules begin with that were imported by path.
@@ -31,10 +32,10 @@ def load_target(target: str) -> DeclarativeNode:
         return kind()
     except InputError:
         raise
-    except Exception as error:  # a stranger's constructor may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
         raise InputError(
             f"{target}: {kind.__name__}() could not be made without arguments "
-            f"({type(error).__name__}: {error}); give its parameters defaults"
+            f"({described(error)}); give its parameters defaults"
         ) from error
 
 
@@ -82,10 +83,12 @@ def _import(path: Path) -> ModuleType:
     sys.modules[name] = module
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as `python file.py` would, so that it may import its neighbours
+    loader = spec.loader
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a stranger's file may raise anything
-        raise InputError(f"{path} failed to import: {type(error).__name__}: {error}") from error
+        import_apart(lambda: loader.exec_module(module))
+    except PluginError as error:
+        raise InputError(f"{path} failed to import: {error}") from error
     finally:
-        sys.path.remove(folder)
+        if folder in sys.path:
+            sys.path.remove(folder)
     return module

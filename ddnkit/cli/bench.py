@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import InputError, PluginError
+from ..errors import InputError, PluginError, reaching
 
 
 class _Sizes(click.ParamType):
@@ -24,6 +25,14 @@ class _Sizes(click.ParamType):
             )
         except ValueError:
             self.fail(f"expected sizes such as 64x10,1024x100, not {value!r}", param, context)
+
+
+class _Seconds(click.FloatRange):
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        seconds = super().convert(value, param, context)
+        if math.isnan(seconds):  # it is within any range
+            self.fail(f"{value!r} is not a number", param, context)
+        return seconds
 
 
 @click.command()
@@ -40,21 +49,21 @@ class _Sizes(click.ParamType):
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     default=5,
     show_default=True,
     help="Rounds; medians are shown.",
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0),
+    type=_Seconds(0, 1e6),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
     help="For one competitor at one size; a slower one gets fewer rounds.",
 )
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in processes of their own.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--json", "json_file", metavar="OUT", help="Write the figures there; -: print them.")
 @click.option(
     "--figure",
@@ -95,8 +104,8 @@ def bench(
     benches = [resolve(each) for each in names]
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device that torch can use")
-    if json_file not in (None, "-") and not Path(str(json_file)).resolve().parent.is_dir():
-        raise InputError(f"--json {json_file}: there is no such folder")
+    if json_file is not None and json_file != "-":
+        _check_writable(Path(json_file), "--json")
     request = Request(
         device=device,
         dtype=dtype,
@@ -108,6 +117,8 @@ def bench(
         seed=seed,
         progress=lambda text: click.echo(f"measuring {text}", err=True),
     )
+    if figure is not None:
+        _check_figure(figure)
     if figure is not None and (len(benches) > 1 or not benches[0].has_figure):
         raise InputError(f"--figure: the bench {name} has no figure")
     plain = []
@@ -117,14 +128,38 @@ def bench(
         tables = [vars(table) for table in result.tables]
         plain.append({"header": header, "tables": tables, "measured": result.measured})
         # What is done is kept, whatever becomes of the benches that follow.
-        if json_file not in (None, "-"):
-            Path(str(json_file)).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        if json_file is not None and json_file != "-":
+            with reaching(json_file, "--json"):
+                Path(json_file).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         if json_file != "-":
             _print(header, result.tables)
         if figure is not None and result.figure is not None:
-            result.figure(figure)
+            with reaching(figure, "--figure"):
+                result.figure(figure)
     if json_file == "-":
         click.echo(json.dumps(plain, indent=1))
+
+
+def _check_figure(file: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in kinds:
+        raise InputError(
+            f"--figure {file}: the name must end in one of .{', .'.join(sorted(kinds))}"
+        )
+    _check_writable(file, "--figure")
+
+
+def _check_writable(file: Path, option: str) -> None:
+    """See now, not after minutes of measuring, that a file can be written; it stays as it is."""
+    with reaching(file, option):
+        if not file.resolve().parent.is_dir():
+            raise InputError(f"{option} {file}: there is no such folder")
+        there = file.exists()
+        file.open("a").close()
+        if not there:
+            file.unlink()
 
 
 def _print(header: str, tables: Any) -> None:

@@ -10,7 +10,13 @@ import click
 
 @click.command()
 @click.argument("target")
-@click.option("--examples", default=20, show_default=True, help="How many inputs to draw.")
+@click.option(
+    "--examples",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    help="How many inputs to draw.",
+)
 @click.option("--backward", default=None, help="Check this backward form only.")
 @click.option("--local", is_flag=True, help="The node is meant to return a local minimum.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -100,6 +101,10 @@ class LazyGroup(click.Group):
             if given is not None:
                 click.echo(f"error: {given}: {_reason(error)}", err=True)
                 ctx.exit(InputError.exit_status)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                _drop_output()
+                click.echo(f"error: nothing more can be written: {_reason(error)}", err=True)
+                ctx.exit(InputError.exit_status)
             click.echo(
                 f"error: unexpected {described(error)}; for the traceback: ddnkit --debug "
                 f"{ctx.invoked_subcommand} ...",
@@ -126,11 +131,21 @@ def _given_path(error: BaseException, given: tuple[str, ...]) -> str | None:
         if isinstance(name, str | os.PathLike):
             refused = os.path.abspath(name)
             for text in given:
-                for path in filter(None, (text, text.partition("=")[2])):
+                # KEY=PATH, and PATH:NAME
+                parts = (text, text.partition("=")[2], text.rpartition(":")[0])
+                for path in filter(None, parts):
                     above = os.path.abspath(path)
                     if refused == above or refused.startswith(above.rstrip(os.sep) + os.sep):
                         return plain(os.fspath(name), 200)
     return None
+
+
+def _drop_output() -> None:
+    """Let what standard output still holds go nowhere: it has no room, and Python would try again."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _reason(error: BaseException) -> str:

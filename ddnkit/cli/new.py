@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import InputError
+from ..errors import InputError, plain, reaching
 
 _NODE = '''\
 """A declarative node. Check it with: ddnkit check {file}"""
@@ -59,13 +59,27 @@ def new() -> None:
 )  # fmt: skip
 def node(name: str, folder: Path) -> None:
     """Write a node of this NAME: a class in a file, ready to check and to change."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,99}", name):
+        raise InputError(
+            f"'{plain(name, 60)}' gives no class name; expected at most 100 letters, digits and _ "
+            "such as my_node or MyNode"
+        )
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)
     class_name = "".join(word[:1].upper() + word[1:] for word in words)
     if not class_name.isidentifier() or keyword.iskeyword(class_name):
         raise InputError(f"'{name}' gives no class name; expected something like my_node or MyNode")
-    file = folder / f"{'_'.join(words).lower()}.py"
-    if file.exists():
-        raise InputError(f"{file} is there already; choose another name, or --dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(_NODE.format(name=class_name, file=file), encoding="utf-8")
+    module = "_".join(words).lower()
+    if keyword.iskeyword(module):
+        raise InputError(f"'{module}' is a word of Python's own; choose another name")
+    file = folder / f"{module}.py"
+    with reaching(folder, "--dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with reaching(file), file.open("x", encoding="utf-8") as opened:
+            opened.write(_NODE.format(name=class_name, file=file))
+    except InputError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            what = f"{file} is there already; choose another name, or --dir"
+            raise InputError(what) from error
+        raise
     click.echo(f"wrote {file}; now: ddnkit check {file}:{class_name}")

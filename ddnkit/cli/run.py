@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     help="Jobs side by side, each in a process.  [default: one a core on the CPU, else 1]",
 )
 @click.option(
     "--devices",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
     help="Devices for each job, a process each. For several machines start it with torchrun.",

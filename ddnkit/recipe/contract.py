@@ -81,7 +81,7 @@ def _members(contract: Any) -> dict[str, inspect.Signature | None]:
 @functools.cache
 def _hints(contract: Any) -> dict[str, Any]:
     """The types of a protocol's settings; those of a settings class are validated already."""
-    found = {}
+    found: dict[str, Any] = {}
     for kind in contract.__mro__:
         for name, value in vars(kind).items():
             if name in _members(contract) and isinstance(value, property):

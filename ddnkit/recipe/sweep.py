@@ -77,7 +77,9 @@ def _short_keys(keys: list[str]) -> dict[str, str]:
 
 def _safe(name: str) -> str:
     """``name`` as a folder's name on any system; never hidden, never a way out of the folder."""
-    return re.sub(r"[^\w.=,+-]+", "-", name).strip(".-")[:100]
+    safe = re.sub(r"[^\w.=,+-]+", "-", name).strip(".-")
+    # A name may have so many bytes, and a letter four of them.
+    return safe.encode()[:100].decode(errors="ignore")
 
 
 def _unique(name: str, taken: set[str]) -> str:

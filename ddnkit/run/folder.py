@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedFileError, DdnkitError, InputError
+from ..errors import DamagedFileError, DdnkitError, InputError, reaching
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
 from ..recipe.source import Origin, parse, read
@@ -256,7 +256,8 @@ def new_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
         raise InputError(f"'{out}' holds {same} already: {hint}choose another --out")
     elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"'{out}' is not an empty folder and holds no run: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    with reaching(out):
+        out.mkdir(parents=True, exist_ok=True)
     return RunFolder(out)
 
 
