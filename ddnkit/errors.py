@@ -48,8 +48,8 @@ def reaching(path: object, option: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or plain(str(error), 200)
+    except OSError as error:
+        reason = error.strerror or plain(str(error), 200)
         what = f"{option} {path}".strip()
         raise InputError(f"{plain(what, 200)}: {reason}") from error
 

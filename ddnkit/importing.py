@@ -23,10 +23,11 @@ from .errors import PluginError, plain
 T = TypeVar("T")
 
 
-def import_apart(work: Callable[[], T]) -> tuple[T, list[str]]:
+def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[str]]:
     """What ``work``, an import of foreign code, returns; and in words what of its doings was undone.
 
     What it prints goes to standard error: standard output belongs to the command's own answer.
+    Without ``undo`` what it changes stays, as for a file of the user's own.
 
     Raises:
         PluginError: it raised; the text says what. Any exception counts, those that would end the
@@ -34,7 +35,8 @@ def import_apart(work: Callable[[], T]) -> tuple[T, list[str]]:
         KeyboardInterrupt: the user interrupted, whatever the foreign code made of it.
     """
     undone: list[str] = []
-    with _signals(undone) as user, _kept(undone), _output_to_stderr():
+    kept = _kept(undone) if undo else contextlib.nullcontext()
+    with _signals(undone) as user, kept, _output_to_stderr():
         try:
             value = work()
         except BaseException as error:

@@ -85,7 +85,7 @@ def _import(path: Path) -> ModuleType:
     sys.path.insert(0, folder)  # as `python file.py` would, so that it may import its neighbours
     loader = spec.loader
     try:
-        import_apart(lambda: loader.exec_module(module))
+        import_apart(lambda: loader.exec_module(module), undo=False)
     except PluginError as error:
         raise InputError(f"{path} failed to import: {error}") from error
     finally:

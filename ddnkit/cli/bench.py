@@ -117,10 +117,10 @@ def bench(
         seed=seed,
         progress=lambda text: click.echo(f"measuring {text}", err=True),
     )
-    if figure is not None:
-        _check_figure(figure)
     if figure is not None and (len(benches) > 1 or not benches[0].has_figure):
         raise InputError(f"--figure: the bench {name} has no figure")
+    if figure is not None:
+        _check_figure(figure)
     plain = []
     for each in benches:
         result = each.run(request)
@@ -154,7 +154,7 @@ def _check_figure(file: Path) -> None:
 def _check_writable(file: Path, option: str) -> None:
     """See now, not after minutes of measuring, that a file can be written; it stays as it is."""
     with reaching(file, option):
-        if not file.resolve().parent.is_dir():
+        if not file.absolute().parent.is_dir():
             raise InputError(f"{option} {file}: there is no such folder")
         there = file.exists()
         file.open("a").close()

@@ -116,9 +116,7 @@ class LazyGroup(click.Group):
 def _is_text(given: str) -> bool:
     try:
         given.encode()
-    except (
-        UnicodeEncodeError
-    ):  # Python stands for bytes of another encoding by halves of characters
+    except UnicodeEncodeError:  # bytes of another encoding are halves of characters in Python
         return False
     return True
 

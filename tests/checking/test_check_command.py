@@ -174,3 +174,15 @@ def test_a_file_with_one_node_needs_no_class_name(tmp_path):
     path = tmp_path / "one.py"
     path.write_text(FILE[: FILE.index("class TwiceTheAdjoint")])
     assert run(path, "--examples", 2).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "raised", ["raise KeyboardInterrupt", "import sys; sys.exit(0)", "raise GeneratorExit"]
+)
+def test_whatever_a_file_raises_on_import_is_wrong_input(tmp_path, raised):
+    file = tmp_path / "raises.py"
+    file.write_text(f"print('spoken')\n{raised}\n")
+    result = CliRunner().invoke(main, ["check", f"{file}:Node"])
+    assert result.exit_code == 2
+    assert str(file) in result.stderr
+    assert "spoken" not in result.stdout
