@@ -172,7 +172,8 @@ def test_what_is_no_file_is_named_and_neither_read_nor_waited_for(tmp_path: Path
         assert f"{name}.yaml" in refused(f"{name}.yaml")
     for name in ("/dev/zero", "/dev/null", "x" * 300, f"{'x' * 300}.yaml", "plain.yaml/x"):
         assert name in refused(name)
-    assert "a\\x00b" in refused("a\0b")
+    result = run("a\0b")  # refused as an argument, whatever it names
+    assert result.exit_code == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
