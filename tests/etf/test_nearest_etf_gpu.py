@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_etf import NearestETF, NearestETFClassifier, haar_frame, nearest_etf
 from ddnkit_manifolds import Procrustes
 from ddnkit_train import AGD
@@ -13,6 +14,9 @@ pytestmark = pytest.mark.gpu
 
 #: ImageNet's classes on the features of a ResNet-50.
 SIZE = (2048, 1000)
+#: Of A = 2HM̃ + δP at δ = 1e-3, the largest singular value over the least: 400 at (12, 5), 20 at `SIZE`.
+#: Rounding moves U and the gradient by it, besides √d for products of d terms.
+CONDITION = 400
 
 
 @pytest.fixture
@@ -52,8 +56,9 @@ def test_solution_and_gradient_are_those_of_the_cpu(d, C):
         assert U.device.type == h.grad.device.type == device
         found.append((U.detach().cpu(), h.grad.cpu()))
     (U_cpu, g_cpu), (U_gpu, g_gpu) = found
-    torch.testing.assert_close(U_gpu, U_cpu, atol=1e-5, rtol=0)
-    assert (g_gpu - g_cpu).norm() < 1e-4 * g_cpu.norm()
+    tolerance = rounding(V, CONDITION + d**0.5)
+    assert (U_gpu - U_cpu).norm() < tolerance * C**0.5
+    assert (g_gpu - g_cpu).norm() < tolerance * g_cpu.norm()
 
 
 def test_a_training_step_runs_there():
@@ -119,8 +124,9 @@ def test_gradient_at_the_size_of_imagenet_is_that_of_float64():
         U.backward(V.to("cuda", dtype))
         found.append((U.detach().double(), h.grad.double()))
     (U, gradient), (U32, gradient32) = found
-    assert (U32 - U).norm() < 1e-6 * U.norm()
-    assert (gradient32 - gradient).norm() < 1e-4 * gradient.norm()
+    tolerance = rounding(torch.float32, CONDITION + SIZE[0] ** 0.5)
+    assert (U32 - U).norm() < tolerance * U.norm()
+    assert (gradient32 - gradient).norm() < tolerance * gradient.norm()
 
 
 def test_memory_at_the_size_of_imagenet():
@@ -152,4 +158,4 @@ def test_forward_in_a_cuda_graph():
     H.copy_(other / other.norm())
     graph.replay()
     with torch.no_grad():
-        torch.testing.assert_close(U, layer(H, P), atol=1e-5, rtol=0)
+        torch.testing.assert_close(U, layer(H, P))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from bounds import factorised, infeasibility, rounding
 from ddnkit_manifolds import (
     ConjugateGradient,
     NelderMead,
@@ -121,9 +122,11 @@ def test_reaches_the_closed_form_of_the_nearest_etf(solver):
     gap = problem.objective(solution.y) - closed_form
     assert solution.statuses() == [Status.CONVERGED] * 2
     assert (solution.iterations > 0).all()
-    assert gap.max() <= 1e-6
-    assert gap.min() >= -1e-12
-    assert Stiefel().infeasibility(solution.y).max() < 1e-14
+    # The loosest default is 1e-7 of gradients of size one, and curvatures are δ or more: what is left
+    # of the objective is g²/2δ, 5e-12.
+    assert gap.max() <= 1e-9
+    assert gap.min() >= -rounding(gap, 64 * 10)
+    assert Stiefel().infeasibility(solution.y).max() < factorised(solution.y, 64)
 
 
 @each_solver
@@ -133,8 +136,9 @@ def test_takes_float32(solver):
     solution = solver().solve(problem)
     assert solution.y.dtype == torch.float32
     assert solution.statuses() == [Status.CONVERGED] * 2
-    assert (problem.objective(solution.y) - closed_form).abs().max() < 1e-5
-    assert Stiefel().infeasibility(solution.y).max() < 1e-6
+    gap = (problem.objective(solution.y) - closed_form).abs().max()
+    assert gap < rounding(gap, 32 * 6, size=float(closed_form.max()))
+    assert Stiefel().infeasibility(solution.y).max() < 2 * infeasibility(solution.y, 32, 6)
 
 
 X = torch.tensor([[2.0, 0.3, 0.1], [0.3, 1.0, -0.4], [0.1, -0.4, 3.0]])
@@ -146,6 +150,8 @@ VECTORS = [
 
 
 @every_solver
+# The gradient tolerances of the docstrings, 1e-7 and 1e-5, and 1e-3 of those without derivatives,
+# times 100, 20 and 5: for the size of a gradient at the start beside the curvature at the solution.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
 @pytest.mark.parametrize(("node", "x"), VECTORS, ids=lambda v: type(v).__name__)
 def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
@@ -160,10 +166,11 @@ def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
         cosine = (solution.y[index] @ expected).abs()
         if not isinstance(node, Rayleigh):
             cosine = solution.y[index] @ expected
-        assert 1 - cosine < tolerance**2 + 1e-6 * (dtype == torch.float32)
+        assert 1 - cosine < tolerance**2 + rounding(dtype, 8)
 
 
 def closeness(solver):
+    """A hundred times the gradient tolerance, ten times that of a solver without derivatives."""
     return 1e-2 if solver in DERIVATIVE_FREE else 1e-5
 
 
@@ -340,8 +347,9 @@ def test_derivative_free_on_the_stiefel_manifold(solver, d, C):
     problem = Problem(Nearest(), [A], 1)
     solution = solver().solve(problem)
     assert solution.statuses() == [Status.CONVERGED]
-    assert Stiefel().infeasibility(solution.y).max() < 1e-14
+    assert Stiefel().infeasibility(solution.y).max() < factorised(solution.y, d)
     polar = Stiefel().project(A)
+    # 1e-3 and 1e-4 of gradients of size 2‖A‖, over curvatures of 2s: less than ‖A‖/s = 10 here.
     assert (solution.y - polar).norm() < 2e-2
     assert problem.objective(solution.y) < problem.objective(problem.start())
 
