@@ -117,6 +117,16 @@ def test_is_a_minimum_of_the_known_problems(solver, node):
 
 
 @each_minimiser
+def test_a_decrease_that_rounding_hides_does_not_keep_it_from_its_tolerance(solver):
+    # The backward error of 1e-8 is a step of which f shows the square, half a rounding.
+    statuses = set()
+    for seed in range(30):
+        problem = Problem.single(testing.Softmax(), testing.sampled(testing.Softmax(), seed))
+        statuses |= set(solver().solve(problem).statuses())
+    assert statuses == {Status.CONVERGED}
+
+
+@each_minimiser
 def test_leaves_a_start_where_the_constraint_has_no_slope(solver):
     solution = solver().solve(Problem.single(OnCircle(), [torch.tensor(2.0).double()]))
     assert solution.statuses() == [Status.CONVERGED]
