@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from bounds import rounding
 
 import ddnkit
 from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, UntrustedGradientError
@@ -33,9 +34,9 @@ class Projection(DeclarativeNode):
 def test_exact_solutions_pass_at_every_scale(scale, dtype):
     layer = DeclarativeLayer(Projection(scale), policy="raise")
     layer(torch.randn(10, 5, dtype=dtype))
-    eps = torch.finfo(dtype).eps
-    assert (layer.certificate.stationarity < 20 * eps).all()
-    assert (layer.certificate.feasibility < 20 * eps).all()
+    # Two rows of five terms each, relative to what they change by.
+    assert (layer.certificate.stationarity < rounding(dtype, 4 * 5)).all()
+    assert (layer.certificate.feasibility < rounding(dtype, 4 * 5)).all()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -44,6 +45,7 @@ def test_backward_errors_do_not_depend_on_scale(scale):
     layer(torch.tensor([1.0, 2.0, -1.5], dtype=torch.float64))
     unit = DeclarativeLayer(Projection(1.0, off=1e-3, outside=1e-3), policy="nan")
     unit(torch.tensor([1.0, 2.0, -1.5], dtype=torch.float64))
+    # 1e-3 is what it is off, in either, within a factor for the directions.
     assert 1e-4 < unit.certificate.stationarity < 2e-2
     assert 1e-4 < unit.certificate.feasibility < 2e-2
     torch.testing.assert_close(layer.certificate.stationarity, unit.certificate.stationarity)
@@ -73,13 +75,14 @@ def test_scalars_that_scale_together_are_no_false_alarm():
             return (y - a / b) ** 2
 
         def solve(self, a, b):
-            return a / b * (1 + 4 * torch.finfo(a.dtype).eps)
+            return a / b * (1 + rounding(a, 4))
 
     for dtype in (torch.float32, torch.float64):
         a, b = torch.randn(200, dtype=dtype), 1 + torch.rand(200, dtype=dtype)
         layer = DeclarativeLayer(Root(), policy="raise")
         layer(a, b)
-        assert (layer.certificate.stationarity < 100 * torch.finfo(dtype).eps).all()
+        # Four roundings, of a figure that a probe may by chance make ten times too small.
+        assert (layer.certificate.stationarity < rounding(dtype, 100)).all()
 
 
 def test_policy_raise_names_what_failed():
@@ -147,7 +150,7 @@ def test_a_solution_that_is_not_unique_is_noticed_on_the_way_back():
     (gradient,) = torch.autograd.grad(layer(x), x, along_the_sphere)
     # (I − xxᵀ/‖x‖²) v, the pseudo-inverse's answer, is v where v is orthogonal to x
     torch.testing.assert_close(gradient, along_the_sphere)
-    assert layer.certificate.adjoint_residual < 1e-9
+    assert layer.certificate.adjoint_residual < rounding(x, 4 * 4, condition=10)
     assert "passed" in str(layer.certificate)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import factorised
 from sweep_problems import more_problems
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -28,7 +29,10 @@ PAIRS = [
     for name, form in FORMS.items()
     if reason_against(problem, form) is None
 ]
+#: What docs/sweep.md promises, in every column.
 TOLERANCE = 1e-6
+#: Of a ridge regression with three unknowns, by a solve at a condition below 1e4.
+ROUNDING = factorised(torch.float64, 4, condition=1e4)
 #: More of them, and then every column of every form, in `make fuzz`.
 SEEDS = int(os.environ.get("DDNKIT_SWEEP_SEEDS", "1"))
 
@@ -145,7 +149,7 @@ def row(distort, problem=None, **settings):
 def test_a_strangers_form_is_swept_under_its_own_name():
     found = row(lambda z: z)
     assert (found.problem, found.form, found.applies) == ("Ridge", "distorted", True)
-    assert list(found.errors) == list(COLUMNS) and found.worst <= 1e-10
+    assert list(found.errors) == list(COLUMNS) and found.worst <= TOLERANCE
     assert str(found).startswith("Ridge × distorted: analytic ")
 
 
@@ -154,7 +158,7 @@ def test_a_wrong_scale_is_seen_where_the_truth_is_another_way():
     for column in ("analytic", "differences", "second"):
         assert 1e-6 < found.errors[column] < 1e-4
     for column in ("transpose", "vmap", "batch"):
-        assert found.errors[column] < 1e-12
+        assert found.errors[column] < ROUNDING
 
 
 def test_an_asymmetric_solve_is_no_transpose():
@@ -226,7 +230,7 @@ def test_a_wrong_jacobian_on_paper_is_seen():
             return {**named, "linear.bias": 1.001 * named["linear.bias"]}
 
     (found,) = testing.sweep([Wrong()], ["dense"], columns=["analytic", "differences"])
-    assert found.errors["analytic"] > 1e-4 > 1e-9 > found.errors["differences"]
+    assert found.errors["analytic"] > 1e-4 > TOLERANCE > found.errors["differences"]
 
 
 def test_problems_need_not_name_their_input_dims():
@@ -234,7 +238,7 @@ def test_problems_need_not_name_their_input_dims():
         input_dims = None
 
     (found,) = testing.sweep([NoDims()], ["dense"])
-    assert found.worst <= 1e-9 and None not in found.errors.values()
+    assert found.worst <= TOLERANCE and None not in found.errors.values()
 
 
 def test_instances_of_different_shapes_are_not_stacked():
@@ -245,15 +249,16 @@ def test_instances_of_different_shapes_are_not_stacked():
             return (torch.randn(next(self.sizes), dtype=torch.float64),)
 
     (found,) = testing.sweep([Growing()], ["dense"], columns=["analytic", "batch"])
-    assert found.errors["analytic"] < 1e-12 and "different shapes" in found.notes["batch"]
+    assert found.errors["analytic"] < ROUNDING and "different shapes" in found.notes["batch"]
 
 
 def test_differences_find_a_step_of_their_own():
     wave, jump, root = derivatives_at_zero(
         lambda t: [(300 * t).sin(), torch.where(t > 1e-4, torch.nan, t.exp()), (t - 1).sqrt()]
     )
-    torch.testing.assert_close(wave, torch.tensor(300.0).double(), rtol=1e-9, atol=0)
-    torch.testing.assert_close(jump, torch.tensor(1.0).double(), rtol=1e-9, atol=0)
+    # A thousandth of what the sweep promises is left to them.
+    torch.testing.assert_close(wave, torch.tensor(300.0).double(), rtol=TOLERANCE / 1e3, atol=0)
+    torch.testing.assert_close(jump, torch.tensor(1.0).double(), rtol=TOLERANCE / 1e3, atol=0)
     assert root.isnan()
 
 

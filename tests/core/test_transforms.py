@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_manifolds import Sphere
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -62,6 +63,11 @@ class Equilibrium(ddnkit.FixedPointNode):
         return torch.zeros_like(x)
 
 
+#: krylov solves to 1e-12, promised, three systems in turn for a third derivative, each at a condition
+#: below 100; other forms to less.
+CLOSE = 1e-8
+
+
 CASES = [
     (Curved(), "dense"),
     (Curved(), "embedded_field"),
@@ -108,7 +114,7 @@ def test_every_nesting_gives_the_same_hessian(node, form):
     for outer, inner in ((jacrev, jacrev), (jacfwd, jacfwd), (jacrev, jacfwd)):
         other = outer(inner(f, argnums=(0, 1)), argnums=(0, 1))(*xs)
         for a, b in zip(sum(first, ()), sum(other, ()), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(a, b, rtol=CLOSE, atol=CLOSE)
 
 
 @each_case
@@ -121,8 +127,9 @@ def test_third_derivatives(node, form):
     difference = (
         hessian(f)(x + step * along, b) - hessian(f)(x - step * along, b)
     ) / (2 * step)  # fmt: skip
+    # Central differences: CLOSE over the step, and the fifth derivative times its square.
     torch.testing.assert_close(forward @ along, difference, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(jacrev(jacfwd(jacrev(f)))(x, b), forward, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(jacrev(jacfwd(jacrev(f)))(x, b), forward, rtol=CLOSE, atol=CLOSE)
 
 
 @each_case
@@ -138,7 +145,7 @@ def test_vmap_is_a_loop(node, form):
     torch.testing.assert_close(
         vmap(hessian(f))(xs, bs),
         torch.stack([hessian(f)(x, b) for x, b in zip(xs, bs, strict=True)]),
-        rtol=1e-8, atol=1e-10,
+        rtol=CLOSE, atol=CLOSE,
     )  # fmt: skip
 
 
@@ -164,7 +171,9 @@ def test_vjp_and_jvp_are_transposes():
     v = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
     _, pull = vjp(layer, x, b)
     gx, gb = pull(v)
-    torch.testing.assert_close(v @ dy, gx @ dx + gb @ db, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        v @ dy, gx @ dx + gb @ db, rtol=0, atol=rounding(v, 30, condition=100)
+    )
 
 
 def test_forward_mode_of_autograd():
@@ -195,6 +204,7 @@ def test_second_derivatives_through_a_pass_under_autocast():
     (second,) = torch.autograd.grad(first.sum(), x)
     assert second.dtype == torch.float32
     exact = hessian(scalar(layer))(*inputs()).sum(0)
+    # Newton's last step in float32 is up to eps^{2/3} = 2e-5, at derivatives up to 30.
     torch.testing.assert_close(second.double(), exact, rtol=1e-3, atol=1e-3)
 
 
@@ -204,7 +214,7 @@ def test_inference_mode_solves_and_certifies():
     expected = layer(x, b)
     with torch.inference_mode():
         y = layer(x, b * 1)
-        assert layer.certificate.stationarity < 1e-9
+        assert layer.certificate.solved
     torch.testing.assert_close(y, expected)
     with torch.inference_mode():
         made_there = x * 1

@@ -28,6 +28,7 @@ APPLICABLE = {
     label: [name for name, form in FORMS.items() if reason_against(problem, form) is None]
     for label, problem in PROBLEMS.items()
 }
+#: What docs/sweep.md promises of each form.
 TOLERANCE = 1e-6
 
 
