@@ -298,11 +298,16 @@ class TwoWells(DeclarativeNode):
 
 
 UNIQUE = [problem for problem in testing.bank() if problem.unique]
+#: The sweep has all of these, too.
+SOME = [
+    problem if index % 2 == 0 else pytest.param(problem, marks=pytest.mark.long)
+    for index, problem in enumerate(UNIQUE)
+]
 
 
 @pytest.mark.parametrize(
     "node",
-    [*UNIQUE, Affine(), WeightedFit(), Parameter(), Parts(), TwoWells()],
+    [*SOME, Affine(), WeightedFit(), Parameter(), Parts(), TwoWells()],
     ids=lambda node: getattr(node, "label", type(node).__name__),
 )
 def test_right_nodes_pass(node):
@@ -573,7 +578,13 @@ def test_failing_inputs_are_shrunk_to_simple_ones():
 
 @pytest.mark.parametrize(
     "node",
-    [AdjointTwice(), HiddenInput(), Raises(), testing.NearestSimplexETF("missing"), AdjointLeak()],
+    [
+        AdjointTwice(),
+        Raises(),
+        testing.NearestSimplexETF("missing"),
+        pytest.param(HiddenInput(), marks=pytest.mark.long),
+        pytest.param(AdjointLeak(), marks=pytest.mark.long),
+    ],
     ids=lambda node: type(node).__name__,
 )
 def test_the_snippet_makes_the_failure_again(node, monkeypatch):

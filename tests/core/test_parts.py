@@ -52,7 +52,15 @@ def example(*batch):
     return x, torch.randn(batch, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("form", ["auto", "dense", "krylov", "embedded_field"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "auto",
+        "krylov",
+        pytest.param("dense", marks=pytest.mark.long),
+        pytest.param("embedded_field", marks=pytest.mark.long),
+    ],
+)
 def test_parts_keep_their_names_shapes_and_gradients(form):
     layer = DeclarativeLayer(Parts(), form, policy="raise")
     y = layer(*example(5))

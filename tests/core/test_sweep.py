@@ -1,5 +1,6 @@
 """Every known problem through every backward form that applies, to 1e-6 in every column."""
 
+import collections
 import functools
 import os
 from pathlib import Path
@@ -36,7 +37,29 @@ ROUNDING = factorised(torch.float64, 4, condition=1e4)
 #: More of them, and then every column of every form, in `make fuzz`.
 SEEDS = int(os.environ.get("DDNKIT_SWEEP_SEEDS", "1"))
 
-every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+
+def short_sweep():
+    """Of each problem the form that "auto" takes, and the one that fewest problems before it had."""
+    chosen, times = [], collections.Counter()
+    of_form = collections.Counter(name for _, name in PAIRS)
+    for label in PROBLEMS:
+        names = [name for of, name in PAIRS if of == label]
+        rarest = min(names, key=lambda name: (times[name], of_form[name]))
+        times[rarest] += 1
+        chosen += [(label, name) for name in names if name in ("auto", rarest)]
+    return chosen
+
+
+#: For `make test`; `make test-all` has all of them.
+SHORT = short_sweep()
+
+
+def some(values, every=3):
+    """The values, of which all but each third are left to `make test-all`."""
+    return [
+        value if index % every == 0 else pytest.param(value, marks=pytest.mark.long)
+        for index, value in enumerate(values)
+    ]
 
 
 @functools.cache
@@ -58,23 +81,38 @@ def columns_of(label, form):
     return tuple(column for column in COLUMNS if column != "vmap")
 
 
-@functools.lru_cache(maxsize=2)
-def rows_of(label, columns):
-    forms = [FORMS[name] for of, name in PAIRS if of == label and columns_of(of, name) == columns]
+@functools.lru_cache(maxsize=4)
+def rows_of(label, columns, short):
+    forms = [
+        FORMS[name]
+        for of, name in PAIRS
+        if of == label and columns_of(of, name) == columns and ((of, name) in SHORT) == short
+    ]
     rows = testing.sweep([PROBLEMS[label]], forms, seeds=range(SEEDS), columns=columns)
     return {row.form: row for row in rows}
 
 
 @pytest.mark.parametrize(
-    ("label", "form", "column"), [(*pair, column) for pair in PAIRS for column in columns_of(*pair)]
+    ("label", "form", "column"),
+    [
+        pytest.param(*pair, column, marks=() if pair in SHORT else pytest.mark.long)
+        for pair in PAIRS
+        for column in columns_of(*pair)
+    ],
 )
 def test_derivatives_are_exact(label, form, column):
-    row = rows_of(label, columns_of(label, form))[form]
+    row = rows_of(label, columns_of(label, form), (label, form) in SHORT)[form]
     error = row.errors[column]
     if error is None:
         assert may_be_left_out(PROBLEMS[label], form, column), row
     else:
         assert error <= TOLERANCE, f"{column} of {row}"
+
+
+def test_the_short_sweep_has_every_problem_form_and_column():
+    assert {label for label, _ in SHORT} == set(PROBLEMS)
+    assert {form for _, form in SHORT} == set(FORMS)
+    assert {column for pair in SHORT for column in columns_of(*pair)} == set(COLUMNS)
 
 
 def may_be_left_out(problem, form, column):
@@ -97,7 +135,7 @@ def around(problem):
     return of_steps, [torch.zeros_like(x).requires_grad_() for x in case.operands]
 
 
-@every_problem
+@pytest.mark.parametrize("problem", some(PROBLEMS.values()), ids=lambda problem: problem.label)
 def test_gradcheck(problem):
     function, steps = around(problem)
     assert gradcheck(function, steps, check_forward_ad=True, fast_mode=True, rtol=1e-5)
@@ -105,7 +143,7 @@ def test_gradcheck(problem):
 
 @pytest.mark.parametrize(
     "problem",
-    [problem for problem in PROBLEMS.values() if problem.unique],
+    some(problem for problem in PROBLEMS.values() if problem.unique),
     ids=lambda problem: problem.label,
 )
 def test_gradgradcheck(problem):

@@ -70,14 +70,14 @@ CLOSE = 1e-8
 
 CASES = [
     (Curved(), "dense"),
-    (Curved(), "embedded_field"),
-    (Curved(), "krylov"),
+    pytest.param(Curved(), "embedded_field", marks=pytest.mark.long),
+    pytest.param(Curved(), "krylov", marks=pytest.mark.long),
     (OnSphere(), "embedded_field"),
-    (OnSphere(), "dense"),
+    pytest.param(OnSphere(), "dense", marks=pytest.mark.long),
     (OnSphere(), "krylov"),
     (WithAdjoint(), "closed_form"),
     (Equilibrium(), "fixed_point"),
-    (Equilibrium(), "krylov"),
+    pytest.param(Equilibrium(), "krylov", marks=pytest.mark.long),
 ]
 each_case = pytest.mark.parametrize(
     ("node", "form"),

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddnkit import registry
 
-WORLD, STEPS, C, D = 2, 6, 6, 8
+WORLD, STEPS, C, D = 2, 4, 6, 8
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard": ("standard", {}),
     "standard, centred": ("standard", {"centre": True}),

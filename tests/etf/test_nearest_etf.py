@@ -90,8 +90,15 @@ def test_without_the_proximal_term(d, C):
     torch.testing.assert_close(etf_of_frame(U).norm(dim=0), torch.ones(C, **DOUBLE))
 
 
-@pytest.mark.parametrize("d", [4, 5, 9])
-@pytest.mark.parametrize("delta", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("d", "delta"),
+    [
+        (4, 0.0),
+        (5, 0.1),
+        (9, 0.0),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in [(4, 0.1), (5, 0.0), (9, 0.1)]),
+    ],
+)
 def test_reduced_form(d, delta):
     C = 5
     H = torch.randn(d, C, requires_grad=True, **DOUBLE)
@@ -179,7 +186,7 @@ def test_nan_in_one_item_leaves_the_others():
     [
         "trust_regions",
         "conjugate_gradient",
-        "steepest_descent",
+        pytest.param("steepest_descent", marks=pytest.mark.long),
         "riemannian_sgd",
         "riemannian_adam",
         "riemannian_line_search",
@@ -235,8 +242,15 @@ def test_check_finds_nothing_wrong():
     assert set(report.forms) == {"closed_form", "embedded_field", "krylov", "dense"}
 
 
-@pytest.mark.parametrize("case", ["random", "collapse"])
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize(
+    ("case", "reduced"),
+    [
+        ("random", False),
+        ("collapse", True),
+        pytest.param("collapse", False, marks=pytest.mark.long),
+        pytest.param("random", True, marks=pytest.mark.long),
+    ],
+)
 def test_higher_derivatives_and_forward_mode_stay_exact(case, reduced):
     d, C = 5, 3
     torch.manual_seed(1)

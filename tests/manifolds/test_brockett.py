@@ -70,7 +70,7 @@ def differences(solver, A, B, v):
     return gradients
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", ["pymanopt", pytest.param("geoopt", marks=pytest.mark.long)])
 def test_gradients_agree_with_differences_through_re_solves(name):
     A, B, v = inputs()
     expected = differences(SOLVERS[name], A, B, v)

@@ -123,7 +123,14 @@ def test_reaches_the_closed_form_for_every_item_of_a_batch(node, x, dtype):
     assert_close(solution.y, expected, atol=DTYPES[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("node", BANK, ids=lambda node: node.label)
+@pytest.mark.parametrize(
+    "node",
+    [
+        node if index % 2 == 0 else pytest.param(node, marks=pytest.mark.long)
+        for index, node in enumerate(BANK)
+    ],
+    ids=lambda node: node.label,
+)
 def test_is_stationary_on_the_known_problems_and_stays_there(node):
     xs = testing.sampled(node, seed=1)
     problem = Problem.single(node, xs)

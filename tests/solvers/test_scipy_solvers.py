@@ -105,8 +105,15 @@ def test_reaches_the_polar_factor_on_the_stiefel_manifold(solver):
     assert_close(solution.y[0], Stiefel().project(A), atol=CLOSE, rtol=0)
 
 
-@each_minimiser
-@pytest.mark.parametrize("node", BANK, ids=lambda node: node.label)
+@pytest.mark.parametrize(
+    ("node", "solver"),
+    [
+        pytest.param(node, solver, marks=pytest.mark.long if (index + second) % 2 else ())
+        for index, node in enumerate(BANK)
+        for second, solver in enumerate(MINIMISERS)
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.label,
+)
 def test_is_a_minimum_of_the_known_problems(solver, node):
     problem = Problem.single(node, testing.sampled(node, seed=1))
     solution, newton = solver().solve(problem), Newton().solve(problem)
@@ -118,9 +125,10 @@ def test_is_a_minimum_of_the_known_problems(solver, node):
 
 @each_minimiser
 def test_a_decrease_that_rounding_hides_does_not_keep_it_from_its_tolerance(solver):
-    # The backward error of 1e-8 is a step of which f shows the square, half a rounding.
+    # The backward error of 1e-8 is a step of which f shows the square, half a rounding. At these draws one
+    # of the two or both stopped short of it.
     statuses = set()
-    for seed in range(30):
+    for seed in (1, 13, 21, 22, 27):
         problem = Problem.single(testing.Softmax(), testing.sampled(testing.Softmax(), seed))
         statuses |= set(solver().solve(problem).statuses())
     assert statuses == {Status.CONVERGED}

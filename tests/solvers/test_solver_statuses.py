@@ -86,10 +86,10 @@ class NoRoot(Node):
     [
         (ZeroAndOne(), 0.5, torch.float64),
         (ZeroAndOne(), 0.5, torch.float32),
-        (OneUnknown(), 0.5, torch.float64),
+        pytest.param(OneUnknown(), 0.5, torch.float64, marks=pytest.mark.long),
         (Circles(), 2.5, torch.float64),
         (NoRoot(), 0.0, torch.float64),
-        (NoRoot(), 0.0, torch.float32),
+        pytest.param(NoRoot(), 0.0, torch.float32, marks=pytest.mark.long),
     ],
     ids=lambda v: str(v) if isinstance(v, torch.dtype) else type(v).__name__,
 )
