@@ -213,13 +213,13 @@ def test_every_solver_finds_the_closed_form_and_its_gradient(solver):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nearest_etf(torch.randn(3)), "must be"),
+        (lambda: nearest_etf(torch.randn(3)), r"\(3,\)"),
         (lambda: nearest_etf(torch.randn(3, 5)), r"\(d, C\) = \(3, 5\)"),
-        (lambda: nearest_etf(torch.randn(4, 5), haar_frame(4, 5)), "use reduced=True"),
-        (lambda: nearest_etf(torch.randn(4, 1)), "at least 2 classes"),
+        (lambda: nearest_etf(torch.randn(4, 5), haar_frame(4, 5)), "reduced=True"),
+        (lambda: nearest_etf(torch.randn(4, 1)), "2 classes"),
         (lambda: nearest_etf(torch.randn(6, 5), torch.randn(6, 4)), "shape of H"),
-        (lambda: NearestETF(-1), "0 or more"),
-        (lambda: nearest_etf(torch.randn(6, 5), solver="procrusts"), "Did you mean 'procrustes'"),
+        (lambda: NearestETF(-1), "-1"),
+        (lambda: nearest_etf(torch.randn(6, 5), solver="procrusts"), "'procrustes'"),
     ],
 )
 def test_wrong_calls_are_named(call, message):
@@ -227,6 +227,7 @@ def test_wrong_calls_are_named(call, message):
         call()
 
 
+@pytest.mark.long
 def test_imagenet_size_runs_in_float32_within_memory_of_order_dC():
     d, C = 2048, 1000
     H = torch.randn(d, C)
@@ -236,6 +237,7 @@ def test_imagenet_size_runs_in_float32_within_memory_of_order_dC():
     assert H.grad.isfinite().all()
 
 
+@pytest.mark.long  # `ddnkit check nearest_etf` is what tests/checking runs
 def test_check_finds_nothing_wrong():
     report = ddnkit.check(NearestETF(), examples=3)
     assert report.ok, str(report)
