@@ -73,7 +73,6 @@ def test_an_exact_solution_has_a_tiny_bound_and_is_trusted():
     assert bound < rounding(bound, 3 * 4**2, condition=100)
     assert layer.certificate.verdicts() == ["trusted"]
     assert layer.certificate.causes() == []
-    assert "gradient error at most" in str(layer.certificate)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -202,7 +201,7 @@ def test_bad_items_do_not_spoil_the_figures_of_others():
 
 
 def test_certify_takes_two_values():
-    with pytest.raises(InputError, match="no choice 'fulll'"):
+    with pytest.raises(InputError, match="'fulll'"):
         DeclarativeLayer(Stopped(), certify="fulll")
 
 

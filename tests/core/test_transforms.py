@@ -245,23 +245,23 @@ class TestRefusals:
         compiled = torch.compile(lambda x, b: layer(x, b).sum(), backend="eager", fullgraph=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with pytest.raises(RuntimeError, match=r"without fullgraph=True"):
+            with pytest.raises(RuntimeError, match="fullgraph"):
                 compiled(*inputs())
 
     @pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated
     def test_traced(self):
-        with pytest.raises(InputError, match=r"cannot be traced or exported.*torch\.compile"):
+        with pytest.raises(InputError, match=r"torch\.compile"):
             torch.jit.trace(DeclarativeLayer(Curved()), inputs())
 
     def test_exported(self):
-        with pytest.raises(Exception, match=r"cannot be traced or exported|fullgraph"):
+        with pytest.raises(Exception, match=r"exported|fullgraph"):
             torch.export.export(DeclarativeLayer(Curved()), inputs())
 
     def test_autograds_own_vectorisation(self):
         x, b = inputs()
         x.requires_grad_()
         y = DeclarativeLayer(Curved())(x, b)
-        with pytest.raises(InputError, match=r"use\s+torch\.func\.vmap, jacrev"):
+        with pytest.raises(InputError, match=r"torch\.func\.vmap"):
             torch.autograd.grad(y, x, torch.eye(3, dtype=torch.float64), is_grads_batched=True)
 
     def test_complex_inputs(self):
@@ -283,5 +283,5 @@ class TestRefusals:
             return DeclarativeLayer(Scaled())(torch.ones(3)).sum()
 
         for transform in (grad, jacfwd):
-            with pytest.raises(InputError, match="keep it as an attribute"):
+            with pytest.raises(InputError, match="attribute"):
                 transform(outer)(torch.tensor(2.0))

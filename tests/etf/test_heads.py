@@ -156,19 +156,19 @@ def test_bfloat16_features_under_autocast():
 
 
 def test_what_heads_refuse():
-    with pytest.raises(InputError, match="needs labels"):
+    with pytest.raises(InputError, match="labels"):
         build("nearest_etf")(torch.randn(2, 8))
-    with pytest.raises(InputError, match="dimension 9 or more; the backbone gives 8"):
+    with pytest.raises(InputError, match=r"\b9\b.*\b8\b"):
         build("nearest_etf", d=8, C=10)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"means": {"policy": "constant"}}, "needs alpha"),
-        ({"means": {"policy": "paper", "alpha": 0.1}}, "goes with policy"),
-        ({"solver": "trust_region"}, "Did you mean 'trust_regions'"),
-        ({"backward": "closed"}, "no backward 'closed'"),
+        ({"means": {"policy": "constant"}}, "alpha"),
+        ({"means": {"policy": "paper", "alpha": 0.1}}, "policy"),
+        ({"solver": "trust_region"}, "'trust_regions'"),
+        ({"backward": "closed"}, "'closed'"),
     ],
 )
 def test_settings_of_the_nearest_head_are_checked(settings, message):
@@ -251,9 +251,9 @@ def test_settings_of_the_means_reach_the_head():
 
 
 def test_wrong_choices_are_refused():
-    with pytest.raises(InputError, match=r"evaluation_mean is one of running, .*, not 'none'"):
+    with pytest.raises(InputError, match=r"evaluation_mean.*'none'"):
         NearestETFClassifier(8, 4, evaluation_mean="none")
-    with pytest.raises(InputError, match="direction is 'canonical' or 'haar', not 'random'"):
+    with pytest.raises(InputError, match=r"'canonical' or 'haar'.*'random'"):
         NearestETFClassifier(8, 4, initial="random")
 
 

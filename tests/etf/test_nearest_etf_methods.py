@@ -140,7 +140,7 @@ def test_an_adjoint_system_left_unsolved_is_not_passed_over(monkeypatch):
     monkeypatch.setattr(module, "doublings_for", lambda ratio, dtype: 1)
     H = torch.randn(40, 10).requires_grad_()
     node = NearestETF(1e-3, solver=Procrustes("products"))
-    assert_no_gradient_in_silence(node, H, "adjoint system not solved: residual")
+    assert_no_gradient_in_silence(node, H, "residual")
 
 
 def test_a_solution_left_unfinished_is_not_passed_over(monkeypatch):
@@ -149,7 +149,7 @@ def test_a_solution_left_unfinished_is_not_passed_over(monkeypatch):
     original = module.inverse_square_root
     monkeypatch.setattr(module, "inverse_square_root", lambda G, least, square: original(G, 0.3))
     layer = DeclarativeLayer(NearestETF(1e-3, solver=Procrustes("products")), policy="raise")
-    with pytest.raises(UntrustedGradientError, match=r"infeasible.*MAX_ITERATIONS"):
+    with pytest.raises(UntrustedGradientError, match="MAX_ITERATIONS"):
         layer(torch.randn(40, 10), haar_frame(40, 10))
 
 

