@@ -193,10 +193,9 @@ class ScipyItem:
     def newton_step(self) -> Array:
         """That of ∇L = 0 and h = 0 at the last iterate, (m,); the shortest where there are several."""
         nu, residual = self._multipliers(self._here)
-        G = lagrangian_hessian(
-            self.problem, self.tensor(self.last), nu if self.constrained else None
-        )
-        G, A = self._matrix(G), self._matrix(self._here.jacobian)
+        y = self.tensor(self.last)
+        hessian = lagrangian_hessian(self.problem, y, nu if self.constrained else None)
+        G, A = self._matrix(hessian), self._matrix(self._here.jacobian)
         p, m = A.shape
         system = np.block([[G, -A.T], [A, np.zeros((p, p))]])
         right = np.concatenate([self.array(residual), self.array(self._here.constraints)])
