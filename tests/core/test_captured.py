@@ -76,8 +76,8 @@ def test_training_moves_them():
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    # The node is y ≈ Wx + b: three inputs, twelve parameters and four samples of three; Adam may move
-    # each by 0.05 a step, 3 in all, which is what they are away by.
+    # Twelve parameters for four samples of three numbers, which it can fit; 60 steps of Adam may move
+    # each by 3.
     assert losses[-1] < losses[0] / 2
 
 

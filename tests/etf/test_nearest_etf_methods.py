@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from bounds import infeasibility, rounding
+from bounds import condition, infeasibility, rounding
 from ddnkit_etf import NearestETF, NearestETFClassifier, etf_of_frame, haar_frame
 from ddnkit_manifolds import Procrustes
 from steps import losses_of_steps
@@ -28,12 +28,10 @@ def class_means(d, C, kind):
     return H / H.norm(), haar_frame(d, C, dtype=torch.float64)
 
 
-def condition(H, P, delta, reduced=False):
-    """Of A = 2HM̃ + δP: its largest singular value over the least, the worst of a batch's."""
-    node = NearestETF(delta, reduced=reduced)
-    A = node.procrustes_target(*(x.detach().double().reshape(-1, *x.shape[-2:]) for x in (H, P)))
-    s = torch.linalg.svdvals(A)
-    return float((s[:, 0] / s[:, -1]).max())
+def condition_of(H, P, delta, reduced=False):
+    """Of A = 2HM̃ + δP, whose polar factor the solution is."""
+    wide = (x.detach().double().reshape(-1, *x.shape[-2:]) for x in (H, P))
+    return condition(NearestETF(delta, reduced=reduced).procrustes_target(*wide))
 
 
 def assert_same(found, expected, tolerance):
@@ -71,7 +69,7 @@ def test_float32_against_float64(d, C, delta, reduced, kind, method):
     found, certificate = gradients(H, P, V, delta, reduced, method, torch.float32)
     # Rounding of A moves U, and the gradient along with it, by the condition. What is computed in
     # float32 after that is a few products of at most d terms: √d of them in the mean square.
-    tolerance = rounding(torch.float32, condition(H, P, delta, reduced) + d**0.5 + 4)
+    tolerance = rounding(torch.float32, condition_of(H, P, delta, reduced) + d**0.5 + 4)
     for a, b in zip(found, exact, strict=True):
         assert_same(a, b, tolerance)
     assert certificate.feasibility < infeasibility(torch.float32, d, C - reduced)
@@ -92,7 +90,7 @@ def test_a_batch_is_its_items(method):
     for index in range(5):
         h = H[index].detach().requires_grad_()
         alone = layer(h, P)
-        tolerance = rounding(U, 12, condition=condition(h, P, 0.1))
+        tolerance = rounding(U, 12, condition=condition_of(h, P, 0.1))
         assert_same(U[index], alone, tolerance)
         (expected,) = torch.autograd.grad(alone, h, V[index])
         assert_same(gradient[index], expected, tolerance)
@@ -111,7 +109,7 @@ def test_products_go_through_transforms():
         second = torch.func.jvp(torch.func.grad(loss), (H[0],), (v,))[1]
         found.append((first, second))
     for a, b in zip(*found, strict=True):
-        assert_same(a, b, rounding(a, 7, condition=condition(H, P.expand_as(H), 0.1)))
+        assert_same(a, b, rounding(a, 7, condition=condition_of(H, P.expand_as(H), 0.1)))
 
 
 def assert_no_gradient_in_silence(node, H, reason):

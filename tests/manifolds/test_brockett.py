@@ -23,7 +23,7 @@ SOLVERS = {
 OTHERS = [ConjugateGradient(), RiemannianLineSearch()]
 #: Of the central differences: their error is its square, and the solvers' tolerance over it.
 STEP = 1e-5
-#: Of the condition of this problem, and the size of its gradients beside what they are relative to.
+#: Of the condition of this problem, which is 15, and of gradients beside what they are relative to.
 CONDITION = 100
 
 
