@@ -30,7 +30,7 @@ PAIRS = [
     for name, form in FORMS.items()
     if reason_against(problem, form) is None
 ]
-#: What docs/sweep.md promises, in every column.
+#: What `ddnkit.testing.sweeping` says of every row, and the tolerance of a layer in float64.
 TOLERANCE = 1e-6
 #: Of a ridge regression with three unknowns, by a solve at a condition below 1e4.
 ROUNDING = factorised(torch.float64, 4, condition=1e4)
