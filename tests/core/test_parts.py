@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_manifolds import Sphere
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev, vmap
@@ -66,8 +67,13 @@ def test_parts_keep_their_names_shapes_and_gradients(form):
     y = layer(*example(5))
     assert {name: tuple(part.shape) for name, part in y.items()} == {"u": (5, 2, 2), "v": (5,)}
     xs = [x.requires_grad_() for x in example()]
-    assert gradcheck(lambda *xs: tuple(layer(*xs).values()), xs, check_forward_ad=True)
-    assert gradgradcheck(lambda *xs: tuple(layer(*xs).values()), xs)
+    nondet = rounding(torch.float64, 30)  # by where vectors lie in memory
+
+    def parts(*xs):
+        return tuple(layer(*xs).values())
+
+    assert gradcheck(parts, xs, check_forward_ad=True, nondet_tol=nondet)
+    assert gradgradcheck(parts, xs, nondet_tol=nondet)
 
 
 @pytest.mark.parametrize("node", [Pair(), BatchedPair()])

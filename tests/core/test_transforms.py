@@ -101,8 +101,12 @@ def scalar(layer):
 def test_derivatives_of_first_and_second_order_in_both_directions(node, form):
     layer = DeclarativeLayer(node, form, policy="raise")
     xs = [x.requires_grad_() for x in inputs()]
-    assert gradcheck(layer, xs, check_forward_ad=True)
-    assert gradgradcheck(layer, xs, check_fwd_over_rev=True, check_rev_over_rev=True)
+    # Backward passes may differ by rounding: kernels go by where vectors lie in memory.
+    nondet = rounding(torch.float64, 30)
+    assert gradcheck(layer, xs, check_forward_ad=True, nondet_tol=nondet)
+    assert gradgradcheck(
+        layer, xs, check_fwd_over_rev=True, check_rev_over_rev=True, nondet_tol=nondet
+    )
 
 
 @each_case
