@@ -29,6 +29,8 @@ from .scipy_item import Ended, ScipyItem
 _TOLERANCE = 1e-8
 _TOLERANCE_BELOW_FLOAT64 = 1e-6
 _TOLERANCE_IN_FLOAT32 = 1e-5
+#: Backward error from which Newton steps may finish what a method has left.
+_NEARLY = 1e-6
 _UNEXPLAINED = (Status.MAX_ITERATIONS, Status.STALLED, Status.NON_FINITE)
 
 
@@ -122,7 +124,23 @@ class ScipySolver(Solver):
             except Ended as end:
                 return end.status
             before = error
-        return Status.CONVERGED if error <= 1 else Status.STALLED
+        return Status.CONVERGED if error <= 1 or self._finished(item, error) else Status.STALLED
+
+    @staticmethod
+    def _finished(item: ScipyItem, error: float) -> bool:
+        """Whether Newton steps on ∇L = 0 and h = 0 reach the tolerance, each halving the error at least.
+
+        Methods that judge a step by values of f and h cannot see one below √eps, whose decrease is
+        lost in rounding: whether they come within a tolerance near to that is chance.
+        """
+        while 1 < error <= _NEARLY / item.tolerance:
+            before, kept = error, item.last
+            item.settle(item.last + item.newton_step())
+            error = item.backward_error()
+            if not error < before / 2:
+                item.settle(kept)
+                return False
+        return error <= 1
 
     @staticmethod
     def _unbounded(item: ScipyItem, y: Tensor) -> bool:

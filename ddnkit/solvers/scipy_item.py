@@ -82,6 +82,7 @@ class ScipyItem:
         self, problem: Problem, start: Tensor, tolerance: float, limit: int, deadline: Deadline
     ) -> None:
         self.problem = problem
+        self.tolerance = tolerance
         self.limit = limit
         self.deadline = deadline
         self._like = start
@@ -188,6 +189,20 @@ class ScipyItem:
         h = self._here.constraints
         self.scales.measure(self.tensor(self.last), nu, residual, h)
         return float(self.scales.excess(residual, h)) / 2
+
+    def newton_step(self) -> Array:
+        """That of ∇L = 0 and h = 0 at the last iterate, (m,); the shortest where there are several."""
+        nu, residual = self._multipliers(self._here)
+        y = self.tensor(self.last)
+        hessian = lagrangian_hessian(self.problem, y, nu if self.constrained else None)
+        G, A = self._matrix(hessian), self._matrix(self._here.jacobian)
+        p, m = A.shape
+        system = np.block([[G, -A.T], [A, np.zeros((p, p))]])
+        right = np.concatenate([self.array(residual), self.array(self._here.constraints)])
+        if not np.isfinite(system).all():
+            return np.zeros(m)
+        step: Array = np.linalg.lstsq(system, -right, rcond=None)[0][:m]
+        return step
 
     @property
     def feasible(self) -> bool:

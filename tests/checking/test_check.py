@@ -298,17 +298,22 @@ class TwoWells(DeclarativeNode):
 
 
 UNIQUE = [problem for problem in testing.bank() if problem.unique]
+#: The sweep has all of these, too.
+SOME = [
+    problem if index % 2 == 0 else pytest.param(problem, marks=pytest.mark.long)
+    for index, problem in enumerate(UNIQUE)
+]
 
 
 @pytest.mark.parametrize(
     "node",
-    [*UNIQUE, Affine(), WeightedFit(), Parameter(), Parts(), TwoWells()],
+    [*SOME, Affine(), WeightedFit(), Parameter(), Parts(), TwoWells()],
     ids=lambda node: getattr(node, "label", type(node).__name__),
 )
 def test_right_nodes_pass(node):
-    report = ddnkit.check(node, examples=3)
+    report = ddnkit.check(node, examples=2)
     assert report.ok, str(report)
-    assert report.cases == 3
+    assert report.cases == 2
     assert report.diagnosis == report.next == ()
     assert report.inputs == report.snippet == ""
     assert report.verdict == "trusted"
@@ -328,25 +333,25 @@ WRONG = [
         "the node's own adjoint is wrong: its cross-derivative D²_xy L is transposed",
     ),
     (HiddenInput(), "forgotten input: the solution moves with input 1 "),
-    (AdjointReturnsNone(), "the form 'closed_form' does not run: AdjointReturnsNone.adjoint"),
-    (OtherFormula(), "the objective is not what is solved: `solve` computes a formula"),
-    (OtherIteration(), "the objective is not what is solved: `solve` iterates until it is at rest"),
-    (FarOff(), "the objective is not what is solved, or the solver stops very early"),
-    (SaysSo(), "inexact solve: the solver stops early"),
-    (RunsOutOfIterations(), "inexact solve: the solver stops early"),
+    (AdjointReturnsNone(), "the form 'closed_form' does not run:"),
+    (OtherFormula(), "the objective is not what is solved:"),
+    (OtherIteration(), "the objective is not what is solved:"),
+    (FarOff(), "the objective is not what is solved,"),
+    (SaysSo(), "inexact solve:"),
+    (RunsOutOfIterations(), "inexact solve:"),
     (Maximum(), "not a minimum"),
     (testing.CosineDistance(), "the solution is not unique"),
     (TouchingConstraints(), "degenerate constraints"),
     (Random(), "not deterministic"),
     (WarmStartOnTheNode(), "the answer depends on earlier calls"),
-    (FactorOnTheNode(), "stale cache: the gradient changes"),
-    (CachedInPlace(), "stale cache: solving other inputs in between"),
-    (AdjointLeak(), "items of a batch influence one another: closed_form's way back"),
-    (Float32Inside(), "float32 is too coarse: the solver returns NaN or infinity, while"),
+    (FactorOnTheNode(), "stale cache:"),
+    (CachedInPlace(), "stale cache:"),
+    (AdjointLeak(), "items of a batch influence one another: closed_form"),
+    (Float32Inside(), "float32 is too coarse:"),
     (Raises(), "the node does not run: ZeroDivisionError: on purpose"),
-    (ReturnsNaN(), "the solver returns NaN or infinity: (a)"),
-    (Jumps(), "another branch: at inputs next to these `solve` jumps"),
-    (CopyOfParameter(), "parameter w: its gradient does not match finite differences"),
+    (ReturnsNaN(), "the solver returns NaN or infinity:"),
+    (Jumps(), "another branch:"),
+    (CopyOfParameter(), "parameter w:"),
 ]
 
 
@@ -419,14 +424,14 @@ def test_differences_are_warm_started_on_the_branch_of_an_iterative_solver():
     report = ddnkit.check(Wells(), x)
     # Anew, the solver changes wells within a step; the differences do not.
     assert all(row.ok for row in report.rows if "finite differences" in row.name)
-    assert report.diagnosis[0].startswith("another branch: at inputs next to these the solver from")
+    assert report.diagnosis[0].startswith("another branch:")
     assert any(start is not None for start in starts)
 
 
 def test_harmless_dependent_constraints_are_noted():
     report = ddnkit.check(testing.RepeatedConstraint(), examples=1)
     assert report.ok
-    assert any("dependent constraints" in note and "harmless" in note for note in report.notes)
+    assert any("dependent constraints" in note for note in report.notes)
 
 
 def test_a_lower_minimum_fails_a_formula_that_does_not_say_it_is_local():
@@ -437,7 +442,7 @@ def test_a_lower_minimum_fails_a_formula_that_does_not_say_it_is_local():
     assert not ddnkit.check(OtherMinimum(), examples=1).ok
     report = ddnkit.check(OtherMinimum(), examples=1, local=True)
     assert report.ok, str(report)
-    assert any("a local minimum" in note for note in report.notes)
+    assert any("local" in note for note in report.notes)
 
 
 def test_steps_that_torch_cannot_differentiate_fail_only_where_they_are_asked_for():
@@ -447,7 +452,7 @@ def test_steps_that_torch_cannot_differentiate_fail_only_where_they_are_asked_fo
 
     report = ddnkit.check(Numpy(), examples=1)
     assert report.ok, str(report)
-    assert any("unrolled: not compared" in note for note in report.notes)
+    assert any(note.startswith("unrolled:") for note in report.notes)
     assert not ddnkit.check(Numpy(), examples=1, backward="unrolled").ok
 
 
@@ -573,7 +578,13 @@ def test_failing_inputs_are_shrunk_to_simple_ones():
 
 @pytest.mark.parametrize(
     "node",
-    [AdjointTwice(), HiddenInput(), Raises(), testing.NearestSimplexETF("missing"), AdjointLeak()],
+    [
+        AdjointTwice(),
+        Raises(),
+        testing.NearestSimplexETF("missing"),
+        pytest.param(HiddenInput(), marks=pytest.mark.long),
+        pytest.param(AdjointLeak(), marks=pytest.mark.long),
+    ],
     ids=lambda node: type(node).__name__,
 )
 def test_the_snippet_makes_the_failure_again(node, monkeypatch):
@@ -687,9 +698,9 @@ def test_what_cannot_be_checked():
 
     with pytest.raises(InputError, match="sample_inputs"):
         ddnkit.check(Many())
-    with pytest.raises(InputError, match="must return a tuple"):
+    with pytest.raises(InputError, match="tuple"):
         ddnkit.check(List())
-    with pytest.raises(InputError, match="takes a ddnkit"):
+    with pytest.raises(InputError):
         ddnkit.check(Affine)
-    with pytest.raises(InputError, match=r"does not apply.*those that do: closed_form, "):
+    with pytest.raises(InputError, match=r"fixed_point.*closed_form, "):
         ddnkit.check(Affine(), backward="fixed_point")

@@ -101,7 +101,7 @@ def test_a_node_in_a_file(file):
 @pytest.mark.parametrize(
     ("name", "diagnosis"),
     [
-        ("TwiceTheAdjoint", "own adjoint is wrong: it is off by a factor of 2"),
+        ("TwiceTheAdjoint", "factor of 2"),
         ("StopsEarly", "stops"),
         ("Infeasible", "infeasible"),
     ],
@@ -110,7 +110,7 @@ def test_wrong_nodes_exit_1_and_are_named(file, name, diagnosis):
     result = run(f"{file}:{name}", "--examples", 3)
     assert result.exit_code == 1
     assert diagnosis in result.output
-    assert "smallest failing inputs" in result.output
+    assert "x0 = " in result.output  # the smallest inputs that fail
 
 
 def test_json_has_the_whole_report_and_its_snippet_runs(file, capsys):
@@ -140,19 +140,19 @@ def test_a_registered_node_is_made_by_its_name():
 def test_a_local_minimum_is_accepted_where_it_is_said_to_be_one(tmp_path):
     path = tmp_path / "wells.py"
     path.write_text(WELLS)
-    assert "next: choose the root with the least objective" in run(path, "--examples", 1).output
+    assert run(path, "--examples", 1).exit_code == 1
     assert run(path, "--examples", 1, "--local").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nearst_etf", "Did you mean 'nearest_etf'?"),
-        ("no/such/file.py:Node", "no file no/such/file.py"),
-        ("{file}:Goo", "Did you mean 'Good'?"),
-        ("{file}:NoNode", "is no ddnkit.DeclarativeNode"),
-        ("{file}", "name one node as"),
-        ("{file}:NeedsArgument", "without arguments"),
+        ("nearst_etf", "'nearest_etf'"),
+        ("no/such/file.py:Node", "no/such/file.py"),
+        ("{file}:Goo", "'Good'"),
+        ("{file}:NoNode", "ddnkit.DeclarativeNode"),
+        ("{file}", ":Infeasible"),
+        ("{file}:NeedsArgument", "NeedsArgument"),
     ],
 )
 def test_wrong_targets_exit_2(file, target, message):
@@ -167,7 +167,7 @@ def test_files_that_do_not_import(tmp_path):
     path.write_text("import no_such_module_here\n")
     result = run(f"{path}:Node")
     assert result.exit_code == 2
-    assert "failed to import: ModuleNotFoundError" in result.output
+    assert "ModuleNotFoundError" in result.output
 
 
 def test_a_file_with_one_node_needs_no_class_name(tmp_path):

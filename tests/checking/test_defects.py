@@ -1,5 +1,7 @@
 """Twelve seeded defects, each beside its correct twin: `check` names the one and is silent on the other."""
 
+import functools
+
 import pytest
 import torch
 
@@ -58,7 +60,7 @@ class Descent(DeclarativeNode):
     """min Σ(y−x)⁴ + (y−x)² + y², by gradient descent."""
 
     input_dims = (1,)
-    steps = 400
+    steps = 150  # of a factor of 0.8 at most: down to rounding
 
     def objective(self, x, y):
         return ((y - x) ** 4 + (y - x) ** 2 + y**2).sum()
@@ -176,24 +178,30 @@ PAIRS = [
         LinearSystem,
         "the node's own adjoint is wrong: a matrix in it is transposed",
     ),
-    (StopsEarly, Descent, "inexact solve: the solver stops early"),
-    (WrongRoot, RightRoot, "another branch: `solve` computes a formula for a local minimum"),
-    (Infeasible, OnSphere, "infeasible: the solver returns a point that violates"),
-    (SquaredConstraint, OnSphere, "degenerate constraints: at the solution their gradients vanish"),
+    (StopsEarly, Descent, "inexact solve:"),
+    (WrongRoot, RightRoot, "another branch:"),
+    (Infeasible, OnSphere, "infeasible:"),
+    (SquaredConstraint, OnSphere, "degenerate constraints:"),
     (
         BatchLeak,
         Shrinkage,
-        "items of a batch influence one another: `solve` (batched_solve = True)",
+        "items of a batch influence one another: `solve`",
     ),
     (Float32Overflow, LogSumExp, "float32 overflows"),
-    (StaleCache, Cached, "stale cache: solving other inputs in between"),
+    (StaleCache, Cached, "stale cache:"),
     (
         ForgottenInput,
         LinearSystem,
-        "the node's own adjoint is wrong: forgotten input, its gradient for input 0 is zero",
+        "the node's own adjoint is wrong: forgotten input",
     ),
     (Random, OnSphere, "not deterministic"),
 ]
+
+
+@functools.cache
+def report_of_twin(twin):
+    """Of a node that several of the wrong ones are made from."""
+    return ddnkit.check(twin(), examples=3)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +213,7 @@ def test_a_defect_is_named_and_its_twin_passes(defect, twin, cause):
     assert report.verdict == "invalid"
     assert report.diagnosis[0].startswith(cause), report.diagnosis
     assert report.next[0]
-    right = ddnkit.check(twin(), examples=3)
+    right = report_of_twin(twin)
     assert right.ok, str(right)
     assert right.diagnosis == right.next == ()
     assert right.snippet == right.inputs == ""

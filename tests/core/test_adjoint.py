@@ -38,9 +38,7 @@ def test_a_residual_goes_into_the_certificate_and_the_policy(node):
     assert x.grad[:2].eq(2).all()
     assert x.grad[2].isnan().all()
     layer = DeclarativeLayer(node, "closed_form", policy="raise")
-    with pytest.raises(
-        UntrustedGradientError, match=r"adjoint system not solved: residual 1\.0e-02"
-    ):
+    with pytest.raises(UntrustedGradientError, match=r"residual 1\.0e-02"):
         layer(x, residual).sum().backward()
     layer(x[:2], residual[:2]).sum().backward()
 

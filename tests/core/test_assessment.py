@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import factorised, rounding
 
 import ddnkit
 from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, InputError, testing
@@ -67,10 +68,11 @@ def test_the_bound_holds_for_a_solver_that_stops_early(make, count, off):
 def test_an_exact_solution_has_a_tiny_bound_and_is_trusted():
     layer = DeclarativeLayer(Stopped(), policy="raise", certify="full")
     layer(*inputs(0))
-    assert layer.certificate.error_bound < 1e-10
+    # Of a solution to the last digit, the condition, below 100, of the three systems it solves.
+    bound = layer.certificate.error_bound
+    assert bound < rounding(bound, 3 * 4**2, condition=100)
     assert layer.certificate.verdicts() == ["trusted"]
     assert layer.certificate.causes() == []
-    assert "gradient error at most" in str(layer.certificate)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -115,7 +117,8 @@ def test_curvature_and_condition_are_those_of_the_tangent_space():
     layer.policy = "nan"
     layer(torch.tensor([[2.0, 1.0, 5.0], [1.0, 1.0, 9.0]], dtype=torch.float64))
     assert layer.certificate.curvature[0] < -0.3  # a saddle point
-    assert layer.certificate.curvature[1].abs() < 1e-12  # not unique
+    curvature = layer.certificate.curvature[1].abs()
+    assert curvature < rounding(curvature, 3 * 9)  # not unique: 0 beside 9, of order 3
     assert layer.certificate.verdicts() == ["invalid", "invalid"]
     assert any("not unique" in text for text in layer.certificate.causes())
 
@@ -133,6 +136,7 @@ def test_curvature_by_lanczos_for_many_unknowns():
     d = torch.linspace(1, 4, 400, dtype=torch.float64)
     layer = DeclarativeLayer(Diagonal(), policy="raise", certify="full")
     layer(d)
+    # A lowest value by Lanczos is an upper bound, to a hundredth for the steps it takes here.
     torch.testing.assert_close(
         layer.certificate.curvature, torch.tensor(0.25).double(), rtol=1e-2, atol=0
     )
@@ -156,7 +160,7 @@ def test_licq_margin():
 
     x = torch.tensor([1.0, 2.0], dtype=torch.float64)
     assert margin(testing.SingularHessian(), x) == 1
-    assert margin(testing.RepeatedConstraint(), x) < 1e-12
+    assert margin(testing.RepeatedConstraint(), x) < rounding(x, 8)
     assert margin(testing.Polynomial(), torch.tensor(1.0).double()) == 1
 
 
@@ -176,7 +180,7 @@ def test_points_determined_by_the_constraints_alone():
     x = torch.randn(3, dtype=torch.float64, requires_grad=True)
     layer = DeclarativeLayer(Fixed(), policy="raise", certify="full")
     layer(x).sum().backward()
-    assert (x.grad - 1).abs().max() < 1e-12
+    assert (x.grad - 1).abs().max() < factorised(x, 3)
     assert layer.certificate.condition == 1
 
 
@@ -197,7 +201,7 @@ def test_bad_items_do_not_spoil_the_figures_of_others():
 
 
 def test_certify_takes_two_values():
-    with pytest.raises(InputError, match="no choice 'fulll'"):
+    with pytest.raises(InputError, match="'fulll'"):
         DeclarativeLayer(Stopped(), certify="fulll")
 
 

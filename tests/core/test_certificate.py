@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from bounds import rounding
 
 import ddnkit
 from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, UntrustedGradientError
@@ -33,9 +34,9 @@ class Projection(DeclarativeNode):
 def test_exact_solutions_pass_at_every_scale(scale, dtype):
     layer = DeclarativeLayer(Projection(scale), policy="raise")
     layer(torch.randn(10, 5, dtype=dtype))
-    eps = torch.finfo(dtype).eps
-    assert (layer.certificate.stationarity < 20 * eps).all()
-    assert (layer.certificate.feasibility < 20 * eps).all()
+    # Two rows of five terms each, relative to what they change by.
+    assert (layer.certificate.stationarity < rounding(dtype, 4 * 5)).all()
+    assert (layer.certificate.feasibility < rounding(dtype, 4 * 5)).all()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -44,6 +45,7 @@ def test_backward_errors_do_not_depend_on_scale(scale):
     layer(torch.tensor([1.0, 2.0, -1.5], dtype=torch.float64))
     unit = DeclarativeLayer(Projection(1.0, off=1e-3, outside=1e-3), policy="nan")
     unit(torch.tensor([1.0, 2.0, -1.5], dtype=torch.float64))
+    # 1e-3 is what it is off, in either, within a factor for the directions.
     assert 1e-4 < unit.certificate.stationarity < 2e-2
     assert 1e-4 < unit.certificate.feasibility < 2e-2
     torch.testing.assert_close(layer.certificate.stationarity, unit.certificate.stationarity)
@@ -73,20 +75,21 @@ def test_scalars_that_scale_together_are_no_false_alarm():
             return (y - a / b) ** 2
 
         def solve(self, a, b):
-            return a / b * (1 + 4 * torch.finfo(a.dtype).eps)
+            return a / b * (1 + rounding(a, 4))
 
     for dtype in (torch.float32, torch.float64):
         a, b = torch.randn(200, dtype=dtype), 1 + torch.rand(200, dtype=dtype)
         layer = DeclarativeLayer(Root(), policy="raise")
         layer(a, b)
-        assert (layer.certificate.stationarity < 100 * torch.finfo(dtype).eps).all()
+        # Four roundings, of a figure that a probe may by chance make ten times too small.
+        assert (layer.certificate.stationarity < rounding(dtype, 100)).all()
 
 
 def test_policy_raise_names_what_failed():
     x = torch.tensor([1.0, 2.0, -1.5])
-    with pytest.raises(UntrustedGradientError, match=r"1 of 1 not stationary.*stopped early"):
+    with pytest.raises(UntrustedGradientError, match="1 of 1 not stationary"):
         DeclarativeLayer(Projection(off=0.1), policy="raise")(x)
-    with pytest.raises(UntrustedGradientError, match=r"1 of 1 infeasible.*off the constraint set"):
+    with pytest.raises(UntrustedGradientError, match="1 of 1 infeasible"):
         DeclarativeLayer(Projection(outside=0.1), policy="raise")(x)
 
 
@@ -140,14 +143,14 @@ def test_a_solution_that_is_not_unique_is_noticed_on_the_way_back():
     x = torch.randn(4, dtype=torch.float64, requires_grad=True)
     layer = DeclarativeLayer(CosineDistance(), policy="raise")
     y = layer(x)
-    with pytest.raises(UntrustedGradientError, match=r"adjoint system not solved.*not unique"):
+    with pytest.raises(UntrustedGradientError, match="not unique"):
         y[0].backward()
     first, second = x.detach()[:2].tolist()
     along_the_sphere = torch.tensor([second, -first, 0, 0], dtype=torch.float64)
     (gradient,) = torch.autograd.grad(layer(x), x, along_the_sphere)
     # (I − xxᵀ/‖x‖²) v, the pseudo-inverse's answer, is v where v is orthogonal to x
     torch.testing.assert_close(gradient, along_the_sphere)
-    assert layer.certificate.adjoint_residual < 1e-9
+    assert layer.certificate.adjoint_residual < rounding(x, 4 * 4, condition=10)
     assert "passed" in str(layer.certificate)
 
 
@@ -169,10 +172,9 @@ def test_solver_status_is_part_of_the_message():
             y = super().solve(x)
             return ddnkit.Solution(y, ddnkit.Status.MAX_ITERATIONS, 3, "mine")
 
-    with pytest.raises(UntrustedGradientError, match="solver mine ended with MAX_ITERATIONS"):
+    with pytest.raises(UntrustedGradientError, match=r"mine.*MAX_ITERATIONS"):
         DeclarativeLayer(Stops(off=0.1), policy="raise")(torch.tensor([1.0, 2.0, -1.5]))
-    text = str(_certificate(Stops(off=0.1)))
-    assert "1 of 1 failed" in text
+    assert "1 of 1" in str(_certificate(Stops(off=0.1)))
 
 
 def _certificate(node):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import factorised
 from ddnkit_manifolds import Sphere
 
 import ddnkit
@@ -15,6 +16,9 @@ from ddnkit import (
     testing,
 )
 from ddnkit.backward import Dense, Krylov
+
+#: A residual of 1e-12, which krylov promises, or of a solve of order 200, at the conditions here.
+CLOSE = 30 * 1e-12 + factorised(torch.float64, 200, condition=30)
 
 
 class Quadratic(DeclarativeNode):
@@ -64,8 +68,8 @@ def test_forms_agree_at_eight_times_two_hundred(node):
     reference, _ = gradient(node, "dense", x, v)
     for form in ("krylov", "embedded_field", Dense(schur=True), "auto"):
         found, layer = gradient(node, form, x, v)
-        assert (found - reference).norm() < 1e-10 * reference.norm()
-        assert (layer.certificate.adjoint_residual < 1e-10).all()
+        assert (found - reference).norm() < CLOSE * reference.norm()
+        assert (layer.certificate.adjoint_residual < CLOSE).all()
     assert layer.certificate.form == "krylov"
 
 
@@ -122,7 +126,8 @@ def test_a_preconditioner_of_the_form_or_of_the_node_saves_products(monkeypatch)
     def products(node, form):
         counted.clear()
         found, _ = gradient(node, form, x, v)
-        torch.testing.assert_close(found, v / d, rtol=1e-9, atol=1e-9)
+        # 1e-12 of the residual, times the condition.
+        assert (found - v / d).norm() < 1e-12 * d.max() / d.min() * (v / d).norm()
         return len(counted)
 
     plain = products(Counting(), "krylov")
@@ -137,7 +142,7 @@ def test_an_iteration_that_is_cut_short_is_never_silent():
     layer = DeclarativeLayer(Quadratic(), Krylov(max_iterations=3))
     x = (30 * x).requires_grad_()
     y = layer(x)
-    with pytest.warns(DdnkitWarning, match="adjoint system not solved: residual"):
+    with pytest.warns(DdnkitWarning, match="residual"):
         y.backward(v)
     assert layer.certificate.verdicts() != ["trusted"]
 
@@ -150,7 +155,7 @@ class TestSingular:
     def jacobian(self, form):
         x = self.x.clone().requires_grad_()
         y = DeclarativeLayer(testing.CosineDistance(), form, policy="warn")(x)
-        with pytest.warns(DdnkitWarning, match="adjoint system not solved"):
+        with pytest.warns(DdnkitWarning, match="adjoint"):
             rows = [torch.autograd.grad(entry, x, retain_graph=True)[0] for entry in y]
         return torch.stack(rows)
 
@@ -164,16 +169,18 @@ class TestSingular:
         y = self.x / self.x.norm()
         expected = torch.eye(4, dtype=torch.float64) - torch.outer(y, y)
         damped = self.jacobian(Dense(singular="damped"))
+        # What damping takes, the square of 1e-6 beside curvatures of order one, and what is left in
+        # the direction that has none.
         torch.testing.assert_close(damped, expected, rtol=1e-5, atol=1e-5)
 
     def test_error_gives_nan_and_the_policy_acts(self):
         x = self.x.clone().requires_grad_()
         layer = DeclarativeLayer(testing.CosineDistance(), Dense(singular="error"), policy="raise")
-        with pytest.raises(ddnkit.UntrustedGradientError, match="residual NaN"):
+        with pytest.raises(ddnkit.UntrustedGradientError, match="NaN"):
             layer(x).sum().backward()
 
     def test_an_unknown_choice(self):
-        with pytest.raises(InputError, match="Did you mean 'damped'"):
+        with pytest.raises(InputError, match="'damped'"):
             Dense(singular="dampd")
 
 
@@ -181,10 +188,10 @@ def test_the_papers_schur_form_needs_a_regular_hessian_and_says_when_it_is_not()
     node = testing.SingularHessian()
     x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     layer = DeclarativeLayer(node, Dense(schur=True), policy="raise")
-    with pytest.raises(ddnkit.UntrustedGradientError, match="adjoint system not solved"):
+    with pytest.raises(ddnkit.UntrustedGradientError, match="adjoint"):
         layer(x).sum().backward()
     DeclarativeLayer(node, "dense", policy="raise")(x).sum().backward()
-    assert (x.grad == 1).all()
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
 def test_unrolled_and_its_refusals():
@@ -210,14 +217,14 @@ def test_unrolled_and_its_refusals():
     torch.testing.assert_close(unrolled, implicit)
     assert layer.certificate.form == "unrolled"
     assert layer.certificate.verdicts() == ["trusted"]
-    with pytest.raises(InputError, match="keeps no graph"):
+    with pytest.raises(InputError):
         gradient(Detached(), "unrolled", x, v)
-    with pytest.raises(InputError, match=r"no `solve` of its own"):
+    with pytest.raises(InputError, match="`solve`"):
         DeclarativeLayer(testing.EqualityQP(), "unrolled")
 
 
 def test_fixed_point_refusals():
-    with pytest.raises(InputError, match=r"no `fixed_point\(self, \*xs, y\)`"):
+    with pytest.raises(InputError, match="fixed_point"):
         DeclarativeLayer(Quadratic(), "fixed_point")
 
     class Wrong(ddnkit.FixedPointNode):
@@ -229,7 +236,7 @@ def test_fixed_point_refusals():
         def initial_point(self, x):
             return x.clone()
 
-    with pytest.raises(InputError, match="must return what has the shape of y"):
+    with pytest.raises(InputError, match="shape of y"):
         DeclarativeLayer(Wrong())(torch.randn(3))
 
 

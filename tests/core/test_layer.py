@@ -64,7 +64,7 @@ def test_batch_dims_without_input_dims():
     one = DeclarativeLayer(Plain())
     batch = DeclarativeLayer(Plain(), batch_dims=1)
     torch.testing.assert_close(batch(x), torch.stack([one(row) for row in x]))
-    with pytest.raises(InputError, match="fewer dimensions than batch_dims = 3"):
+    with pytest.raises(InputError, match="batch_dims = 3"):
         DeclarativeLayer(Plain(), batch_dims=3)(x)
 
 
@@ -119,7 +119,7 @@ def test_change_in_place_between_the_passes_is_noticed():
     y = DeclarativeLayer(Affine())(z, 1.0)
     with torch.no_grad():
         y.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="inplace"):
         y.sum().backward()
 
 
@@ -169,9 +169,9 @@ def test_what_solve_returns_is_checked():
             return x[0]
 
     x = torch.randn(2, 4)
-    with pytest.raises(InputError, match="must return a Tensor"):
+    with pytest.raises(InputError, match="ReturnsNone"):
         DeclarativeLayer(ReturnsNone())(x, 1.0)
-    with pytest.raises(InputError, match="must be floating"):
+    with pytest.raises(InputError, match="int64"):
         DeclarativeLayer(ReturnsInteger())(x, 1.0)
     with pytest.raises(InputError, match="batch of 2"):
         DeclarativeLayer(WrongBatch())(x, 1.0)
@@ -182,9 +182,9 @@ def test_what_solve_returns_is_checked():
     [
         ((1.0, 2.0), "no tensor"),
         ((torch.randn(4, dtype=torch.complex64), 1.0), "complex"),
-        ((torch.randn(4),), "names 2 inputs, but 1"),
-        ((torch.tensor(1.0), 1.0), "at least 1 dim"),
-        ((torch.randn(2, 4), torch.randn(3)), "batch dimensions of the inputs differ"),
+        ((torch.randn(4),), r"2 inputs.*\b1"),
+        ((torch.tensor(1.0), 1.0), "1 dim"),
+        ((torch.randn(2, 4), torch.randn(3)), "batch dimensions"),
     ],
 )
 def test_wrong_inputs_are_named(xs, message):
@@ -196,7 +196,7 @@ def test_tensor_where_none_is_expected():
     class Optioned(Affine):
         input_dims = (1, None)
 
-    with pytest.raises(InputError, match="no tensor there"):
+    with pytest.raises(InputError):
         DeclarativeLayer(Optioned())(torch.randn(4), torch.tensor(1.0))
 
 
@@ -205,7 +205,7 @@ def test_a_node_without_solve_says_what_to_write():
         def objective(self, x, y):
             return ((y - x) ** 2).sum()
 
-    with pytest.raises(InputError, match="neither `solve` nor `initial_point`"):
+    with pytest.raises(InputError, match="`initial_point`"):
         DeclarativeLayer(Bare())(torch.randn(3))
 
 
@@ -214,7 +214,7 @@ def test_an_objective_that_is_no_scalar():
         def objective(self, x, s, y):
             return (y - x) ** 2
 
-    with pytest.raises(InputError, match=r"must return a scalar.*shape \(4,\)"):
+    with pytest.raises(InputError, match=r"shape \(4,\)"):
         DeclarativeLayer(Vector())(torch.randn(4), 1.0)
 
 
@@ -224,20 +224,20 @@ def test_an_objective_that_is_no_tensor(batch):
         def objective(self, x, s, y):
             return 1.0
 
-    with pytest.raises(InputError, match=r"Number\.objective must return a tensor.*float"):
+    with pytest.raises(InputError, match=r"Number\.objective.*float"):
         DeclarativeLayer(Number())(torch.randn(*batch, 4), 1.0)
 
 
 def test_wrong_layer_arguments():
-    with pytest.raises(InputError, match=r"takes a ddnkit\.DeclarativeNode"):
+    with pytest.raises(InputError, match=r"ddnkit\.DeclarativeNode"):
         DeclarativeLayer(Affine)
-    with pytest.raises(InputError, match="Did you mean 'dense'"):
+    with pytest.raises(InputError, match="'dense'"):
         DeclarativeLayer(Affine(), "dens")
     with pytest.raises(InputError, match="no `adjoint"):
         DeclarativeLayer(Affine(), "closed_form")
-    with pytest.raises(InputError, match="a name or a"):
+    with pytest.raises(InputError):
         DeclarativeLayer(Affine(), 3)
-    with pytest.raises(InputError, match="Did you mean 'raise'"):
+    with pytest.raises(InputError, match="'raise'"):
         DeclarativeLayer(Affine(), policy="raises")
 
 
@@ -271,7 +271,7 @@ class TestOwnAdjoint:
 
     def test_but_not_what_is(self):
         s = torch.tensor(1.0, requires_grad=True)
-        with pytest.raises(InputError, match="returned None for input 1"):
+        with pytest.raises(InputError, match="None for input 1"):
             DeclarativeLayer(self.Half())(torch.randn(4), s).sum().backward()
 
     def test_its_shapes_and_number_are_checked(self):
@@ -284,9 +284,9 @@ class TestOwnAdjoint:
                 return v.sum(), None
 
         x = torch.randn(4, requires_grad=True)
-        with pytest.raises(InputError, match="2 in all; it returned 1"):
+        with pytest.raises(InputError, match=r"2\b.*\b1"):
             DeclarativeLayer(Few())(x, 1.0).sum().backward()
-        with pytest.raises(InputError, match="returned shape"):
+        with pytest.raises(InputError, match="shape"):
             DeclarativeLayer(Shape())(x, 1.0).sum().backward()
 
     def test_receives_what_solve_kept(self):

@@ -29,6 +29,7 @@ def test_gradients_are_those_of_the_cpu(problem, form):
         second = torch.autograd.grad(sum(g.sum() for g in first), tensors)
         found.append([t.detach().cpu() for t in (y, *first, *second)])
     for a, b in zip(*found, strict=True):
+        # krylov's tolerance is 1e-12, twice over in a second derivative, and conditions are below 100.
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
@@ -40,5 +41,6 @@ def test_krylov_at_a_size_beyond_any_matrix():
     v = torch.randn_like(y)
     (gradient,) = torch.autograd.grad(y, x, v)
     expected = (v - (v @ y.detach()) * y.detach()) / x.detach().norm()
-    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    # krylov's tolerance, of the norm; the Hessian is the identity.
+    assert (gradient - expected).norm() < 10 * 1e-12 * expected.norm()
     assert torch.cuda.max_memory_allocated() < 1e9

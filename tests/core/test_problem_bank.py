@@ -7,6 +7,7 @@ from operator import attrgetter
 
 import pytest
 import torch
+from bounds import factorised
 
 import ddnkit
 from ddnkit import testing
@@ -44,6 +45,13 @@ def tensors(xs):
 def moved(xs, directions, step):
     rest = iter(directions)
     return [x + step * next(rest) if isinstance(x, torch.Tensor) else x for x in xs]
+
+
+#: Of the differences: rounding over the step, 1e-10 of what is at most a few thousand beside J, and the
+#: fourth power of the step. The fifth derivative takes what is left.
+OF_DIFFERENCES = 1e-6
+#: A gradient by a solve of order 20 at a condition up to 1e4.
+OF_SOLVES = factorised(torch.float64, 20, condition=1e4)
 
 
 def central_difference(function, step=1e-6):
@@ -104,7 +112,7 @@ def test_jacobians_have_the_shapes_of_y_and_input(problem):
     xs = testing.sampled(problem, seed=1)
     y = solution(problem, xs)
     if not problem.analytic:
-        with pytest.raises(NotImplementedError, match="no analytic Jacobian"):
+        with pytest.raises(NotImplementedError):
             problem.jacobians(*xs, y=y)
         return
     found = [J.shape for J in problem.jacobians(*xs, y=y)]
@@ -121,7 +129,7 @@ def test_jacobians_are_central_differences_through_the_solution(problem):
             found = central_difference(
                 lambda t, xs=xs, u=directions: joined(solution(problem, moved(xs, u, t)))
             )
-            assert_near(found, slope(jacobians, directions), 1e-6)
+            assert_near(found, slope(jacobians, directions), OF_DIFFERENCES)
 
 
 @only(lambda problem: not problem.analytic)
@@ -133,7 +141,7 @@ def test_without_an_analytic_jacobian_the_dense_form_is_the_difference(problem):
             found = central_difference(
                 lambda t, xs=xs, u=directions: joined(solution(problem, moved(xs, u, t)))
             )
-            assert_near(found, slope(jacobians, directions), 1e-6)
+            assert_near(found, slope(jacobians, directions), OF_DIFFERENCES)
 
 
 @every_problem
@@ -154,11 +162,13 @@ def test_solutions_are_feasible_and_stationary(problem):
             gradient = gradient.reshape(-1, 1)
             h = problem.equality_constraints(*xs, y=y)
             if h is not None:
-                assert h.abs().max() < 1e-12
+                # Entries up to 10, in solutions that are iterated to rounding.
+                assert h.abs().max() < factorised(point, point.numel(), size=10)
                 A = torch.func.jacrev(at(problem.equality_constraints))(point)
                 A = A.reshape(-1, point.numel())
                 gradient = gradient - torch.linalg.pinv(A) @ (A @ gradient)
-            assert gradient.norm() < 1e-11
+            # Of solutions that are within roundings times a curvature up to 1,000.
+            assert gradient.norm() < factorised(point, point.numel(), size=1e3)
 
 
 @only(lambda problem: problem.answer(*testing.sampled(problem)) is not None)
@@ -177,6 +187,7 @@ def test_any_solver_can_start_from_the_initial_point(problem):
         found = newton.solve(ddnkit.Problem.single(problem, xs))
         assert found.statuses() == [ddnkit.Status.CONVERGED]
         expected = joined(solution(problem, xs))
+        # Its last step was at most eps^{2/3} = 4e-11 long, promised, and quadratic convergence did more.
         torch.testing.assert_close(found.y[0], expected, rtol=1e-8, atol=1e-10)
 
 
@@ -185,7 +196,7 @@ def test_dense_form_gives_every_entry(problem):
     xs = testing.sampled(problem, seed=7)
     y, found = layer_jacobians(problem, xs, "dense")
     for mine, known in zip(found, problem.jacobians(*xs, y=y), strict=True):
-        assert_near(mine, known, 1e-9)
+        assert_near(mine, known, OF_SOLVES)
 
 
 # -- the bank -------------------------------------------------------------------------------------
@@ -246,7 +257,7 @@ def test_parameter_jacobians_are_central_differences():
                     parameter.copy_(start)
                 return y
 
-            assert_near(central_difference(at), slope([jacobian], [direction]), 1e-6)
+            assert_near(central_difference(at), slope([jacobian], [direction]), OF_DIFFERENCES)
 
 
 def test_layer_gives_the_parameter_jacobians():
@@ -256,7 +267,7 @@ def test_layer_gives_the_parameter_jacobians():
     for name, known in problem.parameter_jacobians(*xs, y=y.detach()).items():
         parameter = attrgetter(name)(problem)
         rows = [torch.autograd.grad(entry, parameter, retain_graph=True)[0] for entry in y]
-        assert_near(torch.stack(rows), known, 1e-9)
+        assert_near(torch.stack(rows), known, OF_SOLVES)
 
 
 def test_parameters_of_other_problems_are_none():
@@ -283,14 +294,15 @@ def test_transport_is_what_differentiating_many_sinkhorn_steps_gives():
     xs = [x.requires_grad_() for x in (M, r, c)]
     unrolled = sinkhorn_steps(*xs, gamma)
     y = problem.solve(*(x.detach() for x in xs), gamma)
-    torch.testing.assert_close(unrolled.detach(), y, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(unrolled.detach(), y, rtol=0, atol=factorised(y, 7, condition=100))
     rows = [torch.autograd.grad(e, xs, retain_graph=True) for e in unrolled.reshape(-1)]
     steps = [
         torch.stack(g).reshape(y.shape + x.shape)
         for g, x in zip(zip(*rows, strict=True), xs, strict=True)
     ]
     known = problem.jacobians(*xs, gamma, y=y)
-    torch.testing.assert_close(known[0], steps[0], rtol=1e-9, atol=1e-12)
+    bound = factorised(y, 7, condition=1e4)
+    torch.testing.assert_close(known[0], steps[0], rtol=0, atol=bound)
     # For r and c the steps give one of the conventions; along Σdr = Σdc all are the same.
     difference = (
         torch.cat([known[1] - steps[1], known[2] - steps[2]], dim=-1).reshape(12, 7).detach()
@@ -298,7 +310,7 @@ def test_transport_is_what_differentiating_many_sinkhorn_steps_gives():
     normal = torch.cat([torch.ones(3), -torch.ones(4)]).double()
     assert (difference @ normal).norm() > 0.1
     torch.testing.assert_close(
-        difference, torch.outer(difference @ normal, normal) / 7, rtol=1e-9, atol=1e-12
+        difference, torch.outer(difference @ normal, normal) / 7, rtol=0, atol=bound
     )
 
 
@@ -344,7 +356,7 @@ def test_nearest_etf_cases_are_what_they_are_called():
     torch.testing.assert_close(values["collapsed"][:3], values["collapsed"][:1].expand(3))
     H, P = testing.sampled(testing.NearestSimplexETF("collapsed"))
     torch.testing.assert_close(testing.NearestSimplexETF("collapsed").answer(H, P), P)
-    with pytest.raises(ValueError, match="none of generic, missing, collapsed, square"):
+    with pytest.raises(ValueError, match="generic, missing, collapsed, square"):
         testing.NearestSimplexETF("colapsed")
 
 

@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from bounds import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from work import Work
@@ -194,7 +195,8 @@ def test_a_wrong_recording_shows_in_the_residual(monkeypatch):
     y = layer(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     expected = 1 / (torch.arange(1, 101) * y.cosh())
-    right = (gradient - expected).abs().amax() < 1e-8
+    # The residual that krylov promises, 1e-12, times a condition of 100 and what cosh adds to it.
+    right = (gradient - expected).norm() < 1e-12 * 1e4 * expected.norm()
     assert right or layer.certificate.adjoint_residual.max() > 1e-2
 
 
@@ -210,10 +212,13 @@ def test_matrices_that_are_the_same_are_kept_once():
     torch.testing.assert_close(apply(same, v), torch.einsum("pm,kbm->kbp", A[0], v))
     for item in range(4):
         other = A.repeat(4, 1, 1)
-        other[item, 1, 2] += 1e-15
+        other[item, 1, 2] += rounding(A, 5) * other[item, 1, 2].abs()
         assert not is_shared(merged(other))
         torch.testing.assert_close(
-            apply(merged(other), v), torch.einsum("bpm,kbm->kbp", other, v), rtol=0, atol=1e-12
+            apply(merged(other), v),
+            torch.einsum("bpm,kbm->kbp", other, v),
+            rtol=0,
+            atol=rounding(v, 5, size=10),
         )
 
 
@@ -260,4 +265,6 @@ def test_shared_and_own_constraints_give_the_same_gradient(backward):
     for k, gradient in enumerate(together):
         torch.testing.assert_close(gradient, sum(one[k] for one in alone))
     assert certificate.licq.shape == (3,)
-    assert (certificate.licq == certificate.licq[0]).all()
+    assert (
+        certificate.licq == certificate.licq[0]
+    ).all()  # one matrix, of which there is one figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -11,14 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_etf import ClassifierHead, ClassMeans
 from ddnkit_etf.reduction import all_reduced, batch_mean, class_sums
+from rounding import Rounding
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddnkit import DdnkitWarning, registry
 
-WORLD, STEPS, C, D = 2, 6, 6, 8
+WORLD, STEPS, C, D = 2, 4, 6, 8
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard": ("standard", {}),
     "standard, centred": ("standard", {"centre": True}),
@@ -98,7 +101,12 @@ def state(head: ClassifierHead) -> dict[str, Tensor]:
     return copy.deepcopy(kept)
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, seed: int | None) -> None:
+    with contextlib.nullcontext() if seed is None else Rounding(seed):
+        work_on(rank, folder)
+
+
+def work_on(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD
@@ -171,10 +179,13 @@ def halves(rank: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> list[dict[Any, Any]]:
     """What each of two processes saw, for all heads; starting them takes most of the time."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    # On the same processor as the one that they are compared with.
+    multiprocessing.spawn(work, (str(folder), pytestconfig.getoption("--rounding")), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
@@ -198,8 +209,11 @@ def test_any_first_batch_of_two_processes_is_that_of_one(
 @pytest.mark.parametrize("case", HEADS)
 def test_two_processes_train_as_one(found: list[dict[Any, Any]], case: str, dtype: str) -> None:
     alone = train(case, dtype, rank=None)
-    tolerance = {"float32": 1e-6, "float64": 1e-12}[dtype]
+    # In float64 δ is 1e-3, which is what holds a direction of U while a class is missing.
+    condition = {"float32": 1, "float64": 1e3}[dtype]
     for step, wanted in enumerate(alone):
+        # Each step so far has added sums over the batch, of products of D terms.
+        tolerance = rounding(DTYPES[dtype], (step + 1) * (BATCH + D), condition=condition)
         shares = [one[case, dtype][step] for one in found]
         for key, value in wanted.items():
             parts = [share[key] for share in shares]
@@ -227,7 +241,7 @@ def test_the_reduction_is_differentiated_twice(found: list[dict[Any, Any]]) -> N
     # Σ_q ∂(S³)/∂S = 2·3S² on each of two processes with S = 3, and then 2·2·6S.
     for one in found:
         first, second = one["second derivative"]
-        assert (first.item(), second.item()) == (54, 72)
+        assert (first.item(), second.item()) == (pytest.approx(54), pytest.approx(72))
 
 
 def test_shares_of_unlike_size_and_precision(found: list[dict[Any, Any]]) -> None:

@@ -46,7 +46,7 @@ def test_classifier_is_a_simplex_etf_and_centres(name):
     head(features, labels)
     W = head.classifier()
     cosines = torch.full((4, 4), -1 / 3).fill_diagonal_(1)
-    torch.testing.assert_close(W @ W.T, cosines, atol=1e-6, rtol=0)
+    torch.testing.assert_close(W @ W.T, cosines)
     torch.testing.assert_close(head.global_mean, head.embed(features).mean(0))
 
 
@@ -69,7 +69,7 @@ def test_standard_may_centre():
     head = build("standard", centre=True)
     features, labels = batch()
     logits = head(features, labels)
-    torch.testing.assert_close(logits.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits.mean(0), torch.zeros(4))
     head.eval()
     torch.testing.assert_close(head(features), logits)
 
@@ -87,12 +87,12 @@ def test_nearest_starts_without_the_proximal_term_and_then_follows_its_last_solu
     H = head.tracker.__class__(8, 4)(head.embed(features), labels).detach()
     head(features, labels)
     first = nearest_etf(H)
-    torch.testing.assert_close(head.prox, nearest_etf(H, first), atol=1e-5, rtol=0)
+    torch.testing.assert_close(head.prox, nearest_etf(H, first))
     previous = head.prox.clone()
     more, labels = batch()
     head(more, labels)
     H = head.class_means / head.class_means.norm()
-    torch.testing.assert_close(head.prox, nearest_etf(H, previous), atol=1e-5, rtol=0)
+    torch.testing.assert_close(head.prox, nearest_etf(H, previous))
     assert head.certificate.solved.all()
 
 
@@ -113,7 +113,7 @@ def test_the_ddn_gradient_is_that_of_the_whole_head():
     with_ddn = torch.autograd.grad(loss(features), features)[0]
     head.differentiate = False
     without = torch.autograd.grad(loss(features), features)[0]
-    assert (with_ddn - without).norm() > 1e-3 * with_ddn.norm()
+    assert (with_ddn - without).norm() > 1e-3 * with_ddn.norm()  # not of rounding
 
 
 def test_state_survives_saving(tmp_path):
@@ -133,7 +133,7 @@ def test_features_of_dimension_one_less_than_classes_use_the_reduced_form():
         nn.functional.cross_entropy(head(features, labels), labels).backward()
     W = head.classifier()
     cosines = torch.full((4, 4), -1 / 3).fill_diagonal_(1)
-    torch.testing.assert_close(W @ W.T, cosines, atol=1e-6, rtol=0)
+    torch.testing.assert_close(W @ W.T, cosines)
 
 
 def test_classes_missing_from_the_first_batches():
@@ -156,19 +156,19 @@ def test_bfloat16_features_under_autocast():
 
 
 def test_what_heads_refuse():
-    with pytest.raises(InputError, match="needs labels"):
+    with pytest.raises(InputError, match="labels"):
         build("nearest_etf")(torch.randn(2, 8))
-    with pytest.raises(InputError, match="dimension 9 or more; the backbone gives 8"):
+    with pytest.raises(InputError, match=r"\b9\b.*\b8\b"):
         build("nearest_etf", d=8, C=10)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"means": {"policy": "constant"}}, "needs alpha"),
-        ({"means": {"policy": "paper", "alpha": 0.1}}, "goes with policy"),
-        ({"solver": "trust_region"}, "Did you mean 'trust_regions'"),
-        ({"backward": "closed"}, "no backward 'closed'"),
+        ({"means": {"policy": "constant"}}, "alpha"),
+        ({"means": {"policy": "paper", "alpha": 0.1}}, "policy"),
+        ({"solver": "trust_region"}, "'trust_regions'"),
+        ({"backward": "closed"}, "'closed'"),
     ],
 )
 def test_settings_of_the_nearest_head_are_checked(settings, message):
@@ -228,7 +228,7 @@ def test_a_random_start_shows_before_the_first_step_and_where_that_leaves_a_choi
     for head in (canonical, haar):
         head(features, labels)
     # With all classes seen the ETF is unique; the null direction 1 of U is not.
-    torch.testing.assert_close(haar.classifier(), canonical.classifier(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(haar.classifier(), canonical.classifier())
     null = haar.prox.sum(1) - canonical.prox.sum(1)
     assert null.norm() > 0.1
     # Half of the classes: the other half stays near to where it was.
@@ -251,9 +251,9 @@ def test_settings_of_the_means_reach_the_head():
 
 
 def test_wrong_choices_are_refused():
-    with pytest.raises(InputError, match=r"evaluation_mean is one of running, .*, not 'none'"):
+    with pytest.raises(InputError, match=r"evaluation_mean.*'none'"):
         NearestETFClassifier(8, 4, evaluation_mean="none")
-    with pytest.raises(InputError, match="direction is 'canonical' or 'haar', not 'random'"):
+    with pytest.raises(InputError, match=r"'canonical' or 'haar'.*'random'"):
         NearestETFClassifier(8, 4, initial="random")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_etf import NearestETF, canonical_frame, etf_of_frame, haar_frame, nearest_etf
 
 import ddnkit
@@ -31,7 +32,11 @@ def gradients(H, P, V, **settings):
 
 
 def central_differences(H, P, V, step=1e-5):
-    """Fourth-order central differences of (H, P) ↦ ⟨U, V⟩ through re-solves, all in one batch."""
+    """Fourth-order central differences of (H, P) ↦ ⟨U, V⟩ through re-solves, all in one batch.
+
+    A direction in which H and P leave a singular value of δ = 1e-3 has a scale of that: a step of a
+    hundredth leaves 1e-8 to the fourth power of it, and rounding over the step 1e-11 of 1/δ.
+    """
     C = H.shape[-1]
     joint = torch.cat([H, P], dim=-1)
     unit = torch.eye(joint.numel(), **DOUBLE).reshape(-1, *joint.shape)
@@ -53,8 +58,10 @@ def test_forms_agree_with_each_other_and_with_differences(d, C, kind):
     found = {form: gradients(H, P, V, backward=form)[1] for form in FORMS}
     size = found["dense"].norm()
     assert all(g.isfinite().all() for g in found.values())
-    assert (found["closed_form"] - found["dense"]).norm() < 1e-9 * size
-    assert (found["embedded_field"] - found["dense"]).norm() < 1e-9 * size
+    # A dense solve of up to 455 unknowns and multipliers, at a condition of up to 1/δ.
+    rounded = rounding(size, d * C, condition=1e4)
+    assert (found["closed_form"] - found["dense"]).norm() < rounded * size
+    assert (found["embedded_field"] - found["dense"]).norm() < rounded * size
     differences = central_differences(H, P, V)
     assert (found["closed_form"] - differences).norm() < 1e-6 * size
 
@@ -76,14 +83,22 @@ def test_without_the_proximal_term(d, C):
     if d >= C:
         torch.testing.assert_close(U.T @ U, torch.eye(C, **DOUBLE))
         limit = nearest_etf(H, canonical_frame(d, C, **DOUBLE), delta=1e-8)
-        torch.testing.assert_close(U, limit, atol=1e-6, rtol=0)
+        # To first order in δ, over singular values down to a hundredth.
+        torch.testing.assert_close(U, limit, atol=100 * 1e-8, rtol=0)
     else:
         torch.testing.assert_close(U @ U.T, torch.eye(d, **DOUBLE))
     torch.testing.assert_close(etf_of_frame(U).norm(dim=0), torch.ones(C, **DOUBLE))
 
 
-@pytest.mark.parametrize("d", [4, 5, 9])
-@pytest.mark.parametrize("delta", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("d", "delta"),
+    [
+        (4, 0.0),
+        (5, 0.1),
+        (9, 0.0),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in [(4, 0.1), (5, 0.0), (9, 0.1)]),
+    ],
+)
 def test_reduced_form(d, delta):
     C = 5
     H = torch.randn(d, C, requires_grad=True, **DOUBLE)
@@ -96,15 +111,18 @@ def test_reduced_form(d, delta):
     layers = [DeclarativeLayer(NearestETF(delta, reduced=True), form) for form in FORMS]
     V = torch.randn(d, C - 1, **DOUBLE)
     found = [torch.autograd.grad(layer(H, P), H, V)[0] for layer in layers]
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-12)
+    # Solves of 20 unknowns and 10 multipliers, at a condition below 1e4.
+    tolerance = rounding(V, 30, size=float(found[0].abs().max()), condition=1e4)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=tolerance)
+    torch.testing.assert_close(found[0], found[2], rtol=0, atol=tolerance)
     if delta == 0 and d >= C:  # the same ETF as the full form without a proximal term
         torch.testing.assert_close(etf_of_frame(U), etf_of_frame(nearest_etf(H)))
 
 
 def test_delta_draws_the_solution_to_the_proximal_target():
     H, P = class_means(12, 5, "random")
-    torch.testing.assert_close(nearest_etf(H, P, delta=1e6), P, atol=1e-5, rtol=0)
+    # ‖2HM̃‖/δ is what is left of H, which is below 2e-6.
+    torch.testing.assert_close(nearest_etf(H, P, delta=1e6), P, atol=2e-6, rtol=0)
 
 
 def test_batch_is_its_items_and_inputs_broadcast():
@@ -134,9 +152,12 @@ def test_lower_precision_against_float64(dtype):
     assert U.dtype == torch.float32
     U.backward(V)
     assert H.grad.dtype == dtype
-    torch.testing.assert_close(U.double(), expected, atol=1e-5, rtol=0)
+    # A in float32 moves the null direction of U, whose singular value is δ, by u/δ, and the gradient as
+    # much; bfloat16 has one rounding more, of the gradient.
+    tolerance = rounding(U, 4, condition=1e3)
+    assert (U.double() - expected).norm() < tolerance
     error = (H.grad.double() - expected_gradient[:, :10]).norm() / expected_gradient.norm()
-    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert error < tolerance + (rounding(dtype) if dtype == torch.bfloat16 else 0)
 
 
 def test_non_unique_solutions_solve_but_do_not_differentiate_in_silence():
@@ -165,7 +186,7 @@ def test_nan_in_one_item_leaves_the_others():
     [
         "trust_regions",
         "conjugate_gradient",
-        "steepest_descent",
+        pytest.param("steepest_descent", marks=pytest.mark.long),
         "riemannian_sgd",
         "riemannian_adam",
         "riemannian_line_search",
@@ -181,7 +202,9 @@ def test_every_solver_finds_the_closed_form_and_its_gradient(solver):
     found.backward(V)
     node = NearestETF()
     gap = node.objective(H, P, found.detach()) - node.objective(H, P, U)
-    assert -1e-12 < gap < 1e-6
+    # A gradient tolerance of 1e-7 or less and curvatures from δ = 1e-3: g²/2δ above the minimum. And
+    # of the gradient, which is about its own slope times the distance g/δ: 1e-4.
+    assert -rounding(gap, 640) < gap < 1e-9
     assert layer.certificate.iterations > 0
     assert layer.certificate.solver == solver
     assert (h.grad - gradient[:, :10]).norm() < 1e-3 * gradient.norm()
@@ -190,13 +213,13 @@ def test_every_solver_finds_the_closed_form_and_its_gradient(solver):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nearest_etf(torch.randn(3)), "must be"),
+        (lambda: nearest_etf(torch.randn(3)), r"\(3,\)"),
         (lambda: nearest_etf(torch.randn(3, 5)), r"\(d, C\) = \(3, 5\)"),
-        (lambda: nearest_etf(torch.randn(4, 5), haar_frame(4, 5)), "use reduced=True"),
-        (lambda: nearest_etf(torch.randn(4, 1)), "at least 2 classes"),
+        (lambda: nearest_etf(torch.randn(4, 5), haar_frame(4, 5)), "reduced=True"),
+        (lambda: nearest_etf(torch.randn(4, 1)), "2 classes"),
         (lambda: nearest_etf(torch.randn(6, 5), torch.randn(6, 4)), "shape of H"),
-        (lambda: NearestETF(-1), "0 or more"),
-        (lambda: nearest_etf(torch.randn(6, 5), solver="procrusts"), "Did you mean 'procrustes'"),
+        (lambda: NearestETF(-1), "-1"),
+        (lambda: nearest_etf(torch.randn(6, 5), solver="procrusts"), "'procrustes'"),
     ],
 )
 def test_wrong_calls_are_named(call, message):
@@ -204,6 +227,7 @@ def test_wrong_calls_are_named(call, message):
         call()
 
 
+@pytest.mark.long
 def test_imagenet_size_runs_in_float32_within_memory_of_order_dC():
     d, C = 2048, 1000
     H = torch.randn(d, C)
@@ -213,14 +237,22 @@ def test_imagenet_size_runs_in_float32_within_memory_of_order_dC():
     assert H.grad.isfinite().all()
 
 
+@pytest.mark.long  # `ddnkit check nearest_etf` is what tests/checking runs
 def test_check_finds_nothing_wrong():
     report = ddnkit.check(NearestETF(), examples=3)
     assert report.ok, str(report)
     assert set(report.forms) == {"closed_form", "embedded_field", "krylov", "dense"}
 
 
-@pytest.mark.parametrize("case", ["random", "collapse"])
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize(
+    ("case", "reduced"),
+    [
+        ("random", False),
+        ("collapse", True),
+        pytest.param("collapse", False, marks=pytest.mark.long),
+        pytest.param("random", True, marks=pytest.mark.long),
+    ],
+)
 def test_higher_derivatives_and_forward_mode_stay_exact(case, reduced):
     d, C = 5, 3
     torch.manual_seed(1)
@@ -237,4 +269,6 @@ def test_higher_derivatives_and_forward_mode_stay_exact(case, reduced):
         return lambda H: (layer(H, P.detach()) ** 3).sum()
 
     mine, other = (torch.func.hessian(loss(each))(H.detach()) for each in (layer, general))
-    torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-9)
+    # krylov solves to 1e-12, promised, each of three systems in turn at a condition below 30.
+    size = float(mine.abs().max())
+    torch.testing.assert_close(mine, other, rtol=0, atol=3 * 30**2 * 1e-12 * size)

@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 import torch
+from bounds import condition, infeasibility, rounding
 from ddnkit_etf import NearestETF, NearestETFClassifier, etf_of_frame, haar_frame
 from ddnkit_manifolds import Procrustes
 from steps import losses_of_steps
@@ -27,6 +28,16 @@ def class_means(d, C, kind):
     return H / H.norm(), haar_frame(d, C, dtype=torch.float64)
 
 
+def condition_of(H, P, delta, reduced=False):
+    """Of A = 2HM̃ + δP, whose polar factor the solution is."""
+    wide = (x.detach().double().reshape(-1, *x.shape[-2:]) for x in (H, P))
+    return condition(NearestETF(delta, reduced=reduced).procrustes_target(*wide))
+
+
+def assert_same(found, expected, tolerance):
+    assert float(((found - expected).norm() / expected.norm()).detach()) <= tolerance
+
+
 def gradients(H, P, V, delta, reduced, method, dtype):
     H, P = H.to(dtype).clone().requires_grad_(), P.to(dtype).clone().requires_grad_()
     node = NearestETF(delta, reduced=reduced, solver=Procrustes(method))
@@ -39,28 +50,31 @@ def gradients(H, P, V, delta, reduced, method, dtype):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["random", "missing", "collapse"])
 @pytest.mark.parametrize(
-    ("d", "C", "delta", "reduced", "tolerance"),
+    ("d", "C", "delta", "reduced"),
     [
-        (300, 260, 1e-3, False, 1e-5),
-        (64, 10, 1e-1, False, 1e-5),
-        (64, 10, 1e-3, False, 1e-4),  # the null direction has a thousandth of the rest
-        (12, 12, 1e-1, False, 1e-5),
-        (9, 10, 1e-1, True, 1e-5),
-        (300, 300, 1e-1, True, 1e-5),
+        (300, 260, 1e-3, False),
+        (64, 10, 1e-1, False),
+        (64, 10, 1e-3, False),  # the null direction has a three-hundredth of the rest
+        (12, 12, 1e-1, False),
+        (9, 10, 1e-1, True),
+        (300, 300, 1e-1, True),
     ],
 )
-def test_float32_against_float64(d, C, delta, reduced, tolerance, kind, method):
+def test_float32_against_float64(d, C, delta, reduced, kind, method):
     H, P = class_means(d, C, kind) if d >= C else (torch.randn(d, C), torch.randn(d, C))
     H = H / H.norm()
     V = torch.randn(d, C - reduced)
     exact, _ = gradients(H.float().double(), P.float().double(), V, delta, reduced, "factors",
                          torch.float64)  # fmt: skip
     found, certificate = gradients(H, P, V, delta, reduced, method, torch.float32)
+    # Rounding of A moves U, and the gradient along with it, by the condition. What is computed in
+    # float32 after that is a few products of at most d terms: √d of them in the mean square.
+    tolerance = rounding(torch.float32, condition_of(H, P, delta, reduced) + d**0.5 + 4)
     for a, b in zip(found, exact, strict=True):
-        assert (a - b).norm() < tolerance * b.norm()
-    assert certificate.feasibility < 5e-7
+        assert_same(a, b, tolerance)
+    assert certificate.feasibility < infeasibility(torch.float32, d, C - reduced)
     if method == "products":
-        assert certificate.adjoint_residual < 1e-5
+        assert certificate.adjoint_residual < tolerance
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,9 +90,10 @@ def test_a_batch_is_its_items(method):
     for index in range(5):
         h = H[index].detach().requires_grad_()
         alone = layer(h, P)
-        torch.testing.assert_close(U[index], alone, atol=1e-6, rtol=0)
+        tolerance = rounding(U, 12, condition=condition_of(h, P, 0.1))
+        assert_same(U[index], alone, tolerance)
         (expected,) = torch.autograd.grad(alone, h, V[index])
-        torch.testing.assert_close(gradient[index], expected, atol=1e-5, rtol=1e-4)
+        assert_same(gradient[index], expected, tolerance)
 
 
 def test_products_go_through_transforms():
@@ -94,7 +109,7 @@ def test_products_go_through_transforms():
         second = torch.func.jvp(torch.func.grad(loss), (H[0],), (v,))[1]
         found.append((first, second))
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        assert_same(a, b, rounding(a, 7, condition=condition_of(H, P.expand_as(H), 0.1)))
 
 
 def assert_no_gradient_in_silence(node, H, reason):
@@ -123,7 +138,7 @@ def test_an_adjoint_system_left_unsolved_is_not_passed_over(monkeypatch):
     monkeypatch.setattr(module, "doublings_for", lambda ratio, dtype: 1)
     H = torch.randn(40, 10).requires_grad_()
     node = NearestETF(1e-3, solver=Procrustes("products"))
-    assert_no_gradient_in_silence(node, H, "adjoint system not solved: residual")
+    assert_no_gradient_in_silence(node, H, "residual")
 
 
 def test_a_solution_left_unfinished_is_not_passed_over(monkeypatch):
@@ -132,7 +147,7 @@ def test_a_solution_left_unfinished_is_not_passed_over(monkeypatch):
     original = module.inverse_square_root
     monkeypatch.setattr(module, "inverse_square_root", lambda G, least, square: original(G, 0.3))
     layer = DeclarativeLayer(NearestETF(1e-3, solver=Procrustes("products")), policy="raise")
-    with pytest.raises(UntrustedGradientError, match=r"infeasible.*MAX_ITERATIONS"):
+    with pytest.raises(UntrustedGradientError, match="MAX_ITERATIONS"):
         layer(torch.randn(40, 10), haar_frame(40, 10))
 
 
@@ -213,5 +228,7 @@ def losses_of_training(method):
 
 def test_products_and_factors_train_alike():
     losses = losses_of_training("factors")
-    assert losses[-1] < 0.8 * losses[0]
-    assert losses_of_training("products") == pytest.approx(losses, rel=1e-4)
+    assert losses[-1] < losses[0]
+    # Twenty steps, each with sums over 32 samples; the loss is convex enough for the steps not to part.
+    other = losses_of_training("products")
+    assert other == pytest.approx(losses, rel=rounding(torch.float32, 20 * 32))

@@ -56,9 +56,9 @@ def test_frames():
 
 
 def test_what_has_no_simplex_etf():
-    with pytest.raises(InputError, match="dimension 4 or more, not 3"):
+    with pytest.raises(InputError, match=r"\b4\b.*\b3\b"):
         simplex_etf(5, 3)
-    with pytest.raises(InputError, match="at least 2 classes"):
+    with pytest.raises(InputError, match="2 classes"):
         simplex_etf(1)
     with pytest.raises(InputError, match="'canonical' or 'haar'"):
         simplex_etf(3, direction="random")

@@ -28,6 +28,7 @@ APPLICABLE = {
     label: [name for name, form in FORMS.items() if reason_against(problem, form) is None]
     for label, problem in PROBLEMS.items()
 }
+#: As in the sweep: the tolerance of a layer in float64.
 TOLERANCE = 1e-6
 
 

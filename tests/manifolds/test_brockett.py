@@ -21,6 +21,10 @@ SOLVERS = {
     "geoopt": RiemannianSGD(gradient_tolerance=1e-12, max_iterations=50_000),
 }
 OTHERS = [ConjugateGradient(), RiemannianLineSearch()]
+#: Of the central differences: their error is its square, and the solvers' tolerance over it.
+STEP = 1e-5
+#: Of the condition of this problem, which is 15, and of gradients beside what they are relative to.
+CONDITION = 100
 
 
 class Brockett(DeclarativeNode):
@@ -50,7 +54,7 @@ def inputs():
 def differences(solver, A, B, v):
     """Central differences of ⟨v, U(A, B)⟩ through re-solves, for each entry of A and B."""
     layer = DeclarativeLayer(Brockett(solver), policy="raise")
-    step = 1e-5
+    step = STEP
     gradients = []
     with torch.no_grad():
         start = layer(A, B)
@@ -66,7 +70,7 @@ def differences(solver, A, B, v):
     return gradients
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", ["pymanopt", pytest.param("geoopt", marks=pytest.mark.long)])
 def test_gradients_agree_with_differences_through_re_solves(name):
     A, B, v = inputs()
     expected = differences(SOLVERS[name], A, B, v)
@@ -77,15 +81,16 @@ def test_gradients_agree_with_differences_through_re_solves(name):
         assert layer.certificate.verdicts() == ["trusted"]
         for mine, difference in zip(found, expected, strict=True):
             error = (mine - difference).norm() / difference.norm()
-            assert error < 1e-5, (form, float(error))
+            assert error < CONDITION * (1e-12 / STEP + STEP**2), (form, float(error))
 
 
 def test_the_solvers_find_the_same_point():
     A, B, _ = inputs()
     solvers = [*SOLVERS.values(), *OTHERS]
     points = [DeclarativeLayer(Brockett(solver), policy="raise")(A, B) for solver in solvers]
+    # The loosest of their default tolerances, 1e-7, leaves this in the solution.
     for other in points[1:]:
-        torch.testing.assert_close(other, points[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(other, points[0], rtol=0, atol=CONDITION * 1e-7)
 
 
 def test_a_line_search_that_starts_at_the_solution_stays_there():
@@ -94,4 +99,4 @@ def test_a_line_search_that_starts_at_the_solution_stays_there():
         Brockett(RiemannianLineSearch(gradient_tolerance=1e-14)), policy="raise"
     )
     start = DeclarativeLayer(Brockett(SOLVERS["pymanopt"]), policy="raise")(A, B)
-    torch.testing.assert_close(layer(A, B, start=start), start, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer(A, B, start=start), start, rtol=0, atol=CONDITION * 1e-13)

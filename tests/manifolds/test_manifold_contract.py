@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import factorised, infeasibility
 from ddnkit_manifolds import Sphere, Stiefel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ drawn = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 like = torch.zeros((), dtype=torch.float64)
+#: Of matrices of order seven at most, with entries of order one; vectors of norm 20 at most besides.
+ROUNDING = factorised(torch.float64, 7)
+OF_VECTORS = 20 * ROUNDING
 
 
 @st.composite
@@ -48,11 +52,11 @@ def test_projection_lands_on_the_manifold_and_stays(name, drawn_instance):
     projected = manifold.project(vector)
     assert projected.shape == vector.shape
     assert event_dims == manifold.event_dims
-    assert manifold.infeasibility(projected).max() < 1e-14
-    assert torch.allclose(manifold.project(projected), projected, atol=1e-14)
+    assert manifold.infeasibility(projected).max() < ROUNDING
+    torch.testing.assert_close(manifold.project(projected), projected, atol=ROUNDING, rtol=0)
     # It is the nearest point: no other is nearer.
     distance = inner(vector - projected, vector - projected, event_dims)
-    assert (distance <= inner(vector - y, vector - y, event_dims) + 1e-12).all()
+    assert (distance <= inner(vector - y, vector - y, event_dims) + OF_VECTORS).all()
 
 
 @each_manifold
@@ -61,11 +65,11 @@ def test_projection_lands_on_the_manifold_and_stays(name, drawn_instance):
 def test_tangent_is_an_orthogonal_projection(name, drawn_instance):
     manifold, y, vector, other, event_dims = instance(name, drawn_instance)
     tangent = manifold.tangent(y, vector)
-    assert torch.allclose(manifold.tangent(y, tangent), tangent, atol=1e-13)
+    torch.testing.assert_close(manifold.tangent(y, tangent), tangent, atol=OF_VECTORS, rtol=0)
     normal = other - manifold.tangent(y, other)
-    assert inner(tangent, normal, event_dims).abs().max() < 1e-12
+    assert inner(tangent, normal, event_dims).abs().max() < OF_VECTORS
     rows = manifold.constraint_jacobian(y)
-    assert (rows @ tangent.flatten(-event_dims).unsqueeze(-1)).abs().max() < 1e-12
+    assert (rows @ tangent.flatten(-event_dims).unsqueeze(-1)).abs().max() < OF_VECTORS
 
 
 @each_manifold
@@ -77,10 +81,10 @@ def test_retraction_agrees_to_first_order(name, drawn_instance):
     errors = []
     for step in (1e-3, 1e-4):
         point = manifold.retract(y, step * tangent)
-        assert manifold.infeasibility(point).max() < 1e-14
+        assert manifold.infeasibility(point).max() < ROUNDING
         difference = point - (y + step * tangent)
         errors.append(inner(difference, difference, event_dims).sqrt().max())
-    assert errors[1] <= 0.02 * errors[0] + 1e-14
+    assert errors[1] <= 0.02 * errors[0] + ROUNDING  # by the square of the step, a hundredth
 
 
 @each_manifold
@@ -94,9 +98,9 @@ def test_jacobian_is_that_of_the_constraint(name, drawn_instance):
         jacobian = manifold.constraint_jacobian(point)
         assert jacobian.shape[:-2] == point.shape[:-event_dims]
         assert torch.allclose(
-            jacobian, torch.stack(expected).reshape(jacobian.shape), rtol=0, atol=1e-13
+            jacobian, torch.stack(expected).reshape(jacobian.shape), rtol=0, atol=ROUNDING
         )
-    assert manifold.constraint(y).abs().max() < 1e-14
+    assert manifold.constraint(y).abs().max() < ROUNDING
 
 
 @each_manifold
@@ -108,7 +112,8 @@ def test_normal_spans_the_rows_of_the_jacobian(name, drawn_instance):
     rows = manifold.constraint_jacobian(y)
     # The orthogonal projection on the row space, by least squares.
     coefficients = torch.linalg.pinv(rows.mT) @ vector.flatten(-event_dims).unsqueeze(-1)
-    assert torch.allclose(normal, (rows.mT @ coefficients).squeeze(-1), atol=1e-12)
+    expected = (rows.mT @ coefficients).squeeze(-1)
+    torch.testing.assert_close(normal, expected, atol=OF_VECTORS, rtol=0)
 
 
 @each_manifold
@@ -122,20 +127,20 @@ def test_curvature_is_the_derivative_of_the_normal_at_fixed_multipliers(name, dr
         y - step * direction, multipliers
     )
     curvature = manifold.constraint_curvature(y, multipliers, direction)
-    assert torch.allclose(difference / (2 * step), curvature, atol=1e-8)
+    # The normal is linear in y: rounding over the step is all.
+    torch.testing.assert_close(difference / (2 * step), curvature, atol=OF_VECTORS / step, rtol=0)
 
 
 @each_manifold
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.05)]
-)
-def test_dtype_is_kept(name, dtype, tolerance):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtype_is_kept(name, dtype):
     manifold, shapes = MANIFOLDS[name]
     y = manifold.random((2, *shapes[0]), like=torch.zeros((), dtype=dtype))
     point = manifold.retract(y, manifold.tangent(y, torch.ones_like(y)))
     results = [y, point, manifold.project(2 * y), manifold.constraint_jacobian(y)]
     assert {result.dtype for result in results} == {dtype}
-    assert manifold.infeasibility(point).max() <= tolerance
+    # Twice, for what the factorisation of a retraction adds.
+    assert manifold.infeasibility(point).max() <= 2 * infeasibility(dtype, *(*shapes[0], 1)[:2])
 
 
 @each_manifold
@@ -159,16 +164,17 @@ def test_stiefel_jacobian_is_in_the_order_of_the_row_major_lower_triangle():
 
 @pytest.mark.parametrize("shape", [(2, 3), (3,)])
 def test_stiefel_says_which_shape_is_wrong(shape):
-    with pytest.raises(InputError, match=r"d ≥ C; got shape \(" + str(shape[0])):
+    with pytest.raises(InputError, match=r"shape \(" + str(shape[0])):
         Stiefel().random(shape, like=like)
-    with pytest.raises(InputError, match="d ≥ C"):
+    with pytest.raises(InputError):
         Stiefel().project(torch.ones(shape))
 
 
 def test_haar_has_no_preferred_direction():
     U = Stiefel().random((4000, 3, 3), generator=torch.Generator().manual_seed(0), like=like)
-    assert U.mean(dim=0).abs().max() < 0.05
-    assert (U.square().mean(dim=0) - 1 / 3).abs().max() < 0.03
+    # Entries have variance 1/3, their squares 1/5 − 1/9: six standard deviations of 4,000 of them.
+    assert U.mean(dim=0).abs().max() < 6 * (1 / 3 / 4000) ** 0.5
+    assert (U.square().mean(dim=0) - 1 / 3).abs().max() < 6 * ((1 / 5 - 1 / 9) / 4000) ** 0.5
 
 
 @pytest.mark.parametrize("size", [1e-300, 1e300])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from bounds import factorised, infeasibility, rounding
 from ddnkit_manifolds import (
     ConjugateGradient,
     NelderMead,
@@ -121,20 +122,29 @@ def test_reaches_the_closed_form_of_the_nearest_etf(solver):
     gap = problem.objective(solution.y) - closed_form
     assert solution.statuses() == [Status.CONVERGED] * 2
     assert (solution.iterations > 0).all()
-    assert gap.max() <= 1e-6
-    assert gap.min() >= -1e-12
-    assert Stiefel().infeasibility(solution.y).max() < 1e-14
+    # The loosest default is 1e-7 of gradients of size one, and curvatures are δ or more: what is left
+    # of the objective is g²/2δ, 5e-12.
+    assert gap.max() <= 1e-9
+    assert gap.min() >= -rounding(gap, 64 * 10)
+    assert Stiefel().infeasibility(solution.y).max() < factorised(solution.y, 64)
 
 
-@each_solver
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(solver, marks=pytest.mark.long if solver is SteepestDescent else ())
+        for solver in SOLVERS
+    ],
+)
 def test_takes_float32(solver):
     problem = nearest_etf(32, 6, batch=2, dtype=torch.float32)
     closed_form = problem.objective(Procrustes().solve(problem).y)
     solution = solver().solve(problem)
     assert solution.y.dtype == torch.float32
     assert solution.statuses() == [Status.CONVERGED] * 2
-    assert (problem.objective(solution.y) - closed_form).abs().max() < 1e-5
-    assert Stiefel().infeasibility(solution.y).max() < 1e-6
+    gap = (problem.objective(solution.y) - closed_form).abs().max()
+    assert gap < rounding(gap, 32 * 6, size=float(closed_form.max()))
+    assert Stiefel().infeasibility(solution.y).max() < 2 * infeasibility(solution.y, 32, 6)
 
 
 X = torch.tensor([[2.0, 0.3, 0.1], [0.3, 1.0, -0.4], [0.1, -0.4, 3.0]])
@@ -146,8 +156,17 @@ VECTORS = [
 
 
 @every_solver
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
-@pytest.mark.parametrize(("node", "x"), VECTORS, ids=lambda v: type(v).__name__)
+# The gradient tolerances of the docstrings, 1e-7 and 1e-5, and 1e-3 of those without derivatives,
+# times 100, 20 and 5: for the size of a gradient at the start beside the curvature at the solution.
+@pytest.mark.parametrize(
+    ("node", "x", "dtype", "tolerance"),
+    [
+        *((*vector, torch.float64, 1e-5) for vector in VECTORS),
+        (*VECTORS[0], torch.float32, 2e-4),
+        *(pytest.param(*v, torch.float32, 2e-4, marks=pytest.mark.long) for v in VECTORS[1:]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch.dtype) else type(value).__name__,
+)
 def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
     if solver in DERIVATIVE_FREE:
         tolerance = 5e-3
@@ -160,10 +179,11 @@ def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
         cosine = (solution.y[index] @ expected).abs()
         if not isinstance(node, Rayleigh):
             cosine = solution.y[index] @ expected
-        assert 1 - cosine < tolerance**2 + 1e-6 * (dtype == torch.float32)
+        assert 1 - cosine < tolerance**2 + rounding(dtype, 8)
 
 
 def closeness(solver):
+    """A hundred times the gradient tolerance, ten times that of a solver without derivatives."""
     return 1e-2 if solver in DERIVATIVE_FREE else 1e-5
 
 
@@ -242,7 +262,10 @@ def test_time_limit_is_reported(solver):
     assert solution.statuses() == [Status.TIME_LIMIT]
 
 
-@pytest.mark.parametrize("solver", [SteepestDescent, RiemannianAdam, RiemannianLineSearch])
+@pytest.mark.parametrize(
+    "solver",
+    [SteepestDescent, RiemannianAdam, pytest.param(RiemannianLineSearch, marks=pytest.mark.long)],
+)
 def test_a_tolerance_out_of_reach_stalls(solver):
     # An offset hides the last decreases of the objective from a line search.
     class Offset(NearestETF):
@@ -286,8 +309,8 @@ def test_refuses_with_a_reason(solver):
 
     x = torch.ones(3)
     reason = {node: solver().unsupported(Problem.single(node(), [x])) for node in (Free, Unheard)}
-    assert "has no manifold" in reason[Free]
-    assert "knows: Sphere, Stiefel" in reason[Unheard]
+    assert "manifold" in reason[Free]
+    assert "Sphere, Stiefel" in reason[Unheard]
     assert issubclass(Unheard.manifold, Manifold)
     assert "equality_constraints" in solver().unsupported(Problem.single(Constrained(), [x]))
     assert solver().unsupported(Problem.single(Quadratic(), [x])) is None
@@ -314,17 +337,18 @@ def test_other_directions_of_the_line_search(direction):
 
 
 def test_an_unknown_direction_is_an_error():
-    with pytest.raises(InputError, match="not 'uphill'"):
+    with pytest.raises(InputError, match="'uphill'"):
         RiemannianLineSearch(direction="uphill")
 
 
 def test_plain_gradient_descent_without_momentum():
-    solution = RiemannianSGD(momentum=0.0).solve(nearest_etf(12, 4, batch=1))
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    solution = RiemannianSGD(momentum=0.0).solve(Problem(Quadratic(), [x], 1))
     assert solution.statuses() == [Status.CONVERGED]
 
 
 @derivative_free
-@pytest.mark.parametrize(("d", "C"), [(3, 1), (3, 2), (4, 2)])
+@pytest.mark.parametrize(("d", "C"), [(3, 1), (3, 2), pytest.param(4, 2, marks=pytest.mark.long)])
 def test_derivative_free_on_the_stiefel_manifold(solver, d, C):
     A = torch.randn(1, d, C, dtype=torch.float64)
 
@@ -340,8 +364,9 @@ def test_derivative_free_on_the_stiefel_manifold(solver, d, C):
     problem = Problem(Nearest(), [A], 1)
     solution = solver().solve(problem)
     assert solution.statuses() == [Status.CONVERGED]
-    assert Stiefel().infeasibility(solution.y).max() < 1e-14
+    assert Stiefel().infeasibility(solution.y).max() < factorised(solution.y, d)
     polar = Stiefel().project(A)
+    # 1e-3 and 1e-4 of gradients of size 2‖A‖, over curvatures of 2s: less than ‖A‖/s = 10 here.
     assert (solution.y - polar).norm() < 2e-2
     assert problem.objective(solution.y) < problem.objective(problem.start())
 

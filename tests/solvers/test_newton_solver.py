@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_manifolds import Sphere, Stiefel
 
 from ddnkit import DeclarativeNode, Problem, Status, registry
@@ -216,9 +217,11 @@ def test_reaches_the_known_solution(case, dtype):
     expected = case.expected(inputs)
     assert solution.statuses() == [Status.CONVERGED]
     assert solution.y.dtype == dtype
-    assert int(solution.iterations[0]) <= 40
+    # A few tens, Rosenbrock's valley the most: not a run to the limit of 100.
+    assert int(solution.iterations[0]) <= 60
     error = (solution.y[0] - expected).norm()
-    assert error <= 1e3 * torch.finfo(dtype).eps * (1 + expected.norm())
+    # Quadratic convergence ends in rounding, times conditions up to 2,500 of which little is seen.
+    assert error <= rounding(dtype, condition=1e3) * (1 + expected.norm())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -233,8 +236,9 @@ def test_finds_a_minimum_of_several_instances_at_once(case):
     assert solution.statuses() == [Status.CONVERGED] * batch
     for index in range(batch):
         single = Newton().solve(Problem.single(case.node, problem.item(index)))
+        # The last step is at most eps^{2/3} = 4e-11, which rounding may have it take or not.
         assert torch.allclose(solution.y[index], single.y[0], atol=1e-10)
-        assert int(solution.iterations[index]) == int(single.iterations[0])
+        assert abs(int(solution.iterations[index]) - int(single.iterations[0])) <= 1
 
 
 def test_analytic_centre_stays_inside_its_polygon():
@@ -245,7 +249,7 @@ def test_analytic_centre_stays_inside_its_polygon():
     assert solution.statuses() == [Status.CONVERGED]
     slack = b - A @ solution.y[0]
     assert slack.min() > 0.1
-    assert (A.mT @ (1 / slack)).norm() < 1e-12
+    assert (A.mT @ (1 / slack)).norm() < rounding(slack, 4, condition=100)
 
 
 def test_keeps_away_from_a_saddle_point():

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_manifolds import Sphere, Stiefel
 from torch.testing import assert_close
 
@@ -15,6 +16,9 @@ from ddnkit.solvers.scipy_item import Ended, ScipyItem
 
 SOLVERS = [SLSQP, TrustConstr, Root]
 MINIMISERS = [SLSQP, TrustConstr]
+#: The backward error that is promised, 1e-8 (1e-6 of float32), times 20 for condition and size.
+CLOSE = 20 * 1e-8
+CLOSE_IN_FLOAT32 = 20 * 1e-6
 each_solver = pytest.mark.parametrize("solver", SOLVERS)
 each_minimiser = pytest.mark.parametrize("solver", MINIMISERS)
 
@@ -81,7 +85,9 @@ def tensor(*values, dtype=torch.float64):
 
 
 @each_solver
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-7), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float64, CLOSE), (torch.float32, CLOSE_IN_FLOAT32)]
+)
 @pytest.mark.parametrize("node", [QP(), TwiceConstrained()], ids=lambda v: type(v).__name__)
 def test_reaches_the_known_solution(solver, node, dtype, atol):
     solution = solver().solve(Problem(node, [tensor(1.0, 1.0, dtype=dtype)], 2))
@@ -96,31 +102,50 @@ def test_reaches_the_polar_factor_on_the_stiefel_manifold(solver):
     A = tensor([2.0, 0.3], [0.1, 1.5], [-0.4, 0.8])
     solution = solver().solve(Problem.single(Polar(), [A]))
     assert solution.statuses() == [Status.CONVERGED]
-    assert_close(solution.y[0], Stiefel().project(A), atol=1e-7, rtol=0)
+    assert_close(solution.y[0], Stiefel().project(A), atol=CLOSE, rtol=0)
 
 
-@each_minimiser
-@pytest.mark.parametrize("node", BANK, ids=lambda node: node.label)
+@pytest.mark.parametrize(
+    ("node", "solver"),
+    [
+        pytest.param(node, solver, marks=pytest.mark.long if (index + second) % 2 else ())
+        for index, node in enumerate(BANK)
+        for second, solver in enumerate(MINIMISERS)
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.label,
+)
 def test_is_a_minimum_of_the_known_problems(solver, node):
     problem = Problem.single(node, testing.sampled(node, seed=1))
     solution, newton = solver().solve(problem), Newton().solve(problem)
     assert solution.statuses() == [Status.CONVERGED]
+    # To first order a gap is ∇f times a violation of the constraints, else the square of a distance.
     gap = problem.objective(solution.y) - problem.objective(newton.y)
-    assert gap.abs() < 1e-6
+    assert gap.abs() < CLOSE * (1 + problem.gradient(newton.y).norm())
+
+
+@each_minimiser
+def test_a_decrease_that_rounding_hides_does_not_keep_it_from_its_tolerance(solver):
+    # The backward error of 1e-8 is a step of which f shows the square, half a rounding. At these draws one
+    # of the two or both stopped short of it.
+    statuses = set()
+    for seed in (1, 13, 21, 22, 27):
+        problem = Problem.single(testing.Softmax(), testing.sampled(testing.Softmax(), seed))
+        statuses |= set(solver().solve(problem).statuses())
+    assert statuses == {Status.CONVERGED}
 
 
 @each_minimiser
 def test_leaves_a_start_where_the_constraint_has_no_slope(solver):
     solution = solver().solve(Problem.single(OnCircle(), [torch.tensor(2.0).double()]))
     assert solution.statuses() == [Status.CONVERGED]
-    assert_close(solution.y, -tensor([1.0, 2.0]) / 5**0.5, atol=1e-7, rtol=0)
+    assert_close(solution.y, -tensor([1.0, 2.0]) / 5**0.5, atol=CLOSE, rtol=0)
 
 
 @each_solver
 def test_survives_trial_points_outside_the_domain(solver):
     solution = solver().solve(Problem(Barrier(), [tensor([0.2, 5.0], [0.3, -1.0])], 2))
     assert solution.statuses() == [Status.CONVERGED] * 2
-    assert_close(solution.y, tensor([0.2, 5.0], [0.3, -1.0]), atol=1e-7, rtol=0)
+    assert_close(solution.y, tensor([0.2, 5.0], [0.3, -1.0]), atol=CLOSE, rtol=0)
 
 
 @each_solver
@@ -134,7 +159,7 @@ def test_units_of_the_objective_do_not_matter(solver):
 
     solution = solver().solve(Problem.single(Scaled(), [torch.tensor(1.0).double()]))
     assert solution.statuses() == [Status.CONVERGED]
-    assert_close(solution.y[0], tensor(0.25, 0.75), atol=1e-6, rtol=0)
+    assert_close(solution.y[0], tensor(0.25, 0.75), atol=CLOSE, rtol=0)
 
 
 @each_solver
@@ -154,7 +179,7 @@ def test_a_manifold_with_further_constraints(solver):
     solution = solver().solve(Problem.single(OnSmallCircle(), [tensor(0.1, 2.0, 1.0)]))
     assert solution.statuses() == [Status.CONVERGED]
     rest = 0.75**0.5 / 5**0.5
-    assert_close(solution.y[0], tensor(0.5, 2 * rest, rest), atol=1e-7, rtol=0)
+    assert_close(solution.y[0], tensor(0.5, 2 * rest, rest), atol=CLOSE, rtol=0)
 
 
 @each_solver
@@ -172,7 +197,7 @@ def test_a_y_of_several_parts_and_inputs_that_are_no_tensors(solver):
     problem = Problem(Parts(), [tensor([1.0, 2.0], [0.0, 1.0]), 3.0], 2)
     solution, newton = solver().solve(problem), Newton().solve(problem)
     assert solution.statuses() == [Status.CONVERGED] * 2
-    assert_close(solution.y, newton.y, atol=1e-7, rtol=0)
+    assert_close(solution.y, newton.y, atol=CLOSE, rtol=0)
 
 
 @each_solver
@@ -193,6 +218,7 @@ def test_a_node_with_float32_tensors_of_its_own(solver):
     solution, newton = solver().solve(problem), Newton().solve(problem)
     assert solution.statuses() == [Status.CONVERGED] * 2
     assert solution.y.dtype == torch.float32
+    # Newton's step is good to 2e-5 in float32; the constraint is met to as much.
     assert_close(solution.y, newton.y, atol=1e-4, rtol=0)
 
 
@@ -258,11 +284,11 @@ def test_root_takes_any_stationary_point_for_a_solution(method):
     problem = Problem.single(OnCircle(), [torch.tensor(2.0).double()])
     solution = Root(method=method).solve(problem, start)
     assert solution.statuses() == [Status.CONVERGED]
-    assert_close(solution.y, tensor([1.0, 2.0]) / 5**0.5, atol=1e-7, rtol=0)
+    assert_close(solution.y, tensor([1.0, 2.0]) / 5**0.5, atol=CLOSE, rtol=0)
 
 
 def test_root_knows_its_methods():
-    with pytest.raises(InputError, match=r"hybr, lm, not 'broyden1'"):
+    with pytest.raises(InputError, match=r"hybr, lm.*'broyden1'"):
         Root(method="broyden1")
 
 
@@ -276,7 +302,7 @@ def test_root_of_a_saddle_point_is_reported_as_what_it_is_a_root():
 
     solution = Root().solve(Problem.single(Saddle(), [torch.tensor(1.0).double()]))
     assert solution.statuses() == [Status.CONVERGED]
-    assert solution.y.abs().max() < 1e-9
+    assert solution.y.abs().max() < CLOSE
 
 
 def item(node, *xs, start=None):
@@ -307,9 +333,12 @@ def test_derivatives_of_an_item_are_those_of_the_lagrangian():
 
     difference = (pulled(x + 1e-6 * v) - pulled(x - 1e-6 * v)) / 2e-6
     product = one.constraint_hessian_vector(x, weights, v)
-    np.testing.assert_allclose(product, difference, atol=1e-8)
+    # Of second degree: differences are exact but for rounding over the step, of sums up to 30.
+    bound = rounding(torch.float64, 10, size=30) / 1e-6
+    np.testing.assert_allclose(product, difference, rtol=0, atol=bound)
     hessian = one.lagrangian_hessian(x, weights)
-    np.testing.assert_allclose(hessian @ v, one.hessian_vector(x, v) - product, atol=1e-12)
+    np.testing.assert_allclose(hessian @ v, one.hessian_vector(x, v) - product, rtol=0,
+                               atol=rounding(torch.float64, 10, size=30))  # fmt: skip
 
 
 def test_outside_the_domain_an_item_is_infinite_and_an_iterate_ends_the_solve():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_manifolds import (
     ConjugateGradient,
     NelderMead,
@@ -85,16 +86,18 @@ class NoRoot(Node):
     [
         (ZeroAndOne(), 0.5, torch.float64),
         (ZeroAndOne(), 0.5, torch.float32),
-        (OneUnknown(), 0.5, torch.float64),
+        pytest.param(OneUnknown(), 0.5, torch.float64, marks=pytest.mark.long),
         (Circles(), 2.5, torch.float64),
         (NoRoot(), 0.0, torch.float64),
-        (NoRoot(), 0.0, torch.float32),
+        pytest.param(NoRoot(), 0.0, torch.float32, marks=pytest.mark.long),
     ],
     ids=lambda v: str(v) if isinstance(v, torch.dtype) else type(v).__name__,
 )
 def test_contradictory_constraints_are_infeasible(solver, node, nearest, dtype):
     solution = solver(max_iterations=50).solve(case(node, dtype))
     assert solution.statuses() == [Status.INFEASIBLE]
+    # Where nothing is to be solved a point is not a promise: the place is right, not its digits. At 0
+    # the violation is flat, too: y² + 1 tells 1e-4 from 0 by 1e-8.
     assert abs(float(solution.y[0, 0]) - nearest) < 1e-2
     assert solution.y.dtype == dtype
 
@@ -107,7 +110,7 @@ def test_constraints_that_are_met_only_far_away_are_not_infeasible(solver):
 
     solution = solver().solve(case(Far()))
     assert solution.statuses() == [Status.CONVERGED]
-    assert abs(float(solution.y.sum()) - 1e6) < 1
+    assert abs(float(solution.y.sum()) - 1e6) < 1e6 * 1e-6  # the loosest tolerance is 1e-8
 
 
 def test_least_violation_leaves_a_point_that_is_stationary_by_symmetry():
@@ -117,7 +120,7 @@ def test_least_violation_leaves_a_point_that_is_stationary_by_symmetry():
 
     y, hopeless = least_violation(case(Circle()), torch.zeros(1, 2).double(), Deadline(None))
     assert not bool(hopeless)
-    assert abs(float(y.norm()) - 1) < 1e-9
+    assert abs(float(y.norm()) - 1) < rounding(y, 1e3)  # what it takes for a root
 
 
 # -- unbounded -------------------------------------------------------------------------------------
@@ -282,6 +285,7 @@ def test_a_start_at_the_solution_needs_fewer_iterations(solver):
     warm = solver().solve(problem, start=cold.y)
     assert cold.statuses() == warm.statuses() == [Status.CONVERGED]
     assert int(warm.iterations[0]) < int(cold.iterations[0])
+    # The loosest gradient tolerance, 1e-3 of `ParticleSwarm`, and no step from there.
     assert (warm.y - cold.y).norm() < 1e-3
 
 
@@ -326,7 +330,10 @@ def test_inputs_that_are_not_finite_leave_the_other_items_alone(solver):
     solution = solver().solve(Problem(OnSphere(), [x], 3))
     assert solution.statuses() == [Status.NON_FINITE, Status.CONVERGED, Status.NON_FINITE]
     alone = solver().solve(case(OnSphere()))
-    assert torch.allclose(solution.y[1], alone.y[0], atol=1e-6)
+    # What other items are in the batch may change the order of sums, and with it the last step, which
+    # is within the tolerance: 1e-3 without derivatives, else 1e-7.
+    loose = 1e-3 if solver in (NelderMead, ParticleSwarm) else 1e-6
+    assert torch.allclose(solution.y[1], alone.y[0], atol=loose)
 
 
 class Anything(Node):
@@ -358,4 +365,4 @@ def test_each_item_of_a_batch_ends_in_its_own_way(solver):
     ]
     expected = torch.tensor([0.5, 0.25], dtype=torch.float64)
     for index in (0, 4):
-        assert torch.allclose(solution.y[index], expected, atol=1e-7)
+        assert torch.allclose(solution.y[index], expected, atol=1e-7)  # ten times 1e-8, promised
