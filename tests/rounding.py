@@ -69,6 +69,8 @@ _ELEMENTARY = {
     "sigmoid", "erf", "erfc", "atan", "asin", "acos", "atan2", "pow", "rsqrt", "softplus", "lgamma",
     "digamma", "gelu", "silu",
 }  # fmt: skip
+#: Powers that torch takes by products, quotients and roots, which round the same everywhere.
+_PLAIN_POWERS = (-2, -1, 0, 0.5, 1, 2, 3)
 
 
 class Rounding(TorchDispatchMode):
@@ -83,6 +85,8 @@ class Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__.removesuffix("_")
+        if name == "pow" and not isinstance(args[1], Tensor) and args[1] in _PLAIN_POWERS:
+            return func(*args, **kwargs)
         if name in _FACTORISATIONS and _plain(args[0]):
             return self._factorised(name, func, args, kwargs)
         product = _PRODUCTS.get(name)
