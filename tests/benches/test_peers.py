@@ -54,9 +54,16 @@ def test_collapse_metrics() -> None:
     assert all(line["difference"] < 1e-9 for line in lines[1:])
 
 
-def test_startup_runs_every_command() -> None:
-    lines = Startup().run(Request(repeats=1)).measured
-    assert len(lines) == 6 and not any(line["note"] for line in lines)
+@pytest.mark.parametrize(
+    "only",
+    [
+        ("ddnkit --help", "ddnkit list", "ddnkit run, a misspelt recipe", "python -c pass"),
+        pytest.param((), marks=pytest.mark.long),  # with `import torch`, three times
+    ],
+)
+def test_startup_runs_every_command(only) -> None:
+    lines = Startup().run(Request(repeats=1, only=only)).measured
+    assert len(lines) == (len(only) or 6) and not any(line["note"] for line in lines)
 
 
 def test_cost_growth_and_its_figure(tmp_path) -> None:

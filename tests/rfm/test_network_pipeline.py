@@ -237,7 +237,11 @@ def test_the_recipes_have_the_paper_s_settings(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("fashion_mnist_layers", "default"), ("svhn_layers", "resnet18"), ("mnist_layers", "vgg11")],
+    [
+        ("fashion_mnist_layers", "default"),
+        ("svhn_layers", "resnet18"),
+        pytest.param("mnist_layers", "vgg11", marks=pytest.mark.long),
+    ],
 )
 def test_shipped_recipes_take_their_first_steps(name: str, variant: str, tmp_path: Path) -> None:
     small = "backbone.width=64" if variant == "default" else "layers.samples=200"

@@ -240,12 +240,16 @@ def test_a_job_exports_what_it_trained_in_a_smoke_run_too(tmp_path: Path) -> Non
     assert program(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_a_resnet_50_is_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "dimension"),
+    [("resnet18", 512), pytest.param("resnet50", 2048, marks=pytest.mark.long)],
+)
+def test_a_resnet_is_exported(name: str, dimension: int, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     from ddnkit_vision.backbones import resnet
 
     data = images(3, 32)
-    model = Model(resnet("resnet50"), StandardHead().build(feature_dim=2048, classes=CLASSES))
+    model = Model(resnet(name), StandardHead().build(feature_dim=dimension, classes=CLASSES))
     export(model, data, tmp_path)
     answer = torch.export.load(tmp_path / "model.pt2").module()(data.inputs[:3])
     torch.testing.assert_close(answer, logits(model, data, data.inputs[:3]), rtol=1e-6, atol=1e-6)

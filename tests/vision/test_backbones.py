@@ -13,13 +13,19 @@ RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101"]
 DIMENSIONS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048,
               "vgg11": 512, "vgg13": 512, "vgg16": 512, "resnet32": 64, "densenet_bc": 342}  # fmt: skip
 VGGS = [name for name in DIMENSIONS if name.startswith("vgg")]
+#: Those that another of the same blocks stands for.
+LARGER = {"resnet34", "resnet101", "vgg13", "vgg16"}
+
+
+def names(of):
+    return [pytest.param(n, marks=[pytest.mark.long] if n in LARGER else []) for n in of]
 
 
 def build(name, shape=(3, 32, 32), **settings):
     return registry.get("backbones", name)(**settings).build(sample_shape=shape, samples=10)
 
 
-@pytest.mark.parametrize("name", DIMENSIONS)
+@pytest.mark.parametrize("name", names(DIMENSIONS))
 def test_agd_trains_it_as_it_is(name):
     network = build(name)
     assert network.feature_dim == DIMENSIONS[name]
@@ -148,7 +154,7 @@ def test_a_vgg_keeps_something_of_every_image(side, left):
     assert resolution(network, side, "features") == (left, left)
 
 
-@pytest.mark.parametrize("name", VGGS)
+@pytest.mark.parametrize("name", names(VGGS))
 def test_vgg_is_torchvision_s(name):
     from torchvision import models
 
@@ -160,7 +166,7 @@ def test_vgg_is_torchvision_s(name):
     torch.testing.assert_close(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", names(RESNETS))
 def test_resnet_is_torchvision_s(name):
     from torchvision import models
 

@@ -81,7 +81,10 @@ def test_a_file_of_torchvisions_names_gives_its_features(
     same_features(started(settings("resnet18", str(file))), resnet18)
 
 
-@pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) for n in ("resnet34", "resnet101")] + ["resnet50"],
+)
 def test_every_resnet_starts_from_its_weights(name: str, tmp_path: Path) -> None:
     network, file = theirs(name), tmp_path / "mine.pth"
     torch.save(network.state_dict(), file)
