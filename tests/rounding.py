@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -188,7 +189,8 @@ class Rounding(TorchDispatchMode):
 
 
 def _plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype in _FLOATS
+    # Of a subclass is what is traced, as by torch.export: it has no numbers.
+    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype in _FLOATS
 
 
 def _short(x: Tensor) -> bool:
