@@ -96,7 +96,7 @@ def test_a_tolerance_of_its_own_and_a_reference_of_the_bench():
     measured = plainly(bench).measured
     assert [bool(line["seconds"]) for line in measured] == [True, False, True]
     assert measured[2]["difference"] == pytest.approx(1e-3, rel=1e-3)
-    assert measured[0]["difference"] < 1e-6
+    assert measured[0]["difference"] < Squares.tolerance
 
 
 def test_absent_packages_and_refusals_are_named():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import eps
 from click.testing import CliRunner
 from ddnkit_bench import deep_rfm
 from ddnkit_bench.deep_rfm import DeepRFMBench
@@ -57,7 +58,9 @@ def test_who_is_there_agrees_and_a_peer_that_is_missing_is_named() -> None:
             assert list(line["seconds"]) == whole
             if "another model" not in line["competitor"]:
                 single = line["competitor"].endswith("float32")
-                assert line["difference"] < (1e-2 if single else 1e-6)
+                # Roots of AGOPs keep half of the digits.
+                dtype = torch.float32 if single else torch.float64
+                assert line["difference"] < 100 * eps(dtype) ** 0.5
 
 
 def test_accuracies_stand_in_the_table() -> None:

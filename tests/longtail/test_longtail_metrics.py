@@ -35,7 +35,7 @@ def test_at_a_simplex_etf_the_cosines_are_the_etf_s() -> None:
     assert found == pytest.approx(
         {"hh_cos_mean": -1 / (C - 1), "hh_cos_std": 0, "hw_cos_mean": -1 / (C - 1),
          "hw_cos_std": 0, "hw_own_cos": 1, "wh_distance": 0},
-        abs=1e-6,
+        abs=rounding(W, 4 * D),
     )  # fmt: skip
 
 

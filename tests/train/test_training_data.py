@@ -98,7 +98,9 @@ def test_standardise_uses_the_training_samples_alone() -> None:
     train[:, 0, 1, 1] = 7.0  # a pixel that never varies
     pixel = Standardise.fit(train, "pixel")
     shifted, other = pixel(train), pixel(test)
-    assert torch.allclose(shifted.mean(dim=0), torch.zeros(2, 2, 2), atol=rounding(train, 50, size=3))
+    assert torch.allclose(
+        shifted.mean(dim=0), torch.zeros(2, 2, 2), atol=rounding(train, 50, size=3)
+    )
     assert torch.allclose(shifted[:, 0, 0, 0].std(correction=0), torch.tensor(1.0))
     assert torch.equal(shifted[:, 0, 1, 1], torch.zeros(50))
     assert torch.allclose(other[:, 0, 1, 1], test[:, 0, 1, 1] - 7)

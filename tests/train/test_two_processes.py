@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from bounds import rounding
 from safetensors.torch import load_file
 
 RECIPE = """
@@ -80,6 +81,8 @@ BY_TORCHRUN = 6
 TOO_SMALL = recipe_of(head="fixed_etf", data="digits, batch_size: 2", precision="auto")
 
 
+#: In float64: twenty steps, each of which at most doubles what the weights are off by.
+RELUS = rounding(torch.float64, 4, condition=2**20)
 OPTIMIZERS = {"agd": AGD, "sgd": SGD}
 
 
@@ -143,8 +146,8 @@ def test_two_processes_train_as_one(case: int, recorded: dict[str, Work]) -> Non
     folder = recorded[named(case)].folder
     (alone,) = read(folder, 1)
     first, second = read(folder, 2)
-    # In float32 the rounding of other sums is amplified by every kink of a ReLU; without one it stays.
-    bound = 1e-5 if precision == "float32" else 1e-9
+    # Of other sums: without a ReLU they stay as near as they are rounded; every kink of one amplifies.
+    bound = rounding(torch.float32, 101) if precision == "float32" else RELUS
     assert len(alone["steps"]) == len(first["steps"]) == len(second["steps"]) == 20
     for number, (one, mine, other) in enumerate(
         zip(alone["steps"], first["steps"], second["steps"], strict=True)
@@ -164,7 +167,7 @@ def test_two_processes_train_as_one(case: int, recorded: dict[str, Work]) -> Non
     for one, mine in zip(alone["rows"], first["rows"], strict=True):
         for name, value in one.items():
             if value is not None:
-                assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+                assert mine[name] == pytest.approx(value, rel=100 * bound, abs=bound), name
     assert not list((folder / "1-of-2").glob("*.csv")), "the first process alone writes"
     assert not list((folder / "1-of-2").glob("model.*")), "the first process alone writes"
     one, both = (load_file(folder / f"0-of-{n}" / "model.safetensors") for n in (1, 2))
@@ -196,7 +199,7 @@ def test_shares_of_unlike_length_are_evaluated_with_split_weights(
     first, _ = read(recorded["uneven"].folder, 2)
     for name, value in alone["rows"][-1].items():
         if value is not None:
-            assert first["rows"][-1][name] == pytest.approx(value, rel=1e-8, abs=1e-10), name
+            assert first["rows"][-1][name] == pytest.approx(value, rel=RELUS, abs=RELUS), name
 
 
 def test_compile_is_refused_with_split_weights(tmp_path: Path) -> None:
@@ -256,7 +259,7 @@ def test_torchrun_starts_a_run_too(recorded: dict[str, Work], tmp_path: Path) ->
     assert (out / "runs/default/seed-0/done.json").is_file()
     (alone,) = read(folder, 1)
     last = (out / "runs/default/seed-0/metrics.csv").read_text().splitlines()[-1].split(",")
-    assert float(last[2]) == pytest.approx(alone["rows"][-1]["train_loss"], rel=1e-8)
+    assert float(last[2]) == pytest.approx(alone["rows"][-1]["train_loss"], rel=10 * RELUS)
 
 
 def test_a_process_that_dies_takes_its_job_with_it(tmp_path: Path) -> None:
