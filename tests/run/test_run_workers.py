@@ -89,7 +89,7 @@ def test_workers_write_what_one_process_writes(environment):
     ("trouble", "status", "done", "message"),
     [
         pytest.param("raise", 1, 4, "ValueError: on purpose", marks=pytest.mark.long),
-        ("exit", 1, 4, "its process ended with status 7"),
+        ("exit", 1, 4, "status 7"),
         ("input", 2, None, "the data are missing"),
     ],
 )

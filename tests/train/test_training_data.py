@@ -72,7 +72,7 @@ def test_free_features_are_balanced_indices() -> None:
     assert torch.bincount(data.labels).tolist() == [4, 3, 3]
     assert data.sample_shape == ()
     assert data.test_inputs is None
-    with pytest.raises(ValueError, match="fewer than 11 classes"):
+    with pytest.raises(ValueError, match="11 classes"):
         FreeFeaturesData(classes=11, samples=10)
 
 
@@ -135,15 +135,15 @@ def test_a_dataset_that_does_not_fit_together_is_refused() -> None:
     assert Dataset(inputs, labels, 3).to("cpu").samples == 4
     with pytest.raises(InputError, match="from 0 to 2"):
         Dataset(inputs, labels, 2)
-    with pytest.raises(InputError, match="int64 labels"):
+    with pytest.raises(InputError, match="int64"):
         Dataset(inputs, labels[:3], 3)
-    with pytest.raises(InputError, match="int64 labels"):
+    with pytest.raises(InputError, match="int64"):
         Dataset(inputs, labels.float(), 3)
     with pytest.raises(InputError, match="both"):
         Dataset(inputs, labels, 3, test_inputs=inputs)
     with pytest.raises(InputError, match="empty"):
         Dataset(inputs[:0], labels[:0], 3)
-    with pytest.raises(InputError, match="test labels run"):
+    with pytest.raises(InputError, match="test labels"):
         Dataset(inputs, labels, 3, inputs, labels + 1)
 
 

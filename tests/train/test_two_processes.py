@@ -212,7 +212,7 @@ def test_compile_is_refused_with_split_weights(tmp_path: Path) -> None:
         variant="v", seed=0, folder=tmp_path, device="cpu", smoke=False, rank=0, world=2,
         record=lambda row: None, progress=lambda *_: None,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"engine\.compile does not go with .*fsdp"):
+    with pytest.raises(InputError, match=r"engine\.compile .*fsdp"):
         Engine(EngineSettings(strategy="fsdp", compile="default"), job)
 
 
@@ -224,7 +224,7 @@ def test_a_single_number_cannot_be_split() -> None:
     model = torch.nn.Module()
     model.backbone = torch.nn.Module()
     model.backbone.gain = torch.nn.Parameter(torch.ones(()))
-    with pytest.raises(InputError, match="fsdp cannot split the backbone's gain"):
+    with pytest.raises(InputError, match="gain"):
         split(model, torch.device("cpu"))
 
 
