@@ -68,6 +68,12 @@ def infeasibility(like: Tensor | torch.dtype, d: int, columns: int) -> float:
     return eps(like) / 2 * (6 + (2 * columns) ** 0.5 + (d / 2) ** 0.5)
 
 
+def condition(A: Tensor) -> float:
+    """Largest singular value over the least, the worst of a batch's."""
+    s = torch.linalg.svdvals(A.detach().double())
+    return float((s[..., 0] / s[..., -1]).max())
+
+
 def eps(like: Tensor | torch.dtype) -> float:
     """Twice the unit roundoff: 2.2e-16 in float64, 1.2e-7 in float32."""
     return torch.finfo(like if isinstance(like, torch.dtype) else like.dtype).eps
