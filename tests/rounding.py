@@ -17,7 +17,7 @@ With u the unit roundoff, ξ uniform in [−1, 1], and n the number of terms tha
   it. No kernel is worse: vector units, blocks and trees add fewer terms in a row. (Higham and Mary,
   *A new approach to probabilistic rounding error analysis*, 2019.) Nothing moves where no order
   rounds: one term alone, or multiples of 2⁻¹⁰ that stay small.
-* norms and variances: relative to themselves, by ξ u √n.
+* norms and variances: relative to themselves, by ξ u √n, of n terms each.
 * factorisations: those of A + E with |E| ≤ u max|A| in rows and columns that have more than their
   diagonal entry, so that ‖E‖₂ ≲ √n u ‖A‖₂; orthogonal factors Q besides as Q(I + E), |E| ≤ u.
 * elementary functions (exp, log, tanh, …): one unit in the last place, where they are not exact.
@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -57,6 +58,7 @@ _RELATIVE = {
     "linalg_vector_norm", "norm", "var", "std", "var_mean", "logsumexp", "_softmax", "_log_softmax",
     "prod", "mse_loss", "logcumsumexp",
 }  # fmt: skip
+_OF_ONE_DIMENSION = {"_softmax", "_log_softmax", "logcumsumexp"}
 _FACTORISATIONS = {
     "_linalg_eigh", "_linalg_svd", "linalg_qr", "linalg_cholesky_ex", "linalg_lu_factor_ex",
     "_linalg_solve_ex", "linalg_inv_ex", "_linalg_det", "linalg_lstsq", "linalg_solve_triangular",
@@ -69,6 +71,8 @@ _ELEMENTARY = {
     "sigmoid", "erf", "erfc", "atan", "asin", "acos", "atan2", "pow", "rsqrt", "softplus", "lgamma",
     "digamma", "gelu", "silu",
 }  # fmt: skip
+#: Powers that torch takes by products, quotients and roots, which round the same everywhere.
+_PLAIN_POWERS = (-2, -1, 0, 0.5, 1, 2, 3)
 
 _OTHERS = _SUMS | _RELATIVE | _ELEMENTARY | {"convolution"}
 
@@ -85,6 +89,8 @@ class Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__.removesuffix("_")
+        if name == "pow" and not isinstance(args[1], Tensor) and args[1] in _PLAIN_POWERS:
+            return func(*args, **kwargs)
         if name == "_efficientzerotensor":
             # A zero without memory, which forward mode makes: torch 2.14 dies of it below a mode.
             return torch.zeros(*args, **kwargs)
@@ -127,7 +133,9 @@ class Rounding(TorchDispatchMode):
             squares = func(x.square(), weight.square(), None, *rest)
             return weight[0].numel() - 1, squares
         if name in _RELATIVE:
-            return math.sqrt(x.numel())
+            if name in _OF_ONE_DIMENSION and x.ndim:
+                return math.sqrt(x.shape[args[1]])
+            return lambda result: math.sqrt(x.numel() / result.numel())
         return 2.0  # an ulp is up to 2u of a value
 
     def _move(self, name: str, result: Tensor, size: Any) -> None:
@@ -137,7 +145,8 @@ class Rounding(TorchDispatchMode):
             others, squares = size
             change = (others * (wide.square() / 3 + squares.reshape(wide.shape) / 6)).sqrt_()
         else:
-            change = torch.where((wide == 0) | (wide == 1), 0.0, wide.abs() * size)
+            factor = size(result) if callable(size) else size
+            change = torch.where((wide == 0) | (wide == 1), 0.0, wide.abs() * factor)
         change = self._draw(name, result.shape) * u * change
         result.copy_(torch.where(change.isfinite(), wide + change, wide))
         self.moved += 1
@@ -189,9 +198,8 @@ class Rounding(TorchDispatchMode):
 
 
 def _plain(x: Any) -> bool:
-    if not isinstance(x, Tensor) or x.device.type != "cpu" or x.dtype not in _FLOATS:
-        return False
-    return not x._is_zerotensor()  # forward mode's zeros, which have no memory
+    # Of a subclass is what is traced, as by torch.export: it has no numbers.
+    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.dtype in _FLOATS
 
 
 def _short(x: Tensor) -> bool:

@@ -55,5 +55,7 @@ class Standardise(nn.Module):
         mean = sum(c.to(torch.float64).sum(dims, keepdim=True) for c in chunks) / values
         squares = (((c.to(torch.float64) - mean) ** 2).sum(dims, keepdim=True) for c in chunks)
         std = torch.as_tensor(sum(squares) / values).sqrt()
-        std = torch.where(std > 0, std, torch.ones_like(std))
+        # The mean of equal numbers may be off by a rounding, and their deviation with it.
+        rounding = torch.finfo(torch.float64).eps * values**0.5 * torch.as_tensor(mean).abs()
+        std = torch.where(std > rounding, std, torch.ones_like(std))
         return cls(torch.as_tensor(mean)[0], std[0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import eps
 from click.testing import CliRunner
 from ddnkit_bench import deep_rfm
 from ddnkit_bench.deep_rfm import DeepRFMBench
@@ -57,7 +58,9 @@ def test_who_is_there_agrees_and_a_peer_that_is_missing_is_named() -> None:
             assert list(line["seconds"]) == whole
             if "another model" not in line["competitor"]:
                 single = line["competitor"].endswith("float32")
-                assert line["difference"] < (1e-2 if single else 1e-6)
+                # Roots of AGOPs keep half of the digits.
+                dtype = torch.float32 if single else torch.float64
+                assert line["difference"] < 100 * eps(dtype) ** 0.5
 
 
 def test_accuracies_stand_in_the_table() -> None:
@@ -141,5 +144,5 @@ def test_images_of_a_data_set_where_its_files_are(monkeypatch: pytest.MonkeyPatc
     assert inputs["X"].shape == inputs["Z"].shape == (40, 784)
     assert inputs["z"].tolist() == [i % 10 for i in range(40)]
     assert own.title(Case((40, 784, 3), "layer")).endswith("made images")
-    with pytest.raises(InputError, match="fashion_mnist has 50 training samples, not 60"):
+    with pytest.raises(InputError, match=r"50 .*60"):
         own.inputs(Case((60, 784, 10), "layer"), torch.float32)

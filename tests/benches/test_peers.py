@@ -25,8 +25,11 @@ def test_nearest_etf() -> None:
     assert {"torch.linalg.svd, differentiated", "krylov", "embedded_field", "dense (Proposition 1)",
             "pymanopt trust regions, closed-form backward",
             "the paper's way: pymanopt trust regions, dense backward"} <= set(names)  # fmt: skip
+    # At a least value it is of second order in the difference that is allowed.
     excess = table.rows[0].index("objective − least")
-    assert all(abs(float(row[excess])) < 1e-6 for row in table.rows[1:])
+    assert all(
+        abs(float(row[excess])) < 100 * NearestETFBench.tolerance**2 for row in table.rows[1:]
+    )
     assert "Floor: " in table.note
     # All singular values equal: the derivative of an SVD is 0/0, and so is never timed.
     assert collapsed.title == "at collapse, float64: d = 24, C = 6"
@@ -45,18 +48,25 @@ def test_the_dense_way_that_does_not_fit_is_said_so() -> None:
 def test_class_means(size) -> None:
     lines = ClassMeansBench().run(request(size)).measured
     assert [line["note"] for line in lines] == [""] * 3
-    assert all(line["difference"] < 1e-6 for line in lines[1:])
+    assert all(line["difference"] < ClassMeansBench.tolerance for line in lines[1:])
 
 
 def test_collapse_metrics() -> None:
     lines = CollapseMetrics().run(request((200, 30, 5))).measured
     assert [line["note"] for line in lines] == [""] * 4
-    assert all(line["difference"] < 1e-9 for line in lines[1:])
+    assert all(line["difference"] < CollapseMetrics.tolerance for line in lines[1:])
 
 
-def test_startup_runs_every_command() -> None:
-    lines = Startup().run(Request(repeats=1)).measured
-    assert len(lines) == 6 and not any(line["note"] for line in lines)
+@pytest.mark.parametrize(
+    "only",
+    [
+        ("ddnkit --help", "ddnkit list", "ddnkit run, a misspelt recipe", "python -c pass"),
+        pytest.param((), marks=pytest.mark.long),  # with `import torch`, three times
+    ],
+)
+def test_startup_runs_every_command(only) -> None:
+    lines = Startup().run(Request(repeats=1, only=only)).measured
+    assert len(lines) == (len(only) or 6) and not any(line["note"] for line in lines)
 
 
 def test_cost_growth_and_its_figure(tmp_path) -> None:
@@ -91,4 +101,4 @@ def test_backward_forms(kind) -> None:
         # Peers may be absent; one that is there and disagrees is not timed.
         absent = "not installed" in line.note
         assert absent or line.seconds or "disagrees" in line.note
-    assert all(line.difference < 1e-9 for line in lines[:3])
+    assert all(line.difference < BackwardForms.tolerance for line in lines[:3])

@@ -37,7 +37,7 @@ def test_nothing_is_overwritten_and_names_are_checked(tmp_path):
     run("new", "node", "mine", "--dir", tmp_path)
     again = run("new", "node", "mine", "--dir", tmp_path)
     assert again.exit_code == 2
-    assert "is there already" in again.output
+    assert "mine.py" in again.output
     wrong = run("new", "node", "42", "--dir", tmp_path)
     assert wrong.exit_code == 2
-    assert "gives no class name" in wrong.output
+    assert "42" in wrong.output

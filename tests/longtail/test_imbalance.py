@@ -96,7 +96,7 @@ def test_a_random_order_makes_other_classes_rare() -> None:
 
 
 def test_a_class_with_too_few_samples_is_named() -> None:
-    with pytest.raises(InputError, match="class 1 is to keep 50 samples and has 20"):
+    with pytest.raises(InputError, match=r"class 1 .*50 .*20"):
         imbalanced_subset(labels_of([100, 20]), 2, 0.5, largest=100)
 
 

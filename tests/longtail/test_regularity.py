@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 import pytest
 import torch
+from bounds import rounding
 from click.testing import CliRunner
 from ddnkit_etf import simplex_etf
 from ddnkit_longtail.regularity import (
@@ -60,18 +61,20 @@ def test_features_are_drawn_as_near_as_asked_for(condition: bool) -> None:
     torch.testing.assert_close(h.norm(dim=1), torch.full((DRAWS,), 5**0.5).to(h))
     distance = (h - optimum(W, labels, e_h=5)).norm(dim=1) / 5**0.5
     assert (distance.diff() > 0).all()
-    assert (distance / torch.arange(1, DRAWS + 1) * DRAWS <= 0.3 * (1 + 1e-9)).all()
+    asked = 0.3 * torch.arange(1, DRAWS + 1) / DRAWS
+    assert (distance <= asked + rounding(h, 32)).all()
     p = (h @ W.T).softmax(dim=1)[~one_hot(labels, 10).bool()].view(DRAWS, 9)
     spread = (p.amax(dim=1) / p.amin(dim=1) - 1).max()
-    assert (spread < 1e-13) == condition
+    # Ratios of exponentials of logits of 32 terms and of size √(E_W E_H), 3 here.
+    assert (spread < rounding(h, 4 * 32, size=4)) == condition
 
 
 @pytest.mark.parametrize("condition", [True, False])
 def test_one_rate_takes_dot_regression_to_the_bound_everywhere(condition: bool) -> None:
     found = compare(*draw(delta=2, e_w=3, e_h=0.5, condition=condition), e_w=3, e_h=0.5)
-    torch.testing.assert_close(found.dr.eta, found.bound, rtol=0, atol=1e-14)
+    assert ((found.dr.eta - found.bound).abs() <= found.tolerance).all()
     cos = torch.deg2rad(found.angle).cos()
-    torch.testing.assert_close(found.bound, (1 + cos) / 2, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.bound, (1 + cos) / 2, rtol=0, atol=rounding(cos, 32))
     assert found.angle[-1] > 170
 
 
@@ -79,7 +82,7 @@ def test_no_violation_in_ten_thousand_draws_under_the_condition() -> None:
     found = compare(*draw(), rates=RATES)
     assert violations(found) == [0] * 5
     # With the best rate it is an equality, with any other an inequality.
-    torch.testing.assert_close(found.ce[0].eta, found.bound, rtol=0, atol=1e-14)
+    assert ((found.ce[0].eta - found.bound).abs() <= found.tolerance).all()
     assert all((curve.eta > found.bound).all() for curve in found.ce[1:])
 
 
@@ -159,11 +162,13 @@ def test_the_gain_of_cross_entropy_is_the_one_derived(
     assert (along > 0).all()
     cot = 1 / torch.deg2rad(found.angle / 2).tan()
     derived = (1 + cot * along).square() / (1 + v.square().sum(dim=1))
-    torch.testing.assert_close(gain, derived[far], rtol=1e-7, atol=0)
+    # Each 1 − η is off by what `compare` allows η, relative to itself.
+    rtol = 2 * float((found.tolerance / (1 - found.dr.eta))[far].max())
+    torch.testing.assert_close(gain, derived[far], rtol=rtol, atol=0)
     if delta == 1e-3:
         share = (classes - 1) / classes * (u @ W.T).square().sum(dim=1)
         limit = (1 + 2 * (e_w * e_h) ** 0.5 * share / (classes - 1)).square()
-        torch.testing.assert_close(gain, limit[far], rtol=2e-4, atol=0)
+        torch.testing.assert_close(gain, limit[far], rtol=0.2 * delta, atol=0)
 
 
 @pytest.mark.parametrize("condition", [True, False])
@@ -188,14 +193,14 @@ def test_with_projection_no_rate_is_the_best() -> None:
     gradient = -W[labels]
     etas = [regularity_number(h, gradient, target, rate, radius=1.0) for rate in (1, 10, 100, 1e4)]
     assert all((after < before).all() for before, after in pairwise(etas))
-    assert etas[-1].max() < 1e-7
+    assert etas[-1].max() < 1e-7  # of the order of the rate's square
 
 
 def test_the_best_rate_is_the_best() -> None:
     h, gradient, target = torch.randn(3, 50, 4, dtype=torch.float64)
     best = regularity_number(h, gradient, target)
     for rate in torch.logspace(-6, 3, 200).tolist():
-        assert (best <= regularity_number(h, gradient, target, rate) + 1e-14).all()
+        assert (best <= regularity_number(h, gradient, target, rate) + rounding(h, 4)).all()
     g, e = -gradient, target - h
     cos = torch.cosine_similarity(g, e).clamp(min=0)
     torch.testing.assert_close(best, 1 - cos.square())
@@ -239,7 +244,9 @@ def test_the_shipped_recipe_runs_in_smoke_mode(tmp_path: Path) -> None:
     for rows in found.values():
         assert [row["step"] for row in rows] == [str(step) for step in range(1, 11)]
         assert {row["draws"] for row in rows} == {"50"}
-        assert max(float(row["eta_dr_error"]) for row in rows) < 1e-14
+        assert max(float(row["eta_dr_error"]) for row in rows) < rounding(
+            torch.float64, 8 * 32
+        )  # as `compare` allows
     assert sum(int(row["violations"]) for row in found["true"]) == 0
     assert sum(int(row["violations"]) for row in found["false"]) >= 500
     report = (out / "report.md").read_text(encoding="utf-8")

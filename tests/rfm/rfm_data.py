@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from bounds import eps
 from ddnkit_rfm import Gaussian, Kernel, L1Laplace, Laplace
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+#: What square roots of AGOPs are off by: of those of deficient rank, whose smallest eigenvalues are rounding,
+#: about ε, the roots are √ε.
+ROOTS = 10 * eps(torch.float64) ** 0.5
 KERNELS: list[Kernel] = [Laplace(2.0), Gaussian(1.5), L1Laplace(3.0)]
 
 

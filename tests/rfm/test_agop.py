@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from bounds import eps, factorised, rounding
 from ddnkit_rfm import (
     Gaussian,
     Kernel,
@@ -28,6 +29,9 @@ from torch.func import jacrev, vmap
 from ddnkit import InputError
 
 PLENTY = 1 << 30
+#: An AGOP here is a sum of up to 45 · 200 products of gradients, each a sum of 45 terms of either sign,
+#: which cancel to a tenth, and in a product of two to a hundredth.
+SUMS = rounding(torch.float64, 45 * 200, condition=100)
 
 
 def machine(
@@ -53,7 +57,7 @@ def test_it_is_that_of_autograd_s_jacobians(kernel: Kernel, outputs: int) -> Non
     X, alpha = machine(kernel, outputs)
     M = agop(kernel, X, alpha)
     assert M.shape == (5, 5) and M.dtype == torch.float64
-    assert relative_error(M, by_jacobians(kernel, X, alpha, X)) < 1e-10
+    assert relative_error(M, by_jacobians(kernel, X, alpha, X)) < SUMS
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -62,7 +66,7 @@ def test_points_may_be_others_than_the_centres(kernel: Kernel, outputs: int) -> 
     Z, alpha = machine(kernel, outputs)
     X = torch.cat([blobs(seed=1, dimension=5)[0], Z[:3]])
     M = agop(kernel, X, alpha, centres=Z)
-    assert relative_error(M, by_jacobians(kernel, X, alpha, Z)) < 1e-10
+    assert relative_error(M, by_jacobians(kernel, X, alpha, Z)) < SUMS
 
 
 @pytest.mark.parametrize("kernel", [Laplace(2.0), Gaussian(1.5)], ids=repr)
@@ -73,10 +77,10 @@ def test_both_forms_are_the_same(kernel: RadialKernel, offset: float) -> None:
     by_gradients = gradient_sum(kernel, X, Z, alpha, PLENTY)
     by_gram = gram_sum(kernel, X, Z, alpha, PLENTY)
     assert by_gram is not None
-    assert relative_error(by_gram, by_gradients) < 1e-11
+    assert relative_error(by_gram, by_gradients) < SUMS
     own = own_gram_sum(kernel, Z, alpha, PLENTY)
     assert own is not None
-    assert relative_error(own, gradient_sum(kernel, Z, Z, alpha, PLENTY)) < 1e-11
+    assert relative_error(own, gradient_sum(kernel, Z, Z, alpha, PLENTY)) < SUMS
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -85,11 +89,11 @@ def test_blocks_change_nothing(kernel: Kernel, memory: int) -> None:
     X, alpha = machine(kernel)
     Z = X[:11]
     whole = gradient_sum(kernel, X, Z, alpha[:11], PLENTY)
-    assert relative_error(gradient_sum(kernel, X, Z, alpha[:11], memory), whole) < 1e-12
+    assert relative_error(gradient_sum(kernel, X, Z, alpha[:11], memory), whole) < SUMS
     if isinstance(kernel, RadialKernel):
         whole, part = (gram_sum(kernel, X, Z, alpha[:11], m) for m in (PLENTY, memory))
         assert whole is not None and part is not None
-        assert relative_error(part, whole) < 1e-12
+        assert relative_error(part, whole) < SUMS
 
 
 @pytest.mark.parametrize("each", [15, 60])
@@ -100,7 +104,7 @@ def test_blocks_change_nothing_at_the_machine_s_own_centres(each: int, rows: int
     memory = 8 * n * n + 40 * n * rows
     whole, part = (own_gram_sum(Laplace(2.0), Z, alpha, m) for m in (PLENTY, memory))
     assert whole is not None and part is not None
-    assert relative_error(part, whole) < 1e-12
+    assert relative_error(part, whole) < SUMS
     assert torch.equal(whole, whole.T)
     assert own_gram_sum(Laplace(2.0), Z, alpha, 8 * n * n) is None
 
@@ -131,7 +135,7 @@ def test_it_is_that_of_the_jacobians_at_all_sizes(
     )
     kernel = kind(bandwidth)
     expected = by_jacobians(kernel, X, alpha, Z)
-    torch.testing.assert_close(agop(kernel, X, alpha, centres=Z), expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(agop(kernel, X, alpha, centres=Z), expected, rtol=SUMS, atol=SUMS)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -142,7 +146,7 @@ def test_it_is_symmetric_semidefinite_and_the_same_again(kernel: Kernel, outputs
     assert torch.equal(M, M.T)
     assert torch.equal(M, agop(kernel, X, alpha))
     eigenvalues = torch.linalg.eigvalsh(M)
-    assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
+    assert eigenvalues[0] > -rounding(M, len(X) * outputs) * eigenvalues[-1]
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -152,7 +156,8 @@ def test_float32_is_near_float64(kernel: Kernel, outputs: int) -> None:
     M = agop(kernel, X, alpha)
     assert M.dtype == torch.float32 and torch.equal(M, M.T)
     expected = agop(kernel, X.to(torch.float64), alpha.to(torch.float64))
-    assert relative_error(M, expected) < 3e-5
+    # The sums of 45 terms cancel to 1/√45, as such of random signs do.
+    assert relative_error(M, expected) < rounding(M, 45, condition=45**0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -165,9 +170,8 @@ def test_samples_that_have_nearly_collapsed(dtype: torch.dtype, spread: float) -
     # A hundred outputs, for the Gram matrix to be the cheaper form.
     alpha = KernelRegression(kernel).fit(wide, label_targets(labels).repeat(1, 34)).coefficients
     expected = by_jacobians(kernel, wide, alpha, wide)
-    eps = torch.finfo(dtype).eps
     assert relative_error(agop(kernel, X, alpha.to(dtype)), expected) < max(
-        2 * eps ** (2 / 3), 30 * eps / spread
+        2 * eps(dtype) ** (2 / 3), rounding(dtype, 30, condition=1 / spread)
     )
     for found in (
         gram_sum(kernel, X, X, alpha.to(dtype), PLENTY),
@@ -199,7 +203,7 @@ def test_no_tensor_is_larger_than_the_memory(kernel: Kernel, outputs: int) -> No
     with LargestTensor() as seen:
         M = agop(kernel, X, alpha, memory=memory)
     assert seen.bytes <= memory
-    assert relative_error(M, agop(kernel, X, alpha)) < 1e-12
+    assert relative_error(M, agop(kernel, X, alpha)) < SUMS
 
 
 def test_a_machine_of_one_sample_or_of_samples_that_coincide_is_flat() -> None:
@@ -222,20 +226,20 @@ def test_the_gram_form_is_left_alone_where_memory_holds_no_matrix_of_its_size() 
     memory = 8 * len(X) ** 2
     assert gram_sum(Laplace(2.0), X, X, alpha, memory) is None
     found = agop(Laplace(2.0), X, alpha, memory=memory)
-    assert relative_error(found, agop(Laplace(2.0), X, alpha)) < 1e-12
+    assert relative_error(found, agop(Laplace(2.0), X, alpha)) < SUMS
 
 
 def test_what_does_not_fit_is_refused() -> None:
     X, alpha = machine(Laplace(2.0))
-    with pytest.raises(InputError, match=r"coefficients has shape \(44, 4\); expected \(45, C\)"):
+    with pytest.raises(InputError, match=r"coefficients .*\(44, 4\)"):
         agop(Laplace(2.0), X, alpha[:-1])
-    with pytest.raises(InputError, match="coefficients holds NaN or infinity, first in row 3"):
+    with pytest.raises(InputError, match=r"coefficients .*row 3"):
         agop(Laplace(2.0), X, alpha.index_fill(0, torch.tensor([3]), math.nan))
-    with pytest.raises(InputError, match="X and centres differ in dimension: 5 and 2"):
+    with pytest.raises(InputError, match="5 and 2"):
         agop(Laplace(2.0), X, alpha, centres=X[:, :2])
-    with pytest.raises(InputError, match="X holds NaN"):
+    with pytest.raises(InputError, match="X"):
         agop(Laplace(2.0), X / 0, alpha)
-    with pytest.raises(InputError, match=r"the gradient of a sample takes .* bytes, above"):
+    with pytest.raises(InputError, match="bytes"):
         agop(Laplace(2.0), X, alpha, memory=100)
 
 
@@ -245,11 +249,11 @@ def test_a_square_root_squares_to_its_matrix(dtype: torch.dtype) -> None:
     M = (A @ A.T).to(dtype)
     root, clipped = matrix_sqrt(M)
     assert root.dtype == dtype and torch.equal(root, root.T)
-    tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+    tolerance = factorised(dtype, 7)
     assert relative_error(root @ root, M) < tolerance
     eigenvalues = torch.linalg.eigvalsh(root.to(torch.float64))
-    assert eigenvalues[0] > -1e-6 * eigenvalues[-1]
-    assert 0 <= clipped < 1e-6
+    assert eigenvalues[0] > -tolerance * eigenvalues[-1]
+    assert 0 <= clipped < tolerance
 
 
 def test_negative_rounding_is_clipped_and_noted() -> None:
@@ -264,12 +268,12 @@ def test_negative_rounding_is_clipped_and_noted() -> None:
 @pytest.mark.parametrize(
     ("M", "told"),
     [
-        (torch.zeros(2, 3), r"shape \(2, 3\) has no square root; expected \(d, d\)"),
-        (torch.zeros(0, 0), r"shape \(0, 0\)"),
+        (torch.zeros(2, 3), r"\(2, 3\)"),
+        (torch.zeros(0, 0), r"\(0, 0\)"),
         (torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "not symmetric"),
-        (torch.diag(torch.tensor([1.0, -0.1])), r"not positive semidefinite.* -0.1 … 1"),
+        (torch.diag(torch.tensor([1.0, -0.1])), "-0.1"),
         (-torch.eye(2), "not positive semidefinite"),
-        (torch.diag(torch.tensor([1.0, math.nan])), "the matrix holds NaN or infinity"),
+        (torch.diag(torch.tensor([1.0, math.nan])), "NaN"),
     ],
 )
 def test_matrices_without_a_square_root_are_refused(M: Tensor, told: str) -> None:

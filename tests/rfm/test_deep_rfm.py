@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import eps, rounding
 from ddnkit_etf import simplex_etf
 from ddnkit_rfm import (
     DeepRFM,
@@ -28,11 +29,12 @@ from ddnkit_rfm import (
     label_targets,
     unit_rows,
 )
+from ddnkit_rfm.solving import TOLERANCE as SOLVED
 from ddnkit_vision.readers import READERS
 from ddnkit_vision.sources import FASHION_MNIST
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rfm_data import KERNELS, blobs, relative_error
+from rfm_data import KERNELS, ROOTS, blobs, relative_error
 from torch import Tensor
 from torch.func import jacrev, vmap
 
@@ -80,7 +82,7 @@ def test_it_is_algorithm_1(standardise: bool) -> None:
     if standardise:
         both = ((X - X.mean(0)) / X.std(0, correction=0), (Z - X.mean(0)) / X.std(0, correction=0))
     expected = algorithm_1(both[0], Y, both[1], maps)
-    torch.testing.assert_close(model.decision_function(Z), expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.decision_function(Z), expected, rtol=0, atol=ROOTS)
     assert torch.equal(model.predict(Z), expected.argmax(dim=1))
 
 
@@ -90,7 +92,7 @@ def test_every_layer_interpolates_and_the_first_is_kernel_regression() -> None:
         assert torch.equal(model.predict(X, layer=layer), y)
         target = label_targets(y)
         found = model.decision_function(X, layer=layer)
-        torch.testing.assert_close(found, target, rtol=0, atol=1e-8)
+        torch.testing.assert_close(found, target, rtol=0, atol=SOLVED * float(target.norm()))
     Z = blobs(seed=1)[0]
     plain = fitted(depth=0)[0]
     assert torch.equal(model.decision_function(Z, layer=1), plain.decision_function(Z))
@@ -139,7 +141,10 @@ def test_classes_collapse_with_depth_by_the_agop_and_not_by_the_features() -> No
 
 @pytest.mark.skipif(FASHION_MNIST.find(None) is None, reason="needs the files of Fashion-MNIST")
 def test_fashion_mnist_collapses_as_the_reference_does() -> None:
-    """DNC1 of X, first 2,000 images: an independent implementation saw 1.76 and 0.71 in layers 1 and 2."""
+    """DNC1 of X, first 2,000 images: an independent implementation saw 1.76 and 0.71 in layers 1 and 2.
+
+    Of other random features: hence the 5 %.
+    """
     images = READERS["fashion_mnist"].load(None, download=False)
     X, y = images.train[:2000].flatten(1).to(torch.float64), images.labels[:2000]
     found: list[float] = []
@@ -160,7 +165,7 @@ def test_float32_is_near_float64() -> None:
     Z = blobs(seed=1)[0]
     found = single.decision_function(Z)
     assert found.dtype == torch.float32 and single.layers[0].root.dtype == torch.float32
-    assert relative_error(found, model.decision_function(Z)) < 1e-3
+    assert relative_error(found, model.decision_function(Z)) < 10 * eps(torch.float32) ** 0.5
     report = single.predictors[-1]
     assert report is not None and report.report.solved
 
@@ -179,9 +184,9 @@ def test_labels_missing_a_class_and_targets_for_labels() -> None:
 def test_one_hot_labels_are_another_model() -> None:
     X, y = blobs()
     model = DeepRFM(Laplace(2.0), 1, NARROW, labels="one_hot").fit(X, y)
-    torch.testing.assert_close(
-        model.decision_function(X), label_targets(y, "one_hot"), rtol=0, atol=1e-9
-    )
+    targets = label_targets(y, "one_hot")
+    atol = SOLVED * float(targets.norm())
+    torch.testing.assert_close(model.decision_function(X), targets, rtol=0, atol=atol)
 
 
 def test_duplicates_are_warned_of_in_every_layer() -> None:
@@ -213,7 +218,7 @@ def test_constant_features_are_left_out() -> None:
     Z = blobs(seed=1)[0]
     other = torch.cat([Z, torch.full((60, 1), 7.0, dtype=X.dtype)], dim=1)
     torch.testing.assert_close(
-        model.decision_function(other), without.decision_function(Z), rtol=0, atol=1e-10
+        model.decision_function(other), without.decision_function(Z), rtol=0, atol=ROOTS
     )
 
 
@@ -222,7 +227,7 @@ def test_predictors_may_be_dropped() -> None:
     assert model.predictors[:3] == [None] * 3
     assert torch.equal(model.predict(X), y)
     assert model.transform(X, layer=2).shape == (36, 32)
-    with pytest.raises(InputError, match="layer 2 was not kept: fit with keep_predictors=True"):
+    with pytest.raises(InputError, match="keep_predictors"):
         model.predict(X, layer=2)
 
 
@@ -232,16 +237,16 @@ def test_kernels_and_feature_maps_of_each_layer() -> None:
     model = DeepRFM(kernels, 2, [ReLUFeatures(16), FourierFeatures(Gaussian(1.0), 24)]).fit(X, y)
     assert [model.transform(X, layer=k).shape[1] for k in (1, 2, 3)] == [6, 16, 24]
     assert [p.kernel for p in model.predictors if p is not None] == kernels
-    with pytest.raises(InputError, match="2 kernels were given; expected one, or 3"):
+    with pytest.raises(InputError, match="2 kernels"):
         DeepRFM(kernels[:2], 2)
-    with pytest.raises(InputError, match="1 feature maps were given; expected one, or 2"):
+    with pytest.raises(InputError, match="1 feature maps"):
         DeepRFM(kernels, 2, [NARROW])
 
 
 def test_the_same_model_may_be_fitted_again_after_a_failure() -> None:
     model, X, y = fitted()
     scores = model.decision_function(X)
-    with pytest.raises(InputError, match="first in row 2"):
+    with pytest.raises(InputError, match="row 2"):
         model.fit(X.index_fill(0, torch.tensor([2]), math.nan), y)
     assert torch.equal(model.decision_function(X), scores)
     first = model.predictors[0]
@@ -252,10 +257,10 @@ def test_the_same_model_may_be_fitted_again_after_a_failure() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"depth": -1}, "depth is 0 or above, not -1"),
-        ({"labels": "onehot"}, "no coding 'onehot'. Did you mean 'one_hot'"),
-        ({"ridge": -1.0}, "a ridge is a finite number"),
-        ({"solver": "lu"}, "no solver 'lu'"),
+        ({"depth": -1}, "depth"),
+        ({"labels": "onehot"}, "'onehot'.* 'one_hot'"),
+        ({"ridge": -1.0}, "ridge"),
+        ({"solver": "lu"}, "'lu'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], told: str) -> None:
@@ -268,14 +273,14 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], told: str
     [
         (
             torch.zeros(59, dtype=torch.int64),
-            r"shape \(59,\); expected torch.int64 of shape \(60,\)",
+            r"\(59,\)",
         ),
-        (torch.zeros(60, dtype=torch.int32), "labels are torch.int32"),
-        (torch.zeros(60, 1, dtype=torch.int64), r"of shape \(60, 1\)"),
-        (torch.full((60,), -1), "labels start at -1"),
-        (torch.full((60,), 9), "the label 9 is none of the classes 0…4"),
-        (torch.zeros(60), r"y has shape \(60,\); expected \(60, C\)"),
-        (torch.full((60, 2), math.nan), "y holds NaN"),
+        (torch.zeros(60, dtype=torch.int32), "torch.int32"),
+        (torch.zeros(60, 1, dtype=torch.int64), r"\(60, 1\)"),
+        (torch.full((60,), -1), "-1"),
+        (torch.full((60,), 9), "label 9"),
+        (torch.zeros(60), r"\(60,\)"),
+        (torch.full((60, 2), math.nan), "y"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(y: Tensor, told: str) -> None:
@@ -285,22 +290,22 @@ def test_labels_that_do_not_fit_are_refused(y: Tensor, told: str) -> None:
 
 def test_samples_that_do_not_fit_are_refused() -> None:
     model, X, y = fitted()
-    with pytest.raises(InputError, match="call fit first"):
+    with pytest.raises(InputError):
         DeepRFM().predict(X)
-    with pytest.raises(InputError, match="differ in dimension: 2 and 6"):
+    with pytest.raises(InputError, match="2 and 6"):
         model.predict(X[:, :2])
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="NaN"):
         model.transform(X / 0)
-    with pytest.raises(InputError, match=r"shape \(36, 0\)"):
+    with pytest.raises(InputError, match=r"\(36, 0\)"):
         model.fit(X[:, :0], y)
-    with pytest.raises(InputError, match="expected torch"):
+    with pytest.raises(InputError, match="torch"):
         model.fit(X.long(), y)
     for layer in (0, 5):
-        with pytest.raises(InputError, match=f"no layer {layer}: layers are 1 … 4"):
+        with pytest.raises(InputError, match=f"layer {layer}"):
             model.predict(X, layer=layer)
-    with pytest.raises(InputError, match="layer 4 has no stage 'agop'"):
+    with pytest.raises(InputError, match="'agop'"):
         model.transform(X, layer=4, stage="agop")
-    with pytest.raises(InputError, match=r"no stage 'feature'\. Did you mean 'features'"):
+    with pytest.raises(InputError, match=r"'feature'.* 'features'"):
         model.transform(X, stage="feature")
 
 
@@ -335,9 +340,9 @@ def test_the_identity_and_widths_that_cannot_be() -> None:
     X = torch.randn(5, 3)
     assert IdentityMap().draw(3, generator())(X) is X
     for width in (0, -1):
-        with pytest.raises(InputError, match=f"at least 1, not {width}"):
+        with pytest.raises(InputError, match=f"{width}"):
             ReLUFeatures(width)
-        with pytest.raises(InputError, match=f"at least 1, not {width}"):
+        with pytest.raises(InputError, match=f"{width}"):
             FourierFeatures(Laplace(1.0), width)
 
 
@@ -349,14 +354,14 @@ def test_standardisation(dtype: torch.dtype) -> None:
     found = standardisation(X)
     assert found.dtype == dtype
     zeros, ones = torch.zeros(4, dtype=dtype), torch.tensor([1, 1, 0, 1], dtype=dtype)
-    tolerance = {"rtol": 0, "atol": 1e-6}
+    tolerance = {"rtol": 0, "atol": rounding(dtype, 50)}
     torch.testing.assert_close(found.mean(dim=0), zeros, **tolerance)
     torch.testing.assert_close(found.std(dim=0, correction=0), ones, **tolerance)
     other = standardisation(X + 1)
     assert (found[:, 2] == 0).all() and (other[:, 2] == 0).all()
-    with pytest.raises(InputError, match="samples have 3 features, those of training had 4"):
+    with pytest.raises(InputError, match="3 features"):
         standardisation(X[:, :3])
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="NaN"):
         Standardisation.fit(X / 0)
 
 
@@ -376,7 +381,7 @@ def test_label_targets() -> None:
     expected = torch.tensor([[-1, -1, 1], [1, -1, -1]], dtype=torch.float64)
     assert torch.equal(label_targets(y), expected)
     assert torch.equal(label_targets(y, "one_hot", classes=4)[:, :3], (expected + 1) / 2)
-    with pytest.raises(InputError, match="no coding 'ones'"):
+    with pytest.raises(InputError, match="'ones'"):
         label_targets(y, "ones")
 
 
@@ -399,7 +404,8 @@ def test_dnc1_is_the_ratio_of_the_paper_s_traces() -> None:
     torch.testing.assert_close(dnc1(X, y), W.trace() / B.trace())
     single = dnc1(X.to(torch.float32), y)
     assert single.dtype == torch.float64 and float(single) == pytest.approx(
-        float(dnc1(X, y)), rel=1e-6
+        float(dnc1(X, y)),
+        rel=rounding(torch.float32, 10),  # samples ten times as large as deviations
     )
 
 
@@ -420,6 +426,8 @@ def test_neither_measure_depends_on_class_sizes_scale_offset_or_empty_classes(
     first = y == y[0]
     more = torch.cat([X, *[X[first]] * copies])
     more_y = torch.cat([y, *[y[first]] * copies])
+    # Sums of up to 60 terms; class means as near as a thousandth of the offset.
+    rtol = rounding(X, 60, condition=1e6)
     for measure in (dnc1, dnc2):
         expected = measure(X, y)
         same: list[tuple[Tensor, Tensor]] = [
@@ -428,16 +436,18 @@ def test_neither_measure_depends_on_class_sizes_scale_offset_or_empty_classes(
             (X, y.unique(return_inverse=True)[1]),
         ]
         for samples, labels in same:
-            torch.testing.assert_close(measure(samples, labels), expected, rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(measure(samples, labels), expected, rtol=rtol, atol=rtol)
 
 
 def test_both_measures_are_zero_at_collapse() -> None:
     y = torch.arange(5).repeat_interleave(torch.tensor([1, 7, 3, 3, 2]))
     X = 4 + 3 * simplex_etf(5, 8, direction="haar", dtype=torch.float64).T[y]
-    assert dnc1(X, y) < 1e-28
-    assert dnc2(X, y) < 1e-12
+    # Sums of eight terms of size 4 to 7; DNC1 is a ratio of squares, DNC2 a norm over 20 pairs.
+    bound = rounding(X, 8, size=7)
+    assert dnc1(X, y) < bound**2
+    assert dnc2(X, y) < 20 * bound
     orthogonal = torch.eye(5, dtype=torch.float64)[y]
-    assert dnc2(orthogonal, y) < 1e-12
+    assert dnc2(orthogonal, y) < 20 * bound
 
 
 def test_dnc2_of_means_that_are_no_simplex() -> None:
@@ -458,7 +468,7 @@ def test_measures_without_a_value_are_nan() -> None:
 def test_measures_of_what_does_not_fit_are_refused() -> None:
     X, y = blobs()
     for measure in (dnc1, dnc2):
-        with pytest.raises(InputError, match=r"labels are torch.int64 of shape \(59,\)"):
+        with pytest.raises(InputError, match=r"\(59,\)"):
             measure(X, y[:-1])
-        with pytest.raises(InputError, match="X holds NaN"):
+        with pytest.raises(InputError, match="X"):
             measure(X / 0, y)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_rfm import Gaussian, Kernel, L1Laplace, Laplace, RadialKernel
 from ddnkit_rfm.distances import squared_distances
 from hypothesis import given, settings
@@ -17,6 +18,8 @@ from torch.func import grad, vmap
 from ddnkit import InputError
 
 KINDS = [Laplace, Gaussian, L1Laplace]
+#: What ddnkit_rfm/distances.py promises of a distance; of few dimensions ten times that is its worst case.
+DIGITS = 1e-10
 
 
 def every_pair(kernel: Kernel, X: Tensor, Z: Tensor) -> Tensor:
@@ -29,15 +32,19 @@ def by_differences(X: Tensor, Z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
-def test_values_are_those_of_the_formula(
-    kernel: Kernel, dtype: torch.dtype, tolerance: float
-) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_are_those_of_the_formula(kernel: Kernel, dtype: torch.dtype) -> None:
     X, Z = (blobs(seed=seed)[0].to(dtype) for seed in (0, 1))
     found = kernel(X, Z[:7])
     assert found.shape == (60, 7) and found.dtype == dtype
     expected = every_pair(kernel, X.to(torch.float64), Z[:7].to(torch.float64))
-    torch.testing.assert_close(found.to(torch.float64), expected, rtol=tolerance, atol=0)
+    # An exponent of six terms is off relative to itself, and so the value by that times the exponent.
+    rtol = rounding(dtype, 6, condition=1 - float(expected.log().min()))
+    if dtype == torch.float64:  # the precision in which the terms of a distance cancel
+        square = by_differences(X, Z[:7]).square()
+        norms = X.square().sum(dim=1)[:, None] + Z[:7].square().sum(dim=1)
+        rtol *= float((norms / square).max())
+    torch.testing.assert_close(found.to(torch.float64), expected, rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -51,7 +58,7 @@ def test_the_diagonal_is_one_exactly_and_so_is_a_coinciding_pair(
     assert (K.diagonal() == 1).all()
     assert (kernel.diagonal(X) == 1).all()
     assert K[0, 1] == 1 and K[1, 0] == 1
-    torch.testing.assert_close(K, K.T, rtol=1e2 * torch.finfo(dtype).eps, atol=0)
+    torch.testing.assert_close(K, K.T, rtol=rounding(dtype, 6, condition=50), atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -63,7 +70,7 @@ def test_distances_keep_their_digits_where_samples_are_near(
     X = (blobs(dimension=300, spread=spread)[0] + offset).to(dtype)
     found, expected = squared_distances(X, X).sqrt(), by_differences(X, X)
     apart = expected > 0
-    assert ((found - expected).abs()[apart] <= 1e-10 * expected[apart]).all()
+    assert ((found - expected).abs()[apart] <= DIGITS * expected[apart]).all()
     assert (found[~apart] == 0).all()
 
 
@@ -94,7 +101,7 @@ def test_distances_of_any_size(
     both = (offset + spread * both).to(torch.float32 if single else torch.float64)
     X, Z = both.split([rows, columns])
     expected = by_differences(X, Z)
-    torch.testing.assert_close(squared_distances(X, Z).sqrt(), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(squared_distances(X, Z).sqrt(), expected, rtol=10 * DIGITS, atol=0)
 
 
 def test_pairs_that_count_as_coinciding_have_distance_zero() -> None:
@@ -118,7 +125,12 @@ def test_gradients_are_autograds(kernel: Kernel) -> None:
     assert found.shape == (9, 4, 6)
     for c in range(4):
         expected = vmap(grad(lambda x, c=c: vmap(lambda z: k(x, z))(Z) @ alpha[:, c]))(X)
-        torch.testing.assert_close(found[:, c], expected, rtol=0, atol=1e-13)
+        torch.testing.assert_close(
+            found[:, c],
+            expected,
+            rtol=0,
+            atol=rounding(alpha, 60, size=float(alpha[:, c].abs().sum())),
+        )
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -126,8 +138,9 @@ def test_gradients_do_not_suffer_from_a_common_offset(kernel: Kernel) -> None:
     X, _ = blobs()
     alpha = torch.randn(len(X), 2, dtype=torch.float64)
     found = kernel.gradients(X + 2.0**20, X + 2.0**20, alpha)
-    # The sums round the samples themselves, to 1e-10 of their distances.
-    assert relative_error(found, kernel.gradients(X, X, alpha)) < 1e-8
+    # The sums round the samples themselves; 60 terms of them cancel.
+    bound = rounding(X, 60, condition=2.0**20)
+    assert relative_error(found, kernel.gradients(X, X, alpha)) < bound
 
 
 def test_samples_at_the_distance_of_rounding_count_as_coinciding() -> None:
@@ -161,7 +174,7 @@ def test_a_kernel_of_ones_own() -> None:
     alpha = torch.randn(len(X), 1, dtype=torch.float64)
     expected = vmap(grad(lambda x: (1 / (1 + (x - X).square().sum(1) / 4)) @ alpha[:, 0]))(X)
     torch.testing.assert_close(kernel.gradients(X, X, alpha)[:, 0], expected)
-    with pytest.raises(InputError, match=r"Cauchy.*no spectral density"):
+    with pytest.raises(InputError, match="Cauchy"):
         kernel.frequencies(3, 2, torch.Generator())
     linear = Linear(2.0)
     torch.testing.assert_close(linear.diagonal(X), X.square().sum(dim=1) / 4)
@@ -180,7 +193,7 @@ def test_frequencies_are_of_the_spectral_density(kernel: Kernel) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, math.nan, math.inf])
 def test_a_bandwidth_that_is_no_length_is_refused(kind: type[Kernel], bandwidth: float) -> None:
-    with pytest.raises(InputError, match=f"above 0, not {bandwidth}"):
+    with pytest.raises(InputError, match=f"{bandwidth}"):
         kind(bandwidth)
 
 

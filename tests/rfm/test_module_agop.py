@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from bounds import factorised, rounding
 from ddnkit_etf import FixedETFClassifier, StandardClassifier
 from ddnkit_rfm import (
     matrix_sqrt,
@@ -24,6 +25,8 @@ from torch.nn.functional import conv2d, pad, unfold
 from ddnkit import InputError
 
 SAMPLES = 7
+#: Sums over samples and outputs of products of three matrices of order 9; roots, of condition 10³.
+SUMS = rounding(torch.float64, SAMPLES * 3 * 27, condition=1e3)
 
 
 def agop_by_jacobian(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def mlp(bias: bool = False) -> tuple[nn.Sequential, Tensor]:
 
 
 def close(given: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(given, expected.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(given, expected.detach(), rtol=SUMS, atol=SUMS)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -95,7 +98,7 @@ def test_memory_decides_how_many_samples_pass_at_a_time() -> None:
     # relu keeps its 8 outputs, the sum of the loss nothing.
     module_agop(net, X, memory=5 * 8 * 8)
     assert Counting.batches == [4, 5, 5, 5, 5]
-    with pytest.raises(InputError, match="takes 64 bytes, above the 63"):
+    with pytest.raises(InputError, match="64 bytes"):
         module_agop(net, X, memory=63)
 
 
@@ -103,13 +106,17 @@ def test_float32_gradients_are_added_up_in_float64() -> None:
     net, X = mlp()
     single = module_agop(net.float(), X.float(), chunk=2)
     assert single.dtype == torch.float64
-    torch.testing.assert_close(single, module_agop(net.double(), X), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        single, module_agop(net.double(), X), rtol=0, atol=rounding(torch.float32, 30)
+    )
 
 
 def test_half_precision_gives_finite_float64() -> None:
     net, X = mlp()
     single = module_agop(net.bfloat16(), X.bfloat16(), "1")
-    torch.testing.assert_close(single, module_agop(net.double(), X, "1"), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(
+        single, module_agop(net.double(), X, "1"), rtol=0, atol=rounding(torch.bfloat16, 10)
+    )
 
 
 def test_a_function_of_the_output_need_not_be_linear() -> None:
@@ -136,9 +143,9 @@ def test_a_network_may_return_more_than_f() -> None:
         module_agop(net, X, "inner.0", output=lambda result: result["logits"]),
         agop_by_jacobian(net.inner, X),
     )
-    with pytest.raises(InputError, match="output is dict for 4 samples"):
+    with pytest.raises(InputError, match="dict"):
         module_agop(net, X)
-    with pytest.raises(InputError, match=r"output is \(\) for 4 samples.*output="):
+    with pytest.raises(InputError, match="output="):
         module_agop(net, X, output=lambda result: result["loss"])
 
 
@@ -199,7 +206,7 @@ def test_a_grouped_convolution_has_the_agop_of_its_flattened_input() -> None:
     expected = agop_by_jacobian(lambda x: net(x.reshape(-1, 2, 3, 3)), images.flatten(1))
     close(module_agop(net, images, "0"), expected)
     assert list(module_agops(net, images)) == ["2"]
-    with pytest.raises(InputError, match="no single matrix"):
+    with pytest.raises(InputError):
         nfm(net[0])
 
 
@@ -283,7 +290,7 @@ def test_modes_are_set_back_after_an_error_too() -> None:
 
 def test_a_network_that_mixes_samples_is_refused() -> None:
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False))
-    with pytest.raises(InputError, match=r"mixes the samples.*track_running_stats=False"):
+    with pytest.raises(InputError, match="track_running_stats=False"):
         module_agop(net, torch.randn(SAMPLES, 6))
 
 
@@ -317,7 +324,7 @@ def test_a_trained_model_takes_its_labels_as_a_second_argument(head: Any) -> Non
 def test_integers_may_be_the_input() -> None:
     net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)).double()
     close(module_agop(net, torch.arange(5), "1"), nfm(net[1]))
-    with pytest.raises(InputError, match="not a tensor of real numbers"):
+    with pytest.raises(InputError):
         module_agop(net, torch.arange(5), "0")
 
 
@@ -338,7 +345,7 @@ class Partly(nn.Module):
 @pytest.mark.parametrize("layer", ["unused", "detached", "silent"])
 @pytest.mark.parametrize("others", [[], ["used"]])
 def test_a_layer_without_part_in_the_output_is_refused(layer: str, others: list[str]) -> None:
-    with pytest.raises(InputError, match=f"'{layer}' takes no part in the output"):
+    with pytest.raises(InputError, match=f"'{layer}'"):
         module_agops(Partly(), torch.randn(4, 3), [*others, layer])
 
 
@@ -351,35 +358,36 @@ def test_a_layer_that_loses_the_samples_is_refused() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.tanh(inputs.reshape(-1)).reshape(len(inputs), -1)
 
-    with pytest.raises(InputError, match=r"input of layer 'tanh' is \(12,\) for 4 samples"):
+    with pytest.raises(InputError, match="'tanh'"):
         module_agop(Folded(), torch.randn(4, 3), "tanh")
 
 
 def test_errors_say_what_would_be_right() -> None:
     net, X = mlp()
-    with pytest.raises(InputError, match=r"no layer '33'\. Did you mean '3'\?"):
+    with pytest.raises(InputError, match=r"'33'.* '3'"):
         module_agop(net, X, "33")
-    with pytest.raises(InputError, match="not part of the network"):
+    with pytest.raises(InputError):
         module_agop(net, X, nn.Linear(2, 2))
-    with pytest.raises(InputError, match=r"write \['0'\]"):
+    with pytest.raises(InputError, match=r"\['0'\]"):
         module_agops(net, X, "0")
-    with pytest.raises(InputError, match="chunk is 0"):
+    with pytest.raises(InputError, match="chunk"):
         module_agop(net, X, chunk=0)
-    with pytest.raises(InputError, match=r"N ≥ 1 samples.*\(0, 6\)"):
+    with pytest.raises(InputError, match=r"\(0, 6\)"):
         module_agop(net, X[:0])
     with pytest.raises(InputError, match=r"\(7, 6\), \(6, 6\)"):
         module_agop(net, (X, X[1:]))
     X[3, 2] = torch.nan
-    with pytest.raises(InputError, match=r"layer '0' is not finite.*a sample"):
+    with pytest.raises(InputError, match="layer '0'"):
         module_agop(net, X, "0")
 
 
 def test_the_feature_matrix_and_the_agop_have_the_row_space_of_the_weight() -> None:
     net, X = mlp()
-    M, W = module_agop(net, X, "2.0"), net[2][0].weight
+    M, W = module_agop(net, X, "2.0"), net[2][0].weight.detach()
     outside = torch.eye(9, dtype=torch.float64) - torch.linalg.pinv(W) @ W
-    assert (M @ outside).abs().max() < 1e-14
-    assert (nfm(net[2][0]) @ outside).abs().max() < 1e-14
+    bound = factorised(W, 9, condition=float(torch.linalg.cond(W)))
+    assert (M @ outside).abs().max() < bound
+    assert (nfm(net[2][0]) @ outside).abs().max() < bound
 
 
 def test_a_correlation_sees_proportion_alone() -> None:
@@ -400,7 +408,7 @@ def test_a_correlation_sees_proportion_alone() -> None:
 
 def test_independent_matrices_are_not_correlated() -> None:
     A, B = torch.randn(2, 300, 300)
-    assert nfa_correlation(A, B).abs() < 0.02
+    assert nfa_correlation(A, B).abs() < 6 / 300  # six deviations of a mean over 300² entries
     # P.s.d. matrices of the same trace are at an acute angle whatever they are: hence the centring.
     assert nfa_correlation(A @ A.T, B @ B.T, centred=False) > 0.4
 
@@ -428,7 +436,7 @@ def test_the_ansatz_of_a_network_is_that_of_its_parts() -> None:
     close(plain["2.0"], nfa_correlation(nfm(net[2][0]), agops["2.0"], centred=False))
     # The AGOP of the last layer's input is WᵀW itself.
     assert float(nfa_correlations(net, X, ["3"], root=False)["3"]) == pytest.approx(1)
-    with pytest.raises(InputError, match="no single matrix"):
+    with pytest.raises(InputError):
         nfa_correlations(net, X, ["1"])
 
 

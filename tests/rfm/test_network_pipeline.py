@@ -174,10 +174,10 @@ def test_dead_layers_have_no_figures(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     head = StandardClassifier(4, 5, temperature=1, normalise=False)
-    with pytest.raises(InputError, match=r"CNN has no fully connected layer .*mlp_depth: 5"):
+    with pytest.raises(InputError, match=r"CNN.*mlp_depth"):
         settings(tmp_path).measure(Model(CNN(1, (4,)), head), samples())
     job = Job("v", 0, tmp_path, "cpu", False, lambda row: None, lambda *_: None, world=2)
-    with pytest.raises(InputError, match=r"fsdp splits every W .* use ddp"):
+    with pytest.raises(InputError, match=r"fsdp.* ddp"):
         settings(tmp_path, "engine.strategy=fsdp").run(job)
 
 
@@ -237,7 +237,11 @@ def test_the_recipes_have_the_paper_s_settings(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("fashion_mnist_layers", "default"), ("svhn_layers", "resnet18"), ("mnist_layers", "vgg11")],
+    [
+        ("fashion_mnist_layers", "default"),
+        ("svhn_layers", "resnet18"),
+        pytest.param("mnist_layers", "vgg11", marks=pytest.mark.long),
+    ],
 )
 def test_shipped_recipes_take_their_first_steps(name: str, variant: str, tmp_path: Path) -> None:
     small = "backbone.width=64" if variant == "default" else "layers.samples=200"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bounds import eps, factorised, rounding
 from ddnkit_rfm import (
     collapse_curve,
     collapse_rate,
@@ -24,6 +25,10 @@ from torch.nn.functional import normalize, one_hot
 
 from ddnkit import InputError
 
+#: `nearest_feasible` ends where no entry moves by more than 1e-12; what is left may be ten such moves.
+FEASIBLE = 1e-11
+#: `descend` ends where no entry moves by more than 1e-6; what is left may be a hundred such moves.
+DESCENT = 1e-4
 BALANCED = torch.arange(3).repeat_interleave(3)
 UNEQUAL = torch.tensor([0, 0, 0, 0, 0, 1, 2, 1])
 
@@ -53,7 +58,11 @@ def test_the_objective_is_the_infimum_over_the_coefficients(rank: int) -> None:
     value = krr(A, k, Y, ridge)
     torch.testing.assert_close(parametrised_krr_objective(k, Y, ridge), value.detach())
     (gradient,) = torch.autograd.grad(value, A)
-    assert gradient.abs().max() < 1e-12
+    # It is 2(A(k + μ) − Y)k, in whose bracket the inverse leaves what its condition grows.
+    regular = k + ridge * eye(9)
+    size = 2 * float(Y.norm() * k.norm())
+    condition = float(torch.linalg.cond(regular))
+    assert gradient.abs().max() < factorised(k, 9, size=size, condition=condition)
     for _ in range(20):
         assert krr(A + 0.1 * torch.randn_like(A), k, Y, ridge) > value
 
@@ -83,7 +92,7 @@ def test_no_kernel_with_unit_diagonal_is_below_the_bound(labels: Tensor) -> None
 def test_random_kernels_are_feasible_and_of_many_kinds() -> None:
     kernels = random_feasible_kernels(300, 6)
     assert (kernels >= 0).all()
-    assert torch.linalg.eigvalsh(kernels).min() > -1e-12
+    assert torch.linalg.eigvalsh(kernels).min() > -factorised(kernels, 6, size=6)
     torch.testing.assert_close(kernels.diagonal(dim1=1, dim2=2), torch.ones(300, 6).double())
     mean = (kernels.sum(dim=(1, 2)) - 6) / 30
     assert mean.min() < 0.15 and mean.max() > 0.99
@@ -95,7 +104,7 @@ def test_random_kernels_are_feasible_and_of_many_kinds() -> None:
 
 def test_a_feasible_matrix_is_its_own_projection() -> None:
     (kernel,) = random_feasible_kernels(1, 6)
-    torch.testing.assert_close(nearest_feasible(kernel), kernel, rtol=0, atol=1e-11)
+    torch.testing.assert_close(nearest_feasible(kernel), kernel, rtol=0, atol=6 * FEASIBLE)
 
 
 def test_the_projection_is_the_nearest_feasible_matrix() -> None:
@@ -103,31 +112,31 @@ def test_the_projection_is_the_nearest_feasible_matrix() -> None:
     A = A + A.T
     nearest = nearest_feasible(A)
     assert (nearest >= 0).all() and (nearest.diagonal() == 1).all()
-    assert torch.linalg.eigvalsh(nearest)[0] > -1e-10
+    assert torch.linalg.eigvalsh(nearest)[0] > -6 * FEASIBLE
     # ⟨A − PA, k − PA⟩ ≤ 0 for every feasible k, and that for no other point.
     kernels = torch.cat([random_feasible_kernels(500, 6), eye(6)[None]])
-    assert ((A - nearest) * (kernels - nearest)).sum(dim=(1, 2)).max() < 1e-9
+    assert ((A - nearest) * (kernels - nearest)).sum(dim=(1, 2)).max() < 36 * 6 * FEASIBLE
 
 
 @pytest.mark.parametrize("labels", [BALANCED, UNEQUAL])
 def test_the_check_finds_the_optimum_where_the_theorem_has_it(labels: Tensor) -> None:
     found = optimality_check(labels, 0.5, draws=300)
-    assert found.value == pytest.approx(found.bound, rel=1e-14)
+    assert found.value == pytest.approx(found.bound, rel=factorised(torch.float64, len(labels)))
     assert found.least > found.bound + 0.1
     assert found.increase > 0.1
-    assert found.distance < 1e-4
+    assert found.distance < DESCENT
 
 
 def test_of_one_sample_a_class_the_optimum_is_the_identity() -> None:
     found = optimality_check(torch.arange(4), 1.0, draws=50)
     assert found.value == pytest.approx(found.bound)
     assert found.increase > 0
-    assert found.distance < 1e-5
+    assert found.distance < DESCENT
 
 
 def test_a_descent_from_the_wrong_labels_kernel_ends_at_the_right_ones() -> None:
     end = descend(collapsed_kernel(BALANCED.roll(1)), BALANCED, 1.0)
-    assert (end - collapsed_kernel(BALANCED)).norm() < 1e-4
+    assert (end - collapsed_kernel(BALANCED)).norm() < DESCENT
     stopped = descend(collapsed_kernel(BALANCED.roll(1)), BALANCED, 1.0, steps=1)
     assert (stopped - collapsed_kernel(BALANCED)).norm() > 0.5
 
@@ -143,7 +152,7 @@ def test_towards_other_class_means_the_objective_is_flat_in_first_order_alone() 
     torch.testing.assert_close(slope, ridge * (short / (n + ridge) ** 2).sum())
     G = torch.tensor([[1, 0.5, 0.2], [0.5, 1, 0.1], [0.2, 0.1, 1]], dtype=torch.float64)
     flat = Y.T @ G @ Y - best
-    assert (gradient * flat).sum().abs() < 1e-14
+    assert (gradient * flat).sum().abs() < rounding(flat, 81)
     rise = parametrised_krr_objective(best + 1e-3 * flat, Y, ridge) - krr_lower_bound(
         BALANCED, ridge
     )
@@ -162,9 +171,9 @@ def test_problem_7_needs_a_ridge_and_a_kernel() -> None:
     with pytest.raises(InputError, match="μ > 0"):
         parametrised_krr_objective(eye(9), Y, 0.0)
     for kernel in (-eye(9), torch.full((9, 9), torch.nan).double()):
-        with pytest.raises(InputError, match="not positive definite"):
+        with pytest.raises(InputError, match="definite"):
             parametrised_krr_objective(kernel, Y, 0.5)
-    with pytest.raises(InputError, match="labels are"):
+    with pytest.raises(InputError, match="labels"):
         collapsed_kernel(torch.tensor([], dtype=torch.int64))
 
 
@@ -192,9 +201,12 @@ def test_the_gram_recursion_is_that_of_explicit_features() -> None:
         f = nn.Linear(len(X), len(Y), bias=False).double()
         coefficients = torch.linalg.solve(X.T @ X + predictor * eye(N), Y.T)
         f.weight.data = (X @ coefficients).T
-        torch.testing.assert_close(f(X.T) + predictor * coefficients, Y.T, rtol=1e-10, atol=1e-10)
+        solved = factorised(X, N, condition=float(torch.linalg.cond(X.T @ X + predictor * eye(N))))
+        torch.testing.assert_close(f(X.T) + predictor * coefficients, Y.T, rtol=0, atol=solved)
         projected = matrix_sqrt(module_agop(f, X.T) / kappa).root @ X
-        torch.testing.assert_close(projected.T @ projected, expected, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(
+            projected.T @ projected, expected, rtol=0, atol=10 * eps(X) ** 0.5
+        )
         # a feature map with ΦᵀΦ = X̃ᵀX̃ + λ_map I
         X = torch.cat([projected, feature_map**0.5 * eye(N)])
 
@@ -202,7 +214,7 @@ def test_the_gram_recursion_is_that_of_explicit_features() -> None:
 def test_a_linear_kernel_collapses_in_one_layer() -> None:
     _, gram, labels = data()
     curve = collapse_curve(gram, labels, 3, predictor=0.0, feature_map=1.0)
-    assert curve.max() < 1e-12
+    assert curve.max() < factorised(gram, 15, condition=float(torch.linalg.cond(gram)) ** 2)
     assert collapse_rate(5, 0.0, 1.0) == 0
 
 
@@ -215,6 +227,7 @@ def test_collapse_is_exponential_at_the_derived_rate(predictor: float, feature_m
     last = int((curve > 1e-9).nonzero()[-1])
     assert last > 4
     rate = collapse_rate(5, predictor, feature_map)
+    # The rate is that of the limit: what the first layers leave of faster modes is below 1 in 200.
     assert float(curve[last] / curve[last - 1]) == pytest.approx(rate, rel=5e-3)
     assert (curve[1:last] <= curve[: last - 1]).all()
 
@@ -243,7 +256,9 @@ def test_the_collapsed_gram_matrix_is_a_fixed_point_with_our_kappa_alone() -> No
     best, predictor, feature_map = collapsed_kernel(labels), 0.01, 0.5
     through = agop_gram(best + feature_map * eye(15), labels, predictor)
     ours = fixed_point_kappa(5, predictor, feature_map)
-    torch.testing.assert_close(through / ours, best, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        through / ours, best, rtol=0, atol=factorised(best, 15, condition=11)
+    )
     assert (through / published_kappa(predictor, feature_map) - best).abs().max() > 0.05
 
 
@@ -271,13 +286,13 @@ def test_the_recursion_needs_data_of_full_rank_and_matching_shapes() -> None:
     low = torch.ones(15, 15, dtype=torch.float64)
     with pytest.raises(InputError, match=r"assumption 5\.2"):
         agop_gram(low - 1e-3 * eye(15), labels, 0.0)
-    with pytest.raises(InputError, match="at least 0"):
+    with pytest.raises(InputError):
         agop_gram(gram, labels, -1.0)
-    with pytest.raises(InputError, match="labels are"):
+    with pytest.raises(InputError, match="labels"):
         agop_gram(gram, labels[1:], 0.1)
-    with pytest.raises(InputError, match=r"gram has shape \(15, 14\)"):
+    with pytest.raises(InputError, match=r"\(15, 14\)"):
         agop_gram(gram[:, 1:], labels, 0.1)
-    with pytest.raises(InputError, match="κ is"):
+    with pytest.raises(InputError, match="κ"):
         collapse_curve(
             gram, labels, 2, predictor=1.0, feature_map=1.0, kappa=published_kappa(1.0, 1.0)
         )

@@ -44,7 +44,7 @@ def test_rows_after_the_saved_state_are_dropped(tmp_path: Path) -> None:
 def test_a_state_cannot_count_rows_that_are_not_there(tmp_path: Path) -> None:
     with (
         MetricsWriter(tmp_path / "metrics.csv", COLUMNS) as writer,
-        pytest.raises(DdnkitError, match="has 0 rows; the saved state counts 2"),
+        pytest.raises(DdnkitError, match=r"0 rows.* 2"),
     ):
         writer.rewind(2)
 
@@ -76,7 +76,7 @@ def test_a_job_is_run_by_one_process_at_a_time(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(DdnkitError, match="another process is running this job"), job.started():
+        with pytest.raises(DdnkitError, match="another process"), job.started():
             pass
         process.kill()
         process.wait()

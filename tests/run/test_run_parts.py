@@ -51,7 +51,7 @@ def test_rows_are_on_disk_when_recorded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [("step", "epoch"), ("epoch",), ("epoch", "step", "a", "a")])
 def test_columns_begin_with_epoch_and_step(tmp_path: Path, columns: tuple[str, ...]) -> None:
-    with pytest.raises(DdnkitError, match="begin with epoch, step"):
+    with pytest.raises(DdnkitError, match="epoch, step"):
         MetricsWriter(tmp_path / "metrics.csv", columns)
 
 

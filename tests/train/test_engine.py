@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import factorised, rounding
 
 from ddnkit import InputError, Job
 from ddnkit.recipe.load import load
@@ -41,10 +42,15 @@ def test_layout_precision_and_logging_change_no_result(tmp_path: Path) -> None:
     other = run(
         tmp_path / "other", "{channels_last: true, tensorboard: true, deterministic: false}"
     )
-    assert other[-1]["train_loss"] == pytest.approx(plain[-1]["train_loss"], rel=1e-3)
+    # Sums of 72 terms in another order, through three steps that double what they are off by.
+    rel = rounding(torch.float32, 72, condition=100)
+    assert other[-1]["train_loss"] == pytest.approx(plain[-1]["train_loss"], rel=rel)
     half = run(tmp_path / "half", "{precision: bf16}")
-    assert half[-1]["train_loss"] == pytest.approx(plain[-1]["train_loss"], rel=0.1)
-    assert half[-1]["nc2"] < 1e-6  # the classifier is solved for in float32: an exact ETF
+    assert half[-1]["train_loss"] == pytest.approx(
+        plain[-1]["train_loss"], rel=rounding(torch.bfloat16, 13)
+    )
+    # The classifier is solved for in float32: an ETF but for the rounding of a factorisation.
+    assert half[-1]["nc2"] < factorised(torch.float32, 16)
     assert list((tmp_path / "other" / "tensorboard").glob("events.*"))
     assert (tmp_path / "plain" / "resources.json").is_file()
 
@@ -52,7 +58,7 @@ def test_layout_precision_and_logging_change_no_result(tmp_path: Path) -> None:
 def test_a_job_leaves_torch_as_it_was(tmp_path: Path) -> None:
     before = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
     rows = run(tmp_path, "{precision: float64}")
-    assert rows[-1]["nc2"] < 1e-14
+    assert rows[-1]["nc2"] < factorised(torch.float64, 16)
     assert (torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()) == before
 
 
@@ -70,5 +76,5 @@ def test_tensorboard_that_is_missing_is_named(
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match="needs the package tensorboard"):
+    with pytest.raises(InputError, match="tensorboard"):
         run(tmp_path, "{tensorboard: true}")

@@ -58,7 +58,7 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
     process = start(recipe, out)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     return job(out)
 
@@ -91,7 +91,7 @@ def outputs(folder: Path) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in found.items()}
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
@@ -99,7 +99,9 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) ->
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", range(KILLS))
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, KILLS))]
+)
 def test_a_killed_run_goes_on_bit_for_bit(
     number: int, recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -118,13 +120,15 @@ def test_a_killed_run_goes_on_bit_for_bit(
     killed = not (job(out) / "done.json").exists()
     print(f"kill {number}: during the run {killed}, during a save {part.exists()}")
     again = start(recipe, out, "--resume")
-    text, _ = again.communicate(timeout=120)
+    text, _ = again.communicate(timeout=300)
     assert again.returncode == 0, text
     assert outputs(job(out)) == outputs(whole)
     assert not checkpoint.exists(), "the state of a finished job is removed"
 
 
-@pytest.mark.parametrize("options", [(), ("--jobs", "2", "--seeds", "2")])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("--jobs", "2", "--seeds", "2"), marks=pytest.mark.long)]
+)
 def test_an_interrupt_saves_and_says_how_to_go_on(
     options: tuple[str, ...], recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +141,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(
         while len(stream.readlines()) == 0 and process.poll() is None:
             time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 130, text
     assert "--resume" in text
     state = job(out) / "state" / "checkpoint.pt"
@@ -145,7 +149,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(
     step = torch.load(state, weights_only=True)["step"]
     assert step > 0
     again = start(recipe, out, *far, *options, "--resume")
-    text, _ = again.communicate(timeout=120)
+    text, _ = again.communicate(timeout=300)
     assert again.returncode == 0, text
     assert outputs(job(out)) == outputs(whole)
 
@@ -334,7 +338,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     # Steps of this size overflow float32 within a few.
     wild = ("-s", "optimizer={name: sgd, lr: 1.0e+12}", "-s", "head={name: standard_unnormalised}")
     process = start(recipe, out, *wild)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "the training loss is not finite at step" in text
     assert "epoch 1" in text and "training samples" in text

@@ -89,7 +89,7 @@ class Rateless(Settings):
 def test_an_optimiser_without_a_rate_is_named(tmp_path: Path) -> None:
     sections = {"data": Digits(), "backbone": MLP(width=32, depth=2), "schedule": PUBLISHED}
     settings = pipeline({"epochs": 1}, optimizer=Rateless(), **sections)
-    with pytest.raises(InputError, match=r"Rateless has no learning rate.*sgd"):
+    with pytest.raises(InputError, match=r"Rateless.*sgd"):
         run_job(settings, tmp_path)
     # AGD is known to have none before anything runs.
     with pytest.raises(pydantic.ValidationError, match=r"optimizer agd.*sgd"):

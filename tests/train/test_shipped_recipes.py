@@ -62,7 +62,15 @@ def test_the_ufm_recipes_have_the_paper_s_sizes(name: str) -> None:
     assert recipe["head"] == {"temperature": 5, "delta": 1e-3}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "ufm1000"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Of the same kind as ufm10, and larger.
+        pytest.param(name, marks=[pytest.mark.long] if name in ("ufm100", "ufm200") else [])
+        for name in NAMES
+        if name != "ufm1000"
+    ],
+)
 @pytest.mark.parametrize("head", ["standard", "fixed_etf", "nearest_etf"])
 def test_every_recipe_takes_its_first_steps(name: str, head: str, tmp_path: Path) -> None:
     rows = run_job(pipelines(name)[head], tmp_path, smoke=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_train import Dataset, Standardise, synthetic, synthetic_images
 from ddnkit_train.settings import (
     DataSettings,
@@ -22,7 +23,7 @@ def test_digits_are_split_by_class_and_standardised() -> None:
     )
     assert ((held_out - 0.2).abs() < 0.01).all()
     prepared = data.prepare(data.inputs)
-    assert float(prepared.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(prepared.mean()) == pytest.approx(0, abs=rounding(torch.float32, 80))
     assert float(prepared.std()) == pytest.approx(1, abs=1e-3)
 
 
@@ -71,7 +72,7 @@ def test_free_features_are_balanced_indices() -> None:
     assert torch.bincount(data.labels).tolist() == [4, 3, 3]
     assert data.sample_shape == ()
     assert data.test_inputs is None
-    with pytest.raises(ValueError, match="fewer than 11 classes"):
+    with pytest.raises(ValueError, match="11 classes"):
         FreeFeaturesData(classes=11, samples=10)
 
 
@@ -97,10 +98,17 @@ def test_standardise_uses_the_training_samples_alone() -> None:
     train[:, 0, 1, 1] = 7.0  # a pixel that never varies
     pixel = Standardise.fit(train, "pixel")
     shifted, other = pixel(train), pixel(test)
-    assert torch.allclose(shifted.mean(dim=0), torch.zeros(2, 2, 2), atol=1e-5)
+    assert torch.allclose(
+        shifted.mean(dim=0), torch.zeros(2, 2, 2), atol=rounding(train, 50, size=3)
+    )
     assert torch.allclose(shifted[:, 0, 0, 0].std(correction=0), torch.tensor(1.0))
     assert torch.equal(shifted[:, 0, 1, 1], torch.zeros(50))
     assert torch.allclose(other[:, 0, 1, 1], test[:, 0, 1, 1] - 7)
+    # Added up fifty times 7.7 is not 385 in float64, and the mean is another number.
+    train = train.double()
+    train[:, 0, 1, 1] = 7.7
+    other = Standardise.fit(train, "pixel")(test)
+    assert torch.allclose(other[:, 0, 1, 1], test[:, 0, 1, 1] - 7.7)
     whole = Standardise.fit(train, "global")(train)
     assert float(whole.std(correction=0)) == pytest.approx(1)
     channel = Standardise.fit(train, "channel")(train)
@@ -127,15 +135,15 @@ def test_a_dataset_that_does_not_fit_together_is_refused() -> None:
     assert Dataset(inputs, labels, 3).to("cpu").samples == 4
     with pytest.raises(InputError, match="from 0 to 2"):
         Dataset(inputs, labels, 2)
-    with pytest.raises(InputError, match="int64 labels"):
+    with pytest.raises(InputError, match="int64"):
         Dataset(inputs, labels[:3], 3)
-    with pytest.raises(InputError, match="int64 labels"):
+    with pytest.raises(InputError, match="int64"):
         Dataset(inputs, labels.float(), 3)
     with pytest.raises(InputError, match="both"):
         Dataset(inputs, labels, 3, test_inputs=inputs)
     with pytest.raises(InputError, match="empty"):
         Dataset(inputs[:0], labels[:0], 3)
-    with pytest.raises(InputError, match="test labels run"):
+    with pytest.raises(InputError, match="test labels"):
         Dataset(inputs, labels, 3, inputs, labels + 1)
 
 

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from bounds import rounding
 from safetensors.torch import load_file
 
 RECIPE = """
@@ -73,34 +74,80 @@ CASES = [
     ("nearest_etf, centre: classes", DIGITS, MLP, "float64", "ddp", AGD, MIXED),
     ("standard", DIGITS, MLP, "float64", "ddp", AGD, WEIGHTED),
 ]
+#: Each shows with other heads or networks what one that is left shows as well.
+LONG = {0, 3, 4, 5, 8, 9, 14}
+#: The one that torchrun starts too.
+BY_TORCHRUN = 6
+TOO_SMALL = recipe_of(head="fixed_etf", data="digits, batch_size: 2", precision="auto")
+
+
+#: In float64: twenty steps, each of which at most doubles what the weights are off by.
+RELUS = rounding(torch.float64, 4, condition=2**20)
+OPTIMIZERS = {"agd": AGD, "sgd": SGD}
+
+
+class Work(NamedTuple):
+    """A job for the processes: to its end, or to its first chance to stop."""
+
+    recipe: Path
+    folder: Path
+    how: str = "go"
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folder of each case, run by one process and by two; they take the cases in turn."""
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, Work]:
+    """What the tests that were asked for compare: each job run by one process and by two, by its name.
+
+    All in as few processes as there can be: to start one takes longer than most of its jobs.
+    """
     root = tmp_path_factory.mktemp("cases")
-    jobs = []
-    for number, case in enumerate(CASES):
-        folder = root / str(number)
+    works = {}
+
+    def work(name: str, text: str, how: str = "go") -> Work:
+        folder = root / name
         folder.mkdir()
         recipe = folder / "recipe.yaml"
-        recipe.write_text(recipe_of(*case))
-        jobs.append((recipe, folder))
-    for world in (1, 2):
-        run_all(jobs, world)
-    return [folder for _, folder in jobs]
+        recipe.write_text(text)
+        works[name] = Work(recipe, folder, how)
+        return works[name]
+
+    asked = " ".join(item.name for item in request.session.items)
+    cases = [n for n in range(len(CASES)) if n == BY_TORCHRUN or f"[{named(n)}]" in asked]
+    compared = [work(named(n), recipe_of(*CASES[n])) for n in cases]
+    # Test samples, 180 and 179 of them, 179 at a time: two forward passes and one.
+    uneven = recipe_of(head="fixed_etf", strategy="fsdp")
+    compared += [work("uneven", uneven.replace("every: 5", "every: 20, evaluation_batch: 179"))]
+    for name, optimizer in OPTIMIZERS.items():
+        if f"bit_for_bit[{name}]" in asked:
+            text = recipe_of("nearest_etf", DIGITS, UNEVEN, "float32", "fsdp", optimizer)
+            work(f"whole {name}", text)
+            work(f"stopped {name}", text, "stop")
+    work("too small", TOO_SMALL)
+    run_all(compared, 1)
+    run_all(list(works.values()), 2)
+    return works
+
+
+def named(case: int) -> str:
+    return f"{CASES[case][0]}-{CASES[case][4]}-{case}"
 
 
 @pytest.mark.parametrize(
-    "case", range(len(CASES)), ids=lambda n: f"{CASES[n][0]}-{CASES[n][4]}-{n}"
+    "case",
+    [
+        pytest.param(n, id=named(n), marks=[pytest.mark.long] if n in LONG else [])
+        for n in range(len(CASES))
+    ],
 )
-def test_two_processes_train_as_one(case: int, recorded: list[Path]) -> None:
+def test_two_processes_train_as_one(case: int, recorded: dict[str, Work]) -> None:
     data, precision = CASES[case][1], CASES[case][3]
-    folder = recorded[case]
+    folder = recorded[named(case)].folder
     (alone,) = read(folder, 1)
     first, second = read(folder, 2)
-    # In float32 the rounding of other sums is amplified by every kink of a ReLU; without one it stays.
-    bound = 1e-5 if precision == "float32" else 1e-9
+    # Of other sums: without a ReLU they stay as near as they are rounded; every kink of one amplifies.
+    bound = rounding(torch.float32, 101) if precision == "float32" else RELUS
     assert len(alone["steps"]) == len(first["steps"]) == len(second["steps"]) == 20
     for number, (one, mine, other) in enumerate(
         zip(alone["steps"], first["steps"], second["steps"], strict=True)
@@ -120,7 +167,7 @@ def test_two_processes_train_as_one(case: int, recorded: list[Path]) -> None:
     for one, mine in zip(alone["rows"], first["rows"], strict=True):
         for name, value in one.items():
             if value is not None:
-                assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+                assert mine[name] == pytest.approx(value, rel=100 * bound, abs=bound), name
     assert not list((folder / "1-of-2").glob("*.csv")), "the first process alone writes"
     assert not list((folder / "1-of-2").glob("model.*")), "the first process alone writes"
     one, both = (load_file(folder / f"0-of-{n}" / "model.safetensors") for n in (1, 2))
@@ -131,42 +178,28 @@ def test_two_processes_train_as_one(case: int, recorded: list[Path]) -> None:
     assert (folder / "0-of-2" / "model.pt2").exists() == (data != UFM)
 
 
-@pytest.mark.parametrize("optimizer", [AGD, SGD])
-def test_split_weights_go_on_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        recipe_of(
-            head="nearest_etf",
-            backbone=UNEVEN,
-            precision="float32",
-            strategy="fsdp",
-            optimizer=optimizer,
-        )
-    )
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(recipe, whole, 2)
-    run(recipe, stopped, 2, stop=True)
-    state = torch.load(stopped / "0-of-2" / "state" / "checkpoint.pt", weights_only=True)
+@pytest.mark.parametrize("optimizer", ["agd", pytest.param("sgd", marks=pytest.mark.long)])
+def test_split_weights_go_on_bit_for_bit(optimizer: str, recorded: dict[str, Work]) -> None:
+    whole, stopped = (recorded[f"{how} {optimizer}"] for how in ("whole", "stopped"))
+    state = torch.load(stopped.folder / "0-of-2" / "state" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 2
     assert state["model"]["backbone.layers.3.weight"].shape == (15, 8, 3, 3), "whole weights"
-    assert not (stopped / "0-of-2" / "model.safetensors").exists()
-    run(recipe, stopped, 2)
-    one, other = (load_file(f / "0-of-2" / "model.safetensors") for f in (whole, stopped))
+    assert not (stopped.folder / "0-of-2" / "model.safetensors").exists()
+    run_all([stopped._replace(how="go")], 2)
+    one, other = (load_file(w.folder / "0-of-2" / "model.safetensors") for w in (whole, stopped))
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(other[name], value), name
 
 
-def test_shares_of_unlike_length_are_evaluated_with_split_weights(tmp_path: Path) -> None:
-    """Test samples, 180 and 179 of them, 179 at a time: two forward passes and one."""
-    text = recipe_of(head="fixed_etf", strategy="fsdp")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(text.replace("every: 5", "every: 20, evaluation_batch: 179"))
-    (alone,) = run(recipe, tmp_path, 1)
-    first, _ = run(recipe, tmp_path, 2)
+def test_shares_of_unlike_length_are_evaluated_with_split_weights(
+    recorded: dict[str, Work],
+) -> None:
+    (alone,) = read(recorded["uneven"].folder, 1)
+    first, _ = read(recorded["uneven"].folder, 2)
     for name, value in alone["rows"][-1].items():
         if value is not None:
-            assert first["rows"][-1][name] == pytest.approx(value, rel=1e-8, abs=1e-10), name
+            assert first["rows"][-1][name] == pytest.approx(value, rel=RELUS, abs=RELUS), name
 
 
 def test_compile_is_refused_with_split_weights(tmp_path: Path) -> None:
@@ -179,7 +212,7 @@ def test_compile_is_refused_with_split_weights(tmp_path: Path) -> None:
         variant="v", seed=0, folder=tmp_path, device="cpu", smoke=False, rank=0, world=2,
         record=lambda row: None, progress=lambda *_: None,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"engine\.compile does not go with .*fsdp"):
+    with pytest.raises(InputError, match=r"engine\.compile .*fsdp"):
         Engine(EngineSettings(strategy="fsdp", compile="default"), job)
 
 
@@ -191,38 +224,42 @@ def test_a_single_number_cannot_be_split() -> None:
     model = torch.nn.Module()
     model.backbone = torch.nn.Module()
     model.backbone.gain = torch.nn.Parameter(torch.ones(()))
-    with pytest.raises(InputError, match="fsdp cannot split the backbone's gain"):
+    with pytest.raises(InputError, match="gain"):
         split(model, torch.device("cpu"))
 
 
-def test_an_uneven_world_needs_enough_samples(tmp_path: Path) -> None:
+def test_batches_of_less_than_two_samples_a_process_are_refused(recorded: dict[str, Work]) -> None:
+    for refused in read(recorded["too small"].folder, 2):
+        assert "data.batch_size" in refused["refused"]
+
+
+@pytest.mark.long
+def test_the_command_refuses_them_before_there_is_a_folder(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    text = recipe_of(head="fixed_etf", data="digits, batch_size: 2", precision="auto")
-    recipe.write_text(text)
+    recipe.write_text(TOO_SMALL)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--devices", "2"]
     done = subprocess.run(
-        [*command, "--out", str(out)], capture_output=True, text=True, timeout=120
+        [*command, "--out", str(out)], capture_output=True, text=True, timeout=300
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "too small for 2 processes" in done.stderr and "data.batch_size" in done.stderr
+    assert "data.batch_size" in done.stderr
     assert not out.exists()
 
 
-def test_torchrun_starts_a_run_too(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe_of(head="nearest_etf", strategy="fsdp"))
+def test_torchrun_starts_a_run_too(recorded: dict[str, Work], tmp_path: Path) -> None:
+    recipe, folder, _ = recorded[named(BY_TORCHRUN)]
     out = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
          str(free_port()), "-m", "ddnkit", "run", str(recipe), "--out", str(out)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (out / "runs/default/seed-0/done.json").is_file()
-    (alone,) = run(recipe, tmp_path, 1)
+    (alone,) = read(folder, 1)
     last = (out / "runs/default/seed-0/metrics.csv").read_text().splitlines()[-1].split(",")
-    assert float(last[2]) == pytest.approx(alone["rows"][-1]["train_loss"], rel=1e-8)
+    assert float(last[2]) == pytest.approx(alone["rows"][-1]["train_loss"], rel=10 * RELUS)
 
 
 def test_a_process_that_dies_takes_its_job_with_it(tmp_path: Path) -> None:
@@ -239,7 +276,7 @@ def test_a_process_that_dies_takes_its_job_with_it(tmp_path: Path) -> None:
     workers = workers_of(process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "ended with status -9" in errors or "failed default seed 0" in errors
     wait_until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers))
@@ -250,22 +287,17 @@ def workers_of(parent: int) -> list[int]:
     return sorted(int(line) for line in found.stdout.split())
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def run(recipe: Path, folder: Path, world: int, *, stop: bool = False) -> list[dict[str, Any]]:
-    run_all([(recipe, folder)], world, stop=stop)
-    return read(folder, world)
-
-
-def run_all(jobs: list[tuple[Path, Path]], world: int, *, stop: bool = False) -> None:
+def run_all(works: list[Work], world: int) -> None:
     port = str(free_port())
     script = str(Path(__file__).with_name("two_processes.py"))
-    paths = [str(path) for job in jobs for path in job]
+    jobs = [str(part) for work in works for part in (work.how, work.recipe, work.folder)]
     processes = []
     for rank in range(world):
         environment = {
@@ -273,7 +305,7 @@ def run_all(jobs: list[tuple[Path, Path]], world: int, *, stop: bool = False) ->
             "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         }  # fmt: skip
-        command = [sys.executable, script, str(rank), str(world), "stop" if stop else "go", *paths]
+        command = [sys.executable, script, str(rank), str(world), *jobs]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait(timeout=600) for process in processes] == [0] * world
 

@@ -1,6 +1,7 @@
-"""Twenty steps of each of some jobs as one process of several, recorded: for `test_two_processes`.
+"""The steps of each of some jobs as one process of several, recorded: for `test_two_processes`.
 
-``python two_processes.py RANK WORLD STOP RECIPE FOLDER [RECIPE FOLDER ...]``
+``python two_processes.py RANK WORLD [go|stop RECIPE FOLDER]...``; a job that is to stop does so at
+its first chance.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from ddnkit_train import classification
 
-from ddnkit import Job
+from ddnkit import InputError, Job
 from ddnkit.recipe.load import load
 
 STEP = classification._Training._take
@@ -45,13 +46,16 @@ def main(recipe: str, folder: str, rank: int, world: int, *, stop: bool) -> None
         variant="v", seed=0, folder=out, device="cpu", smoke=False, rank=rank, world=world,
         record=rows.append, progress=lambda *_: None, stopping=lambda: stop,
     )  # fmt: skip
+    refused = ""
     try:
         pipeline.run(job)
     except KeyboardInterrupt:
         assert stop
+    except InputError as error:
+        refused = str(error)
     else:
         assert not stop
-    torch.save({"rows": rows, "steps": steps}, out / "recorded.pt")
+    torch.save({"rows": rows, "steps": steps, "refused": refused}, out / "recorded.pt")
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -68,6 +72,6 @@ def _floats(value: Any) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank, world, stop, *jobs = sys.argv[1:]
-    for recipe, folder in zip(jobs[::2], jobs[1::2], strict=True):
+    rank, world, *jobs = sys.argv[1:]
+    for stop, recipe, folder in zip(jobs[::3], jobs[1::3], jobs[2::3], strict=True):
         main(recipe, folder, int(rank), int(world), stop=stop == "stop")

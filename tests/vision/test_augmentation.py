@@ -4,11 +4,16 @@ import math
 
 import pytest
 import torch
+from bounds import rounding
 from ddnkit_train import Augmentation, Dataset, Plan, Share
 from ddnkit_vision import FlipCropRotate
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as one
+
+#: A place in an image of 12 pixels is rounded in some sixteen operations in each of two directions, and
+#: neighbours differ by 255 at most.
+PIXELS = rounding(torch.float32, 2 * 16, size=12 * 255)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -57,7 +62,7 @@ def test_rotation_is_torchvisions_to_rounding(
     expected = torch.stack(
         [by_torchvision(augmentation, x, row) for x, row in zip(batch, drawn, strict=True)]
     )
-    torch.testing.assert_close(changed, expected, atol=2e-2, rtol=0)
+    torch.testing.assert_close(changed, expected, atol=PIXELS, rtol=0)
     stored = augmentation.apply(batch.to(torch.uint8), drawn)
     assert torch.equal(stored, changed)
 
@@ -66,7 +71,7 @@ def test_a_quarter_turn_is_exact() -> None:
     augmentation = FlipCropRotate(rotation=180)
     square = images(4, 8, 8)
     turned = augmentation.apply(square, torch.tensor([[0.0, 0.0, 0.0, 90.0]]).expand(4, 4))
-    torch.testing.assert_close(turned, torch.rot90(square, 1, (2, 3)).float(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(turned, torch.rot90(square, 1, (2, 3)).float(), atol=PIXELS, rtol=0)
 
 
 def test_samples_of_a_batch_change_differently() -> None:
@@ -79,6 +84,7 @@ def test_samples_of_a_batch_change_differently() -> None:
 
 
 def test_draws_are_uniform() -> None:
+    # A mean or a share of 40,000 draws has a deviation of 0.6 % of its range at most: four of them.
     count = 40_000
     drawn = FlipCropRotate(True, 2, 30.0).draw(count, generator())
     assert drawn.shape == (count, 4)
@@ -110,7 +116,8 @@ def test_a_part_of_a_batch_changes_as_it_does_in_the_whole(rotation: float) -> N
     drawn = augmentation.draw(len(batch), generator())
     whole = augmentation.apply(batch, drawn)
     for i, j in ((0, 5), (5, 6), (6, 16)):
-        assert torch.equal(augmentation.apply(batch[i:j], drawn[i:j]), whole[i:j])
+        part = augmentation.apply(batch[i:j], drawn[i:j])
+        torch.testing.assert_close(part, whole[i:j], atol=PIXELS if rotation else 0, rtol=0)
 
 
 def test_every_share_of_a_batch_is_its_part_of_the_whole() -> None:
@@ -119,7 +126,8 @@ def test_every_share_of_a_batch_is_its_part_of_the_whole() -> None:
     whole = list(data.training(plans))
     parts = [list(data.training(plans, Share(rank, 3))) for rank in range(3)]
     for step, (samples, labels) in enumerate(whole):
-        assert torch.equal(torch.cat([part[step][0] for part in parts]), samples)
+        found = torch.cat([part[step][0] for part in parts])
+        torch.testing.assert_close(found, samples, atol=PIXELS, rtol=0)
         assert torch.equal(torch.cat([part[step][1] for part in parts]), labels)
 
 
@@ -131,4 +139,4 @@ def test_a_gpu_gives_what_the_cpu_gives(rotation: float) -> None:
     drawn = augmentation.draw(len(batch), torch.Generator("cuda").manual_seed(0))
     assert drawn.device.type == "cuda"
     there = augmentation.apply(batch.to("cuda"), drawn).cpu()
-    torch.testing.assert_close(there, augmentation.apply(batch, drawn.cpu()), atol=2e-2, rtol=0)
+    torch.testing.assert_close(there, augmentation.apply(batch, drawn.cpu()), atol=PIXELS, rtol=0)

@@ -13,13 +13,19 @@ RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101"]
 DIMENSIONS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048,
               "vgg11": 512, "vgg13": 512, "vgg16": 512, "resnet32": 64, "densenet_bc": 342}  # fmt: skip
 VGGS = [name for name in DIMENSIONS if name.startswith("vgg")]
+#: Those that another of the same blocks stands for.
+LARGER = {"resnet34", "resnet101", "vgg13", "vgg16"}
+
+
+def names(of):
+    return [pytest.param(n, marks=[pytest.mark.long] if n in LARGER else []) for n in of]
 
 
 def build(name, shape=(3, 32, 32), **settings):
     return registry.get("backbones", name)(**settings).build(sample_shape=shape, samples=10)
 
 
-@pytest.mark.parametrize("name", DIMENSIONS)
+@pytest.mark.parametrize("name", names(DIMENSIONS))
 def test_agd_trains_it_as_it_is(name):
     network = build(name)
     assert network.feature_dim == DIMENSIONS[name]
@@ -133,12 +139,12 @@ def test_densenet_is_torchvision_s():
 def test_a_densenet_says_what_images_are_too_small(stem, least):
     network = build("densenet_bc", (3, least, least), stem=stem)
     assert network(torch.randn(2, 3, least, least)).shape == (2, 342)
-    with pytest.raises(InputError, match=rf"stem: {stem} needs images of at least {least}×{least}"):
+    with pytest.raises(InputError, match=rf"{stem} .*{least}×{least}"):
         build("densenet_bc", (3, 64, least - 1), stem=stem)
 
 
 def test_a_densenet_of_unequal_blocks_is_refused():
-    with pytest.raises(ValueError, match=r"depth is 6n \+ 4, such as 100 or 106, not 102"):
+    with pytest.raises(ValueError, match="100 or 106, not 102"):
         build("densenet_bc", depth=102)
 
 
@@ -148,7 +154,7 @@ def test_a_vgg_keeps_something_of_every_image(side, left):
     assert resolution(network, side, "features") == (left, left)
 
 
-@pytest.mark.parametrize("name", VGGS)
+@pytest.mark.parametrize("name", names(VGGS))
 def test_vgg_is_torchvision_s(name):
     from torchvision import models
 
@@ -160,7 +166,7 @@ def test_vgg_is_torchvision_s(name):
     torch.testing.assert_close(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", names(RESNETS))
 def test_resnet_is_torchvision_s(name):
     from torchvision import models
 
@@ -189,17 +195,17 @@ def test_the_mlp_neck_of_vgg():
 @pytest.mark.parametrize("settings", [{"affine": True}, {"bias": True}])
 def test_agd_says_what_it_cannot_train(settings):
     network = build("vgg11", **settings)
-    with pytest.raises(InputError, match=r"matrices .* alone"):
+    with pytest.raises(InputError, match="matrices"):
         AGD(network.named_parameters())
 
 
 def test_what_backbones_refuse(monkeypatch):
-    with pytest.raises(InputError, match=r"vgg13 needs images .* have shape \(5,\)"):
+    with pytest.raises(InputError, match=r"vgg13 .*\(5,\)"):
         build("vgg13", (5,))
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(InputError, match=r"resnet18 needs torchvision: pip install 'ddnkit\[visi"):
+    with pytest.raises(InputError, match=r"resnet18 .*ddnkit\[vision"):
         build("resnet18")
-    with pytest.raises(InputError, match=r"densenet_bc needs torchvision"):
+    with pytest.raises(InputError, match="densenet_bc"):
         build("densenet_bc")
     for name in ("vgg11", "resnet32"):
         assert build(name).feature_dim == DIMENSIONS[name]

@@ -140,7 +140,7 @@ def test_an_archive_with_another_checksum_is_refused(
     with served(origin) as url:
         pack_cifar10(origin, url, monkeypatch)
         monkeypatch.setattr(published.CIFAR10, "tgz_md5", "0" * 32)
-        with pytest.raises(DdnkitError, match="damaged or not what was expected") as caught:
+        with pytest.raises(DdnkitError, match="damaged") as caught:
             CIFAR10(root=tmp_path / "new").build(seed=0, smoke=False, download=True)
     assert not isinstance(caught.value, InputError)
     assert not (tmp_path / "new" / "cifar-10-batches-py").exists()
@@ -193,7 +193,7 @@ def test_a_file_that_came_while_waiting_is_not_fetched_again(
     fetched: list[Path] = []
     assert source.obtain(origin, download=True, fetch=fetched.append) == origin
     assert not fetched
-    with pytest.raises(DdnkitError, match="did not hold cifar-10-batches-py/data_batch_1"):
+    with pytest.raises(DdnkitError, match="cifar-10-batches-py/data_batch_1"):
         source.obtain(tmp_path / "new", download=True, fetch=fetched.append)
     assert fetched == [tmp_path / "new"]
 
