@@ -38,8 +38,16 @@ def bench(*more: str, size: str = "60x5x3") -> list[dict[str, Any]]:
     return lines
 
 
-def test_who_is_there_agrees_and_a_peer_that_is_missing_is_named() -> None:
-    lines = bench()
+@pytest.fixture(scope="module")
+def measured() -> list[dict[str, Any]]:
+    """Everything once."""
+    return bench()
+
+
+def test_who_is_there_agrees_and_a_peer_that_is_missing_is_named(
+    measured: list[dict[str, Any]],
+) -> None:
+    lines = measured
     kinds = [line["kind"] for line in lines]
     assert list(dict.fromkeys(kinds)) == list(PHASES)
     for kind, phases in PHASES.items():
@@ -63,10 +71,8 @@ def test_who_is_there_agrees_and_a_peer_that_is_missing_is_named() -> None:
                 assert line["difference"] < 100 * eps(dtype) ** 0.5
 
 
-def test_accuracies_stand_in_the_table() -> None:
-    accuracies = {
-        (line["kind"], line["competitor"]): line["columns"] for line in bench("--only", "ddnkit")
-    }
+def test_accuracies_stand_in_the_table(measured: list[dict[str, Any]]) -> None:
+    accuracies = {(line["kind"], line["competitor"]): line["columns"] for line in measured}
     assert accuracies["layer", "ddnkit"] == {}
     for kind in ("regression", "machine"):
         (cell,) = accuracies[kind, "ddnkit"].items()
