@@ -43,7 +43,7 @@ def test_the_real_digits_are_learned(tmp_path: Path) -> None:
     assert [tuple(row) for row in rows] == [Classification.columns] * 3
     assert [(row["epoch"], row["step"]) for row in rows] == [(0.25, 3), (6.0, 72), (12.0, 144)]
     last = rows[-1]
-    # Chance is 10 %, and 12 epochs of any seed are above 90 %.
+    # Chance is 10 %: whatever learns is far above, however it rounds.
     assert last["test_top1"] > 80
     assert last["train_top1"] > 85
     assert last["train_loss"] < rows[0]["train_loss"]
@@ -61,7 +61,8 @@ def test_free_features_come_down_to_the_bound(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [200, 400]
     assert rows[-1]["epoch"] == 400
     assert rows[-1]["test_top1"] is None
-    assert -rounding(torch.float32, 16) < rows[-1]["ce_gap"] < 0.01 * rows[0]["ce_gap"] + 1e-4
+    # Never below the bound but for rounding; whatever stalls is of order one above it.
+    assert -rounding(torch.float32, 16) < rows[-1]["ce_gap"] < 1e-3
     assert rows[-1]["nc1"] < 1e-3
     assert rows[-1]["cosine_margin"] == pytest.approx(4 / 3, abs=1e-2)
 
