@@ -30,6 +30,9 @@ NUMERIC = [
     "train/test_losses.py", "train/test_schedule.py",
 ]  # fmt: skip
 
+#: Tests of whole nodes by promised tolerances, whose parts other tests show.
+SLOW = ["core/test_sweep.py", "core/test_problem_bank.py", "checking", "fuzz"]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -89,6 +92,8 @@ def main() -> int:
         return 0
     settings = [s for s in SETTINGS if not asked.only or s.name in asked.only]
     if asked.rounding:
+        # Thousands of tiny operations: the sweep alone would take half an hour a seed.
+        asked.tests += [f"--ignore=tests/{name}" for name in SLOW]
         settings = [Setting(f"rounding {seed}", rounding=seed) for seed in asked.rounding]
     rows = [_run(setting, asked.tests, asked.workers) for setting in settings]
     print("\n" + "\n".join(f"{name:22} {outcome}" for name, outcome, _ in rows))

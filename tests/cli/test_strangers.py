@@ -307,6 +307,8 @@ def test_the_users_own_interrupt_still_interrupts(caught: bool, tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
         env=environment(tmp_path),
+        # Where the tests run in the background, a process begins deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "here\n"
