@@ -302,7 +302,7 @@ class _Walk:
     def scalar(self, node: yaml.ScalarNode, path: Key) -> Any:
         text = str(node.value)
         if node.tag == _STR:
-            return text
+            return self.text(node, path)
         kind = node.tag.removeprefix(_TAG)
         if not re.fullmatch(_CORE[node.tag][0], text):
             raise self.error(node, path, f"{shown(text)} is not a YAML {kind}")
@@ -315,13 +315,23 @@ class _Walk:
         octal = re.fullmatch(r"[-+]?0[0-7_]+", text)
         try:
             value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-        except ValueError as error:  # Python takes no more than some thousand digits
+            str(value)
+        except ValueError as error:  # Python takes and shows no more than some thousand digits
             raise self.error(node, path, f"{shown(text)} has too many digits") from error
         if octal and value != int(text, 8):
             wording = f"{text} is {int(text, 8)} in YAML 1.1 and {value} in YAML 1.2"
             hint = f"write the one that is meant, or '{text}' in quotes for text"
             raise self.error(node, path, f"{wording}; {hint}")
         return value
+
+    def text(self, node: yaml.ScalarNode, path: Key) -> str:
+        text = str(node.value)
+        half = re.search("[\ud800-\udfff]", text)  # an escape can name one; no file can hold it
+        if half:
+            raise self.error(
+                node, path, f"'\\u{ord(half[0]):x}' is half of a character, which no text can hold"
+            )
+        return text
 
     def mapping(self, node: yaml.MappingNode, path: Key) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -332,7 +342,7 @@ class _Walk:
             if key_node.value == "<<" and key_node.style is None:
                 text = "the merge key '<<' is none in YAML 1.2; write the keys out"
                 raise self.error(key_node, path, text)
-            key = str(key_node.value)
+            key = self.text(key_node, path)
             below: Key = (*path, key)
             if key in values:
                 where = "" if self.origin.order else f" (first in line {self.marks[below].line})"
