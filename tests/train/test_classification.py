@@ -228,6 +228,15 @@ def test_training_has_one_length(wrong: dict[str, int]) -> None:
         TrainSettings(**wrong)
 
 
+@pytest.mark.parametrize("length", ["epochs", "iterations"])
+def test_a_training_without_end_is_refused_before_it_fills_the_memory(length: str) -> None:
+    for many in (10**7, 10**18, 10**26):
+        with pytest.raises(pydantic.ValidationError, match="evaluate_every"):
+            TrainSettings(**{length: many})
+    settings = TrainSettings(**{length: 10**26, "evaluate_every": 10**25})
+    assert len(settings.evaluation_steps(12)) == 10
+
+
 def test_evaluation_steps() -> None:
     by_epoch = TrainSettings(epochs=5, evaluate_every=2, evaluate_at=(3, 10, 999))
     assert by_epoch.total_steps(10) == 50

@@ -41,6 +41,10 @@ _PUBLISHED_CODE: dict[str, dict[str, Any]] = {
 }
 
 
+#: Each is a row of ``metrics.csv``; their steps are held in memory.
+_MAXIMUM_EVALUATIONS = 1_000_000
+
+
 class TrainSettings(Settings):
     """How long to train and when to evaluate; either ``epochs`` or ``iterations``."""
 
@@ -73,6 +77,12 @@ class TrainSettings(Settings):
         if (self.epochs is None) == (self.iterations is None):
             given = "both" if self.epochs else "neither"
             raise ValueError(f"give either epochs or iterations; {given} is given")
+        evaluations = self.end // self.evaluate_every
+        if evaluations > _MAXIMUM_EVALUATIONS:
+            raise ValueError(
+                f"{self.length} with an evaluation every {self.evaluate_every} come to {evaluations} "
+                f"evaluations; at most {_MAXIMUM_EVALUATIONS} are possible: raise evaluate_every"
+            )
         return self
 
     def doubts(self) -> Iterable[Doubt]:
