@@ -22,6 +22,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,12 +33,14 @@ from typing import Any
 from ..errors import DamagedFileError, DdnkitError, InputError, reaching
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
-from ..recipe.source import Origin, parse, read
+from ..recipe.source import Origin, parse, read, shown
 from .reading import read_json
 from .record import read_metrics
 
 OUTPUTS = Path("outputs")
 _LOCK_TRIES = 50
+#: The files that a checksum is kept of: no other is looked at.
+_CHECKED = re.compile(r"recipe\.yaml|runs/(?!\.\.?/)[^/\0]+/settings\.yaml")
 #: What some keys of ``environment.json`` hold, where they are there.
 _KINDS: dict[str, type] = {
     "recipe": str,
@@ -161,7 +164,7 @@ class RunFolder:
         found = []
         for path in (self.path / "runs").glob("*/seed-*"):
             number = path.name.removeprefix("seed-")
-            if number.isdecimal():
+            if number.isdecimal() and number == str(int(number)):  # no other is a job's
                 found.append(JobFolder(path, path.parent.name, int(number)))
         return sorted(found, key=lambda job: (job.variant, job.seed))
 
@@ -210,6 +213,12 @@ class RunFolder:
             raise DamagedFileError(
                 f"{self.environment}: {wrong[0]}: expected a {_KINDS[wrong[0]].__name__}"
             )
+        for name, checksum in content.get("checksums", {}).items():
+            if not (_CHECKED.fullmatch(name) and isinstance(checksum, str | None)):
+                raise DamagedFileError(
+                    f"{self.environment}: checksums: expected recipe.yaml and runs/VARIANT/settings.yaml, "
+                    f"a text each; was given {shown(name)}: {shown(checksum)}"
+                )
         return content
 
 

@@ -104,6 +104,8 @@ def number(text: str, place: str) -> float:
         DamagedFileError: it is none, or too large; the text begins with ``place``.
     """
     try:
+        if not text.isascii() or "_" in text:  # Python reads them; a run never writes them
+            raise ValueError(text)
         value = float(text)
     except ValueError:
         raise DamagedFileError(f"{place}: expected a number, was given {_brief(text)}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import subprocess
 import time
@@ -67,6 +68,8 @@ HEAD = b"epoch,step,loss\n1,1,0.5\n"
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "a word": (HEAD + b"2,2,abc\n", ":3: loss: "),
     "a huge number": (HEAD + b"2,2," + b"9" * 5000 + b"\n", ":3: loss: "),
+    "a number as Python alone writes it": (HEAD + b"2,2,1_0\n", ":3: loss: "),
+    "digits of another script": (HEAD + "2,2,٣\n".encode(), ":3: loss: "),
     "a large exponent": (HEAD + b"2,2,1e999\n", ":3: loss: "),
     "a huge cell": (HEAD + b"2,2," + b"x" * 200_000 + b"\n", ":3: "),
     "a line without end": (HEAD + b"1," * 1_000_000, ":3: "),
@@ -252,6 +255,36 @@ def test_a_missing_environment_is_none_and_a_broken_one_is_told(tmp_path: Path) 
         folder.environment.write_text(text)
         with pytest.raises(DamagedFileError, match=r"environment\.json"):
             folder.read_environment()
+
+
+@pytest.mark.parametrize(
+    "checksums",
+    [
+        {"recipe.yaml": 5},
+        {"recipe.yaml\0": "x"},
+        {"": None},
+        {"../recipe.yaml": "x"},
+        {"runs/../settings.yaml": "x"},
+        {"runs/a/b/settings.yaml": "x"},
+        {"runs/a/metrics.csv": "x"},
+    ],
+    ids=str,
+)
+def test_no_file_but_recipe_and_settings_has_a_checksum(
+    checksums: dict[str, object], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.environment.write_text(json.dumps({"checksums": checksums}))
+    with pytest.raises(DamagedFileError, match=r"environment\.json: checksums"):
+        folder.changed()
+
+
+def test_only_folders_that_a_run_makes_are_jobs(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("seed-0", "seed-10", "seed-00", "seed-٣", "seed-x", "seed-"):
+        (tmp_path / "runs" / "a" / name).mkdir(parents=True)
+    assert [job.seed for job in folder.jobs()] == [0, 10]
+    assert all(job.path == folder.job("a", job.seed).path for job in folder.jobs())
 
 
 def test_the_processor_is_named(tmp_path: Path) -> None:
