@@ -122,7 +122,7 @@ def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple
         simple, start = list(xs), 0
         for i in floating:
             count = xs[i].numel()
-            mask = torch.tensor(keep[start : start + count]).reshape(xs[i].shape)
+            mask = torch.tensor(keep[start : start + count], dtype=torch.bool).reshape(xs[i].shape)
             simple[i] = torch.where(mask.to(xs[i].device), _rounded(xs[i], digits), 0.0)
             start += count
         return tuple(simple)

@@ -704,3 +704,19 @@ def test_what_cannot_be_checked():
         ddnkit.check(Affine)
     with pytest.raises(InputError, match=r"fixed_point.*closed_form, "):
         ddnkit.check(Affine(), backward="fixed_point")
+
+
+def test_a_failure_on_inputs_without_an_entry_is_told_like_any_other() -> None:
+    class Nothing(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return ((y - x) ** 2).sum()
+
+        def solve(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("there is nothing to solve")
+
+        def sample_inputs(self) -> tuple[torch.Tensor]:
+            return (torch.empty(0),)
+
+    assert not ddnkit.check(Nothing(), examples=2).ok
