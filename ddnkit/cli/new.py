@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -72,6 +74,11 @@ def node(name: str, folder: Path) -> None:
     if keyword.iskeyword(module):
         raise InputError(f"'{module}' is a word of Python's own; choose another name")
     file = folder / f"{module}.py"
+    if _is_taken(module, folder):
+        raise InputError(
+            f"a file {file.name} would stand in the way of Python's module '{module}' in every program "
+            "that runs beside it; choose another name"
+        )
     with reaching(folder, "--dir"):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -83,3 +90,13 @@ def node(name: str, folder: Path) -> None:
             raise InputError(what) from error
         raise
     click.echo(f"wrote {file}; now: ddnkit check {file}:{class_name}")
+
+
+def _is_taken(module: str, folder: Path) -> bool:
+    """Whether ``import module`` finds another than the file in ``folder``."""
+    if module in sys.stdlib_module_names:
+        return True
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:  # nothing, or a mere folder
+        return False
+    return Path(spec.origin).resolve().parent != folder.resolve()

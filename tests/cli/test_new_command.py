@@ -41,3 +41,11 @@ def test_nothing_is_overwritten_and_names_are_checked(tmp_path):
     wrong = run("new", "node", "42", "--dir", tmp_path)
     assert wrong.exit_code == 2
     assert "42" in wrong.output
+
+
+@pytest.mark.parametrize("name", ["torch", "Random", "ddnkit", "numpy"])
+def test_a_file_that_hides_a_module_is_not_written(tmp_path, name):
+    refused = run("new", "node", name, "--dir", tmp_path)
+    assert refused.exit_code == 2
+    assert f"{name.lower()}.py" in refused.output
+    assert not list(tmp_path.iterdir())
