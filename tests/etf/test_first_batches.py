@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from ddnkit_etf import ClassMeans, NearestETFClassifier
+from ddnkit_etf import ClassMeans, FixedETFClassifier, NearestETFClassifier
 from ddnkit_manifolds import Procrustes
 from steps import losses_of_steps
 from torch import nn
@@ -267,3 +267,21 @@ def test_labels_and_features_of_the_wrong_kind_are_refused(features, labels):
     with pytest.raises(InputError):
         head(features, labels)
     assert not head.tracker.counts.any()
+
+
+@pytest.mark.parametrize("kind", [NearestETFClassifier, FixedETFClassifier])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("size", [0.0, 1e-20])
+def test_a_feature_without_a_direction_has_no_gradient(kind, dtype, size):
+    """Not one of 1e12, which ends a training; the others have theirs."""
+    torch.manual_seed(0)
+    features = torch.randn(8, 16, dtype=dtype)
+    features[3] *= size
+    features.requires_grad_()
+    labels = torch.arange(8) % 4
+    head = kind(16, 4).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    logits = head(features, labels)
+    torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+    rows = features.grad.norm(dim=-1)
+    assert rows[3] == 0
+    assert (rows[[0, 1, 2, 4, 5, 6, 7]] > 0).all() and rows.isfinite().all()

@@ -15,6 +15,10 @@ _EVALUATION_MEANS = ("running", "last_batch", "test_batch")
 _BATCH_NORMS = ("none", "plain", "affine")
 
 
+#: Below it `torch.nn.functional.normalize` does not normalise.
+_SHORTEST = 1e-12
+
+
 class ClassifierHead(nn.Module, abc.ABC):
     """logits = τ W (h/‖h‖ − h_G), with W (C×d) chosen by the head.
 
@@ -120,7 +124,12 @@ class ClassifierHead(nn.Module, abc.ABC):
                 )
             with torch.autocast(features.device.type, enabled=False):
                 features = self.norm(features)
-        return nn.functional.normalize(features, dim=-1) if self.normalise else features
+        if not self.normalise:
+            return features
+        unit = nn.functional.normalize(features, dim=-1)
+        # Zero has no direction: without this its gradient would be 1e12 times that of the others.
+        shortest = torch.linalg.vector_norm(features.detach(), dim=-1, keepdim=True) < _SHORTEST
+        return torch.where(shortest, unit.detach(), unit)
 
     def after_step(self) -> None:
         """To call after each optimiser step, and once before the first."""
