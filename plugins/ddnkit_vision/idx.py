@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -70,7 +71,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file's content, unpacked where it is compressed; what goes wrong names the file."""
     try:
         if not path.is_file():
-            raise InputError(f"{path}: there is no such file")
+            there = os.path.lexists(path)
+            raise InputError(
+                f"{path}: {'it is no file, nor leads to one' if there else 'there is no such file'}"
+            )
         opening: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
         with opening(path, "rb") as opened:
             yield opened

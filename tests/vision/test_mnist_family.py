@@ -225,3 +225,13 @@ def test_files_that_are_not_the_data_sets_are_refused(tmp_path: Path) -> None:
     write_idx(folder / "train-images-idx3-ubyte", np.zeros((30, 14, 28), dtype=np.uint8))
     with pytest.raises(InputError, match="14×28"):
         FashionMNIST(root=folder).build(seed=0, smoke=False)
+
+
+def test_what_is_there_and_no_file_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for name, missing in (("folder", False), ("loop", False), ("gone", True)):
+        with pytest.raises(InputError) as told:
+            read_idx(tmp_path / name, 1)
+        assert str(tmp_path / name) in str(told.value)
+        assert ("no such file" in str(told.value)) == missing
