@@ -1,7 +1,7 @@
 from .arnoldi import gmres
 from .gram import departure_from_orthonormal, gram
 from .inverse_root import inverse_square_root, largest_eigenvalue_bounds, odd_quintics
-from .items import product
+from .items import lu_factor, product
 from .kkt import KKTInverse, KKTSolution, TangentInverse, solve_kkt, solve_tangent
 from .krylov import KrylovSolution, conjugate_gradient
 from .lanczos import ExtremeEigenvalues, extreme_eigenvalues
@@ -34,6 +34,7 @@ __all__ = [
     "gram",
     "inverse_square_root",
     "largest_eigenvalue_bounds",
+    "lu_factor",
     "minres",
     "odd_quintics",
     "polar",

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ..transforms import under_transform
 
+#: Rows up to which MKL's LU takes one thread, half of what was seen to be too many.
+_SAFE_IN_A_BATCH = 75
+
 
 def merged(matrices: Tensor) -> Tensor:
     """(B, p, m), as a view of the first item where all are equal. Not looked for on a GPU, whose host
@@ -43,6 +46,24 @@ def apply(matrices: Tensor, vectors: Tensor) -> Tensor:
     if is_shared(matrices) and not (matrices.requires_grad or under_transform()):
         return vectors @ matrices[0].mT
     return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
+def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """LU and pivots of each matrix, (..., m, m) and (..., m), as `torch.linalg.lu_factor_ex` gives them.
+
+    On a CPU large ones are factorised one by one. In a batch of 151 rows or more MKL's own threads get
+    in each other's way once `torch.set_num_threads` was called with two or more: pivots of 0, factors
+    that are wrong, or no end (pytorch issues 141358 and 142815; torch 2.8 to 2.15).
+    """
+    m = matrices.shape[-1]
+    one = matrices.shape[:-2].numel() == 1
+    if matrices.device.type != "cpu" or m <= _SAFE_IN_A_BATCH or one:
+        LU, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        return LU, pivots
+    parts = [torch.linalg.lu_factor_ex(A) for A in matrices.reshape(-1, m, m)]
+    LU = torch.stack([part[0] for part in parts]).reshape(matrices.shape)
+    pivots = torch.stack([part[1] for part in parts]).reshape(matrices.shape[:-1])
+    return LU, pivots
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:

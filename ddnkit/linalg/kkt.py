@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .items import lu_factor
+
 #: Unknowns up to which an eigendecomposition is affordable (a second or so on two cores).
 RANK_REVEALING_SIZE = 1024
 #: ε of the damped choice, relative to the largest eigenvalue.
@@ -97,7 +99,7 @@ class LUInverse(SymmetricInverse):
     """By LU, for matrices that must be regular: inf or NaN where one is not."""
 
     def __init__(self, K: Tensor):
-        self.LU, self.pivots, _ = torch.linalg.lu_factor_ex(K)
+        self.LU, self.pivots = lu_factor(K)
 
     def __call__(self, right: Tensor) -> Tensor:
         """K⁻¹ r."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..lagrangian import constraint_jacobian
+from ..linalg.items import lu_factor
 from ..linalg.kkt import without_bad_items
 from ..problem import Problem, flat
 from .deadline import Deadline
@@ -50,7 +51,8 @@ def least_violation(problem: Problem, y: Tensor, deadline: Deadline) -> tuple[Te
         # The second term is the curvature of ½‖h‖² where A vanishes.
         stiffness = norm_of_A.square() + violation * norm_of_A / length.clamp_min(eps)
         shift = (damping * stiffness).clamp_min(eps**4).reshape(-1, 1, 1)
-        d = -torch.linalg.solve_ex(A.mT @ A + shift * eye, pulled.unsqueeze(-1)).result.squeeze(-1)
+        factors = lu_factor(A.mT @ A + shift * eye)
+        d = -torch.linalg.lu_solve(*factors, pulled.unsqueeze(-1)).squeeze(-1)
         after = norm(_constraints(problem, (y + d).reshape(shape)))
         better = after < violation
         y = torch.where(better.unsqueeze(-1), y + d, y)

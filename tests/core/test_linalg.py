@@ -10,6 +10,7 @@ from ddnkit.certificate import TOLERANCE
 from ddnkit.linalg import (
     commutation_matrix,
     elimination_matrix,
+    lu_factor,
     polar,
     polar_adjoint,
     solve_kkt,
@@ -127,3 +128,19 @@ def test_a_bad_item_does_not_spoil_its_batch():
     z, residual = solve_tangent(G, tangent, v)
     assert residual[0].isnan()
     torch.testing.assert_close(z[1], -torch.linalg.solve(G[1], v[1]))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_is_factorised_rightly_with_any_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for shape in [(3, 40), (3, 200), (2, 2, 151), (1, 300)]:
+            A = torch.randn(*shape, shape[-1]).double() + 3 * shape[-1] ** 0.5 * torch.eye(
+                shape[-1]
+            )
+            b = torch.randn(*shape, 2).double()
+            x = torch.linalg.lu_solve(*lu_factor(A), b)
+            assert (A @ x - b).norm() < factorised(A, shape[-1]) * b.norm()
+    finally:
+        torch.set_num_threads(before)
