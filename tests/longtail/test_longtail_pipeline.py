@@ -73,7 +73,7 @@ def test_a_long_tail_of_real_images_is_learned_and_measured_again(
     counts = [int(row["train_samples"]) for row in classes]
     assert counts == class_counts(10, counts[0], 0.1)
     last = rows(job, "metrics.csv")[-1]
-    assert float(last["test_top1"]) > 30  # chance is 10 %
+    assert float(last["test_top1"]) > 50  # chance is 10 %
     hits = sum(float(row["test_top1"]) * int(row["test_samples"]) / 100 for row in classes)
     tested = sum(int(row["test_samples"]) for row in classes)
     assert float(last["test_top1"]) == pytest.approx(100 * hits / tested, abs=1e-4)

@@ -44,8 +44,8 @@ def test_the_real_digits_are_learned(tmp_path: Path) -> None:
     assert [(row["epoch"], row["step"]) for row in rows] == [(0.25, 3), (6.0, 72), (12.0, 144)]
     last = rows[-1]
     # Chance is 10 %: whatever learns is far above, however it rounds.
-    assert last["test_top1"] > 80
-    assert last["train_top1"] > 85
+    assert last["test_top1"] > 90
+    assert last["train_top1"] > 95
     assert last["train_loss"] < rows[0]["train_loss"]
     assert last["ce_gap"] == pytest.approx(last["train_loss"] - ce_bound(10, 5.0))
     assert all(math.isfinite(value) for value in last.values())
@@ -62,8 +62,8 @@ def test_free_features_come_down_to_the_bound(tmp_path: Path) -> None:
     assert rows[-1]["epoch"] == 400
     assert rows[-1]["test_top1"] is None
     # Never below the bound but for rounding; whatever stalls is of order one above it.
-    assert -rounding(torch.float32, 16) < rows[-1]["ce_gap"] < 1e-3
-    assert rows[-1]["nc1"] < 1e-3
+    assert -rounding(torch.float32, 16) < rows[-1]["ce_gap"] < 1e-4
+    assert rows[-1]["nc1"] < 1e-4
     assert rows[-1]["cosine_margin"] == pytest.approx(4 / 3, abs=1e-2)
 
 
