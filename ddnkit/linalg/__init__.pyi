@@ -1,5 +1,5 @@
 from .arnoldi import gmres
-from .gram import departure_from_orthonormal, gram
+from .gram_matrix import departure_from_orthonormal, gram
 from .inverse_root import inverse_square_root, largest_eigenvalue_bounds, odd_quintics
 from .items import lu_factor, product
 from .kkt import KKTInverse, KKTSolution, TangentInverse, solve_kkt, solve_tangent

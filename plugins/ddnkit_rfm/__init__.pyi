@@ -19,7 +19,7 @@ from .kernel_optimum import (
 )
 from .kernels import Gaussian, Kernel, L1Laplace, Laplace, RadialKernel
 from .matrix_root import MatrixRoot, matrix_sqrt
-from .module_agop import module_agop, module_agops
+from .agop_of_modules import module_agop, module_agops
 from .neural_feature import nfa_correlation, nfa_correlations, nfm
 from .preparation import Standardisation, label_targets, unit_rows
 from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning

@@ -17,7 +17,7 @@ from ddnkit import InputError
 
 from .layers import Inputs, Layer, layer_matrix, matrix_layers, named_layers
 from .matrix_root import matrix_sqrt
-from .module_agop import Output, module_agops
+from .agop_of_modules import Output, module_agops
 
 
 def nfm(layer: nn.Module) -> Tensor:
