@@ -6,7 +6,7 @@ from .kkt import KKTInverse, KKTSolution, TangentInverse, solve_kkt, solve_tange
 from .krylov import KrylovSolution, conjugate_gradient
 from .lanczos import ExtremeEigenvalues, extreme_eigenvalues
 from .minimal_residuals import minres
-from .polar import (
+from .polar_factor import (
     PolarFactors,
     polar,
     polar_adjoint,

@@ -42,7 +42,7 @@ class SLSQP(ScipySolver):
             jac=item.gradient,
             method="SLSQP",
             constraints=[constraint] if item.constrained else (),
-            options={"maxiter": self.max_iterations + 1, "ftol": _NEVER},
+            options={"maxiter": self.max_iterations + 2, "ftol": _NEVER},
         )
 
 

@@ -12,7 +12,8 @@ STUBS = [s for top in ("ddnkit", "plugins") for s in sorted((ROOT / top).rglob("
 @pytest.mark.parametrize("stub", STUBS, ids=lambda stub: stub.parent.name)
 def test_no_name_is_that_of_a_file_beside_it(stub: Path) -> None:
     # Importing the file, wherever that is done first, would put the module in the name's place.
-    imports = [n for n in ast.walk(ast.parse(stub.read_text())) if isinstance(n, ast.ImportFrom)]
+    nodes = ast.walk(ast.parse(stub.read_text()))
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
     names = {alias.asname or alias.name for node in imports for alias in node.names}
     files = {path.stem for path in stub.parent.glob("*.py")} | {
         path.name for path in stub.parent.iterdir() if path.is_dir()

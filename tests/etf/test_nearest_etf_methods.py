@@ -134,7 +134,7 @@ def test_a_solution_that_is_not_unique_gives_no_gradient_in_silence(method):
 
 def test_an_adjoint_system_left_unsolved_is_not_passed_over(monkeypatch):
     # The package has a function of the module's name.
-    module = importlib.import_module("ddnkit.linalg.polar")
+    module = importlib.import_module("ddnkit.linalg.polar_factor")
     monkeypatch.setattr(module, "doublings_for", lambda ratio, dtype: 1)
     H = torch.randn(40, 10).requires_grad_()
     node = NearestETF(1e-3, solver=Procrustes("products"))
