@@ -123,7 +123,9 @@ class _Renderer(RendererHTML):
 
     def image(self, tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
         """The image as a figure, or its text alone where it is not a file in the folder."""
-        text = escape(self.renderInlineAsText(tokens[i].children or [], options, env))
+        # Not renderInlineAsText, which lost escaped characters before markdown-it-py 4.3.
+        parts = tokens[i].children or []
+        text = escape("".join(" " if t.type == "softbreak" else t.content for t in parts))
         file = _inside(env["folder"], str(tokens[i].attrGet("src") or ""))
         if file is None:
             return f"<em>{text} (image not there)</em>"
