@@ -52,7 +52,9 @@ def evaluate(
             "settings that it was run with",
             err=True,
         )
-    jobs = finished_jobs(folder, only, seeds)
+    jobs, left_out = finished_jobs(folder, only, seeds)
+    for line in left_out:
+        click.echo(f"warning: {line}", err=True)
     results = []
     for result in evaluate_again(
         folder, jobs, overrides, device=resolve_device(device), download=download

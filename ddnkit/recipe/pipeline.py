@@ -41,15 +41,17 @@ class Job:
         device: ``"cpu"`` or ``"cuda"``, resolved.
         smoke: the same shapes on synthetic data, a few steps only.
         record: takes one row, a dict with a value for each of the pipeline's `columns`, and appends
-            it to ``metrics.csv`` in `folder`.
+            it to ``metrics.csv`` in `folder`. Each row has a later step than the one before.
         progress: ``progress(done, total, figures)`` shows how far the job is; ``figures`` is a
             dict of a few short numbers. Cheap: call it as often as you like.
         download: whether missing data may be fetched.
         rank, world: which of how many processes of this job this is. All run the pipeline; what
             ranks above 0 record and report goes nowhere, and rank 0 alone writes to `folder`.
         rows: how many rows `record` has written, those of an earlier session included.
-        rewind: ``rewind(n)`` drops all rows but the first n; a job that goes on from a saved state
-            calls it with the rows it had then.
+        checksum: of the text of these rows; to save with them.
+        rewind: ``rewind(n, checksum)`` drops all rows but the first n; a job that goes on from a saved
+            state calls it with the rows it had then, and refuses rows that were changed since. Without
+            a checksum only their number is checked.
         stopping: whether the run was asked to stop: save the state and raise KeyboardInterrupt.
     """
 
@@ -64,7 +66,8 @@ class Job:
     rank: int = 0
     world: int = 1
     rows: Callable[[], int] = lambda: 0
-    rewind: Callable[[int], None] = lambda rows: None
+    checksum: Callable[[], str | None] = lambda: None
+    rewind: Callable[..., None] = lambda rows, checksum=None: None
     stopping: Callable[[], bool] = lambda: False
 
 

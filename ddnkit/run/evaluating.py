@@ -42,15 +42,15 @@ class Again:
 
 def finished_jobs(
     folder: RunFolder, only: Sequence[str] = (), seeds: str | None = None
-) -> list[JobFolder]:
-    """The finished jobs of a run, in its order of variants and seeds.
+) -> tuple[list[JobFolder], list[str]]:
+    """The finished jobs of a run, in its order of variants and seeds; and a line for what is left out.
 
     Args:
         only: these variants alone; none for all.
         seeds: ``"3"`` or ``"0,1,2"``, as for a run; None for all.
 
     Raises:
-        InputError: there is no such variant, or no such job is finished.
+        InputError: there is no such variant, no such job is finished, or whether one is cannot be read.
     """
     recipe = load(folder.recipe, seeds=seeds)
     names = [variant.name for variant in recipe.variants]
@@ -64,10 +64,16 @@ def finished_jobs(
         if not only or name in only
         for seed in recipe.seeds
     ]
-    done = [job for job in jobs if job.seconds() is not None]
+    done = [job for job in jobs if job.finished() is not None]
+    left_out = [*folder.removed(jobs), *folder.absent(jobs)]
     if not done:
-        raise InputError(f"'{folder.path}': none of the {len(jobs)} jobs asked for is finished")
-    return done
+        missing = "".join(f"; {line}" for line in left_out[:1])
+        raise InputError(
+            f"'{folder.path}': none of the {len(jobs)} jobs asked for is finished{missing}"
+        )
+    begun = [job for job in jobs if job.path.is_dir() and job not in done]
+    left_out += [f"{job.path}: the job is not finished, and is left out" for job in begun]
+    return done, left_out
 
 
 def evaluate_again(

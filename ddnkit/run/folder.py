@@ -21,16 +21,17 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedFileError, DdnkitError, InputError, reaching
+from ..errors import DamagedFileError, DdnkitError, InputError, plain, reaching
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
 from ..recipe.source import Origin, parse, read, shown
@@ -90,11 +91,29 @@ class JobFolder:
         shutil.rmtree(self.path / "state", ignore_errors=True)
 
     def seconds(self) -> float | None:
-        """How long the finished job took; None for one that did not finish."""
+        """How long the finished job took; None for one that did not finish, or may not have."""
         try:
-            return float(read_json(self.path / "done.json")["seconds"])
-        except (DamagedFileError, ValueError, KeyError, TypeError, OverflowError):
+            return self.finished()
+        except DamagedFileError:
             return None
+
+    def finished(self) -> float | None:
+        """As `seconds`, for those who tell what is damaged.
+
+        Raises:
+            DamagedFileError: what `finish` wrote is not that any more; whether the job finished is not
+                known then.
+        """
+        file = self.path / "done.json"
+        if not os.path.lexists(file):
+            return None
+        seconds = read_json(file).get("seconds")
+        with contextlib.suppress(OverflowError):  # a whole number may be of any length
+            if type(seconds) in (int, float) and 0 <= float(seconds) < math.inf:
+                return float(seconds)
+        raise DamagedFileError(
+            f"{file}: seconds: expected a number from 0, was given {shown(seconds)}"
+        )
 
 
 @contextlib.contextmanager
@@ -195,6 +214,37 @@ class RunFolder:
         recorded = self.read_environment().get("checksums", {})
         return [
             name for name, checksum in recorded.items() if _checksum(self.path / name) != checksum
+        ]
+
+    def fate(self, name: str) -> str:
+        """What became of one of the files that were `changed`, in words."""
+        file = self.path / name
+        try:
+            file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        return "was changed after the run was begun"
+
+    def removed(self, jobs: Iterable[JobFolder]) -> list[str]:
+        """The folders of variants that are missing, a line each; a run makes them before it begins."""
+        folders = dict.fromkeys(job.path.parent for job in jobs)
+        return [
+            f"{path} is missing: it was removed after the run was begun, its jobs are left out"
+            for path in folders
+            if not path.is_dir()
+        ]
+
+    def absent(self, jobs: Iterable[JobFolder]) -> list[str]:
+        """The folders of single jobs that are missing, a line each variant: made as a job begins."""
+        without: dict[Path, list[str]] = {}
+        for job in jobs:
+            if job.path.parent.is_dir() and not job.path.is_dir():
+                without.setdefault(job.path.parent, []).append(job.path.name)
+        return [
+            f"{path}: {plain(', '.join(names), 100)} missing: not begun, or removed since"
+            for path, names in without.items()
         ]
 
     def read_environment(self) -> dict[str, Any]:

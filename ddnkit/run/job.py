@@ -137,6 +137,7 @@ def _run(
                 record=writer.record,
                 progress=update,
                 rows=writer.rows,
+                checksum=writer.checksum,
                 rewind=writer.rewind,
             )
         )

@@ -153,6 +153,8 @@ def _lines(file: Path, *, cut: bool = False) -> Iterator[tuple[int, str]]:
 
 def _text(file: Path) -> str:
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited at for ever
+            raise DamagedFileError(f"{file}: is not a file")
         return file.read_text(encoding="utf-8")
     except OSError as error:
         raise DamagedFileError(f"{file}: cannot be read: {error.strerror}") from error

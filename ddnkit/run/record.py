@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import os
@@ -25,7 +26,7 @@ class MetricsWriter:
 
     Raises:
         DdnkitError: the columns do not begin with epoch and step, or a row has a column that the
-            pipeline did not declare, or lacks its step.
+            pipeline did not declare, or lacks its step, or is not after the row before.
         DamagedFileError: the file cannot be opened.
     """
 
@@ -42,11 +43,8 @@ class MetricsWriter:
             raise DamagedFileError(f"{file}: cannot be written: {error.strerror}") from error
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True) if whole.startswith(head) else []
-        #: where each line ends, the head first
-        self._ends = [len(head)]
-        for line in lines[1:]:
-            self._ends.append(self._ends[-1] + len(line))
-        self._head = head
+        #: every line, the head first
+        self._lines = [head, *lines[1:]]
         self._begun = False
         if lines or not content:
             self.rewind(self.rows())
@@ -68,25 +66,38 @@ class MetricsWriter:
 
     def rows(self) -> int:
         """How many rows there are."""
-        return len(self._ends) - 1
+        return len(self._lines) - 1
 
-    def rewind(self, rows: int) -> None:
+    def checksum(self) -> str:
+        """Of the text of all rows, the columns before them."""
+        return self._checksum(self.rows())
+
+    def rewind(self, rows: int, checksum: str | None = None) -> None:
         """Drop all rows but the first ``rows``.
 
+        Args:
+            checksum: what `checksum` was when there were so many; None where nobody knows.
+
         Raises:
-            DamagedFileError: there are fewer.
+            DamagedFileError: there are fewer, or they are not those of the checksum.
         """
         if rows > self.rows():
             raise DamagedFileError(
                 f"{self._file} has {self.rows()} rows; the saved state counts {rows}. Put the file "
                 "back, or remove the folder 'state' beside it to begin this job anew"
             )
-        del self._ends[rows + 1 :]
+        if checksum is not None and checksum != self._checksum(rows):
+            raise DamagedFileError(
+                f"{self._file} was changed: its first {rows} row(s) are not those that the saved state "
+                "goes with. Put the file back, or remove the folder 'state' beside it to begin this "
+                "job anew"
+            )
+        del self._lines[rows + 1 :]
         if not self._begun:
             self._stream.seek(0)
-            self._stream.write(self._head)
+            self._stream.write(self._lines[0])
             self._begun = True
-        self._stream.seek(self._ends[-1])
+        self._stream.seek(sum(map(len, self._lines)))
         self._stream.truncate()
         self._stream.flush()
 
@@ -98,6 +109,9 @@ class MetricsWriter:
                 raise DdnkitError(f"no column '{column}' among the pipeline's.{hint}")
         if row.get("step") is None:
             raise DdnkitError("a recorded row needs its 'step'")
+        step, before = cell(row["step"]), _step(self._lines[-1])
+        if before is not None and not float(step) > before:
+            raise DdnkitError(f"a row of step {step} was recorded after one of step {before:.9g}")
         if not self._begun:
             self.rewind(0)
         line = _line([cell(row.get(column)) for column in self._columns])
@@ -105,7 +119,18 @@ class MetricsWriter:
         self._stream.flush()
         # On disk before a state that counts it is.
         os.fsync(self._stream.fileno())
-        self._ends.append(self._ends[-1] + len(line))
+        self._lines.append(line)
+
+    def _checksum(self, rows: int) -> str:
+        return hashlib.sha256(b"".join(self._lines[: rows + 1])).hexdigest()
+
+
+def _step(line: bytes) -> float | None:
+    """The step in a line of a file; None in a head, or in a line that someone wrote by hand."""
+    try:
+        return float(line.split(b",")[KEYS.index("step")])
+    except (ValueError, IndexError):
+        return None
 
 
 def _line(cells: Sequence[str]) -> bytes:
@@ -151,5 +176,11 @@ def read_metrics(file: Path) -> tuple[list[str], list[dict[str, float | None]]]:
                     f"{file}:{line}: {column}: expected a finite number, was given "
                     f"{'nothing' if value is None else value}"
                 )
+        before = rows[-1]["step"] if rows else None
+        if before is not None and not row["step"] > before:
+            raise DamagedFileError(
+                f"{file}:{line}: step: expected a later one than {before:.9g}, that of the row before; "
+                f"was given {row['step']:.9g}"
+            )
         rows.append(row)
     return columns, rows

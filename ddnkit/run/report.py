@@ -16,7 +16,7 @@ from ..recipe.load import load
 from ..recipe.pipeline import Pipeline, Table
 from ..recipe.recipe import Recipe
 from ..recipe.source import dump
-from .folder import RunFolder
+from .folder import JobFolder, RunFolder
 from .page import page
 from .summary import Summary, summarise, write_summary
 from .table import race
@@ -53,8 +53,11 @@ class _Contributed:
             self.warnings.append(f"no {what}: {type(error).__name__}: {error}")
 
 
-def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
+def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[str]]:
     """Write ``summary.csv``, the figures and the report from the jobs' records.
+
+    Args:
+        running: the run ends with this report: what has no folder was not begun, and it has said so.
 
     Returns the summary, with a line for each file that is damaged: what it holds is left out; and a line
     for each thing that could not be done.
@@ -68,8 +71,9 @@ def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
     try:
         environment = folder.read_environment()
         contributed.warnings += [
-            f"{folder.path / name} was changed after the run: it may not be what was run with"
+            f"{folder.path / name} {folder.fate(name)}: what was run with is not to be read there"
             for name in folder.changed()
+            if (folder.path / name).parent.is_dir()  # else the folder is told below
         ]
     except DamagedFileError as error:
         contributed.damaged.append(f"{error}; whether it was a smoke run is not known")
@@ -80,6 +84,15 @@ def rebuild(folder: RunFolder) -> tuple[Summary, list[str]]:
             f"the recipe of {folder.path} cannot be loaded, no figures drawn: {error}"
         )
     order = [variant.name for variant in recipe.variants] if recipe else []
+    contributed.warnings += folder.removed(_asked(folder, recipe))
+    if not running:
+        contributed.warnings += folder.absent(_asked(folder, recipe))
+    for job in folder.jobs():
+        try:
+            job.finished()
+        except DamagedFileError as error:
+            unknown = f"whether {job.variant} seed {job.seed} finished is not known"
+            contributed.damaged.append(f"{error}; {unknown}")
     summary = summarise(folder, order)
     try:
         write_summary(folder, summary)
@@ -157,17 +170,21 @@ def _environment(environment: dict[str, Any]) -> str:
 
 
 def _state(folder: RunFolder, recipe: Recipe | None) -> str:
-    jobs = folder.jobs()
-    if recipe:
-        asked = [folder.job(v.name, seed) for v in recipe.variants for seed in recipe.seeds]
-        jobs = list({job.path: job for job in [*asked, *jobs]}.values())
+    jobs = list({job.path: job for job in [*_asked(folder, recipe), *folder.jobs()]}.values())
     done = sum(job.seconds() is not None for job in jobs)
     lines = [f"{done} of {len(jobs)} jobs finished."]
     for job in jobs:
         if job.seconds() is None:
             state = "failed" if job.error.is_file() else "not finished"
+            state = state if job.path.is_dir() else "not there: not begun, or removed since"
             lines.append(f"- {job.variant} seed {job.seed}: {state}")
     return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
+
+
+def _asked(folder: RunFolder, recipe: Recipe | None) -> list[JobFolder]:
+    """The jobs that the recipe asks for, by variant."""
+    variants = recipe.variants if recipe else ()
+    return [folder.job(v.name, seed) for v in variants for seed in (recipe.seeds if recipe else ())]
 
 
 def _settings(recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import registry
-from ..errors import InputError
+from ..errors import DamagedFileError, InputError
 from ..recipe.recipe import Recipe, Variant
 from . import distributed
 from .environment import describe_environment, resolve_device
@@ -117,7 +117,7 @@ class Session:
 
     def report(self) -> tuple[Summary, list[str]]:
         """Write summary, figures and report; the summary and warnings."""
-        return rebuild(self.folder)
+        return rebuild(self.folder, running=True)
 
     def _continued(
         self, recipe: Recipe, environment: dict[str, object]
@@ -130,10 +130,15 @@ class Session:
             kind = "a smoke run" if before.get("smoke") else "a full run"
             raise InputError(f"'{self.folder.path}' holds {kind}: --smoke must be as it was")
         self.warnings = [
-            f"{self.folder.path / name} was changed after the run was begun; it is written again as "
-            "the run is"
+            f"{self.folder.path / name} {self.folder.fate(name)}; it is written again as the run is"
             for name in self.folder.changed()
         ]
+        for variant in self._variants:
+            for seed in self._seeds:
+                try:
+                    self.folder.job(variant.name, seed).finished()
+                except DamagedFileError as error:
+                    self.warnings.append(f"{error}; the job is run again")
         seeds = tuple(dict.fromkeys([*load(self.folder.recipe).seeds, *recipe.seeds]))
         mapping = {
             key: list(seeds) if key == "seeds" else value for key, value in recipe.mapping.items()

@@ -68,6 +68,9 @@ def summarise(folder: RunFolder, order: Sequence[str] = ()) -> Summary:
     for job in folder.jobs():
         try:
             columns, rows = read_metrics(job.metrics)
+            if not columns and job.seconds() is not None:  # a finished job has them, if no row
+                state = "is empty" if job.metrics.exists() else "is gone"
+                raise DamagedFileError(f"{job.metrics} {state}, but the job is finished")
         except DamagedFileError as error:
             damaged.append(f"{error}; {job.variant} seed {job.seed} is left out")
             continue

@@ -155,11 +155,12 @@ class _Layers:
             return 0
         self.train, self.test = saved.train, saved.test
         self.generator.set_state(saved.random)
-        self.job.rewind(saved.layer)
+        self.job.rewind(saved.layer, saved.rows)
         return saved.layer
 
     def _keep(self, number: int) -> None:
-        self.state.save(Saved(number, self.train, self.test, self.generator.get_state()))
+        random = self.generator.get_state()
+        self.state.save(Saved(number, self.train, self.test, random, self.job.checksum()))
         if self.job.stopping():
             raise KeyboardInterrupt
 

@@ -24,12 +24,14 @@ class Saved:
         layer: its number, and that of the rows recorded by then.
         train, test: training and test samples as the next layer is given them.
         random: state of the generator of the feature maps.
+        rows: the checksum of the rows; None in a file of a version that kept none.
     """
 
     layer: int
     train: Tensor
     test: Tensor
     random: Tensor
+    rows: str | None = None
 
 
 class LayerState:

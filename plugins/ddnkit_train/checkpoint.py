@@ -63,9 +63,9 @@ class Checkpoint:
     """The state of a training in ``folder/state/checkpoint.pt``.
 
     It holds weights, buffers (class means, U and means among them), optimiser and whatever state the
-    loss has, the step, the rows of ``metrics.csv`` by then, and the state of every random generator of
-    every process. The batches follow from seed and step. It is loaded with ``weights_only=True``, once
-    its checksum is right.
+    loss has, the step, the rows of ``metrics.csv`` by then with the checksum of their text, and the state
+    of every random generator of every process. The batches follow from seed and step. It is loaded with
+    ``weights_only=True``, once its checksum is right.
 
     Args:
         folder: the job's folder.
@@ -82,7 +82,16 @@ class Checkpoint:
         self._plan = plan
         self._evaluations = evaluations
 
-    def save(self, model: Any, optimizer: Any, loss: Any, *, step: int, rows: int) -> None:
+    def save(
+        self,
+        model: Any,
+        optimizer: Any,
+        loss: Any,
+        *,
+        step: int,
+        rows: int,
+        rows_checksum: str | None,
+    ) -> None:
         """Replace the checkpoint; all processes take part, the first one writes."""
         random_states = self._engine.all_objects(_random_states(self._engine.device))
         first = self._engine.share.rank == 0
@@ -91,6 +100,7 @@ class Checkpoint:
             "plan": asdict(self._plan),
             "step": step,
             "rows": rows,
+            "rows_checksum": rows_checksum,
             "random": random_states,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -103,8 +113,11 @@ class Checkpoint:
             write_sealed(self.file, lambda part: torch.save(state, part))
         self._engine.fabric.barrier()
 
-    def load(self, model: Any, optimizer: Any, loss: Any) -> tuple[int, int] | None:
-        """Restore model, optimiser, loss and random states: (step, rows); None without a checkpoint.
+    def load(self, model: Any, optimizer: Any, loss: Any) -> tuple[int, int, str | None] | None:
+        """Restore model, optimiser, loss and random states; None without a checkpoint.
+
+        Returns:
+            The step, the rows by then, and their checksum: None in a file of a version that kept none.
 
         Raises:
             ddnkit.DamagedFileError: the file is damaged, or of another training or number of processes.
@@ -114,6 +127,7 @@ class Checkpoint:
             return None
         try:
             step, rows = self._checked(state)
+            checksum = state.get("rows_checksum")
             if self._engine.split:
                 load_whole_state(model, optimizer, state["model"], state["optimizer"])
             else:
@@ -124,7 +138,7 @@ class Checkpoint:
             _restore_random_states(states, self._engine.device)
         except Exception as error:  # whatever is wrong in a file that may hold anything
             raise cannot_go_on(self.file, error) from error
-        return step, rows
+        return step, rows, checksum
 
     def _checked(self, state: dict[str, Any]) -> tuple[int, int]:
         """Step and rows of a state that is of this training, at a step of it."""
@@ -134,6 +148,8 @@ class Checkpoint:
             if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
                 found = type(state[name]).__name__ if name in state else "not there"
                 raise ValueError(f"its {name} is {found}, expected {kind.__name__}")
+        if not isinstance(state.get("rows_checksum"), str | None):
+            raise ValueError("its rows_checksum is no text")
         for name, here in asdict(self._plan).items():
             there = state["plan"].get(name)
             if there != here:

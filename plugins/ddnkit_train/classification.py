@@ -98,8 +98,8 @@ class _Training:
     def run(self) -> None:
         """Take every step that is left."""
         saved = self.checkpoint.load(self.model, self.optimizer, self.loss_function)
-        start, rows = saved or (0, 0)
-        self.job.rewind(rows)
+        start, rows, checksum = saved or (0, 0, None)
+        self.job.rewind(rows, checksum)
         progress = _Progress(self.job, start, self.total)
         watch = Stopwatch(
             self.engine.device, self.settings.engine.measure_steps, self.total - start
@@ -179,8 +179,14 @@ class _Training:
         self._refuse(self.losses.settle())
         # What is saved is sound: a poisoned state never replaces the last good one.
         self._refuse(None if self.engine.agreed(finite(self.plain)) else step)
-        rows = self.job.rows()
-        self.checkpoint.save(self.model, self.optimizer, self.loss_function, step=step, rows=rows)
+        self.checkpoint.save(
+            self.model,
+            self.optimizer,
+            self.loss_function,
+            step=step,
+            rows=self.job.rows(),
+            rows_checksum=self.job.checksum(),
+        )
         if asked:
             raise KeyboardInterrupt
 

@@ -28,6 +28,9 @@ from rfm_data import ROOTS
 from ddnkit import DamagedFileError, InputError, Job
 from ddnkit.cli import main
 from ddnkit.recipe.load import load
+from ddnkit.run.folder import RunFolder
+from ddnkit.run.job import How, run_job
+from ddnkit.run.session import Options, Session
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = ("cifar10", "mnist", "svhn", "fashion_mnist")
@@ -63,7 +66,7 @@ class Record:
             record=self.rows.append,
             progress=lambda done, total, figures: self.progress.append(done),
             rows=lambda: len(self.rows),
-            rewind=lambda count: self.rows.__delitem__(slice(count, None)),
+            rewind=lambda count, checksum=None: self.rows.__delitem__(slice(count, None)),
             stopping=lambda: len(self.rows) == stop_after,
         )
         settings.run(job)
@@ -218,6 +221,38 @@ def test_an_interrupted_run_goes_on_from_the_command_line(tmp_path: Path) -> Non
     for row in (*whole, *again):
         del row["seconds"]
     assert again == whole
+
+
+def test_rows_that_were_edited_are_not_gone_on_from(
+    tmp_path: Path,
+) -> None:
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(
+        "pipeline: deep_rfm\ndata: {name: digits}\nlayers: 3\nfeatures: {name: relu, width: 48}\n"
+    )
+    loaded = load(file)
+    arguments = (str(file), "--smoke", "--out", str(out))
+    Session(loaded, list(loaded.variants), Options(out, device="cpu", smoke=True))
+    asked = iter((False, True))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(
+            RunFolder(out),
+            loaded.variants[0],
+            0,
+            how=How("cpu", smoke=True),
+            update=lambda *_: None,
+            stopping=lambda: next(asked),
+        )
+    rows = out / "runs" / "default" / "seed-0" / "metrics.csv"
+    content = rows.read_bytes()
+    head, first, second = content.splitlines(keepends=True)
+    rows.write_bytes(head + first.replace(b",0.", b",1.", 1) + second)
+    assert rows.read_bytes() != content
+    result = command(*arguments, "--resume")
+    assert result.exit_code == 2 and str(rows) in result.stderr
+    rows.write_bytes(content)
+    assert command(*arguments, "--resume").exit_code == 0
+    assert rows.read_bytes().startswith(content)
 
 
 def dataset(labels: torch.Tensor, inputs: torch.Tensor, *, tested: bool = False) -> Tensors:

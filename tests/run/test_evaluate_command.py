@@ -128,6 +128,28 @@ def test_what_was_changed_is_told_before_anything_is_measured(
     assert not ASKED
 
 
+@pytest.mark.parametrize(
+    ("name", "left"), [("10", 3), ("10/seed-1", 5), ("10/seed-1/done.json", 5)]
+)
+def test_what_is_missing_is_told_and_the_rest_measured(
+    ddnkit: Command, run: str, name: str, left: int
+) -> None:
+    path = Path("o/runs", name)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    result = ddnkit("evaluate", run)
+    assert result.exit_code == 0, result.output
+    assert len(ASKED) == left
+    told = result.stderr.splitlines()[0]
+    assert told.startswith("warning: o/runs/10") and ("seed-1" in told) == (name != "10")
+    ASKED.clear()
+    seeds = "1" if name == "10" else "1,7"
+    alone = ddnkit("evaluate", run, "--only", "10", "--seeds", seeds)
+    assert alone.exit_code == 2 and not ASKED
+
+
 def test_a_changed_recipe_is_told_and_the_settings_are_those_run_with(
     ddnkit: Command, run: str
 ) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -508,3 +509,87 @@ def test_a_report_of_a_run_without_figures_yet(ddnkit: Command) -> None:
     assert result.exit_code == 0
     assert "no evaluation was recorded" in result.output
     assert "0 of 6 jobs finished." in Path("o/report.md").read_text()
+
+
+#: What ``done.json`` says of the seconds, and the like.
+MARKERS = ["-1", "NaN", "Infinity", "1e999", '"1"', "null", "true", "[]", "9" * 400, "9" * 5000]
+
+
+@pytest.mark.parametrize("seconds", MARKERS, ids=lambda text: text[:10])
+def test_a_marker_that_is_damaged_is_named(ddnkit: Command, ran: Ran, seconds: str) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    marker = Path("o/runs/toy_slow/seed-0/done.json")
+    marker.write_text(f'{{"status": "done", "seconds": {seconds}}}')
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2, result.output
+    (error,) = result.stderr.splitlines()
+    assert error.startswith(f"error: {marker}:") and len(error) < 250
+    report = Path("o/report.md").read_text()
+    assert str(marker) in report and "1 of 2 jobs finished." in report
+    variants = csv.DictReader(Path("o/summary.csv").read_text().splitlines())
+    assert {row["variant"] for row in variants} == {"toy_slow", "toy_fast"}, "the figures are sound"
+    result = ddnkit("evaluate", "o")
+    assert result.exit_code == 2 and str(marker) in result.stderr
+    ran.clear()
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert result.exit_code == 0 and str(marker) in result.stderr
+    assert ran == [("toy_slow", 0)]
+    assert ddnkit("report", "o").stderr == ""
+
+
+@pytest.mark.parametrize("again", ["the last row twice", "an earlier one", "a row moved"])
+def test_rows_that_do_not_go_on_are_named(ddnkit: Command, again: str) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "2")
+    file = Path("o/runs/toy_slow/seed-0/metrics.csv")
+    head, *rows = file.read_text().splitlines(keepends=True)
+    order = {
+        "the last row twice": (0, 1, 2, 2),
+        "an earlier one": (0, 1, 2, 0),
+        "a row moved": (1, 0, 2),
+    }
+    file.write_text(head + "".join(rows[i] for i in order[again]))
+    line = 3 if again == "a row moved" else 5
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {file}:{line}: step: ")
+    for row in csv.DictReader(Path("o/summary.csv").read_text().splitlines()):
+        assert row["n"] == ("1" if row["variant"] == "toy_slow" else "2")
+
+
+def test_a_job_records_later_steps_alone(ddnkit: Command, trouble: Trouble) -> None:
+    trouble["toy_slow", 0] = lambda job: job.record({"epoch": 1, "step": 5})
+    result = ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    assert result.exit_code == 1 and "step 5" in result.stderr
+    assert Path("o/runs/toy_fast/seed-0/done.json").is_file()
+
+
+@pytest.mark.parametrize("state", ["gone", "empty"])
+def test_figures_of_a_finished_job_are_missed(ddnkit: Command, state: str) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    file = Path("o/runs/toy_slow/seed-0/metrics.csv")
+    file.unlink()
+    if state == "empty":
+        file.touch()
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2 and str(file) in result.stderr
+
+
+def test_folders_that_are_missing_are_told(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "2")
+    shutil.rmtree("o/runs/toy_slow")
+    shutil.rmtree("o/runs/toy_fast/seed-1")
+    result = ddnkit("report", "o")
+    assert result.exit_code == 0
+    assert "changed" not in result.output
+    lost, unmade = result.stderr.splitlines()
+    assert lost.startswith("warning: o/runs/toy_slow ")
+    assert "o/runs/toy_fast" in unmade and "seed-1" in unmade
+    assert lost.removeprefix("warning: ") in Path("o/report.md").read_text()
+    # The settings alone.
+    Path("o/runs/toy_fast/settings.yaml").unlink()
+    told = ddnkit("report", "o").stderr
+    assert "o/runs/toy_fast/settings.yaml is missing" in told and "changed" not in told
+    # What a run made not is no loss while it tells how it ended.
+    again = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--only", "toy_fast")
+    assert again.exit_code == 0 and "settings.yaml is missing" in again.stderr
+    assert "seed-0" not in again.stderr

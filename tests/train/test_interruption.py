@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from click.testing import CliRunner, Result
 from ddnkit_train import read_sealed, write_sealed
 from safetensors.torch import load_file
+from training_stand_ins import start
 
 from ddnkit import DamagedFileError
 from ddnkit.cli import main
@@ -41,8 +41,6 @@ schedule: {warmup: 2, decay: cosine}
 train: {epochs: 15, evaluate_every: 3}
 engine: {checkpoint_every: 1}
 """
-#: Rounding depends on the number of threads, so all runs here have one.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 KILLS = int(os.environ.get("DDNKIT_KILLS", "2"))
 
 
@@ -61,19 +59,6 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     return job(out)
-
-
-def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--out", str(out), *more]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **ONE_THREAD},
-        # A shell may have had its children ignore interrupts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
 
 
 def job(out: Path) -> Path:
@@ -280,6 +265,7 @@ FORGED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a step of text": ({"step": "3"}, ("step",)),
     "a step of a truth value": ({"step": True}, ("step",)),
     "rows of a fraction": ({"rows": 1.0}, ("rows",)),
+    "a checksum of rows that is none": ({"rows_checksum": 5}, ("rows_checksum",)),
     "no model": ({"model": None}, ("model",)),
     "a model of other weights": ({"model": {"x": torch.zeros(3)}}, ("state_dict",)),
     "an optimiser of nothing": ({"optimizer": {}}, ()),
@@ -329,6 +315,44 @@ def test_a_checkpoint_does_not_go_with_other_rows(how: str, run_of: Path, stoppe
     assert str(file) in error
     if how in ("other columns", "Windows line ends"):
         assert file.read_bytes() == kept, "nothing is lost"
+
+
+def edit_a_row(how: str, file: Path) -> None:
+    """Edit the first row of a ``metrics.csv``, that of step 2."""
+    head, row, *rest = file.read_bytes().splitlines(keepends=True)
+    cells = row.split(b",")
+    cells[2] = b"0.5" if how == "another figure" else b" " + cells[2]
+    edited = row[:-1] + b"\r\n" if how == "a Windows line end" else b",".join(cells)
+    file.write_bytes(b"".join([head, edited, *rest]))
+
+
+@pytest.mark.parametrize("how", ["another figure", "a space", "a Windows line end"])
+def test_rows_that_were_edited_are_not_gone_on_from(how: str, run_of: Path, stopped: Path) -> None:
+    file = job(run_of) / "metrics.csv"
+    edit_a_row(how, file)
+    edited = file.read_bytes()
+    result = resume(run_of, stopped)
+    assert result.exit_code == 2, result.output
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert str(file) in error
+    assert file.read_bytes() == edited, "nothing is lost"
+    # Put back, the run goes on; so it does with the row that a kill left beyond the checkpoint.
+    content = (job(stopped) / "metrics.csv").read_bytes()
+    file.write_bytes(content + content.splitlines()[1].replace(b"2", b"4", 2) + b"\n")
+    assert resume(run_of, stopped).exit_code == 0
+    assert [line.split(",")[1] for line in file.read_text().splitlines()[1:]] == ["2", "4", "5"]
+    assert file.read_bytes().startswith(content)
+
+
+def test_a_checkpoint_of_a_version_that_knew_no_rows_is_gone_on_from(
+    run_of: Path, stopped: Path
+) -> None:
+    file = job(run_of) / "state" / "checkpoint.pt"
+    saved = read_sealed(file)
+    assert saved is not None and saved.pop("rows_checksum")
+    write_sealed(file, functools.partial(torch.save, saved))
+    edit_a_row("another figure", job(run_of) / "metrics.csv")
+    assert resume(run_of, stopped).exit_code == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(

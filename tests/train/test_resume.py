@@ -13,8 +13,6 @@ import os
 import random
 import signal
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import yaml
 from ddnkit_train import classification, export
 from PIL import Image
 from safetensors.torch import load_file
+from training_stand_ins import start
 
 from ddnkit import registry
 from ddnkit.recipe.load import load
@@ -44,8 +43,6 @@ LOSSES = ("cross_entropy", "dot_regression", "weighted_cross_entropy", "mean_squ
 DATA = ("digits", "fashion_mnist", "mnist", "free_features", "digit_pairs", "image_folder")
 PRECISIONS = ("float32", "bf16", "float64", "auto")
 ETF_HEADS = ("nearest_etf", "batch_norm_etf", "fixed_etf")
-#: Rounding depends on the number of threads, so that all processes here have one.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def drawn(number: int, files: Path) -> dict[str, Any]:
@@ -303,17 +300,6 @@ def test_so_is_one_whose_process_was_killed(number: int, files: Path, tmp_path: 
     text, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, text
     assert left(folder) == left(session(file, tmp_path / "whole")), content
-
-
-def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--out", str(out), *more]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **ONE_THREAD},
-    )
 
 
 def test_every_shipped_component_is_drawn(files: Path) -> None:

@@ -1,7 +1,11 @@
-"""A linear head that obeys the ClassifierHead protocol, and a job that keeps its rows."""
+"""A linear head that obeys the ClassifierHead protocol, a job that keeps its rows, a run as a process."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ddnkit
+
+#: Rounding depends on the number of threads, so that all processes that are compared have one.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class LinearHead(nn.Module):
@@ -103,3 +110,17 @@ def run_job(
         )
     )
     return rows
+
+
+def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """``ddnkit run`` in a process of its own, to be killed or interrupted."""
+    command = [sys.executable, "-m", "ddnkit", "run", str(recipe), "--out", str(out), *more]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+        # A shell may have had its children ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
