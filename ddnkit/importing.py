@@ -12,13 +12,16 @@ import contextlib
 import os
 import signal
 import sys
+import sysconfig
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from .errors import PluginError, plain
+from .errors import InputError, PluginError, plain
 
 T = TypeVar("T")
 
@@ -47,6 +50,44 @@ def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[s
         if user.interrupted:  # and the code caught it
             raise KeyboardInterrupt
     return value, undone
+
+
+def call_apart(work: Callable[[], T], what: str) -> T:
+    """What ``work`` returns, which calls foreign code: an attempt of that to end the program is told.
+
+    Args:
+        what: whose code it is, for the error.
+
+    Raises:
+        InputError: the code raised what is no `Exception`, such as SystemExit; the text says where.
+        KeyboardInterrupt: the user interrupted.
+    """
+    with _signals([]) as user:
+        try:
+            return work()
+        except Exception:
+            raise
+        except BaseException as error:
+            # A KeyboardInterrupt without a signal is raised by the code itself.
+            if user.interrupted:
+                raise KeyboardInterrupt from None
+            raise InputError(
+                f"{plain(what, 200)}: its code ended the program, {described(error)} at {place(error)}"
+            ) from error
+
+
+def place(error: BaseException) -> str:
+    """File and line of foreign code that an exception comes from: the last outside of libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not _below(frame.filename, Path(__file__).parent)]
+    libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    own = [f for f in outside if not any(_below(f.filename, folder) for folder in libraries)]
+    found = (own or outside or frames)[-1:]
+    return plain("".join(f"{frame.filename}:{frame.lineno}" for frame in found), 200)
+
+
+def _below(file: str, folder: Path) -> bool:
+    return os.path.abspath(file).startswith(f"{folder}{os.sep}")
 
 
 def described(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..errors import InputError
+from ..importing import described, place
 from ..node import DeclarativeNode
 from .snippet import written
 
@@ -78,7 +79,7 @@ def sample(node: DeclarativeNode, seed: int) -> tuple[Any, ...]:
         # Of the CPU alone: torch.manual_seed would also seed the devices that the fork leaves out.
         torch.default_generator.manual_seed(seed)
         if type(node).sample_inputs is not DeclarativeNode.sample_inputs:
-            xs = node.sample_inputs()
+            xs = _sampled(node)
             if not isinstance(xs, tuple):
                 raise InputError(
                     f"{type(node).__name__}.sample_inputs must return a tuple, "
@@ -87,6 +88,17 @@ def sample(node: DeclarativeNode, seed: int) -> tuple[Any, ...]:
         else:
             xs = _guess(node)
     return tuple(_double(x) for x in xs)
+
+
+def _sampled(node: DeclarativeNode) -> Any:
+    try:
+        return node.sample_inputs()
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        raise InputError(
+            f"{type(node).__name__}.sample_inputs failed: {described(error)}, at {place(error)}"
+        ) from error
 
 
 def _guess(node: DeclarativeNode) -> tuple[Any, ...]:

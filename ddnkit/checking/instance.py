@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DdnkitError
+from ..importing import described, place
 from .differences import directions, generator, incoming
 from .findings import Findings
 from .forms import compare_backward, compare_differences, compare_forms, compare_forward
@@ -34,14 +35,19 @@ def examine(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _examine(findings, thorough)
-    except Exception as error:  # a user's node may raise anything; that is what a check is for
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a node may raise anything; that is what a check is for
         findings.error = spoken(error)
         findings.compare("runs", float("nan"), 0.0, findings.error)
     return findings
 
 
-def spoken(error: Exception) -> str:
+def spoken(error: BaseException) -> str:
     """An error in one line: the project's own speak for themselves."""
+    if isinstance(error, SystemExit):
+        return f"its code ended the program, {described(error)} at {place(error)}"
     return str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
 
 

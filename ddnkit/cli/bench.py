@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from ..errors import InputError, PluginError, reaching
+from ..importing import call_apart
 
 
 class _Sizes(click.ParamType):
@@ -123,7 +125,7 @@ def bench(
         _check_figure(figure)
     plain = []
     for each in benches:
-        result = each.run(request)
+        result = call_apart(functools.partial(each.run, request), f"bench {each.name}")
         header = _header(each.name, request)
         tables = [vars(table) for table in result.tables]
         plain.append({"header": header, "tables": tables, "measured": result.measured})

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..checking.report import CheckReport
 
 
 @click.command()
@@ -38,6 +42,7 @@ def check(
     """
     from ..checking.run import check as run_check
     from ..checking.target import load_target
+    from ..importing import call_apart
 
     node = load_target(target)
     terminal = sys.stderr.isatty()
@@ -46,15 +51,18 @@ def check(
         if terminal:
             click.echo(f"\r{done}/{examples} cases", nl=False, err=True)
 
-    report = run_check(
-        node,
-        examples=examples,
-        backward=backward,
-        local=local,
-        name=target,
-        target=target,
-        progress=progress,
-    )
+    def work() -> CheckReport:
+        return run_check(
+            node,
+            examples=examples,
+            backward=backward,
+            local=local,
+            name=target,
+            target=target,
+            progress=progress,
+        )
+
+    report = call_apart(work, target)
     if terminal:
         click.echo("\r\x1b[K", nl=False, err=True)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))

@@ -91,7 +91,7 @@ def run_job(
         return Ended("wrong_input", f"failed {variant.name}: {first}", str(error))
     except BrokenPipeError:
         raise
-    except Exception as error:  # a job may fail in any way; the others go on
+    except (Exception, SystemExit) as error:  # a job may fail in any way; the others go on
         file = folder.job(variant.name, seed).error
         if how.rank == 0:
             file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -186,3 +186,64 @@ def test_whatever_a_file_raises_on_import_is_wrong_input(tmp_path, raised):
     assert result.exit_code == 2
     assert str(file) in result.stderr
     assert "spoken" not in result.stdout
+
+
+ENDING = """
+import argparse
+import sys
+import torch
+import ddnkit
+
+
+def end():
+    {raised}  # the place
+
+
+class Ending(ddnkit.DeclarativeNode):
+    def objective(self, x, y):
+        {objective}
+        return ((y - x) ** 2).sum()
+
+    def equality_constraints(self, x, y):
+        {constraints}
+        return y.sum() - 1
+
+    def solve(self, x):
+        {solve}
+        return x + (1 - x.sum()) / x.numel()
+
+    def adjoint(self, x, y, v):
+        {adjoint}
+        return (v - v.mean(),)
+
+    def sample_inputs(self):
+        {sample_inputs}
+        return (torch.randn(4),)
+"""
+PARTS = ("objective", "constraints", "solve", "adjoint", "sample_inputs")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "sys.exit(3)",
+        "argparse.ArgumentParser().error('x')",
+        "raise KeyboardInterrupt",
+        "raise GeneratorExit",
+        "raise ValueError('x')",
+    ],
+)
+def test_what_ends_the_program_is_the_nodes_own(tmp_path, part, raised):
+    file = tmp_path / "ends.py"
+    does = dict.fromkeys(PARTS, "pass") | {part: "end()"}
+    file.write_text(ENDING.format(raised=raised, **does))
+    result = CliRunner().invoke(main, ["check", f"{file}:Ending", "--examples", "2"])
+    # What the node's functions raise is a finding; what is no error or comes before them, wrong input.
+    told = part == "sample_inputs" or "Interrupt" in raised or "GeneratorExit" in raised
+    assert result.exit_code == (2 if told else 1), result.output
+    text = result.stderr if told else result.stdout
+    assert "unexpected" not in result.output and "ends.py" in text
+    line = file.read_text().splitlines().index(f"    {raised}  # the place") + 1
+    if told or "ValueError" not in raised:
+        assert f"{file}:{line}" in text
