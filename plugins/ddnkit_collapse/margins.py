@@ -45,7 +45,9 @@ def cosine_margins(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     margins = []
     for chunk, chunk_labels in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
         offsets = chunk - global_mean
-        cosines = offsets @ directions / offsets.norm(dim=1, keepdim=True)
+        # In float64 the squares of no float32 overflow.
+        norms = torch.linalg.vector_norm(offsets, dim=1, keepdim=True, dtype=torch.float64)
+        cosines = offsets @ directions / norms.to(offsets.dtype)
         own = cosines.gather(1, chunk_labels[:, None])[:, 0]
         others = cosines.scatter_(1, chunk_labels[:, None], -torch.inf).amax(dim=1)
         margins.append(own.to(torch.float64) - others)

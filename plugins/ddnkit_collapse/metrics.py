@@ -117,9 +117,12 @@ def nc4(
     # argmin ‖h − h̄_c‖² = argmax 2⟨h − h_G, k_c⟩ − ‖k_c‖² with k_c = h̄_c − h_G: both decisions are
     # affine in h, and one product gives both.
     W, K = weight.to(torch.float64), statistics.centred
-    squared = torch.where(statistics.present, K.square().sum(dim=1), torch.inf)
-    directions = torch.cat([W, 2 * K]).T.to(features.dtype)
-    offsets = torch.cat([W @ global_mean.to(W.dtype), 2 * K @ statistics.global_mean + squared])
+    # The products of features with k_c are squares, which may overflow or vanish: a power of two
+    # changes no decision.
+    k = K * torch.ldexp(torch.ones_like(statistics.scale), -torch.frexp(statistics.scale).exponent)
+    squared = torch.where(statistics.present, (k * K).sum(dim=1), torch.inf)
+    directions = torch.cat([W, 2 * k]).T.to(features.dtype)
+    offsets = torch.cat([W @ global_mean.to(W.dtype), 2 * k @ statistics.global_mean + squared])
     disagreements = torch.zeros((), dtype=torch.int64, device=features.device)
     for chunk in features.split(CHUNK):
         scores = torch.addmm(-offsets.to(features.dtype), chunk, directions)

@@ -1,4 +1,5 @@
 from .class_means import ClassMeans
+from .directions import safe_scale, unit_rows
 from .functional import nearest_etf
 from .heads.base import ClassifierHead
 from .heads.fixed import FixedETFClassifier
@@ -18,5 +19,7 @@ __all__ = [
     "etf_of_frame",
     "haar_frame",
     "nearest_etf",
+    "safe_scale",
     "simplex_etf",
+    "unit_rows",
 ]

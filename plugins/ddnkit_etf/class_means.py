@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
+from .directions import safe_scale
 from .reduction import ClassSums, class_sums
 
 _CHOICES = {
@@ -136,9 +137,14 @@ class ClassMeans(nn.Module):
 
 
 def _unit(means: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """means/‖means‖, the norm, and whether there is a direction: zero, without a gradient, where not."""
+    """means/‖means‖, the norm but for a scale, and whether there is a direction; zero where there is none.
+
+    There it has no gradient either.
+    """
+    scale = safe_scale(means.flatten()).squeeze(-1)
+    means = means * scale
     size = means.norm()
     value = size.detach()
-    determined = ~(value <= rounding)  # true for NaN, which is no zero
+    determined = ~(value <= rounding * scale)  # true for NaN, which is no zero
     # Not 0 for 0, whose reciprocal has no gradient either.
     return means / torch.where(determined, size, torch.inf), value, determined

@@ -28,12 +28,12 @@ _DEVIATIONS = 8
 class ClassSums(NamedTuple):
     """A batch by class: its features summed, ``sums`` (d, C), and counted, ``counts`` (C,).
 
-    ``squares`` (): Σ ‖h_i‖² over all samples, without a graph.
+    ``norm`` (): √Σ ‖h_i‖² over all samples, without a graph.
     """
 
     sums: Tensor
     counts: Tensor
-    squares: Tensor
+    norm: Tensor
 
     def class_means(self) -> Tensor:
         """(d, C); zero where there is no sample of a class."""
@@ -54,8 +54,8 @@ class ClassSums(NamedTuple):
         """
         C = len(self.counts)
         u = torch.finfo(self.sums.dtype).eps / 2
-        mean_square = self.squares / self._total()
-        return (self.counts.amax() * mean_square).sqrt() * (2 * _DEVIATIONS * u * C**0.5)
+        largest = (self.counts.amax() / self._total()).sqrt()
+        return largest * self.norm * (2 * _DEVIATIONS * u * C**0.5)
 
     def _total(self) -> Tensor:
         total = self.counts.sum()
@@ -77,13 +77,14 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> ClassSums:
         member = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)  # (N, C)
         member = member.to(features.dtype)
     sums, counts = features.T @ member, member.sum(dim=0)
-    squares = torch.linalg.vector_norm(features.detach()).square()
+    # In float64 the squares of no float32 overflow.
+    norm = torch.linalg.vector_norm(features.detach(), dtype=torch.float64).to(features.dtype)
     if shared():
         # Each of the C columns of the last row has a part of the squares: a sum by itself.
-        parts = (squares / classes).expand(1, classes)
+        parts = (norm.square() / classes).expand(1, classes)
         packed = all_reduced(torch.cat((sums, counts.unsqueeze(0), parts)))
-        sums, counts, squares = packed[:-2], packed[-2].detach(), packed[-1].detach().sum()
-    return ClassSums(sums, counts, squares)
+        sums, counts, norm = packed[:-2], packed[-2].detach(), packed[-1].detach().sum().sqrt()
+    return ClassSums(sums, counts, norm)
 
 
 def batch_mean(features: Tensor) -> Tensor:

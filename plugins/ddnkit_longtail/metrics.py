@@ -21,6 +21,7 @@ from ddnkit_collapse import (
     NeuralCollapse,
     class_statistics,
 )
+from ddnkit_etf import unit_rows
 from torch import Tensor
 from torch.nn import functional
 
@@ -105,8 +106,8 @@ def class_cosines(statistics: ClassStatistics, weight: Tensor) -> dict[str, floa
 
 def worst_cosine(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """The smallest cos∠(h_i, w_{c(i)}) of all samples ``()``: 1 where every one reached its vector."""
-    unit = functional.normalize(weight.to(features.dtype), dim=1)
-    return (functional.normalize(features, dim=1) * unit[labels]).sum(dim=1).min()
+    unit = unit_rows(weight.to(features.dtype))
+    return (unit_rows(features) * unit[labels]).sum(dim=1).min()
 
 
 def rare_angle(weight: Tensor, counts: Tensor) -> float:

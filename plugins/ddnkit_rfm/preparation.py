@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from ddnkit_etf import safe_scale
 from torch import Tensor
 
 from ddnkit import InputError, nearest_choice
@@ -57,6 +58,7 @@ class Standardisation:
 
 def unit_rows(X: Tensor) -> Tensor:
     """x/‖x‖ of each row of ``(n, d)``; a row of zeros stays one."""
+    X = X * safe_scale(X)
     norms = torch.linalg.vector_norm(X, dim=1, keepdim=True)
     return X / torch.where(norms > 0, norms, 1.0)
 

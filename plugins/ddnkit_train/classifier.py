@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from ddnkit_etf import unit_rows
 from torch import Tensor, nn
 
 
@@ -49,7 +50,7 @@ class FinalHead(nn.Module):
             features = features.float()
         if self.scale is not None and self.shift is not None:
             features = features * self.scale + self.shift
-        return nn.functional.normalize(features, dim=-1) if self.normalise else features
+        return unit_rows(features) if self.normalise else features
 
     def classifier(self) -> Tensor:
         """W ``(C, d)``."""

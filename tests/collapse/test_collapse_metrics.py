@@ -259,3 +259,18 @@ def test_neural_collapse_is_built_by_its_settings() -> None:
     figures = NeuralCollapse().build()(Evaluation(features, labels, W, mean, 5, margins))
     assert figures.pop("cosine_margin") == pytest.approx(float(margins.mean()))
     assert figures == neural_collapse(features, labels, W, mean, 5)
+
+
+@pytest.mark.parametrize("exponent", [100, 64, -64, -100])
+def test_metrics_do_not_depend_on_the_size_of_the_features(exponent: int) -> None:
+    """Times a power of two, which no rounding sees: squares may overflow or vanish in float32."""
+    features, labels, weight = sample(60, 7, 5, torch.float32)
+    mean = features.mean(dim=0)
+    huge = features * 2.0**exponent
+    plain = neural_collapse(features, labels, weight, mean, 5)
+    scaled = neural_collapse(huge, labels, weight, mean * 2.0**exponent, 5)
+    assert plain.keys() == scaled.keys()
+    for name, figure in plain.items():
+        torch.testing.assert_close(torch.tensor(scaled[name]), torch.tensor(figure), msg=name)
+    margins = cosine_margins(features, labels, weight)
+    torch.testing.assert_close(cosine_margins(huge, labels, weight).float(), margins.float())

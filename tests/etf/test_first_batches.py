@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from ddnkit_etf import ClassMeans, FixedETFClassifier, NearestETFClassifier
+from ddnkit_etf import ClassMeans, FixedETFClassifier, NearestETFClassifier, StandardClassifier
 from ddnkit_manifolds import Procrustes
 from steps import losses_of_steps
 from torch import nn
@@ -285,3 +285,60 @@ def test_a_feature_without_a_direction_has_no_gradient(kind, dtype, size):
     rows = features.grad.norm(dim=-1)
     assert rows[3] == 0
     assert (rows[[0, 1, 2, 4, 5, 6, 7]] > 0).all() and rows.isfinite().all()
+
+
+#: Powers of two, whose products with features are exact: nothing but an overflow can change a result.
+SIZES = [(torch.float32, 2.0**100), (torch.float32, 2.0**60), (torch.float64, 2.0**1000)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+@pytest.mark.parametrize("name", ["nearest_etf", "standard", "fixed_etf", "batch_norm_etf"])
+def test_features_whose_squares_overflow_have_their_direction(name, dtype, size):
+    def trained(scale):
+        torch.manual_seed(0)
+        settings = {"batch_norm": "none"} if name == "batch_norm_etf" else {}
+        head = registry.get("heads", name)(**settings).build(feature_dim=16, classes=CLASSES)
+        head.to(dtype)
+        plain = torch.randn(N, 16, dtype=dtype)
+        plain[0, 1:] = 0  # one entry alone
+        features = (scale * plain).requires_grad_()
+        labels = torch.arange(N) % CLASSES
+        logits = head(features, labels)
+        nn.functional.cross_entropy(logits, labels).backward()
+        with torch.no_grad():
+            tested = head.eval()(features)
+        return logits.detach(), features.grad * scale, tested, head.classifier()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for huge, ordinary in zip(trained(size), trained(1.0), strict=True):
+            assert huge.isfinite().all()
+            torch.testing.assert_close(huge, ordinary)
+
+
+@pytest.mark.parametrize("scale", [2.0**100, 2.0**60])
+def test_class_means_of_huge_features_have_their_direction(scale):
+    features, labels = torch.randn(N, 16), torch.arange(N) % CLASSES
+    ordinary, huge = ClassMeans(16, CLASSES), ClassMeans(16, CLASSES)
+    for _ in range(2):
+        H = huge(scale * features, labels)
+        assert bool(huge.determined)
+        torch.testing.assert_close(H, ordinary(features, labels))
+    huge(torch.full((N, 16), scale / 10), labels)
+    assert bool(huge.determined), "what was learned before stays"
+    equal = ClassMeans(16, CLASSES)
+    equal(torch.full((N, 16), scale / 10), labels)
+    assert not bool(equal.determined)
+
+
+def test_a_batch_norm_that_overflows_is_told_as_that():
+    head = NearestETFClassifier(16, CLASSES, batch_norm="plain")
+    with pytest.warns(DdnkitWarning, match="batch norm"):
+        head(1e30 * torch.randn(N, 16), torch.arange(N) % CLASSES)
+
+
+def test_a_mean_whose_square_overflows_is_remembered():
+    head = StandardClassifier(16, CLASSES, normalise=False, centre=True)
+    features = torch.randn(N, 16)
+    head(2.0**100 * features, torch.arange(N) % CLASSES)
+    torch.testing.assert_close(head.global_mean / 2.0**100, features.mean(dim=0))

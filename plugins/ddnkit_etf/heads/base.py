@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
+from ..directions import unit_rows
 from ..reduction import batch_mean, shared
 
 _EVALUATION_MEANS = ("running", "last_batch", "test_batch")
@@ -126,7 +127,7 @@ class ClassifierHead(nn.Module, abc.ABC):
                 features = self.norm(features)
         if not self.normalise:
             return features
-        unit = nn.functional.normalize(features, dim=-1)
+        unit = unit_rows(features)
         # Zero has no direction: without this its gradient would be 1e12 times that of the others.
         shortest = torch.linalg.vector_norm(features.detach(), dim=-1, keepdim=True) < _SHORTEST
         return torch.where(shortest, unit.detach(), unit)
@@ -156,7 +157,7 @@ class ClassifierHead(nn.Module, abc.ABC):
         newest = (2 / (self.mean_steps + 2)).clamp(min=1e-4)
         if self.evaluation_mean == "last_batch":
             newest = torch.ones_like(newest)
-        finite = mean.norm() < torch.inf
+        finite = mean.isfinite().all()
         mean = torch.where(finite, mean, self.global_mean)
         self.global_mean.lerp_(mean.to(self.global_mean.dtype), newest)
         self.mean_steps += finite

@@ -198,10 +198,16 @@ class NearestETFClassifier(ClassifierHead):
         # Before the first solve alone, which waits for the device in any case.
         if not bool(determined):
             if not self._told:
-                warnings.warn(_UNDETERMINED, DdnkitWarning, stacklevel=2)
+                warnings.warn(self._undetermined(), DdnkitWarning, stacklevel=2)
             self._told = True
             return False
         return bool(H.isfinite().all())
+
+    def _undetermined(self) -> str:
+        variance = None if self.norm is None else self.norm.running_var
+        if variance is not None and not bool(variance.isfinite().all()):
+            return f"{_UNDETERMINED}. The variance of the features is too large for the batch norm's dtype"
+        return _UNDETERMINED
 
     @torch.no_grad()
     def _start(self, H: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..directions import unit_rows
 from .base import ClassifierHead
 
 
@@ -54,4 +55,4 @@ class StandardClassifier(ClassifierHead):
     def after_step(self) -> None:
         """Brings the rows of W to unit length, where the head normalises."""
         if self.normalise:
-            self.weight.copy_(nn.functional.normalize(self.weight, dim=-1))
+            self.weight.copy_(unit_rows(self.weight))
