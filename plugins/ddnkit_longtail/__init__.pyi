@@ -4,8 +4,7 @@ from .losses import DotRegression, WeightedCrossEntropy, balanced_lengths, dot_r
 from .metrics import LongTailMetrics, class_cosines, rare_angle, worst_cosine
 from .mixup import MixedData, mixed
 from .regularity import regularity_number
-from .settings.pipeline import LongTailed
-from .settings.regularity import Regularity
+from .settings import LongTailed, Regularity
 
 __all__ = [
     "BatchNormETFClassifier",

@@ -23,9 +23,7 @@ from .agop_of_modules import module_agop, module_agops
 from .neural_feature import nfa_correlation, nfa_correlations, nfm
 from .preparation import Standardisation, label_targets, unit_rows
 from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning
-from .settings.deep_rfm import DeepRFMCollapse
-from .settings.networks import LayerwiseCollapse
-from .settings.theory import RFMTheory
+from .settings import DeepRFMCollapse, LayerwiseCollapse, RFMTheory
 from .solving import SolveReport
 
 __all__ = [

@@ -25,7 +25,7 @@ from .preparation import Standardisation, label_targets, unit_rows
 from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning
 
 if TYPE_CHECKING:
-    from .settings.deep_rfm import DeepRFMCollapse
+    from .settings import DeepRFMCollapse
 
 
 def run_layers(settings: DeepRFMCollapse, job: Job) -> None:

@@ -19,7 +19,7 @@ from .settings.networks import LAYERS
 if TYPE_CHECKING:
     from ddnkit_train import Data, Model
 
-    from .settings.networks import LayerwiseCollapse
+    from .settings import LayerwiseCollapse
 
 
 def measure_layers(settings: LayerwiseCollapse, model: Model, data: Data) -> dict[str, float]:

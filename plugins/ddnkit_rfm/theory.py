@@ -12,7 +12,7 @@ from .kernel_optimum import optimality_check
 from .preparation import unit_rows
 
 if TYPE_CHECKING:
-    from .settings.theory import RFMTheory
+    from .settings import RFMTheory
 
 #: Distances up to this share of ‖YᵀY‖ are rounding, and their quotients no factors.
 _ROUNDING = 1e-13

@@ -7,9 +7,7 @@ from .evaluation import evaluate
 from .losses import MeanSquaredError
 from .model import Model
 from .samplers import FullBatch, Sampler, Shuffled, Stratified
-from .settings.backbones import BackboneSettings
-from .settings.data import DataSettings, ImageSettings
-from .settings.pipeline import Classification
+from .settings import BackboneSettings, Classification, DataSettings, ImageSettings
 from .standardise import Standardise
 
 __all__ = [

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from ddnkit_collapse import Evaluation, etf_cosine_margin
 from torch import Tensor
 
-from ddnkit import DdnkitError, InputError, Job
+from ddnkit import DdnkitError, DdnkitWarning, InputError, Job
 
 from .checkpoint import Checkpoint, TrainingPlan
 from .curves import Curves
@@ -24,7 +25,7 @@ from .engine import Engine
 from .evaluation import evaluate
 from .model import Model
 from .samplers import FullBatch, Sampler, Shuffled, Stratified, stratified_subset
-from .settings.backbones import BackboneSettings
+from .settings import BackboneSettings
 from .sharding import whole_state
 from .stopwatch import Stopwatch
 from .watch import LossWatch, finite, non_finite
@@ -81,6 +82,9 @@ class _Training:
             )
         self.total = settings.train.total_steps(self.sampler.steps_per_epoch)
         self.evaluation_steps = settings.train.evaluation_steps(self.sampler.steps_per_epoch)
+        if job.rank == 0 and not job.smoke:
+            for doubt in settings.doubts_of_data(self.sampler.steps_per_epoch):
+                warnings.warn(f"{doubt.key}: {doubt.text}", DdnkitWarning, stacklevel=2)
         if job.smoke:
             self.total = min(self.total, SMOKE_STEPS)
             self.evaluation_steps = frozenset((1, self.total))

@@ -11,7 +11,7 @@ from .augmentation import FlipCropRotate
 from .readers import READERS
 
 if TYPE_CHECKING:
-    from .settings.data import SmallImages
+    from .settings import SmallImages
 
 #: Values in all synthetic training images together, those of 256 of 3×32×32.
 _SMOKE_VALUES = 3 * 256 * 32 * 32

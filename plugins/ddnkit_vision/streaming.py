@@ -25,7 +25,7 @@ from .folders import ImageFiles
 if TYPE_CHECKING:
     from typing import Literal
 
-    from .settings.data import StreamedImageSettings
+    from .settings import StreamedImageSettings
 
     Split = Literal["train", "test"]
 

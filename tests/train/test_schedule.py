@@ -13,7 +13,7 @@ from ddnkit_train import classification
 from ddnkit_train.settings import AGD, MLP, SGD, Digits, ScheduleSettings
 from training_stand_ins import pipeline, run_job
 
-from ddnkit import InputError, Settings
+from ddnkit import DdnkitWarning, InputError, Settings
 
 # "Inducing Neural Collapse in Imbalanced Learning": 5 epochs of warm-up, × 0.1 at 160, × 0.01 at 180.
 PUBLISHED = ScheduleSettings(warmup=5, decay="steps", milestones=(160, 180))
@@ -94,3 +94,78 @@ def test_an_optimiser_without_a_rate_is_named(tmp_path: Path) -> None:
     # AGD is known to have none before anything runs.
     with pytest.raises(pydantic.ValidationError, match=r"optimizer agd.*sgd"):
         pipeline({"epochs": 1}, optimizer=AGD(), **sections)
+
+
+#: A training of digits: the batch and lengths that nobody but the data can count, and what is doubted.
+#: 1,438 samples in batches of 600 are three steps an epoch.
+BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "a step to evaluate at": ({"evaluate_at": (3, 7)}, {}, "train.evaluate_at: .* 7: .* 6"),
+    "a milestone in the last step": ({}, {"milestones": (1, 1.75)}, "schedule.milestones: 1.75 "),
+    "a checkpoint after the last step": (
+        {},
+        {"checkpoint_every": 6},
+        "engine.checkpoint_every: 6 ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_what_lies_beyond_the_last_step_is_told_once_the_data_are_there(
+    what: str, tmp_path: Path
+) -> None:
+    train, more, told = BEYOND[what]
+    sections: dict[str, Any] = {
+        "data": Digits(batch_size=600),
+        "backbone": MLP(width=16, depth=2),
+        "optimizer": SGD(lr=0.1),
+    }
+    if "milestones" in more:
+        sections["schedule"] = ScheduleSettings(decay="steps", **more)
+    engine: dict[str, Any] = {
+        "measure_steps": 0,
+        **{k: v for k, v in more.items() if k != "milestones"},
+    }
+    settings = pipeline({"epochs": 2, **train}, engine=engine, **sections)
+    assert not list(settings.doubts()), "it depends on the data"
+    with pytest.warns(DdnkitWarning, match=told) as caught:
+        run_job(settings, tmp_path)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "schedule", "doubted"),
+    [
+        ({"iterations": 4}, {"milestones": (3,)}, set()),
+        ({"iterations": 4}, {"milestones": (3.5,)}, {"schedule.milestones"}),
+        ({"iterations": 4}, {"milestones": (3, 4)}, {"schedule.milestones"}),
+        ({"epochs": 4}, {"milestones": (3.99,)}, set()),
+        ({"iterations": 4, "evaluate_at": (4,)}, {"milestones": (1,)}, set()),
+        ({"iterations": 4, "evaluate_at": (5,)}, {"milestones": (1,)}, {"train.evaluate_at"}),
+    ],
+)
+def test_a_milestone_acts_where_a_step_follows(
+    train: dict[str, Any], schedule: dict[str, Any], doubted: set[str]
+) -> None:
+    settings = pipeline(
+        train,
+        data=Digits(batch_size=600),
+        backbone=MLP(width=16, depth=2),
+        optimizer=SGD(lr=0.1),
+        schedule=ScheduleSettings(decay="steps", **schedule),
+    )
+    assert {doubt.key for doubt in settings.doubts()} == doubted
+    if "iterations" in train:  # by the rates themselves
+        fallen = settings.schedule.at(4, 1, 4) == pytest.approx(0.1 ** len(schedule["milestones"]))
+        assert fallen != ("schedule.milestones" in doubted)
+
+
+def test_what_lies_within_is_not_told(tmp_path: Path) -> None:
+    settings = pipeline(
+        {"epochs": 2, "evaluate_at": (1, 4)},
+        data=Digits(batch_size=600),
+        backbone=MLP(width=16, depth=2),
+        optimizer=SGD(lr=0.1),
+        schedule=ScheduleSettings(decay="steps", milestones=(1, 1.5)),
+        engine={"checkpoint_every": 3, "measure_steps": 0},
+    )
+    run_job(settings, tmp_path)  # a warning would be an error

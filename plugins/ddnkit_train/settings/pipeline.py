@@ -101,8 +101,7 @@ class TrainSettings(Settings):
     @property
     def length(self) -> str:
         """`end` with its unit."""
-        unit = "iteration" if self.iterations else "epoch"
-        return f"{self.end} {unit}{'s' * (self.end != 1)}"
+        return _counted(self.end, "iteration" if self.iterations else "epoch")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole training."""
@@ -112,7 +111,7 @@ class TrainSettings(Settings):
         """The steps, counted from 1, after which to evaluate."""
         total = self.total_steps(steps_per_epoch)
         every = self.evaluate_every * (1 if self.iterations else steps_per_epoch)
-        early = (step for step in self.evaluate_at if step < total)
+        early = (step for step in self.evaluate_at if step < total)  # what lies beyond is doubted
         return frozenset((*range(every, total, every), *early, total))
 
 
@@ -195,19 +194,45 @@ class Classification(Pipeline):
 
     def doubts(self) -> Iterable[Doubt]:
         """See `Settings.doubts`."""
-        end, length = self.train.end, self.train.length
-        for doubt in self.schedule.doubts_of_length(end, length):
-            yield replace(doubt, key=f"schedule.{doubt.key}")
-        # Of a full batch an epoch is a step; otherwise the data alone know.
-        if self.train.iterations or getattr(self.data, "batch_size", None) == "full":
-            late = [step for step in self.train.evaluate_at if step > end]
-            if late:
-                text = f"there is no step {', '.join(map(str, late))}: the last one is {end}"
-                yield Doubt("train.evaluate_at", text)
+        yield from self._doubts_of_schedule(None)
+        if self._steps_are_known:
+            yield from self.doubts_of_steps(1)
+
+    def doubts_of_steps(self, steps_per_epoch: int) -> Iterable[Doubt]:
+        """What lies beyond the last step; `doubts` has it where an epoch is a step whatever the data."""
+        end = self.train.total_steps(steps_per_epoch)
+        late = [step for step in self.train.evaluate_at if step > end]
+        if late:
+            text = f"there is no step {', '.join(map(str, late))}: the last one is {end}"
+            yield Doubt("train.evaluate_at", text)
         every = self.engine.checkpoint_every
-        if self.train.iterations and every != "auto" and every >= end:
-            text = f"{every} is not below the {length}: only an interrupt saves a state"
+        if every != "auto" and every >= end:
+            text = (
+                f"{every} is not below the {_counted(end, 'step')}: only an interrupt saves a state"
+            )
             yield Doubt("engine.checkpoint_every", text)
+
+    def doubts_of_data(self, steps_per_epoch: int) -> Iterable[Doubt]:
+        """What `doubts` could not say, which does not know how many steps an epoch of the data has."""
+        if self._steps_are_known:
+            return
+        known = set(self._doubts_of_schedule(None))
+        yield from self.doubts_of_steps(steps_per_epoch)
+        yield from (d for d in self._doubts_of_schedule(steps_per_epoch) if d not in known)
+
+    @property
+    def _steps_are_known(self) -> bool:
+        """Whether an epoch is a step, or steps are what is counted."""
+        return bool(self.train.iterations) or getattr(self.data, "batch_size", None) == "full"
+
+    def _doubts_of_schedule(self, steps_per_epoch: int | None) -> Iterable[Doubt]:
+        """Of a training whose epochs have so many steps; None: as many as may be."""
+        end = self.train.end
+        # The last step begins a step before the end.
+        steps = 1 if self._steps_are_known else steps_per_epoch
+        last = (end * steps - 1) / steps if steps else None
+        for doubt in self.schedule.doubts_of_length(end, self.train.length, last):
+            yield replace(doubt, key=f"schedule.{doubt.key}")
 
     @classmethod
     def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,3 +316,7 @@ class Classification(Pipeline):
         from ..reevaluate import reevaluate
 
         return reevaluate(self, job)
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'s' * (number != 1)}"

@@ -52,13 +52,18 @@ class ScheduleSettings(Settings):
             what = _listed(early, "lies", "lie")
             yield Doubt("milestones", f"{what} within the warm-up of {self.warmup:g}")
 
-    def doubts_of_length(self, end: int, length: str) -> Iterable[Doubt]:
-        """What lies beyond the end of a training of ``end``, with its unit ``length``."""
-        # The last step is one step before the end: a milestone at the end comes too late as well.
-        late = [m for m in self.milestones if m >= end]
+    def doubts_of_length(self, end: int, length: str, last: float | None = None) -> Iterable[Doubt]:
+        """What lies beyond the end of a training of ``end``, with its unit ``length``.
+
+        Args:
+            last: where its last step begins; None: somewhere before the end.
+        """
+        # No step begins at the end: a milestone there comes too late as well.
+        late = [m for m in self.milestones if m >= end or (last is not None and m > last)]
         if late:
             what = _listed(late, "lies", "lie")
-            text = f"{what} beyond the end of {length}: the rate never falls there"
+            where = "the end" if late[-1] >= end else "the start of the last step"
+            text = f"{what} beyond {where} of {length}: the rate never falls there"
             yield Doubt("milestones", text)
         if self.warmup >= end:
             text = f"{self.warmup:g} fills the whole training of {length}: the rate only grows"
