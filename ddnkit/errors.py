@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import re
 from collections.abc import Iterable, Iterator
 
 
@@ -71,6 +73,34 @@ def nearest_choice(given: str, choices: Iterable[str]) -> str:
     if near:
         return f" Did you mean '{near}'?"
     return f" Choose one of: {', '.join(names)}." if names else ""
+
+
+#: Characters of one word in an error, and of a path, which is of use only as a whole.
+_LONGEST_WORD, _LONGEST_PATH = 100, 300
+_BEGINNING, _END = 48, 24
+
+
+def shortened(text: str, given: Iterable[str] = ()) -> str:
+    """``text`` for a terminal with what is longer than any name cut in its middle.
+
+    Args:
+        given: arguments that it may repeat, which are cut as a whole; without spaces any word is.
+
+    >>> shortened(5000 * "9" + " is too large")
+    '999999999999999999999999999999999999999999999999…999999999999999999999999 is too large'
+    """
+    for argument in sorted(given, key=len, reverse=True):
+        for part in (argument, argument.partition("=")[2]):
+            if len(part) > _LONGEST_WORD:
+                text = text.replace(part, _cut(part))
+    return re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0]), text)
+
+
+def _cut(word: str) -> str:
+    longest = _LONGEST_WORD
+    if os.sep in word:
+        word, longest = os.sep.join(map(_cut, word.split(os.sep))), _LONGEST_PATH
+    return word if len(word) <= longest else f"{word[:_BEGINNING]}…{word[-_END:]}"
 
 
 def plain(text: str, limit: int) -> str:

@@ -7,12 +7,13 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import DdnkitError, InputError, nearest_choice, plain
+from ..errors import DdnkitError, InputError, nearest_choice, plain, shortened
 from ..importing import described
 
 #: Command: where it is, and its line in the help, here so that the help imports none of them.
@@ -42,7 +43,8 @@ class LazyGroup(click.Group):
                 what = "a NUL byte" if "\0" in given else "bytes that are not UTF-8"
                 raise click.UsageError(f"the argument {plain(ascii(given), 100)} has {what}", ctx)
         ctx.meta[_GIVEN] = tuple(args)
-        return super().parse_args(ctx, args)
+        with _brief(args):
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the table."""
@@ -83,7 +85,8 @@ class LazyGroup(click.Group):
 
     def _invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
+            with _brief(ctx.meta[_GIVEN]):
+                result = super().invoke(ctx)
             sys.stdout.flush()  # a reader that is gone is noticed here, not while shutting down
             return result
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -95,11 +98,12 @@ class LazyGroup(click.Group):
             if ctx.params["debug"] or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise  # click ends quietly when nobody reads the output any more
             if isinstance(error, DdnkitError):
-                click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+                text = shortened(str(error), ctx.meta[_GIVEN])
+                click.echo("error: " + text.replace("\n", "\n       "), err=True)
                 ctx.exit(error.exit_status)
             given = _given_path(error, ctx.meta[_GIVEN])
             if given is not None:
-                click.echo(f"error: {given}: {_reason(error)}", err=True)
+                click.echo(f"error: {shortened(given)}: {_reason(error)}", err=True)
                 ctx.exit(InputError.exit_status)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 _drop_output()
@@ -111,6 +115,18 @@ class LazyGroup(click.Group):
                 err=True,
             )
             ctx.exit(1)
+
+
+@contextlib.contextmanager
+def _brief(given: Iterable[str]) -> Iterator[None]:
+    """Have click's own errors repeat no more of what was given than one can read."""
+    try:
+        yield
+    except click.UsageError as error:
+        text = shortened(error.format_message(), given)
+        if text == error.format_message():
+            raise
+        raise click.UsageError(text, error.ctx) from error
 
 
 def _is_text(given: str) -> bool:

@@ -107,7 +107,7 @@ class JobFolder:
         file = self.path / "done.json"
         if not os.path.lexists(file):
             return None
-        seconds = read_json(file).get("seconds")
+        seconds: Any = read_json(file).get("seconds")
         with contextlib.suppress(OverflowError):  # a whole number may be of any length
             if type(seconds) in (int, float) and 0 <= float(seconds) < math.inf:
                 return float(seconds)

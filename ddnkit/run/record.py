@@ -156,7 +156,7 @@ def read_metrics(file: Path) -> tuple[list[str], list[dict[str, float | None]]]:
             and column.
     """
     columns: list[str] = []
-    rows = []
+    rows: list[dict[str, float | None]] = []
     for line, cells in whole_rows(file):
         if not columns:
             columns = cells
@@ -176,11 +176,11 @@ def read_metrics(file: Path) -> tuple[list[str], list[dict[str, float | None]]]:
                     f"{file}:{line}: {column}: expected a finite number, was given "
                     f"{'nothing' if value is None else value}"
                 )
-        before = rows[-1]["step"] if rows else None
-        if before is not None and not row["step"] > before:
+        step, before = row["step"], rows[-1]["step"] if rows else None
+        if step is not None and before is not None and not step > before:
             raise DamagedFileError(
                 f"{file}:{line}: step: expected a later one than {before:.9g}, that of the row before; "
-                f"was given {row['step']:.9g}"
+                f"was given {step:.9g}"
             )
         rows.append(row)
     return columns, rows

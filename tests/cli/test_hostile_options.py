@@ -211,3 +211,35 @@ def test_check_leaves_nothing_where_it_is_run() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not list(folder.iterdir())
+
+
+#: More than any terminal shows: digits, a word, words, a mapping, and names below a folder.
+HUGE = ["9" * 5000, "x" * 5000, "x y " * 1250, f"a={'z' * 5000}", f"file/{'n' * 5000}"]
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda text: text[:6])
+@pytest.mark.parametrize(("path", "parameter"), PARAMETERS)
+def test_an_error_repeats_no_more_than_one_can_read(
+    path: tuple[str, ...], parameter: click.Parameter, value: str
+) -> None:
+    if isinstance(parameter, click.Option):
+        result = call(*path, *WORKS.get(path, []), parameter.opts[-1], value)
+    else:
+        result = call(*path, value)
+    if result.exit_code:
+        assert result.exit_code == 2, result.output
+        longest = max(result.output.split(), key=len)
+        assert len(longest) < 300, longest
+        assert result.output.count("x y") < 80  # a path may have 200 characters and more
+
+
+@pytest.mark.parametrize("given", [["x" * 5000], ["--" + "x" * 5000], ["run", "--" + "x" * 5000]])
+def test_nor_does_one_of_a_command_or_option_that_there_is_not(given: list[str]) -> None:
+    result = call(*given)
+    assert result.exit_code == 2 and len(result.output) < 500
+
+
+def test_a_path_that_is_wrong_is_named_whole() -> None:
+    deep = Path(*["a_folder_of_some_length"] * 8)
+    result = call("report", deep)
+    assert result.exit_code == 2 and str(deep) in result.stderr
