@@ -13,16 +13,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from . import installed
 from .errors import PluginError, PluginWarning, nearest_choice, plain
 from .importing import described, import_apart
+from .installed import Distribution
 
 #: What each group's members must be; the base class is named, not imported, to stay free of torch.
 GROUPS = MappingProxyType(
@@ -52,10 +53,6 @@ _ATTRIBUTES: dict[str, dict[str, type]] = {
 _OWN = "ddnkit"
 #: A name is typed on a command line and in a recipe, after ``GROUP/`` and ``DISTRIBUTION:``.
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
-#: No key stands for others, and none for a section of its own.
-_INI: dict[str, Any] = {"delimiters": ("=",), "interpolation": None, "default_section": ""}
-#: No list of entry points is longer; what is may be anything.
-_MAXIMUM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,23 +101,8 @@ def find() -> None:
         return
     _state.found = _discover()
     # Python's reader fails on some of what is set aside here, and on archives without METADATA.
-    if not _state.distributions and not any(map(os.path.isfile, sys.path)):
-        return
-    import importlib.metadata as metadata
-
-    try:
-        metadata.entry_points()
-    except Exception:
-        everything: Any = metadata.distributions
-
-        def readable(**context: Any) -> Iterator[metadata.Distribution]:
-            for distribution in everything(**context):
-                with contextlib.suppress(Exception):
-                    if distribution.entry_points is not None and isinstance(distribution.name, str):
-                        yield distribution
-
-        metadata.distributions = readable
-        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # for processes begun here
+    if _state.distributions or any(map(os.path.isfile, sys.path)):
+        installed.read_by_python()
 
 
 def names(group: str) -> list[str]:
@@ -337,46 +319,11 @@ def _foreign(chosen: Plugin, entry_point: Any) -> Any:
 # -- what is installed -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Distribution:
-    """An installed distribution that has entry points: where they are, and how to read them."""
-
-    name: str
-    version: str
-    file: str
-    read: Callable[[], bytes]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}".strip()
-
-    @property
-    def key(self) -> str:
-        """The name as any spelling of it is compared."""
-        return re.sub(r"[-_.]+", "-", self.name).lower()
-
-    def targets(self) -> dict[tuple[str, str], str]:
-        """Its entry points in the groups: the target of each (group, name).
-
-        Raises:
-            Exception: the file cannot be read or is not as it should be.
-        """
-        import entrypoints
-
-        parser = entrypoints.CaseSensitiveConfigParser(**_INI)
-        parser.read_string(self.read().decode("utf-8-sig"), self.file)
-        return {
-            (group, name): target
-            for group in GROUPS
-            if parser.has_section(f"ddnkit.{group}")
-            for name, target in parser.items(f"ddnkit.{group}")
-        }
-
-
 def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
-    read: dict[str, list[tuple[_Distribution, dict[tuple[str, str], str]]]] = {}
-    for distribution in _distributions():
+    read: dict[str, list[tuple[Distribution, dict[tuple[str, str], str]]]] = {}
+    for distribution in installed.distributions():
         try:
-            targets = distribution.targets()
+            targets = distribution.targets(GROUPS)
         except Exception as error:  # whatever a stranger's file holds is the stranger's trouble
             what = described(error).replace(repr(distribution.file), "the file")
             reason = f"{distribution.file}: {what}"
@@ -405,8 +352,8 @@ def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
 
 
 def _ours(
-    copies: list[tuple[_Distribution, dict[tuple[str, str], str]]],
-) -> list[tuple[_Distribution, dict[tuple[str, str], str]]]:
+    copies: list[tuple[Distribution, dict[tuple[str, str], str]]],
+) -> list[tuple[Distribution, dict[tuple[str, str], str]]]:
     """The one of several distributions called ddnkit that is this one; the others are set aside."""
     from . import __version__
 
@@ -444,79 +391,6 @@ def _rename(members: dict[str, tuple[Plugin, Any]], found: Plugin, entry_point: 
     taken = members.get(found.name)
     whose = f"the name is taken by {taken[0]}" if taken else "another package has that name too"
     _state.failed[found] = f"{whose}; it is '{other.name}' here"
-
-
-def _distributions() -> Iterator[_Distribution]:
-    """Those on the path that have entry points, each to be read by itself."""
-    for folder in dict.fromkeys(map(str, sys.path)):
-        place = folder or os.curdir
-        if os.path.isfile(place):
-            yield from _in_archive(place)
-            continue
-        if place.endswith(".egg"):
-            yield from _in_folder(place, ("EGG-INFO",), os.path.basename(place)[:-4])
-            continue
-        try:
-            inside = sorted(os.listdir(place))
-        except (OSError, ValueError):
-            continue
-        for name in inside:
-            if name.endswith((".dist-info", ".egg-info")):
-                yield from _in_folder(place, (name,), name.rpartition(".")[0])
-
-
-def _in_folder(folder: str, inside: tuple[str, ...], label: str) -> Iterator[_Distribution]:
-    file = os.path.join(folder, *inside, "entry_points.txt")
-    if not os.path.lexists(file):
-        return
-
-    def read() -> bytes:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
-            raise OSError("it is not a file")
-        with open(file, "rb") as opened:
-            return _bounded(opened.read(_MAXIMUM_BYTES + 1))
-
-    yield _named(label, file, read)
-
-
-def _in_archive(archive: str) -> Iterator[_Distribution]:
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            inside = opened.namelist()
-    except Exception:  # no archive; or one that nothing can be imported from
-        return
-
-    def reader(name: str) -> Callable[[], bytes]:
-        def read() -> bytes:
-            with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
-                return _bounded(file.read(_MAXIMUM_BYTES + 1))
-
-        return read
-
-    for name in inside:
-        folder, _, file = name.rpartition("/")
-        if file != "entry_points.txt" or "/" in folder:
-            continue
-        label = (
-            os.path.basename(archive)[:-4] if folder == "EGG-INFO" else folder.rpartition(".")[0]
-        )
-        if folder == "EGG-INFO" or folder.endswith((".dist-info", ".egg-info")):
-            yield _named(label, f"{archive}/{name}", reader(name))
-
-
-def _named(label: str, file: str, read: Callable[[], bytes]) -> _Distribution:
-    """``NAME-VERSION`` or ``NAME``, as the folder is called: METADATA may be missing or wrong."""
-    name, _, version = plain(label, 100).partition("-")
-    # An egg's name goes on with the Python it is for.
-    return _Distribution(name or "a distribution without a name", version.split("-")[0], file, read)
-
-
-def _bounded(content: bytes) -> bytes:
-    if len(content) > _MAXIMUM_BYTES:
-        raise OSError(f"it has more than {_MAXIMUM_BYTES} bytes")
-    return content
 
 
 def _base(group: str) -> type:

@@ -381,3 +381,32 @@ def test_a_value_that_the_pipeline_cannot_use_is_refused(given: str, tmp_path: P
     )
     assert status == 2
     assert f"data.{given.partition('=')[0]}" in told
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["entry_points.txt", "METADATA"])
+@pytest.mark.parametrize("what", ["pipe", "link to a pipe", "device"])
+def test_what_one_could_wait_for_forever_is_passed_over(
+    name: str, what: str, tmp_path: Path
+) -> None:
+    """torch looks for extensions by Python's own reader, and would wait."""
+    file = tmp_path / "stuck-1.0.dist-info" / name
+    file.parent.mkdir()
+    if what == "device":
+        file.symlink_to("/dev/zero")
+    elif what == "pipe":
+        os.mkfifo(file)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        file.symlink_to(tmp_path / "pipe")
+    if name == "METADATA":
+        (file.parent / "entry_points.txt").write_text("[torch.backends]\nx = no_such_module:load\n")
+    commands = [["list", "heads"], ["check", "quadratic_on_sphere", "--examples", "1"]]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
+        capture_output=True, text=True, timeout=60, env=environment(tmp_path), cwd=tmp_path, check=True,
+    )  # fmt: skip
+    listed, checked = json.loads(done.stdout)["found"]
+    assert listed[0] == 0 and "nearest_etf" in listed[1]
+    assert "stuck 1.0" in listed[1] and str(file) in listed[1]
+    assert checked[0] == 0, checked
