@@ -110,7 +110,8 @@ def newton_step(problem: Problem, y: Tensor, model: LocalModel) -> Step:
     direction = normal + tangent
 
     lowest, at = curvature.min(dim=-1)
-    lowest = torch.where(lowest < -(eps**0.5) * hessian_norm, lowest, 0.0)
+    # Below the floor the steps do not tell a curvature from none.
+    lowest = torch.where(lowest < -floor.squeeze(-1), lowest, 0.0)
     escape = basis.gather(2, at.reshape(-1, 1, 1).expand(-1, g.shape[1], 1)).squeeze(-1)
     uphill = _uphill(escape, g)
     escape = torch.where(uphill.unsqueeze(-1), -escape, escape) * (lowest < 0).unsqueeze(-1)

@@ -88,6 +88,19 @@ class MeritSearch:
         bent = torch.finfo(y.dtype).eps ** 0.5 * torch.linalg.matrix_norm(model.jacobian)
         return _lengthened(line, slope, length, merit, whole, bent)
 
+    def falls(self, y: Tensor, model: LocalModel, step: Step, escape: Tensor) -> Tensor:
+        """Whether M is lower at the end of an escape (B, m) by more than rounding, (B,).
+
+        Rounding of M, and of the products of y and ∇f with the escape, which cancel in it.
+        """
+        nu = step.multipliers
+        line = _Line(self.problem, y, escape, nu, self.penalty, model.value, model.constraints)
+        merit, _ = line.at(torch.ones_like(model.value))
+        expected = step.lowest / 2 * escape.square().sum(dim=-1)
+        products = (step.change + norm(model.gradient)) * norm(escape)
+        rounding = line.noise + _ROUNDINGS * torch.finfo(y.dtype).eps * products
+        return merit.isfinite() & (merit < line.before + _ARMIJO * expected - rounding)
+
 
 @dataclass(frozen=True)
 class _Line:

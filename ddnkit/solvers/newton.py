@@ -34,9 +34,11 @@ class Newton(Solver):
 
     Dense: O(m³) time and O(m²) memory for y of m entries, for problems of up to a few hundred. Finds
     a local minimum: a maximum or saddle point is left along a direction of negative curvature, also
-    when it is hit exactly. One without curvature, such as that of −y⁴ at 0, is not told from a
-    minimum. f and h must be twice differentiable. Constraints may be dependent, as long as
-    they are consistent. All items of a batch are iterated together, each until it is done.
+    when it is hit exactly. One whose curvature is below √eps times the largest is left where the
+    objective resolves that it falls, and one below eps^{3/4} (6e-6 in float32), or without curvature, as
+    that of −y⁴ at 0, is not told from a minimum. f and h must be twice differentiable. Constraints may be
+    dependent, as long as they are consistent. All items of a batch are iterated together, each until it
+    is done.
 
     Args:
         max_iterations: Newton steps allowed.
@@ -126,11 +128,16 @@ class _Run:
         rounded = (step.stationarity <= rounding) & rounding.isfinite()
         stationary = short | rounded | solved
         escaping = stationary & feasible & (step.lowest < 0)
+        escape = step.escape * (_ESCAPE * torch.where(self.size > 0, self.size, 1)).unsqueeze(-1)
+        # So weak a curvature may be the rounding of a singular minimum: then nothing is lower.
+        weak = escaping & (step.lowest >= -(self.eps**0.5) * step.hessian_norm)
+        if bool(weak.any()):
+            escaping = escaping & (~weak | self.search.falls(here, model, step, escape))
         converged = stationary & feasible & ~escaping
 
         direction = torch.where(
             escaping.unsqueeze(-1),
-            step.escape * (_ESCAPE * torch.where(self.size > 0, self.size, 1)).unsqueeze(-1),
+            escape,
             _limited(step.direction, LONGEST_STEP * self.size.clamp_min(1)),
         )
         if last:

@@ -177,3 +177,49 @@ def test_ends_in_a_minimum(case, scale, dtype):
     assert stationarity <= tolerance
     assert least >= -tolerance
     assert problem.objective(solution.y) < problem.objective(start)
+
+
+def weakly_curved(turned):
+    """u² − s v² + s v⁴, s the input: a saddle at 0, minima of −s/4 at v = ±√½."""
+
+    def objective(s, y):
+        u, v = (y[0] + y[1], y[0] - y[1]) if turned else (y[0], y[1])
+        return u**2 - s * v**2 + s * v**4
+
+    return objective
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("floors", [2, 16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_weak_negative_curvature_is_left_where_the_objective_falls(dtype, floors, turned):
+    """s is below √eps times the largest curvature, and a few times what the steps resolve, eps^{3/4}.
+
+    With s = 0, in the same batch, the saddle is a singular minimum, and stays.
+    """
+    s = floors * torch.finfo(dtype).eps ** 0.75
+    x = torch.tensor([s, 0.0], dtype=dtype)
+    problem = Problem(Unconstrained(weakly_curved(turned)), [x], 2)
+    solution = Newton().solve(problem, torch.zeros(2, 2, dtype=dtype))
+    assert solution.statuses() == [Status.CONVERGED] * 2
+    # Half of the way down to the minimum at least: the last steps are as small as eps^{2/3}.
+    assert problem.objective(solution.y)[0] < -s / 8
+    assert solution.y[1].norm() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_singular_minima_are_not_left_by_the_rounding_of_their_curvature(dtype):
+    """Least squares of rank 3 in 8 unknowns: five curvatures are zero but for rounding."""
+    A = torch.randn(6, 3, 8, dtype=dtype)
+    target = torch.randn(6, 3, dtype=dtype)
+
+    class LeastSquares(DeclarativeNode):
+        def objective(self, A, b, y):
+            return (A @ y - b).square().sum()
+
+    problem = Problem(LeastSquares(), [A, target], 6)
+    solution = Newton().solve(problem, torch.randn(6, 8, dtype=dtype))
+    assert solution.statuses() == [Status.CONVERGED] * 6
+    again = Newton().solve(problem, solution.y)
+    assert again.statuses() == [Status.CONVERGED] * 6
+    assert int(again.iterations.max()) <= int(solution.iterations.max()) + 1
