@@ -35,10 +35,7 @@ def examine(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _examine(findings, thorough)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a node may raise anything; that is what a check is for
+    except (Exception, SystemExit) as error:  # of the node, which may raise anything
         findings.error = spoken(error)
         findings.compare("runs", float("nan"), 0.0, findings.error)
     return findings

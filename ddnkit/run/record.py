@@ -36,6 +36,8 @@ class MetricsWriter:
         self._columns = list(columns)
         self._file = file
         head = _line(self._columns)
+        if file.exists() and not file.is_file():  # a pipe would be waited at for ever
+            raise DamagedFileError(f"{file}: is not a file")
         try:
             content = file.read_bytes() if file.exists() else b""
             self._stream = file.open("r+b" if file.exists() else "w+b")

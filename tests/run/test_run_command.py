@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -593,3 +594,17 @@ def test_folders_that_are_missing_are_told(ddnkit: Command) -> None:
     again = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--only", "toy_fast")
     assert again.exit_code == 0 and "settings.yaml is missing" in again.stderr
     assert "seed-0" not in again.stderr
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "done.json"])
+def test_a_pipe_among_the_files_of_a_job_is_not_waited_for(ddnkit: Command, name: str) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
+    folder = Path("o/runs/toy_slow/seed-0")
+    (folder / "done.json").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2 and str(folder / name) in result.stderr
+    again = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
+    assert str(folder / name) in again.stderr
+    assert again.exit_code == (2 if name == "metrics.csv" else 0)
