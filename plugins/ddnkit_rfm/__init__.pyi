@@ -1,3 +1,4 @@
+from .agop_of_modules import module_agop, module_agops
 from .asymptotics import (
     collapse_curve,
     collapse_rate,
@@ -19,7 +20,6 @@ from .kernel_optimum import (
 )
 from .kernels import Gaussian, Kernel, L1Laplace, Laplace, RadialKernel
 from .matrix_root import MatrixRoot, matrix_sqrt
-from .agop_of_modules import module_agop, module_agops
 from .neural_feature import nfa_correlation, nfa_correlations, nfm
 from .preparation import Standardisation, label_targets, unit_rows
 from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
+from .agop_of_modules import Output, module_agops
 from .layers import Inputs, Layer, layer_matrix, matrix_layers, named_layers
 from .matrix_root import matrix_sqrt
-from .agop_of_modules import Output, module_agops
 
 
 def nfm(layer: nn.Module) -> Tensor:
