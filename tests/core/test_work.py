@@ -119,8 +119,8 @@ def test_class_means():
     assert work.flops == 2 * N * d * C
     assert not work.waits
     # 18 of them, and a tensor of the means' size, tell means that are rounding alone, or no number,
-    # from means to go on from.
-    assert work.calls <= 51
+    # from means to go on from; 6 keep squares of the means from overflowing.
+    assert work.calls <= 57
     assert work.bytes <= 25_000 + 4 * d * C
 
 
@@ -156,7 +156,7 @@ def test_training_step_of_a_head(method):
         assert work.factorisations == {"_linalg_eigh": 1}
         # 26 of them keep what a batch without a direction, or without a number, must not change; 6 tell
         # which input was no number; 1 spares features of zero a gradient 1e12 times too large.
-        assert work.calls <= 353
+        assert work.calls <= 371
     else:
         steps, doublings = steps_of_iteration(d, C), doublings_for(least_ratio(d, C), torch.float64)
         solve_flops = (12 + 3) * tall + (4 * steps + 7 + 3 * doublings + 4) * small
