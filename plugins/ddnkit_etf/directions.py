@@ -17,7 +17,8 @@ def safe_scale(rows: Tensor) -> Tensor:
     entries overflow nor does that of the largest vanish. No gradient passes: a direction does not
     depend on it.
     """
-    top = rows.detach().abs().amax(dim=-1, keepdim=True)
+    # The largest entry, without a tensor of this size.
+    top = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     exponent = round(math.log2(torch.finfo(rows.dtype).max))
     return torch.ones_like(top).masked_fill(
         top > 2.0 ** (3 * exponent // 8), 2.0 ** (-5 * exponent // 8)
