@@ -155,8 +155,8 @@ def test_training_step_of_a_head(method):
         solve_flops = (7 + 4) * tall
         assert work.factorisations == {"_linalg_eigh": 1}
         # 26 of them keep what a batch without a direction, or without a number, must not change; 6 tell
-        # which input was no number; 1 spares features of zero a gradient 1e12 times too large; 18 keep squares
-        # from overflowing.
+        # which input was no number; 1 spares features of zero a gradient 1e12 times too large; 18 keep
+        # squares from overflowing.
         assert work.calls <= 371
     else:
         steps, doublings = steps_of_iteration(d, C), doublings_for(least_ratio(d, C), torch.float64)
