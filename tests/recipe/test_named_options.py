@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def test_a_key_that_only_another_option_s_head_knows_is_left_out(recipe: Loader)
 
 def test_a_key_that_no_option_s_head_knows_is_told_once(errors: Errors) -> None:
     (line,) = errors(METHODS.replace("delta:", "detla:"))
-    assert line == "x.yaml:2: head.detla: unknown key. Did you mean 'delta'?"
+    assert line.startswith("x.yaml:2: head.detla: ") and "'delta'" in line
 
 
 @pytest.mark.parametrize("text", [METHODS, WHOLE])
@@ -189,44 +190,43 @@ def test_axes_of_the_command_line_go_before_those_of_the_file(recipe: Loader) ->
 
 def test_an_override_below_a_section_that_an_option_replaces_is_told(errors: Errors) -> None:
     (line,) = errors(WHOLE, "head.share=1")
-    assert line.startswith("-s head.share=1: head.share: an option of the sweep over 'method' ")
-    assert line.endswith(" replaces all of head; give head=... or sweep.method=...")
+    assert line.startswith("-s head.share=1: head.share: ")
+    assert "'method'" in line and line.endswith(" head=... or sweep.method=...")
 
 
 @pytest.mark.parametrize(
-    ("axis", "line"),
+    ("axis", "place", "part"),
     [
-        ("method: {}", "6: sweep.method: expected a list of values or named options such as {"),
-        ("method: 5", "6: sweep.method: expected a list of values or named options such as {"),
-        ("method: {a: 5}", "6: sweep.method.a: expected a mapping such as {head.name: fixed_etf}"),
-        ("method: {a: }", "6: sweep.method.a: expected a mapping such as {head.name: fixed_etf}"),
-        ("method: {a: [x]}", "6: sweep.method.a: expected a mapping such as {head.name: fixed_"),
-        ("method: {a: {seeds: 1}}", "6: sweep.method.a.seeds: 'seeds' cannot be swept; expected "),
-        ("method: {a: {sweep.x: 1}}", "6: sweep.method.a.sweep.x: 'sweep' cannot be swept; "),
-        ("method: {a: {.x: 1}}", "6: sweep.method.a..x: expected a dotted key such as head.name"),
+        # Each with what was given, or with an example of what is expected, as one writes it.
+        ("method: {}", "6: sweep.method: ", " {}"),
+        ("method: 5", "6: sweep.method: ", " 5"),
+        ("method: {a: 5}", "6: sweep.method.a: ", " 5"),
+        ("method: {a: }", "6: sweep.method.a: ", "{head.name: fixed_etf}"),
+        ("method: {a: [x]}", "6: sweep.method.a: ", " [x]"),
+        ("method: {a: {seeds: 1}}", "6: sweep.method.a.seeds: ", "'seeds'"),
+        ("method: {a: {sweep.x: 1}}", "6: sweep.method.a.sweep.x: ", "'sweep'"),
+        ("method: {a: {.x: 1}}", "6: sweep.method.a..x: ", "head.name"),
         (
             "method: {a: {head.name: toy_rich, head: toy_rich}}",
-            "6: sweep.method.a.head: the option sets head.name too; expected one of the two",
+            "6: sweep.method.a.head: ",
+            "head.name",
         ),
         (
             "head.name: {a: {head.name: toy_rich}}",
-            "6: sweep.head.name: expected a list of values, was given {a: {head.name: toy_rich}}; "
-            "named options go under a name of their own (letters, digits, _ or -), such as ",
+            "6: sweep.head.name: ",
+            "method: {etf: {head.name: fixed_etf}}",
         ),
-        ("head: {name: [toy_rich]}", "6: sweep.head: expected a list of values, was given {name:"),
-        ("seeds: {a: {}}", "6: sweep.seeds: expected a list of values, was given {a: {}}; named "),
-        ("a b: {a: {}}", "6: sweep.a b: expected a list of values, was given {a: {}}; named "),
-        ("method: {a: {}, a: {}}", "6: sweep.method.a: the key is given twice"),
-        (
-            "method: {a: {train.epochs.x: 1}}",
-            "6: sweep.method: train.epochs is 3, which has no keys",
-        ),
+        ("head: {name: [toy_rich]}", "6: sweep.head: ", "{name: [toy_rich]}"),
+        ("seeds: {a: {}}", "6: sweep.seeds: ", "{a: {}}"),
+        ("a b: {a: {}}", "6: sweep.a b: ", "{a: {}}"),
+        ("method: {a: {}, a: {}}", "6: sweep.method.a: ", "line 6"),
+        ("method: {a: {train.epochs.x: 1}}", "6: sweep.method: train.epochs ", "3"),
     ],
 )
-def test_a_wrong_axis_is_named(errors: Errors, axis: str, line: str) -> None:
-    told = errors(f"{BASE}\n    sweep:\n      {axis}\n".replace(", delta: 2e-3", ""))
-    assert len(told) == 1
-    assert told[0].startswith(f"x.yaml:{line}")
+def test_a_wrong_axis_is_named(errors: Errors, axis: str, place: str, part: str) -> None:
+    (line,) = errors(f"{BASE}\n    sweep:\n      {axis}\n".replace(", delta: 2e-3", ""))
+    assert line.startswith(f"x.yaml:{place}")
+    assert part in line.removeprefix(f"x.yaml:{place}")
 
 
 def test_what_is_wrong_in_an_option_is_told_with_its_line(errors: Errors) -> None:
@@ -246,39 +246,45 @@ def test_what_is_wrong_in_an_option_is_told_with_its_line(errors: Errors) -> Non
 """
     )
     wanted = [
-        "8: head.tempreture: unknown key. Did you mean 'temperature'?",
-        "9: hed: unknown key. Did you mean 'head'?",
-        "10: loss.name: no 'toy_los' among ddnkit.losses. Did you mean 'toy_loss'?",
-        "13: train.epohcs: unknown key. Did you mean 'epochs'?",
-        "14: head.temperature: expected a number > 0",
-        "15: train.epochs: expected a whole number, was given 'few'",
+        ("8: head.tempreture: ", "'temperature'"),
+        ("9: hed: ", "'head'"),
+        ("10: loss.name: ", "'toy_loss'"),
+        ("13: train.epohcs: ", "'epochs'"),
+        ("14: head.temperature: ", "-1"),
+        ("15: train.epochs: ", "'few'"),
     ]
     assert len(told) == len(wanted)
-    for line, start in zip(told, wanted, strict=True):
-        assert line.startswith(f"x.yaml:{start}")
+    for line, (place, part) in zip(told, wanted, strict=True):
+        assert line.startswith(f"x.yaml:{place}")
+        assert part in line.removeprefix(f"x.yaml:{place}")
 
 
 @pytest.mark.parametrize(
-    ("axis", "line"),
+    ("axis", "own", "other"),
     [
-        ("head.name: [toy_plain]", "10: sweep.head.name: sets head.name, and the axis 'method' "),
-        ("other: {a: {note: x}, b: {head.name: toy_plain}}", "10: sweep.other: sets head.name, "),
-        ("head: [toy_plain]", "10: sweep.head: sets head, and the axis 'method' sets head.name; "),
-        ("loss.smoothing.x: [1]", "10: sweep.loss.smoothing.x: sets loss.smoothing.x, and the "),
+        ("head.name: [toy_plain]", "head.name", "head.name"),
+        ("other: {a: {note: x}, b: {head.name: toy_plain}}", "head.name", "head.name"),
+        ("head: [toy_plain]", "head", "head.name"),
+        ("loss.smoothing.x: [1]", "loss.smoothing.x", "loss.smoothing"),
     ],
 )
-def test_two_axes_that_share_a_key_are_named(errors: Errors, axis: str, line: str) -> None:
-    assert any(told.startswith(f"x.yaml:{line}") for told in errors(f"{METHODS}      {axis}\n"))
+def test_two_axes_that_share_a_key_are_named(
+    errors: Errors, axis: str, own: str, other: str
+) -> None:
+    line = errors(f"{METHODS}      {axis}\n")[-1]
+    place = f"x.yaml:10: sweep.{axis.partition(':')[0]}: "
+    assert line.startswith(place)
+    assert re.search(rf" {own}, .* 'method' .* {other};", line[len(place) - 1 :])
 
 
 def test_a_plain_axis_below_another_is_refused(errors: Errors) -> None:
     (line,) = errors(f"{BASE}    sweep: {{head: [toy_rich], head.delta: [1]}}\n")
-    assert line.startswith("x.yaml:4: sweep.head.delta: sets head.delta, and the axis 'head' sets ")
+    assert line.startswith("x.yaml:4: sweep.head.delta: ") and "'head'" in line
 
 
 def test_too_many_variants_are_refused(errors: Errors) -> None:
     lines = errors(METHODS, f"sweep.train.epochs={list(range(1, 3335))}")
-    assert any("sweep: more than 10000 variants" in line for line in lines)
+    assert any(" sweep: " in line and "10000" in line for line in lines)
 
 
 def test_a_dry_run_shows_the_options(file: str) -> None:
@@ -295,17 +301,20 @@ def test_a_dry_run_shows_the_options(file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "place", "part"),
     [
-        (["--only", "hto"], "--only hto: the recipe has no such variant. Did you mean 'hot'?"),
-        (["-s", "sweep.method={a: 5}"], "-s sweep.method={a: 5}: sweep.method.a: expected a map"),
-        (["-s", "sweep.method=hot"], "-s sweep.method=hot: sweep.method: expected a list of "),
+        (["--only", "hto"], "--only hto: ", "'hot'"),
+        (["-s", "sweep.method={a: 5}"], "-s sweep.method={a: 5}: sweep.method.a: ", " 5"),
+        (["-s", "sweep.method=hot"], "-s sweep.method=hot: sweep.method: ", "'hot'"),
     ],
 )
-def test_wrong_input_has_exit_status_2(file: str, arguments: list[str], told: str) -> None:
+def test_wrong_input_has_exit_status_2(
+    file: str, arguments: list[str], place: str, part: str
+) -> None:
     result = run(file, "--dry-run", *arguments)
     assert result.exit_code == 2
-    assert f"error: {told}" in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {place}") and part in line.removeprefix(f"error: {place}")
 
 
 def test_a_run_folder_holds_the_options(file: str) -> None:

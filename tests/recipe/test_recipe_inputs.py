@@ -141,7 +141,7 @@ def content(kind: str) -> bytes:
         ("merge", "x.yaml:7: engine: "),
         ("long list", "x.yaml:7: "),
         ("huge list", "x.yaml:1: "),
-        ("laughs", "aliases"),
+        ("laughs", "20000"),
         ("deep", "x.yaml:7: "),
         ("long sweep", "x.yaml:7: sweep.train.epochs: "),
         ("axes", "x.yaml:7: sweep: "),

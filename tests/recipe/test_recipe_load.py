@@ -181,12 +181,13 @@ def test_a_recipe_resolved_with_presets_loads_to_the_same(
 
 def test_a_section_that_is_wrong_has_no_presets(errors: Errors) -> None:
     (line,) = errors("pipeline: toy_load\nhead: {name: toy_rich, inner: 5}\nnote: other")
-    assert line.startswith("x.yaml:2: head.inner: expected a mapping, was given 5")
+    assert line.startswith("x.yaml:2: head.inner: ") and line.endswith(" 5")
 
 
 def test_a_preset_that_does_not_fit_says_where_it_came_from(errors: Errors) -> None:
     (line,) = errors(MINIMAL + "    note: wrong")
-    assert line.startswith("x.yaml:2: head.share: expected a number, was given 'much' (a preset ")
+    assert line.startswith("x.yaml:2: head.share: ")
+    assert "'much'" in line and "preset" in line  # the word for what the file does not give
 
 
 @pytest.mark.parametrize(
@@ -196,10 +197,22 @@ def test_seeds_of_the_command_line(recipe: Loader, seeds: str, expected: tuple[i
     assert recipe(SWEEP, seeds=seeds).seeds == expected
 
 
-@pytest.mark.parametrize("seeds", ["0", "-1", "a", "1,1", "1.5", "", "9" * 5000])
-def test_wrong_seeds_of_the_command_line(errors: Errors, seeds: str) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "part"),
+    [
+        ("0", "10000"),
+        ("-1", "'-1'"),
+        ("a", "'a'"),
+        ("1,1", "1"),
+        ("1.5", "'1.5'"),
+        ("", "''"),
+        ("9" * 5000, "'999"),
+    ],
+)
+def test_wrong_seeds_of_the_command_line(errors: Errors, seeds: str, part: str) -> None:
     (line,) = errors(SWEEP, seeds=seeds)
-    assert line.startswith(f"--seeds {seeds}: seeds: ")
+    place = f"--seeds {seeds}: seeds: "
+    assert line.startswith(place) and part in line[len(place) :]
 
 
 def test_all_errors_are_told_in_the_order_of_the_file(errors: Errors) -> None:
@@ -226,78 +239,82 @@ def test_all_errors_are_told_in_the_order_of_the_file(errors: Errors) -> None:
         """
     )
     wanted = [
-        ("2: description:", "expected text, was given 5"),
-        ("5: head.detla:", "unknown key. Did you mean 'delta'?"),
-        ("6: head.delta:", "expected a number, was given 'abc'"),
-        ("7: head.temperature:", "expected a number > 0"),
-        ("8: head.backward:", "Did you mean 'dense'?"),
-        ("9: head.dims[1]:", "expected a whole number, was given 'x'"),
-        ("10: head.inner.alhpa:", "unknown key. Did you mean 'alpha'?"),
-        ("11: head.flag:", "expected true or false, was given 2"),
-        ("12: head.size:", "expected a whole number or 'full', was given []"),
-        ("13: hed:", "unknown key. Did you mean 'head'?"),
-        ("14: loss.name:", "no 'toy_los' among ddnkit.losses. Did you mean 'toy_loss'?"),
-        ("15: metrics:", "expected a name ("),
-        ("16: train.epochs:", "expected a whole number, was given 1.5"),
-        ("16: train.colour:", "expected 'red', was given 'rad'. Did you mean 'red'?"),
-        ("17: note:", "expected text, was given 5"),
-        ("18: seeds:", "the seed 0 is given twice"),
+        ("2: description: ", ["5"]),
+        ("5: head.detla: ", ["'delta'"]),
+        ("6: head.delta: ", ["'abc'"]),
+        ("7: head.temperature: ", ["> 0", "-1"]),
+        ("8: head.backward: ", ["'densee'", "'dense'", "'closed_form'"]),
+        ("9: head.dims[1]: ", ["'x'"]),
+        ("10: head.inner.alhpa: ", ["'alpha'"]),
+        ("11: head.flag: ", ["true", "false", "2"]),
+        ("12: head.size: ", ["'full'", "[]"]),
+        ("13: hed: ", ["'head'"]),
+        ("14: loss.name: ", ["'toy_los'", "ddnkit.losses", "'toy_loss'"]),
+        ("15: metrics: ", ["toy_metric", "[1]"]),
+        ("16: train.epochs: ", ["1.5"]),
+        ("16: train.colour: ", ["'rad'", "'red'"]),
+        ("17: note: ", ["5"]),
+        ("18: seeds: ", ["0"]),
     ]
     assert len(lines) == len(wanted)
-    for line, (place, text) in zip(lines, wanted, strict=True):
-        assert line.startswith(f"x.yaml:{place}")
-        assert text in line
+    for line, (key, parts) in zip(lines, wanted, strict=True):
+        place = f"x.yaml:{key}"
+        assert line.startswith(place)
+        assert not [part for part in parts if part not in line[len(place) :]], line
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "place", "parts"),
     [
-        ("head: toy_plain", "x.yaml:1: pipeline: missing; expected one of: "),
-        ("pipeline: 5", "x.yaml:1: pipeline: was given 5; expected one of: "),
-        ("pipeline: toy_lod", "x.yaml:1: pipeline: no 'toy_lod' among ddnkit.pipelines. Did you "),
-        ("pipeline: toy_load", "x.yaml:1: head: missing; expected one of: "),
-        ("pipeline: toy_load\nhead:", "x.yaml:2: head: expected a name ("),
-        ("pipeline: toy_load\nhead: {share: 1}", "x.yaml:2: head.name: expected one of: "),
-        ("pipeline: toy_load\nhead: {name: 5}", "x.yaml:2: head.name: expected one of: "),
+        ("head: toy_plain", "1: pipeline: ", ["toy_load"]),
+        ("pipeline: 5", "1: pipeline: ", ["5", "toy_load"]),
+        ("pipeline: toy_lod", "1: pipeline: ", ["'toy_lod'", "ddnkit.pipelines", "'toy_load'"]),
+        ("pipeline: toy_load", "1: head: ", ["toy_plain, toy_rich"]),
+        ("pipeline: toy_load\nhead:", "2: head: ", ["toy_plain, toy_rich"]),
+        ("pipeline: toy_load\nhead: {share: 1}", "2: head.name: ", ["toy_plain, toy_rich"]),
+        ("pipeline: toy_load\nhead: {name: 5}", "2: head.name: ", ["toy_plain, toy_rich", "5"]),
         (
             "pipeline: toy_load\nhead: {name: toy_rich, more: {alhpa: 1}}",
-            "x.yaml:2: head.more.alhpa: unknown key. Did you mean 'alpha'?",
+            "2: head.more.alhpa: ",
+            ["'alpha'"],
         ),
-        (MINIMAL + "    train: 5", "x.yaml:3: train: expected a mapping, was given 5"),
+        (MINIMAL + "    train: 5", "3: train: ", ["5"]),
         (
             MINIMAL + "    train: {epochs: 1, iterations: 2}",
-            "x.yaml:3: train: give epochs or iterations, not both",
+            "3: train: ",
+            ["give epochs or iterations, not both"],  # in the pipeline's own words
         ),
-        (MINIMAL + "    seeds: true", "x.yaml:3: seeds: expected a count"),
-        (MINIMAL + "    sweep: [1]", "x.yaml:3: sweep: expected a mapping"),
-        (MINIMAL + "    sweep: {note: a}", "x.yaml:3: sweep.note: expected a list of values"),
-        (MINIMAL + "    sweep: {note: []}", "x.yaml:3: sweep.note: expected a list of values"),
-        (MINIMAL + "    sweep: {note: [a, a]}", "x.yaml:3: sweep.note: 'a' twice"),
-        (MINIMAL + "    sweep: {a..b: [a]}", "x.yaml:3: sweep.a..b: expected a dotted key"),
-        (MINIMAL + "    sweep: {seeds: [1]}", "x.yaml:3: sweep.seeds: 'seeds' cannot be swept"),
-        (
-            MINIMAL + "    train: 7\n    sweep: {train.x: [1]}",
-            "x.yaml:4: sweep.train.x: train is 7, ",
-        ),
+        (MINIMAL + "    seeds: true", "3: seeds: ", ["true"]),
+        (MINIMAL + "    sweep: [1]", "3: sweep: ", ["[1]"]),
+        (MINIMAL + "    sweep: {note: a}", "3: sweep.note: ", ["'a'"]),
+        (MINIMAL + "    sweep: {note: []}", "3: sweep.note: ", ["[]"]),
+        (MINIMAL + "    sweep: {note: [a, a]}", "3: sweep.note: ", ["'a'"]),
+        (MINIMAL + "    sweep: {a..b: [a]}", "3: sweep.a..b: ", ["head.name"]),
+        (MINIMAL + "    sweep: {seeds: [1]}", "3: sweep.seeds: ", ["'seeds'"]),
+        (MINIMAL + "    train: 7\n    sweep: {train.x: [1]}", "4: sweep.train.x: ", ["train", "7"]),
         (
             MINIMAL + "    sweep:\n      head.name:\n      - toy_plain\n      - toy_plian",
-            "x.yaml:6: head.name: no 'toy_plian'",
+            "6: head.name: ",
+            ["'toy_plian'", "'toy_plain'"],
         ),
         (
             MINIMAL + f"    sweep: {{note: {list(range(101))}, head.share: {list(range(100))}}}",
-            "x.yaml:3: sweep: more than 10000 variants",
+            "3: sweep: ",
+            ["10000"],
         ),
     ],
 )
-def test_what_is_wrong_is_named(errors: Errors, text: str, line: str) -> None:
-    assert any(told.startswith(line) for told in errors(text))
+def test_what_is_wrong_is_named(errors: Errors, text: str, place: str, parts: list[str]) -> None:
+    place = f"x.yaml:{place}"
+    (line,) = (told for told in errors(text) if told.startswith(place))
+    assert not [part for part in parts if part not in line[len(place) :]], line
 
 
 def test_a_key_that_no_swept_head_knows_is_told_once_with_the_choices_of_all(
     errors: Errors,
 ) -> None:
-    lines = errors(SWEEP.replace("dims:", "dmis:"))
-    assert lines == ["x.yaml:3: head.dmis: unknown key. Did you mean 'dims'?"]
+    (line,) = errors(SWEEP.replace("dims:", "dmis:"))
+    assert line.startswith("x.yaml:3: head.dmis: ") and "'dims'" in line
 
 
 def test_a_misspelt_head_in_a_sweep_is_the_only_error(errors: Errors) -> None:
@@ -307,40 +324,42 @@ def test_a_misspelt_head_in_a_sweep_is_the_only_error(errors: Errors) -> None:
         sweep: {head.name: [toy_plain, toy_rcih]}
     """
     (line,) = errors(text)
-    assert line.startswith("x.yaml:3: head.name: no 'toy_rcih'")
+    assert line.startswith("x.yaml:3: head.name: ")
+    assert "'toy_rcih'" in line and "'toy_rich'" in line
 
 
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
-        (["head.detla=1"], ["-s head.detla=1: head.detla: unknown key. Did you mean 'delta'?"]),
+        (["head.detla=1"], [("head.detla=1: head.detla: ", "'delta'")]),
+        (["head.delta=abc"], [("head.delta=abc: head.delta: ", "'abc'")]),
         (
-            ["head.delta=abc"],
-            ["-s head.delta=abc: head.delta: expected a number, was given 'abc'"],
+            ["head.name=toy_plain", "head.delta=1"],
+            [("head.delta=1: head.delta: ", "name, share, temperature")],
         ),
-        (["head.name=toy_plain", "head.delta=1"], ["-s head.delta=1: head.delta: unknown key."]),
-        (["train.epochs=yes"], ["-s train.epochs=yes: train.epochs: expected a"]),
-        (["train.epochs=true"], ["-s train.epochs=true: train.epochs: expected a"]),
-        (["head.dims=[true]"], ["-s head.dims=[true]: head.dims[0]: expected a number, was giv"]),
-        (["train.epochs.x=1"], ["-s train.epochs.x=1: train.epochs is 3, which has no keys"]),
-        (["pipeline.x=1"], ["-s pipeline.x=1: pipeline is 'toy_load', which has no keys"]),
-        (["foo", "a..b=1"], ["-s foo: expected KEY=VALUE", "-s a..b=1: expected KEY=VALUE"]),
-        (["a=[1"], ["-s a=[1: not valid YAML"]),
-        (["a={b: 1, b: 2}"], ["-s a={b: 1, b: 2}: b: the key is given twice"]),
-        (["sweep.note=[]"], ["-s sweep.note=[]: sweep.note: expected a list of values"]),
+        (["train.epochs=yes"], [("train.epochs=yes: train.epochs: ", "'yes'")]),
+        (["train.epochs=true"], [("train.epochs=true: train.epochs: ", "true")]),
+        (["head.dims=[true]"], [("head.dims=[true]: head.dims[0]: ", "true")]),
+        (["train.epochs.x=1"], [("train.epochs.x=1: train.epochs ", "3")]),
+        (["pipeline.x=1"], [("pipeline.x=1: pipeline ", "'toy_load'")]),
+        (["foo", "a..b=1"], [("foo: ", "KEY=VALUE"), ("a..b=1: ", "KEY=VALUE")]),
+        (["a=[1"], [("a=[1: ", "YAML")]),
+        (["a={b: 1, b: 2}"], [("a={b: 1, b: 2}: b: ", "twice")]),
+        (["sweep.note=[]"], [("sweep.note=[]: sweep.note: ", "[]")]),
         (
             ["sweep.head=[toy_plain, {name: toy_rich}]", "head.delta=1"],
-            ["-s head.delta=1: head.delta: each value of the sweep over 'head' replaces all of"],
+            [("head.delta=1: head.delta: ", "head=... or sweep.head=...")],
         ),
     ],
 )
 def test_wrong_overrides_repeat_what_was_typed(
-    errors: Errors, overrides: list[str], lines: list[str]
+    errors: Errors, overrides: list[str], lines: list[tuple[str, str]]
 ) -> None:
     told = errors(SWEEP, *overrides)
     assert len(told) == len(lines)
-    for line, start in zip(told, lines, strict=True):
-        assert line.startswith(start)
+    for line, (typed, part) in zip(told, lines, strict=True):
+        assert line.startswith(f"-s {typed}")
+        assert part in line.removeprefix(f"-s {typed}")
 
 
 def test_an_override_for_one_swept_head_is_left_out_for_the_other(recipe: Loader) -> None:
@@ -361,9 +380,9 @@ def test_shipped_recipes_are_found_by_name(shipped: Path, recipe: Loader) -> Non
     (shipped / "recipes").mkdir()
     (shipped / "recipes" / "mine10.yaml").write_text("pipeline: toy_load\nhead: toy_plain\n")
     assert load("mine10").name == "mine10"
-    with pytest.raises(InputError, match="Did you mean 'mine10'") as caught:
+    with pytest.raises(InputError, match=r"'mine11'.*'mine10'") as caught:
         load("mine11")
-    assert "looked for" in str(caught.value)
+    assert str(Path("mine11").absolute()) in str(caught.value)
 
 
 def test_a_checkout_ships_the_recipes_beside_the_package(shipped: Path) -> None:
@@ -385,15 +404,17 @@ def test_a_missing_file_like_none_there_names_the_shipped_recipes(recipe: Loader
 
 def test_a_missing_file_names_its_neighbour(shipped: Path, recipe: Loader) -> None:
     recipe(MINIMAL)
-    with pytest.raises(InputError, match=r"no recipe file 'y\.yaml'.*Did you mean 'x\.yaml'"):
+    with pytest.raises(InputError, match=r"'y\.yaml'.*'x\.yaml'"):
         load("y.yaml")
-    with pytest.raises(InputError, match=r"looked in .*nowhere"):
+    with pytest.raises(InputError, match=str(Path("nowhere").absolute())):
         load("nowhere/y.yaml")
 
 
 def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a folder, not a recipe$"):
+    inside = tmp_path / "recipe.yaml"
+    with pytest.raises(InputError, match=f"'{tmp_path}'") as caught:
         load(tmp_path)
-    (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(InputError, match=r"its recipe is .*recipe\.yaml"):
+    assert str(inside) not in str(caught.value)
+    inside.write_text("")
+    with pytest.raises(InputError, match=f"'{tmp_path}'.*{inside}"):
         load(tmp_path)

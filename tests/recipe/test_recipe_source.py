@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -112,9 +114,9 @@ def test_each_path_has_its_line_and_column() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("a: 1\nb: 2\na: 3", ["t.yaml:3: a:", "twice", "line 1"]),
+        ("a: 1\nb: 2\na: 3", ["t.yaml:3: a:", "line 1"]),
         ("a: 1\nx: !!python/object/apply:os.system [id]", ["t.yaml:2: x:", "os.system"]),
-        ("x: !!python/name:os.system", ["t.yaml:1: x:", "not allowed"]),
+        ("x: !!python/name:os.system", ["t.yaml:1: x:", "!!python/name:os.system"]),
         ("x: !!binary aGk=", ["t.yaml:1: x:", "!!binary"]),
         ("x: !mine {a: 1}", ["t.yaml:1: x:", "!mine"]),
         ("x: !!int abc", ["t.yaml:1: x:", "'abc'", "int"]),
@@ -122,20 +124,20 @@ def test_each_path_has_its_line_and_column() -> None:
         ("a: 1\nx: [1, 010]", ["t.yaml:2: x[1]:", "010", "8", "10"]),
         ("x: 0_10", ["t.yaml:1: x:", "8", "10"]),
         ("x: -0777", ["t.yaml:1: x:", "-0777", "-511"]),
-        ("x: " + "9" * 5000, ["t.yaml:1: x:", "digits"]),
-        ("x: 0x" + "f" * 5000, ["t.yaml:1: x:", "digits"]),
-        ("x: 0o" + "7" * 9000, ["t.yaml:1: x:", "digits"]),
+        ("x: " + "9" * 5000, ["t.yaml:1: x:", "'999"]),
+        ("x: 0x" + "f" * 5000, ["t.yaml:1: x:", "'0xff"]),
+        ("x: 0o" + "7" * 9000, ["t.yaml:1: x:", "'0o77"]),
         (r'x: [1, "a\ud800"]', ["t.yaml:1: x[1]:", r"\ud800"]),
         (r'x: {"\udfff": 1}', ["t.yaml:1: x:", r"\udfff"]),
         ("x: " + "[" * 101 + "]" * 101, ["t.yaml:1", "too deeply"]),
         ("x: 1\ny: [" + "1, " * 30_000 + "]", ["t.yaml:2", "20000"]),
         ("x: " + "é" * 1_000_001, ["t.yaml:1", "1,000,000"]),
-        ("a: [1, 2\nb: 3", ["t.yaml:2", "not valid YAML"]),
-        ("a: 1\n\tb: 2", ["t.yaml:2", "not valid YAML", "\\t"]),
-        ("a: 1\n---\nb: 2", ["t.yaml:2", "not valid YAML", "document"]),
-        ("a: 1\nb: \x00", ["t.yaml:2", "not valid YAML", "\\x00"]),
+        ("a: [1, 2\nb: 3", ["t.yaml:2", "',' or ']'", "':'"]),
+        ("a: 1\n\tb: 2", ["t.yaml:2", "'\\t'"]),
+        ("a: 1\n---\nb: 2", ["t.yaml:2", "document"]),
+        ("a: 1\nb: \x00", ["t.yaml:2", "'\\x00'"]),
         ("a: &x [*x]", ["t.yaml:1: a[0]:", "alias"]),
-        ("? [1]\n: 2", ["t.yaml:1", "plain word"]),
+        ("? [1]\n: 2", ["t.yaml:1", "key"]),
         ("a: {<<: {b: 1}}", ["t.yaml:1: a:", "<<"]),
         ("[" * 600, ["t.yaml:1", "too deeply"]),
     ],
@@ -156,28 +158,28 @@ def test_nested_aliases_do_not_explode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "MAXIMUM_NODES", 500)
     lines = ["a0: &a0 [1, 1, 1]"]
     lines += [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
-    assert "aliases" in failure("\n".join(lines))
+    message = failure("\n".join(lines))
+    assert message.startswith("t.yaml:1: a4[") and "500" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "part"),
+    ("content", "told"),
     [
-        (b"", "empty"),
-        (b"# only a comment\n", "empty"),
-        (b"- 1\n", "expected a mapping"),
-        (b"a: 1\n\xff", "f.yaml:2: not a text in UTF-8"),
+        (b"", r"f\.yaml:1: .*empty"),
+        (b"# only a comment\n", r"f\.yaml:1: .*empty"),
+        (b"- 1\n", r"f\.yaml:1: .* \[1\]$"),
+        (b"a: 1\n\xff", r"f\.yaml:2: .*UTF-8"),
     ],
 )
-def test_a_file_that_is_no_recipe(content: bytes, part: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_recipe(content: bytes, told: str, tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"f\.yaml") as caught:
+    with pytest.raises(InputError, match=told):
         read(file, "f.yaml")
-    assert part in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=f"{tmp_path}: .*{os.strerror(errno.EISDIR)}"):
         read(tmp_path)
 
 
