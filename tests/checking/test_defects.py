@@ -170,31 +170,20 @@ class Random(OnSphere):
         return y / y.norm()
 
 
+#: Each with the name of its diagnosis (docs/check.md) and what is named in it.
 PAIRS = [
-    (WrongFactor, Projection, "the node's own adjoint is wrong: it is off by a factor of 3 "),
-    (WrongSign, Projection, "the node's own adjoint is wrong: its sign is wrong"),
-    (
-        TransposedHessianTerm,
-        LinearSystem,
-        "the node's own adjoint is wrong: a matrix in it is transposed",
-    ),
-    (StopsEarly, Descent, "inexact solve:"),
-    (WrongRoot, RightRoot, "another branch:"),
-    (Infeasible, OnSphere, "infeasible:"),
-    (SquaredConstraint, OnSphere, "degenerate constraints:"),
-    (
-        BatchLeak,
-        Shrinkage,
-        "items of a batch influence one another: `solve`",
-    ),
-    (Float32Overflow, LogSumExp, "float32 overflows"),
-    (StaleCache, Cached, "stale cache:"),
-    (
-        ForgottenInput,
-        LinearSystem,
-        "the node's own adjoint is wrong: forgotten input",
-    ),
-    (Random, OnSphere, "not deterministic"),
+    (WrongFactor, Projection, "the node's own adjoint is wrong", "3"),
+    (WrongSign, Projection, "the node's own adjoint is wrong", "-1"),
+    (TransposedHessianTerm, LinearSystem, "the node's own adjoint is wrong", "dy/dx"),
+    (StopsEarly, Descent, "inexact solve", ""),
+    (WrongRoot, RightRoot, "another branch", "`solve`"),
+    (Infeasible, OnSphere, "infeasible", ""),
+    (SquaredConstraint, OnSphere, "degenerate constraints", ""),
+    (BatchLeak, Shrinkage, "items of a batch influence one another", "`solve`"),
+    (Float32Overflow, LogSumExp, "float32 overflows", ""),
+    (StaleCache, Cached, "stale cache", ""),
+    (ForgottenInput, LinearSystem, "the node's own adjoint is wrong", "input 0"),
+    (Random, OnSphere, "not deterministic", ""),
 ]
 
 
@@ -205,13 +194,14 @@ def report_of_twin(twin):
 
 
 @pytest.mark.parametrize(
-    ("defect", "twin", "cause"), PAIRS, ids=lambda value: getattr(value, "__name__", "")
+    ("defect", "twin", "cause", "named"), PAIRS, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_a_defect_is_named_and_its_twin_passes(defect, twin, cause):
+def test_a_defect_is_named_and_its_twin_passes(defect, twin, cause, named):
     report = ddnkit.check(defect(), examples=3)
     assert not report.ok
     assert report.verdict == "invalid"
     assert report.diagnosis[0].startswith(cause), report.diagnosis
+    assert named in report.diagnosis[0].removeprefix(cause), report.diagnosis
     assert report.next[0]
     right = report_of_twin(twin)
     assert right.ok, str(right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddnkit import DeclarativeNode, Job, Pipeline, Settings, component, registry
+from ddnkit import __version__ as VERSION
 from ddnkit.cli import group, main
 from ddnkit.errors import DdnkitError, UntrustedGradientError
 from ddnkit.recipe import find
@@ -84,7 +86,8 @@ def test_help_names_every_command(ddnkit: Command) -> None:
 
 
 def test_version(ddnkit: Command) -> None:
-    assert ddnkit("--version").output.startswith("ddnkit, version ")
+    (line,) = ddnkit("--version").output.splitlines()
+    assert line.startswith("ddnkit") and line.endswith(f" {VERSION}")
 
 
 def test_list_shows_groups_plugins_and_recipes(ddnkit: Command) -> None:
@@ -104,9 +107,12 @@ def test_list_of_one_group(ddnkit: Command) -> None:
     assert ddnkit("list", "recipes").output.startswith("recipes\n  ")
 
 
-def test_an_empty_group_says_so(ddnkit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_group_is_listed_too(ddnkit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddnkit.cli.list.shipped", dict)
-    assert ddnkit("list", "recipes").output == "recipes\n  (none)\n"
+    result = ddnkit("list", "recipes")
+    assert result.exit_code == 0
+    assert result.output.startswith("recipes\n")
+    assert "digits" not in result.output
 
 
 def test_list_sets_aside_what_does_not_work(
@@ -114,9 +120,10 @@ def test_list_sets_aside_what_does_not_work(
 ) -> None:
     plugin = registry.Plugin("heads", "broken", "mod:Broken", "stranger 1.0")
     monkeypatch.setattr(registry, "check_foreign", lambda: {plugin: "RuntimeError: no"})
-    told = "set aside\n  broken (ddnkit.heads, mod:Broken, from stranger 1.0): RuntimeError: no\n"
-    assert ddnkit("list").output.endswith(told)
-    assert ddnkit("list", "heads").output.endswith(told)
+    for arguments in (["list"], ["list", "heads"]):
+        (line,) = ddnkit(*arguments).output.partition("\nset aside\n")[2].splitlines()
+        for part in ("broken", "ddnkit.heads", "mod:Broken", "stranger 1.0", "RuntimeError: no"):
+            assert part in line
     assert "set aside" not in ddnkit("list", "losses").output
 
 
@@ -136,9 +143,10 @@ def test_describe_a_settings_class(ddnkit: Command) -> None:
 
 def test_describe_shows_all_that_have_the_name(ddnkit: Command) -> None:
     output = ddnkit("describe", "cli_toy").output
-    assert "backbones/cli_toy" in output
-    assert "heads/cli_toy" in output
-    assert "(no text)\n\n  no keys" in output
+    _, first, second = re.split(r"^(?=\w+/cli_toy$)", output, flags=re.MULTILINE)
+    assert first.startswith("backbones/cli_toy\n") and "must" in first
+    assert second.startswith("heads/cli_toy\n")
+    assert not re.search(r"^ *key +type", second, re.MULTILINE)  # it has none
 
 
 def test_describe_a_pipeline(ddnkit: Command) -> None:
@@ -166,42 +174,42 @@ def test_describe_a_recipe(ddnkit: Command, name: str) -> None:
     output = ddnkit("describe", name).output
     assert "recipes/digits\n" in output
     assert "  variants:\n    standard\n    fixed_etf\n    nearest_etf\n" in output
-    assert "to run it: ddnkit run digits" in output
+    assert "ddnkit run digits" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "parts"),
     [
-        (["lits"], "no command 'lits'. Did you mean 'list'?"),
-        (["list", "hedas"], "error: no group 'hedas'. Did you mean 'heads'?"),
-        (["describe", "nearst_etf"], "error: nothing is called 'nearst_etf'. Did you mean 'near"),
-        (["describe", "heads/nearst_etf"], "nothing is called 'nearst_etf' in heads. Did you mean"),
-        (["describe", "hedas/x"], "error: no group 'hedas'. Did you mean 'heads'?"),
-        (["describe", "recipes/digist"], "nothing is called 'digist' in recipes. Did you mean"),
-        (["run", "digits", "--sedes", "1"], "--seeds"),
-        (["--verison"], "--version"),
-        (["run"], "Missing argument 'RECIPE'"),
-        (["report"], "Missing argument"),
-        (["run", "digist"], "Did you mean 'digits'?"),
-        (["run", "digits", "-s", "head.detla=1"], "head.detla: unknown key. Did you mean 'delta'?"),
-        (["run", "digits", "--seeds", "x"], "--seeds x: seeds: expected"),
-        (["run", "digits", "--device", "gpu"], "'auto', 'cpu', 'cuda'"),
+        (["lits"], ["'lits'", "'list'"]),
+        (["list", "hedas"], ["'hedas'", "'heads'"]),
+        (["describe", "nearst_etf"], ["'nearst_etf'", "'nearest_etf'"]),
+        (["describe", "heads/nearst_etf"], ["'nearst_etf'", "heads", "'nearest_etf'"]),
+        (["describe", "hedas/x"], ["'hedas'", "'heads'"]),
+        (["describe", "recipes/digist"], ["'digist'", "recipes", "'digits'"]),
+        (["run", "digits", "--sedes", "1"], ["--sedes", "--seeds"]),
+        (["--verison"], ["--verison", "--version"]),
+        (["run"], ["'RECIPE'"]),
+        (["report"], ["'RUN_DIR"]),
+        (["run", "digist"], ["'digist'", "'digits'"]),
+        (["run", "digits", "-s", "head.detla=1"], ["head.detla=1: head.detla: ", "'delta'"]),
+        (["run", "digits", "--seeds", "x"], ["--seeds x: seeds: ", "'x'"]),
+        (["run", "digits", "--device", "gpu"], ["--device", "'gpu'", "'auto', 'cpu', 'cuda'"]),
     ],
 )
 def test_wrong_input_exits_2_and_names_the_nearest(
-    ddnkit: Command, arguments: list[str], told: str
+    ddnkit: Command, arguments: list[str], parts: list[str]
 ) -> None:
     result = ddnkit(*arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert not [part for part in parts if part not in result.stderr], result.stderr
     assert "Traceback" not in result.output
 
 
 def test_several_errors_are_lines_under_one_heading(ddnkit: Command) -> None:
     result = ddnkit("run", "digits", "-s", "x=1", "-s", "y=1")
     first, second = result.stderr.splitlines()
-    assert first.startswith("error: -s x=1: x: unknown key.")
-    assert second.startswith("       -s y=1: y: unknown key.")
+    assert first.startswith("error: -s x=1: x: ")
+    assert second.startswith("       -s y=1: y: ")
 
 
 @pytest.fixture
@@ -221,14 +229,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
-        (DdnkitError("no good"), 1, "error: no good\n"),
-        (UntrustedGradientError("not stationary"), 1, "error: not stationary\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-        (
-            ValueError("odd"),
-            1,
-            "error: unexpected ValueError: odd; for the traceback: ddnkit --debug bench ...\n",
-        ),
+        (DdnkitError("no good"), 1, r"error: no good\n"),
+        (UntrustedGradientError("not stationary"), 1, r"error: not stationary\n"),
+        (KeyboardInterrupt(), 130, r"interrupted\n"),
+        (ValueError("odd"), 1, r"error: .*ValueError: odd\b.* ddnkit --debug bench .*\n"),
         (BrokenPipeError(32, "gone"), 1, ""),
     ],
 )
@@ -242,7 +246,7 @@ def test_errors_become_one_line_and_a_status(
     failing(error)
     result = ddnkit("bench")
     assert result.exit_code == status
-    assert result.stderr == told
+    assert re.fullmatch(told, result.stderr)
 
 
 def test_debug_gives_the_traceback(

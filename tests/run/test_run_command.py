@@ -32,6 +32,17 @@ def rows(file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def unfinished(out: str) -> tuple[str, list[str]]:
+    """How many jobs of how many the report has as finished, and its list of the others."""
+    found = re.search(r"^(\d+ of \d+) jobs .*\n\n((?:- .* seed .*\n)*)", report(out), re.MULTILINE)
+    assert found is not None
+    return found[1], [line.removeprefix("- ") for line in found[2].splitlines()]
+
+
+def report(out: str) -> str:
+    return Path(out, "report.md").read_text(encoding="utf-8")
+
+
 def boom(job: Job) -> NoReturn:
     raise ValueError("boom\nwith details")
 
@@ -181,18 +192,17 @@ def test_only_runs_the_variants_that_are_named(ddnkit: Command, ran: Ran) -> Non
     assert ran == [("toy_fast", 0), ("toy_fast", 2)]
     result = ddnkit("run", "race.yaml", "--only", "toy_fats")
     assert result.exit_code == 2
-    assert "--only toy_fats: the recipe has no such variant. Did you mean 'toy_fast'" in (
-        result.stderr
-    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: --only toy_fats: ") and "'toy_fast'" in line
 
 
 def test_smoke_reaches_the_job_and_the_report(ddnkit: Command) -> None:
     assert ddnkit("run", "race.yaml", "--out", "o", "--smoke", "--seeds", "1").exit_code == 0
     assert len(rows("o/runs/toy_slow/seed-0/metrics.csv")) == 2
-    assert "smoke run" in Path("o/report.md").read_text()
+    assert "smoke" in Path("o/report.md").read_text()
     result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
     assert result.exit_code == 2
-    assert "holds a smoke run: --smoke must be as it was" in result.stderr
+    assert "--smoke" in result.stderr
 
 
 def test_a_dry_run_runs_nothing(ddnkit: Command, ran: Ran) -> None:
@@ -210,12 +220,12 @@ def test_a_failed_job_does_not_stop_the_others(ddnkit: Command, ran: Ran, troubl
     result = ddnkit("run", "race.yaml", "--out", "o")
     assert result.exit_code == 1
     assert ran == RACE
-    told = "failed toy_slow seed 1: ValueError: boom (traceback: o/runs/toy_slow/seed-1/error.txt)"
-    assert told in result.output
-    assert f"error: {told}" in result.stderr
+    (line,) = (told for told in result.stderr.splitlines() if told.startswith("error: "))
+    assert line.removeprefix("error: ") in result.stdout
+    for part in ("toy_slow seed 1", "ValueError: boom", "o/runs/toy_slow/seed-1/error.txt"):
+        assert part in line
     assert "in boom" in Path("o/runs/toy_slow/seed-1/error.txt").read_text()
-    report = Path("o/report.md").read_text()
-    assert "5 of 6 jobs finished.\n\n- toy_slow seed 1: failed\n" in report
+    assert unfinished("o") == ("5 of 6", ["toy_slow seed 1: failed"])
 
     trouble.clear()
     ran.clear()
@@ -223,21 +233,20 @@ def test_a_failed_job_does_not_stop_the_others(ddnkit: Command, ran: Ran, troubl
     assert again.exit_code == 0
     assert ran == [("toy_slow", 1)]
     assert not Path("o/runs/toy_slow/seed-1/error.txt").exists()
-    assert "6 of 6 jobs finished." in Path("o/report.md").read_text()
+    assert unfinished("o") == ("6 of 6", [])
 
 
 def test_an_interrupted_run_says_how_to_go_on(ddnkit: Command, ran: Ran, trouble: Trouble) -> None:
     trouble["toy_fast", 0] = interrupt
     result = ddnkit("run", "race.yaml", "--out", "my run", "-s", "head.boost=4")
     assert result.exit_code == 130
-    assert result.stderr == (
-        "interrupted; to go on where it was: ddnkit run race.yaml -s head.boost=4 --out 'my run' --resume\n"
-    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("interrupted")
+    assert line.endswith(" ddnkit run race.yaml -s head.boost=4 --out 'my run' --resume")
     report = ddnkit("report", "my run")
     assert report.exit_code == 0
-    text = Path("my run/report.md").read_text()
-    assert "1 of 6 jobs finished." in text
-    assert "- toy_fast seed 0: not finished" in text
+    done, left = unfinished("my run")
+    assert done == "1 of 6" and "toy_fast seed 0: not finished" in left
 
     trouble.clear()
     ran.clear()
@@ -267,16 +276,10 @@ def test_resume_takes_the_newest_folder_and_may_add_seeds(ddnkit: Command, ran: 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "'o' holds this run already: add --resume to go on with it, or choose another --out"),
-        (["-s", "head.gain=7"], "'o' holds another run already: choose another --out"),
-        (
-            ["-s", "head.gain=7", "--resume"],
-            "'o' holds another run (its head.gain is 0.1, here 7.0); to go on with that one",
-        ),
-        (
-            ["-s", "head.name=toy_slow", "--resume"],
-            "its variants are toy_slow, toy_fast; here they are default",
-        ),
+        ([], "'o'.* --resume .*--out"),
+        (["-s", "head.gain=7"], "'o'(?!.*--resume).*--out"),
+        (["-s", "head.gain=7", "--resume"], r"'o'.*head\.gain .*0\.1.* 7\.0"),
+        (["-s", "head.name=toy_slow", "--resume"], "'o'.* toy_slow, toy_fast.* default"),
     ],
 )
 def test_a_folder_keeps_to_one_run(
@@ -286,7 +289,7 @@ def test_a_folder_keeps_to_one_run(
     ran.clear()
     result = ddnkit("run", "race.yaml", "--out", "o", *arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert re.search(told, result.stderr)
     assert not ran
 
 
@@ -299,9 +302,9 @@ def edit(name: str, old: str, new: str) -> None:
 
 def test_a_recipe_that_was_changed_after_the_run_is_told(ddnkit: Command) -> None:
     ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1")
-    assert "changed" not in ddnkit("report", "o").stderr
+    assert not ddnkit("report", "o").stderr
     edit("recipe.yaml", "pipeline:", "# a comment is no change\npipeline:")
-    assert "changed" not in ddnkit("report", "o").stderr
+    assert not ddnkit("report", "o").stderr
     edit("recipe.yaml", "Two racing heads", "Three racing heads")
     result = ddnkit("report", "o")
     assert result.exit_code == 0
@@ -326,7 +329,7 @@ def test_a_changed_recipe_does_not_change_what_is_gone_on_with(ddnkit: Command, 
     result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
     assert result.exit_code == 0 and "o/recipe.yaml" in result.stderr
     assert Path("o/recipe.yaml").read_text() == recipe
-    assert "changed" not in ddnkit("report", "o").stderr
+    assert not ddnkit("report", "o").stderr
 
 
 def test_settings_that_were_changed_are_written_again(ddnkit: Command) -> None:
@@ -355,7 +358,7 @@ def test_a_run_without_checksums_is_resumed_as_before(ddnkit: Command) -> None:
     }  # fmt: skip
     file.write_text(json.dumps(content))
     edit("recipe.yaml", "Two racing", "Three racing")
-    assert "changed" not in ddnkit("report", "o").stderr
+    assert not ddnkit("report", "o").stderr
     result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
     assert result.exit_code == 0, result.output
 
@@ -384,7 +387,7 @@ def test_a_report_names_what_is_damaged_and_has_the_rest(
         assert row["n"] == ("1" if left_out and row["variant"] == "toy_slow" else "2")
     again = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "2")
     assert again.exit_code == 2 and name in again.stderr.splitlines()[-1]
-    assert "holds another run" not in again.stderr
+    assert "'o'" not in again.stderr  # which is told of a folder with another run
 
 
 def test_a_folder_that_cannot_be_written_is_named(ddnkit: Command) -> None:
@@ -400,32 +403,37 @@ def test_a_run_whose_recipe_is_broken_is_not_resumed(ddnkit: Command) -> None:
     Path("o/recipe.yaml").write_text("pipeline: gone\n")
     result = ddnkit("run", "race.yaml", "--out", "o", "--resume")
     assert result.exit_code == 2
-    assert "its recipe cannot be loaded" in result.stderr
-    report = ddnkit("report", "o")
-    assert report.exit_code == 0
-    assert "cannot be loaded, no figures drawn" in report.stderr
-    assert "toy_fast" in report.output
+    assert "o/recipe.yaml" in result.stderr and "'gone'" in result.stderr
+    told = ddnkit("report", "o")
+    assert told.exit_code == 0
+    assert re.search("^warning: .*o/recipe.yaml:1: pipeline: .*'gone'", told.stderr, re.MULTILINE)
+    assert "toy_fast" in told.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "parts"),
     [
-        (["run", "race.yaml", "--resume"], "nothing to resume: no run of 'race' in"),
-        (["run", "race.yaml", "--resume", "--out", "nowhere"], "there is no such folder"),
-        (["run", "race.yaml", "--out", "."], "is not an empty folder and holds no run"),
-        (["report", "."], "'.' is not a run folder: holds no recipe.yaml"),
+        (["run", "race.yaml", "--resume"], ["'race'", "outputs"]),
+        (["run", "race.yaml", "--resume", "--out", "nowhere"], ["'nowhere'"]),
+        (["run", "race.yaml", "--out", "."], ["'.'"]),
+        (["report", "."], ["'.'", "recipe.yaml"]),
     ],
 )
-def test_folders_that_are_none(ddnkit: Command, arguments: list[str], told: str) -> None:
+def test_folders_that_are_none(ddnkit: Command, arguments: list[str], parts: list[str]) -> None:
+    before = set(Path().iterdir())
     result = ddnkit(*arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert not [part for part in parts if part not in line], line
+    assert set(Path().iterdir()) == before
 
 
 def test_wrong_input_found_by_the_job_is_told_once_and_leaves_nothing(ddnkit: Command) -> None:
     result = ddnkit("run", "race.yaml", "--out", "o", "-s", "data_is_there=false")
     assert result.exit_code == 2
-    assert result.stderr == "error: the data are missing: looked in 'data'\n"
+    assert (
+        result.stderr == "error: the data are missing: looked in 'data'\n"
+    )  # the pipeline's words
     assert not Path("o").exists()
     assert ddnkit("run", "race.yaml", "-s", "data_is_there=false").exit_code == 2
     assert not Path("outputs").exists()
@@ -449,15 +457,16 @@ def test_a_resumed_run_is_kept_when_its_data_are_gone(ddnkit: Command) -> None:
 def test_figures_that_fail_are_a_warning(ddnkit: Command) -> None:
     result = ddnkit("run", "race.yaml", "--out", "o", "-s", "draw=nothing")
     assert result.exit_code == 0
-    assert result.stderr == "warning: no figures drawn: RuntimeError: no ink\n"
-    assert "no ink" in Path("o/report.md").read_text()
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: ") and warning.endswith(" RuntimeError: no ink")
+    assert "RuntimeError: no ink" in Path("o/report.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"step": 1, "test_topl": 1.0}, "no column 'test_topl' among the pipeline's. Did you mean"),
-        ({"epoch": 1}, "a recorded row needs its 'step'"),
+        ({"step": 1, "test_topl": 1.0}, "'test_topl'.*'test_top1'"),
+        ({"epoch": 1}, "'step'"),
     ],
 )
 def test_a_wrong_row_fails_the_job(
@@ -466,7 +475,7 @@ def test_a_wrong_row_fails_the_job(
     trouble["toy_slow", 0] = lambda job: job.record(row)
     result = ddnkit("run", "race.yaml", "--seeds", "1")
     assert result.exit_code == 1
-    assert told in result.stderr
+    assert re.search(f"toy_slow seed 0.*{told}", result.stderr)
 
 
 def test_cuda_that_is_not_there_is_wrong_input(
@@ -477,7 +486,7 @@ def test_cuda_that_is_not_there_is_wrong_input(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = ddnkit("run", "race.yaml", "--device", "cuda")
     assert result.exit_code == 2
-    assert "error: --device cuda: torch" in result.stderr
+    assert result.stderr.startswith("error: --device cuda: ")
     assert not Path("outputs").exists()
 
 
@@ -508,8 +517,8 @@ def test_a_report_of_a_run_without_figures_yet(ddnkit: Command) -> None:
     Path("o/recipe.yaml").write_text(load("race.yaml").to_yaml())
     result = ddnkit("report", "o")
     assert result.exit_code == 0
-    assert "no evaluation was recorded" in result.output
-    assert "0 of 6 jobs finished." in Path("o/report.md").read_text()
+    assert "toy_slow" not in result.stdout  # there is no row to show
+    assert unfinished("o")[0] == "0 of 6"
 
 
 #: What ``done.json`` says of the seconds, and the like.
