@@ -169,22 +169,22 @@ def test_what_solve_returns_is_checked():
             return x[0]
 
     x = torch.randn(2, 4)
-    with pytest.raises(InputError, match="ReturnsNone"):
+    with pytest.raises(InputError, match=r"ReturnsNone\.solve .*NoneType"):
         DeclarativeLayer(ReturnsNone())(x, 1.0)
     with pytest.raises(InputError, match="int64"):
         DeclarativeLayer(ReturnsInteger())(x, 1.0)
-    with pytest.raises(InputError, match="batch of 2"):
+    with pytest.raises(InputError, match=r"WrongBatch\.solve .*\b2; .*\(4,\)"):
         DeclarativeLayer(WrongBatch())(x, 1.0)
 
 
 @pytest.mark.parametrize(
     ("xs", "message"),
     [
-        ((1.0, 2.0), "no tensor"),
-        ((torch.randn(4, dtype=torch.complex64), 1.0), "complex"),
-        ((torch.randn(4),), r"2 inputs.*\b1"),
-        ((torch.tensor(1.0), 1.0), "1 dim"),
-        ((torch.randn(2, 4), torch.randn(3)), "batch dimensions"),
+        ((1.0, 2.0), "Affine .*tensor"),
+        ((torch.randn(4, dtype=torch.complex64), 1.0), "Affine: complex"),
+        ((torch.randn(4),), r"Affine\.input_dims .*\b2\b.*\b1\b"),
+        ((torch.tensor(1.0), 1.0), r"input 0 .*\(\).*input_dims = \(1, 0\).*\b1\b"),
+        ((torch.randn(2, 4), torch.randn(3)), r"Affine: .*\(2,\), \(3,\)"),
     ],
 )
 def test_wrong_inputs_are_named(xs, message):
@@ -196,7 +196,7 @@ def test_tensor_where_none_is_expected():
     class Optioned(Affine):
         input_dims = (1, None)
 
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"Optioned: input 1 .*input_dims = \(1, None\)"):
         DeclarativeLayer(Optioned())(torch.randn(4), torch.tensor(1.0))
 
 
@@ -231,13 +231,13 @@ def test_an_objective_that_is_no_tensor(batch):
 def test_wrong_layer_arguments():
     with pytest.raises(InputError, match=r"ddnkit\.DeclarativeNode"):
         DeclarativeLayer(Affine)
-    with pytest.raises(InputError, match="'dense'"):
+    with pytest.raises(InputError, match=r"'dens' .*'dense'"):
         DeclarativeLayer(Affine(), "dens")
-    with pytest.raises(InputError, match="no `adjoint"):
+    with pytest.raises(InputError, match=r"'closed_form' .*Affine.*`adjoint.*'auto'"):
         DeclarativeLayer(Affine(), "closed_form")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"ddnkit\.BackwardForm.*\b3\b"):
         DeclarativeLayer(Affine(), 3)
-    with pytest.raises(InputError, match="'raise'"):
+    with pytest.raises(InputError, match=r"'raises'.*'raise'"):
         DeclarativeLayer(Affine(), policy="raises")
 
 
@@ -271,7 +271,7 @@ class TestOwnAdjoint:
 
     def test_but_not_what_is(self):
         s = torch.tensor(1.0, requires_grad=True)
-        with pytest.raises(InputError, match="None for input 1"):
+        with pytest.raises(InputError, match=r"Half\.adjoint .*None.* input 1"):
             DeclarativeLayer(self.Half())(torch.randn(4), s).sum().backward()
 
     def test_its_shapes_and_number_are_checked(self):
@@ -284,9 +284,9 @@ class TestOwnAdjoint:
                 return v.sum(), None
 
         x = torch.randn(4, requires_grad=True)
-        with pytest.raises(InputError, match=r"2\b.*\b1"):
+        with pytest.raises(InputError, match=r"Few\.adjoint .*\b2\b.*\b1\b"):
             DeclarativeLayer(Few())(x, 1.0).sum().backward()
-        with pytest.raises(InputError, match="shape"):
+        with pytest.raises(InputError, match=r"Shape\.adjoint .*\(1,\) .*input 0 .*\(1, 4\)"):
             DeclarativeLayer(Shape())(x, 1.0).sum().backward()
 
     def test_receives_what_solve_kept(self):

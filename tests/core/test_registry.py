@@ -25,11 +25,11 @@ def test_every_shipped_plugin_loads(group):
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(PluginError, match=r"no 'stiefl' .*Did you mean 'stiefel'"):
+    with pytest.raises(PluginError, match=r"'stiefl' .*ddnkit\.manifolds.*'stiefel'"):
         registry.get("manifolds", "stiefl")
-    with pytest.raises(PluginError, match="Did you mean 'manifolds'"):
+    with pytest.raises(PluginError, match=r"'manifold'.*'manifolds'"):
         registry.names("manifold")
-    with pytest.raises(PluginError, match="Choose one of"):
+    with pytest.raises(PluginError, match=r"'qqq'.*sphere, stiefel"):
         registry.get("manifolds", "qqq")
 
 
@@ -41,15 +41,15 @@ def test_register_validates_and_refuses_a_taken_name():
     assert registry.register("nodes", "mine_for_a_test", Mine) is Mine
     assert registry.register("nodes", "mine_for_a_test", Mine) is Mine
     assert registry.get("nodes", "mine_for_a_test") is Mine
-    with pytest.raises(PluginError, match="has a 'nearest_etf' already"):
+    with pytest.raises(PluginError, match=r"'nearest_etf'.*ddnkit_etf:NearestETF"):
         registry.register("nodes", "nearest_etf", Mine)
-    with pytest.raises(PluginError, match=r"not a subclass of ddnkit\.Manifold"):
+    with pytest.raises(PluginError, match=r"mine .*\bddnkit\.Manifold\b"):
         registry.register("manifolds", "mine", Mine)
 
     class Half(ddnkit.DeclarativeNode):
         pass
 
-    with pytest.raises(PluginError, match="leaves abstract: objective"):
+    with pytest.raises(PluginError, match=r"half .*\bobjective\b"):
         registry.register("nodes", "half", Half)
 
 
@@ -86,9 +86,10 @@ print(registry.get('nodes', 'nearest_etf').__name__)
     )
     lines = done.stdout.splitlines()
     assert "raises | broken 1.2 | RuntimeError: on purpose" in lines
-    assert any(line.startswith("wrong_kind") and "not a subclass" in line for line in lines)
+    assert any(line.startswith("wrong_kind") and "DeclarativeNode" in line for line in lines)
     assert any(line.startswith("not_parsed") for line in lines)
-    assert any(line.startswith("nearest_etf") and "taken by" in line for line in lines)
+    assert any(line.startswith("nearest_etf | broken 1.2 | ") for line in lines)
     assert any(line.startswith("missing") and "ModuleNotFoundError" in line for line in lines)
-    assert any("raises (ddnkit.nodes" in line and "failed to import" in line for line in lines)
+    (used,) = (line for line in lines if "raises (ddnkit.nodes" in line)
+    assert "RuntimeError: on purpose" in used
     assert lines[-1] == "NearestETF"
