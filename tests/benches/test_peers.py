@@ -81,7 +81,7 @@ def test_cost_growth_and_its_figure(tmp_path) -> None:
     assert result.figure is not None
     result.figure(tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 10_000
-    with pytest.raises(InputError, match="its own sizes"):
+    with pytest.raises(InputError, match="cost_growth"):
         bench.run(Request(sizes=((3,),)))
 
 

@@ -168,12 +168,14 @@ def test_dot_regression_takes_its_target_from_the_head() -> None:
 
 def test_dot_regression_refuses_a_classifier_that_could_collapse() -> None:
     learned = StandardHead().build(feature_dim=D, classes=C)
-    with pytest.raises(InputError, match=r"learned classifier.*batch_norm_etf"):
+    with pytest.raises(
+        InputError, match=r"dot_regression .*batch_norm_etf, fixed_etf or nearest_etf"
+    ):
         longtail.DotRegression().build(counts=torch.ones(C), head=learned)
 
 
 def test_dot_regression_refuses_features_of_any_length() -> None:
     head = FixedETFHead().build(feature_dim=D, classes=C)
     head.normalise = False
-    with pytest.raises(InputError, match="fixed length"):
+    with pytest.raises(InputError, match=r"dot_regression .*length"):
         longtail.DotRegression().build(counts=torch.ones(C), head=head)

@@ -217,12 +217,12 @@ def test_the_best_rate_fits_a_gradient_of_any_size(size: float) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"classes": 10, "dimension": 9}, "dimension 9 is below classes 10"),
-        ({"classes": 1}, "greater than or equal to 2"),
-        ({"rates": [0.1, 0]}, "greater than 0"),
-        ({"rates": []}, "at least 1 item"),
-        ({"delta": 2.1}, "less than or equal to 2"),
-        ({"e_w": 1000, "e_h": 100}, "e_w 1000 and e_h 100 is above 300"),
+        ({"classes": 10, "dimension": 9}, r"dimension 9\b.*classes 10\b"),
+        ({"classes": 1}, "(?m)^classes$"),
+        ({"rates": [0.1, 0]}, r"(?m)^rates\.1$"),
+        ({"rates": []}, "(?m)^rates$"),
+        ({"delta": 2.1}, "(?m)^delta$"),
+        ({"e_w": 1000, "e_h": 100}, r"e_w 1000\b.*e_h 100\b.*\b300\b"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any], told: str) -> None:

@@ -105,7 +105,7 @@ def test_machine_with_a_missing_class_never_predicts_it() -> None:
 
 def test_pipeline_names_the_classes_that_are_there(tmp_path: Path) -> None:
     X, y = blobs()
-    with pytest.raises(InputError, match="3 of the 4 classes"):
+    with pytest.raises(InputError, match=r"\b3\b.*\b4 classes"):
         rows(tmp_path, X, y, classes=4)
 
 
@@ -128,7 +128,7 @@ def test_one_sample_in_the_pipeline(tmp_path: Path) -> None:
     for row in found:
         assert row["samples"] == 1 and row["train_top1"] == 100 and row["solved"] == 1
         assert all(math.isnan(row[name]) for name in row if name.startswith("dnc"))
-    with pytest.raises(InputError, match="1 of the 3 classes"):
+    with pytest.raises(InputError, match=r"\b1\b.*\b3 classes"):
         rows(tmp_path, X, torch.arange(5) % 3, samples=1)
 
 
@@ -228,9 +228,9 @@ def test_nan_in_the_pipeline_is_refused(standardise: bool, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", [Laplace, Gaussian, L1Laplace])
 def test_a_bandwidth_of_zero_reaches_no_machine(kind: type[Kernel]) -> None:
-    with pytest.raises(InputError, match="not 0"):
+    with pytest.raises(InputError, match=r"bandwidth .*\b0\.0$"):
         KernelRegression(kind(0.0))
-    with pytest.raises(InputError, match="not 0"):
+    with pytest.raises(InputError, match=r"bandwidth .*\b0\.0$"):
         DeepRFM(kind(0.0), 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -337,10 +338,10 @@ def image_folder(root: Path) -> ImageFolder:
 
 def test_data_without_a_kernel_matrix_are_refused(tmp_path: Path) -> None:
     refused = {
-        "ImageFolder reads its samples while": pipeline(data=image_folder(tmp_path / "images")),
-        "FreeFeaturesData has indices for samples": pipeline(data=FreeFeaturesData()),
-        "the first 9 samples are of . of the 10 classes": pipeline(samples=9),
-        "the first 120 samples are of 1 of the 10 classes": pipeline(data=Digits()),
+        "ImageFolder": pipeline(data=image_folder(tmp_path / "images")),
+        "FreeFeaturesData": pipeline(data=FreeFeaturesData()),
+        r"\b9 samples .*\b10 classes": pipeline(samples=9),
+        r"\b120 samples .*\b1\b.*\b10 classes": pipeline(data=Digits()),
     }
     for told, settings in refused.items():
         with pytest.raises(InputError, match=told):
@@ -355,9 +356,9 @@ def test_data_without_a_kernel_matrix_are_refused(tmp_path: Path) -> None:
         ("features.name=cos", "cosine"),
         ("layers=0", "layers"),
         ("ridge=-1", "ridge"),
-        ("samples=5", "samples: the first 5 samples are of 1 of the 10 classes"),
-        ("data.name=free_features", "indices for samples"),
-        ("features.widht=3", "Did you mean 'width'"),
+        ("samples=5", "samples: "),
+        ("data.name=free_features", "FreeFeaturesData"),
+        ("features.widht=3", "'width'"),
     ],
 )
 def test_mistakes_are_named(option: str, told: str, tmp_path: Path) -> None:
@@ -409,7 +410,7 @@ def test_a_smoke_run_leaves_all_that_a_run_does(name: str, tmp_path: Path) -> No
         assert all(math.isfinite(float(row["dnc2_features"])) for row in found)
     report = (out / "report.md").read_text(encoding="utf-8")
     assert "Warning" not in report
-    assert "Trained on 300 samples (all there are; " in report
+    assert re.search(r"\b300 samples\b", report)
     assert "| 1: plain kernel regression | 100.00 |" in report
     for figure in ("collapse", "gram", "accuracy"):
         assert (out / f"figures/{figure}.png").stat().st_size > 10_000
@@ -450,13 +451,13 @@ def test_the_optimum_is_tried() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({}, "give either ratio or ridge; neither is given"),
-        ({"ratio": 1, "ridge": 1}, "both is given"),
-        ({"ratio": 1, "dimension": 99}, "dimension 99 is below the 100 samples"),
-        ({"ridge": 1}, "100 samples are more than the 50"),
-        ({"ridge": 1, "samples": 2, "draws": 2}, "3 descents cannot start from 2 draws"),
-        ({"ratio": 0}, "greater than 0"),
-        ({"ratio": 1, "classes": 1}, "greater than or equal to 2"),
+        ({}, r"ratio or ridge\b.*neither"),
+        ({"ratio": 1, "ridge": 1}, r"ratio or ridge\b.*both"),
+        ({"ratio": 1, "dimension": 99}, r"dimension 99\b.*\b100 samples"),
+        ({"ridge": 1}, r"\b100 samples .*\b50\b"),
+        ({"ridge": 1, "samples": 2, "draws": 2}, r"\b3 descents .*\b2 draws"),
+        ({"ratio": 0}, "(?m)^ratio$"),
+        ({"ratio": 1, "classes": 1}, "(?m)^classes$"),
     ],
 )
 def test_a_theory_that_cannot_be_tried_is_refused(settings: dict[str, Any], told: str) -> None:
@@ -470,6 +471,6 @@ def test_the_theory_s_recipe_runs_in_smoke_mode(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = (out / "report.md").read_text(encoding="utf-8")
     assert "Warning" not in report
-    assert "## Theorem 5.3: the rate of collapse" in report
+    assert re.search(r"^## Theorem 5\.3\b", report, re.MULTILINE)
     assert "| 1 | 3 × 4 | 2.40000000 | 2.40000000 |" in report
     assert (out / "figures/collapse_rate.png").stat().st_size > 10_000

@@ -200,16 +200,16 @@ def test_a_bandwidth_that_is_no_length_is_refused(kind: type[Kernel], bandwidth:
 @pytest.mark.parametrize(
     ("X", "Z", "told"),
     [
-        (torch.zeros(3), None, r"X has shape \(3,\); expected \(n, d\)"),
+        (torch.zeros(3), None, r"X .*\(3,\).*\(n, d\)"),
         (torch.zeros(3, 0), None, r"shape \(3, 0\)"),
         (torch.zeros(0, 2), None, r"shape \(0, 2\)"),
-        (torch.zeros(3, 2, dtype=torch.int64), None, "int64; expected torch.float32"),
-        (torch.zeros(3, 2, dtype=torch.float16), None, "float16; expected torch.float32"),
-        (torch.tensor([[0.0], [math.nan]]), None, "NaN or infinity, first in row 1"),
-        (torch.tensor([[math.inf], [1.0]]), None, "NaN or infinity, first in row 0"),
-        (torch.zeros(3, 2), torch.zeros(3, 4), "X and Z differ in dimension: 2 and 4"),
-        (torch.zeros(3, 2), torch.zeros(3, 2).double(), "differ in dtype"),
-        (torch.zeros(3, 2), torch.tensor([[0.0, math.nan]]), "Z holds NaN"),
+        (torch.zeros(3, 2, dtype=torch.int64), None, r"int64\b.*torch\.float32"),
+        (torch.zeros(3, 2, dtype=torch.float16), None, r"float16\b.*torch\.float32"),
+        (torch.tensor([[0.0], [math.nan]]), None, "X .*row 1"),
+        (torch.tensor([[math.inf], [1.0]]), None, "X .*row 0"),
+        (torch.zeros(3, 2), torch.zeros(3, 4), r"X and Z .*\b2\b.*\b4\b"),
+        (torch.zeros(3, 2), torch.zeros(3, 2).double(), "X and Z .*dtype"),
+        (torch.zeros(3, 2), torch.tensor([[0.0, math.nan]]), "Z .*row 0"),
     ],
 )
 def test_samples_that_cannot_be_are_refused(X: Tensor, Z: Tensor | None, told: str) -> None:

@@ -168,7 +168,7 @@ def test_the_largest_eigenvalue_of_a_feasible_kernel_need_not_be_simple() -> Non
 
 def test_problem_7_needs_a_ridge_and_a_kernel() -> None:
     Y = targets(BALANCED)
-    with pytest.raises(InputError, match="μ > 0"):
+    with pytest.raises(InputError, match=r"ridge is 0\.0: .*μ > 0"):
         parametrised_krr_objective(eye(9), Y, 0.0)
     for kernel in (-eye(9), torch.full((9, 9), torch.nan).double()):
         with pytest.raises(InputError, match="definite"):

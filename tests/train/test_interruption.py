@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -364,9 +365,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     process = start(recipe, out, *wild)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "the training loss is not finite at step" in text
-    assert "epoch 1" in text and "training samples" in text
-    assert "Likely cause" in text and "lr" in text
+    (error,) = re.findall("^error: .*", text, re.MULTILINE)
+    assert re.search(r"\bloss\b.* step \d.* epoch 1\b.*\blr\b", error)
     state = job(out) / "state" / "checkpoint.pt"
     if state.exists():
         weights = torch.load(state, weights_only=True)["model"].values()

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import tracemalloc
 from pathlib import Path
@@ -40,10 +41,10 @@ def test_missing_files_are_listed_with_every_folder_and_the_way_out(
     with pytest.raises(InputError) as caught:
         FashionMNIST(root=folder).build(seed=0, smoke=False)
     text = str(caught.value)
-    assert f"{folder}: missing t10k-labels-idx1-ubyte[.gz]\n" in text
+    assert re.search(rf"{folder}: .*t10k-labels-idx1-ubyte\[\.gz\]\n", text)
     assert "train-images" not in text
     assert "-s data.root=DIR" in text
-    assert "--download (31 MB from fashion-mnist.s3" in text
+    assert "--download" in text and "31 MB" in text
     assert "dataset-fashion-mnist" in text
 
 
@@ -57,7 +58,7 @@ def test_the_usual_folders_are_looked_in_one_after_the_other(
         MNIST().locate(download=False)
     text = str(caught.value)
     for looked in (given / "mnist", cache / "ddnkit" / "mnist"):
-        assert f"{looked}: no such folder" in text
+        assert f"{looked}: " in text
     assert text.count("train-labels-idx1-ubyte[.gz]") == 2
     assert "debian" not in text.lower()
 
@@ -111,14 +112,14 @@ def test_a_failed_download_says_from_where_and_why(
         monkeypatch.setattr(
             published.MNIST, "resources", [("train-images-idx3-ubyte.gz", "0" * 32)]
         )
-        with pytest.raises(DdnkitError, match=f"damaged.*{url}") as caught:
+        with pytest.raises(DdnkitError, match=f"MNIST: .*{tmp_path}/new .*{url}/") as caught:
             MNIST(root=tmp_path / "new").build(seed=0, smoke=False, download=True)
     assert caught.value.exit_status == 1
-    with pytest.raises(DdnkitError, match="MNIST") as caught:
+    with pytest.raises(DdnkitError, match=f"MNIST: .*{tmp_path}/other .*{url}/") as caught:
         MNIST(root=tmp_path / "other").build(seed=0, smoke=False, download=True)
     assert "-s data.root=DIR" in str(caught.value)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=str(tmp_path / "file")):
         MNIST(root=tmp_path / "file").build(seed=0, smoke=False, download=True)
 
 
@@ -138,14 +139,14 @@ def test_a_damaged_idx_file_is_named_with_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "labels"
     labels = np.arange(5, dtype=np.uint8)
     write_idx(path, labels, magic=b"\x00\x00\x0d\x01")
-    with pytest.raises(InputError, match=r"labels: not an IDX file.*00 00 0d 01.*00 00 08 01"):
+    with pytest.raises(InputError, match=r"labels: .*00 00 0d 01.*00 00 08 01"):
         read_idx(path, 1)
     write_idx(path, labels)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(InputError, match=r"5 bytes.* 3"):
         read_idx(path, 1)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match="labels: not an IDX file"):
+    with pytest.raises(InputError, match=r"labels: .*\b00 00 08 01"):
         read_idx(path, 1)
     with pytest.raises(InputError, match="absent"):
         read_idx(tmp_path / "absent", 1)
@@ -173,8 +174,8 @@ def idx(sizes: tuple[int, ...], content: bytes = b"") -> bytes:
         (idx((2, 0, 28)), "2×0×28"),
         (idx((1, 2**15, 2**15 + 1), bytes(99)), "1×32768×32769"),
         (idx((2, 3, 4), bytes(23)), "23"),
-        (idx((2, 3, 4), bytes(25)), "more"),
-        (idx((2, 3, 4))[:9], "cut off after 9"),
+        (idx((2, 3, 4), bytes(25)), "24 bytes"),
+        (idx((2, 3, 4))[:9], "after 9"),
         (idx((2, 3, 4))[:3], "00 00 08"),
         (idx((24,), bytes(24)), "00 00 08 01"),
     ],

@@ -166,7 +166,7 @@ def test_a_file_with_another_checksum_is_refused(
     made = settings("resnet18", "imagenet")
     with served(file.parent) as url:
         serve(url, file, "01234567", monkeypatch)
-        with pytest.raises(DdnkitError, match="damaged") as caught:
+        with pytest.raises(DdnkitError, match=r"resnet18-01234567\.pth") as caught:
             started(made, download=True)
     assert not isinstance(caught.value, InputError)
     assert "-s backbone.weights=FILE" in str(caught.value)
@@ -182,12 +182,10 @@ def test_weights_of_another_network_are_refused(resnet18: Any, tmp_path: Path) -
     file = write(resnet18.whole, tmp_path)
     with pytest.raises(InputError) as caught:
         started(settings("resnet34", file))
-    assert str(caught.value) == (
-        f"{file}: not the weights of resnet34: layer1.2.conv1.weight is missing, expected "
-        "(64, 64, 3, 3)"
-    )
-    with pytest.raises(InputError, match=r"layer1\.0\.conv1\.weight has the shape \(64, 64, 3, 3\), "
-                       r"expected \(64, 64, 1, 1\)"):  # fmt: skip
+    for part in (f"{file}: ", "resnet34", "layer1.2.conv1.weight", "(64, 64, 3, 3)"):
+        assert part in str(caught.value)
+    shapes = r"\(64, 64, 3, 3\).*\(64, 64, 1, 1\)"
+    with pytest.raises(InputError, match=rf"layer1\.0\.conv1\.weight .*{shapes}"):
         started(settings("resnet50", file))
     file = write({**resnet18.whole, "layer5.weight": torch.zeros(1)}, tmp_path)
     with pytest.raises(InputError, match=r"layer5\.weight"):
@@ -205,9 +203,7 @@ def test_files_that_are_no_weights_are_refused(resnet18: Any, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"mine\.safetensors"):
         started(settings("resnet18", tmp_path / "mine.safetensors"))
     made = settings("resnet18", tmp_path / "imagnet")
-    with pytest.raises(
-        InputError, match=r"weights: there is no file .*imagnet\. Give 'random', 'i"
-    ):
+    with pytest.raises(InputError, match=r"weights: .*imagnet.*'random', 'imagenet'"):
         made.locate(download=True)
     with pytest.raises(InputError):
         made.start(build(made))

@@ -93,8 +93,9 @@ def test_absent_files_are_told_from_damaged_ones(
     for check in (settings.locate, lambda: settings.build(seed=0, smoke=False)):
         with pytest.raises(InputError) as caught:
             check()
-        assert f"{tmp_path}: missing cifar-10-batches-py/data_batch_3\n" in str(caught.value)
-        assert "--download (170 MB from www.cs.toronto.edu" in str(caught.value)
+        assert f"  {tmp_path}: " in str(caught.value)
+        assert " cifar-10-batches-py/data_batch_3\n" in str(caught.value)
+        assert "--download" in str(caught.value) and "170 MB" in str(caught.value)
     settings.locate(download=True)
 
 
@@ -140,7 +141,7 @@ def test_an_archive_with_another_checksum_is_refused(
     with served(origin) as url:
         pack_cifar10(origin, url, monkeypatch)
         monkeypatch.setattr(published.CIFAR10, "tgz_md5", "0" * 32)
-        with pytest.raises(DdnkitError, match="damaged") as caught:
+        with pytest.raises(DdnkitError, match=f"CIFAR-10: .*{tmp_path}/new ") as caught:
             CIFAR10(root=tmp_path / "new").build(seed=0, smoke=False, download=True)
     assert not isinstance(caught.value, InputError)
     assert not (tmp_path / "new" / "cifar-10-batches-py").exists()
