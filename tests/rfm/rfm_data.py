@@ -39,6 +39,33 @@ def scalar(kernel: Kernel) -> Callable[[Tensor, Tensor], Tensor]:
     }[type(kernel)]
 
 
+def left_by_descent(labels: Tensor, ridge: float) -> float:
+    """What `descend` may leave of ‖k − k*‖, as it ends where a step moves no entry by more than 1e-6.
+
+    For a step from k to k⁺ with rate r, below whose parabola the convex g lies,
+
+        g(k⁺) − g(k*) ≤ ⟨k − k⁺, k − k*⟩/r,   and   g(k) − g(k*) ≥ c ‖k − k*‖²
+
+    for feasible k, so that ‖k − k*‖ ≤ ‖k − k⁺‖/(r c), where ‖k − k⁺‖ ≤ N 1e-6. To second order:
+
+    * r ≥ 1/2L, L = 2 max n/(n + μ)², as a rate is halved where g is above the parabola, which it is not
+      below 1/L; at k* the slope's own slope along E is 2μ Σ_c (E y_c)ᵀ(k* + μI)⁻¹(E y_c)/(n_c + μ)².
+    * c, towards YᵀGY: of the entries between classes c and d, μ/2 times
+      n_c/((n_c + μ)²(n_d + μ)) + n_d/((n_d + μ)²(n_c + μ)).
+    * c, where the unit vectors of a class spread by wᵢ: within the class k falls by n_c Σ‖wᵢ‖² in all,
+      whose slope is μ/(n_c + μ)², while ‖k − k*‖² is up to 2 max n Σ‖wᵢ‖² between the classes.
+
+    Twice that holds what is left out.
+    """
+    n = torch.bincount(labels).to(torch.float64)
+    curve = 2 * float((n / (n + ridge) ** 2).max())
+    pairs = (n / (n + ridge) ** 2)[:, None] / (n + ridge)
+    pairs = ridge / 2 * (pairs + pairs.T)
+    spread = ridge * float((n / (n + ridge) ** 2).min()) / (2 * float(n.max()))
+    growth = min(float(pairs[~torch.eye(len(n), dtype=torch.bool)].min()), spread)
+    return 2 * len(labels) * 1e-6 * 2 * curve / growth
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖/‖expected‖, in float64."""
     found, expected = found.to(torch.float64), expected.to(torch.float64)

@@ -20,15 +20,14 @@ from ddnkit_rfm import (
 )
 from ddnkit_rfm.asymptotics import agop_gram
 from ddnkit_rfm.kernel_optimum import descend, nearest_feasible, random_feasible_kernels
+from rfm_data import left_by_descent
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from ddnkit import InputError
 
-#: `nearest_feasible` ends where no entry moves by more than 1e-12; what is left may be ten such moves.
-FEASIBLE = 1e-11
-#: `descend` ends where no entry moves by more than 1e-6; what is left may be a hundred such moves.
-DESCENT = 1e-4
+#: What `nearest_feasible` promises of an eigenvalue of a matrix of order 6: N times its tolerance.
+PROJECTED = 6 * 1e-12
 BALANCED = torch.arange(3).repeat_interleave(3)
 UNEQUAL = torch.tensor([0, 0, 0, 0, 0, 1, 2, 1])
 
@@ -104,7 +103,10 @@ def test_random_kernels_are_feasible_and_of_many_kinds() -> None:
 
 def test_a_feasible_matrix_is_its_own_projection() -> None:
     (kernel,) = random_feasible_kernels(1, 6)
-    torch.testing.assert_close(nearest_feasible(kernel), kernel, rtol=0, atol=6 * FEASIBLE)
+    found = nearest_feasible(kernel)
+    torch.testing.assert_close(
+        found, kernel, rtol=0, atol=PROJECTED + factorised(kernel, 6, size=6)
+    )
 
 
 def test_the_projection_is_the_nearest_feasible_matrix() -> None:
@@ -112,10 +114,14 @@ def test_the_projection_is_the_nearest_feasible_matrix() -> None:
     A = A + A.T
     nearest = nearest_feasible(A)
     assert (nearest >= 0).all() and (nearest.diagonal() == 1).all()
-    assert torch.linalg.eigvalsh(nearest)[0] > -6 * FEASIBLE
-    # ⟨A − PA, k − PA⟩ ≤ 0 for every feasible k, and that for no other point.
+    rounded = factorised(A, 6, size=float(A.norm()))
+    assert torch.linalg.eigvalsh(nearest)[0] > -PROJECTED - rounded
+    # ⟨A − PA, k − PA⟩ ≤ 0 for every feasible k, and that for no other point. Where PA is off by e, the
+    # product is by ‖e‖ times the size of both factors.
     kernels = torch.cat([random_feasible_kernels(500, 6), eye(6)[None]])
-    assert ((A - nearest) * (kernels - nearest)).sum(dim=(1, 2)).max() < 36 * 6 * FEASIBLE
+    apart = (kernels - nearest).norm(dim=(1, 2)) + (A - nearest).norm()
+    products = ((A - nearest) * (kernels - nearest)).sum(dim=(1, 2))
+    assert (products <= 6 * (PROJECTED + rounded) * apart).all()
 
 
 @pytest.mark.parametrize("labels", [BALANCED, UNEQUAL])
@@ -124,19 +130,19 @@ def test_the_check_finds_the_optimum_where_the_theorem_has_it(labels: Tensor) ->
     assert found.value == pytest.approx(found.bound, rel=factorised(torch.float64, len(labels)))
     assert found.least > found.bound + 0.1
     assert found.increase > 0.1
-    assert found.distance < DESCENT
+    assert found.distance < left_by_descent(labels, 0.5)
 
 
 def test_of_one_sample_a_class_the_optimum_is_the_identity() -> None:
     found = optimality_check(torch.arange(4), 1.0, draws=50)
     assert found.value == pytest.approx(found.bound)
     assert found.increase > 0
-    assert found.distance < DESCENT
+    assert found.distance < left_by_descent(torch.arange(4), 1.0)
 
 
 def test_a_descent_from_the_wrong_labels_kernel_ends_at_the_right_ones() -> None:
     end = descend(collapsed_kernel(BALANCED.roll(1)), BALANCED, 1.0)
-    assert (end - collapsed_kernel(BALANCED)).norm() < DESCENT
+    assert (end - collapsed_kernel(BALANCED)).norm() < left_by_descent(BALANCED, 1.0)
     stopped = descend(collapsed_kernel(BALANCED.roll(1)), BALANCED, 1.0, steps=1)
     assert (stopped - collapsed_kernel(BALANCED)).norm() > 0.5
 
