@@ -16,8 +16,14 @@ A figure that one machine gave is none of them. `pytest --rounding SEED` shows w
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.autograd.functional import hessian, jacobian
+
+from ddnkit import DeclarativeNode, Problem
 
 
 def rounding(
@@ -66,6 +72,74 @@ def infeasibility(like: Tensor | torch.dtype, d: int, columns: int) -> float:
       and ΣΣt² is the sum of the rows' fourth powers, at most C as well.
     """
     return eps(like) / 2 * (6 + (2 * columns) ** 0.5 + (d / 2) ** 0.5)
+
+
+class Solved(NamedTuple):
+    """What a solver may leave, for each item (B,)."""
+
+    y: Tensor
+    stationarity: Tensor
+    feasibility: Tensor
+
+
+def solved(problem: Problem, y: Tensor, tolerance: float) -> Solved:
+    """What a solver of that backward error may leave of ‖δy‖, ‖∇L‖ and ‖h‖ at the solutions ``y``.
+
+    It promises ‖∇L‖ ≤ ε s and ‖h‖ ≤ ε t, with s and t what ∇L and h change by in a relative change of
+    data and solution of size 1, entry by entry (docs/solvers.md); t is no less than ‖D_y h‖ times the
+    size of y, or a thousandth of that of the start. To first order
+
+        [G  Aᵀ] [  δy ]   [∇L]
+        [A  0 ] [−δν  ] = [h ],   G = D²_yy L, A = D_y h,
+
+    whatever multipliers the solver has, so that ‖(δy, δν)‖ ≤ ‖K⁺‖ ε ‖(s, t)‖: K⁺ leaves out what
+    dependent constraints leave open, of multipliers alone. Twice that holds the second order too.
+    """
+    found = [_solved(problem.item(i), problem.node, y[i], tolerance) for i in range(len(y))]
+    return Solved(*(torch.tensor(bounds) for bounds in zip(*found, strict=True)))
+
+
+def _solved(
+    inputs: tuple[object, ...], node: DeclarativeNode, y: Tensor, tolerance: float
+) -> tuple[float, float, float]:
+    xs = [x.detach().double() if _is_real(x) else x for x in inputs]
+    real = [k for k, x in enumerate(xs) if _is_real(x)]
+    base = Problem.single(node, xs)
+    start = float(base.start().norm())
+
+    def at(given: tuple[Tensor, ...]) -> Problem:
+        now = list(base.inputs)
+        for k, x in zip(real, given, strict=True):
+            now[k] = x[None]
+        return base.with_inputs(now)
+
+    def f(y: Tensor, *given: Tensor) -> Tensor:
+        return at(given).objective(y[None])[0]
+
+    def h(y: Tensor, *given: Tensor) -> Tensor:
+        values = at(given).all_constraints(y[None])
+        return y.sum()[None] * 0 if values is None else values[0]  # one that holds everywhere
+
+    data = (y.detach().double(), *(xs[k] for k in real))
+    slopes = [D.detach().reshape(len(D), -1) for D in jacobian(h, data)]
+    A, gradient = slopes[0], torch.func.grad(f)(*data).detach().reshape(-1)
+    nu = torch.linalg.pinv(A.T) @ gradient
+    curves = [
+        block.detach().reshape(y.numel(), -1)
+        for block in hessian(lambda *data: f(*data) - nu @ h(*data), data)[0]
+    ]
+    sizes = [float(part.norm()) for part in data]
+    s = sum(float(D.norm()) * size for D, size in zip(curves, sizes, strict=True))
+    t = sum(float(D.norm()) * size for D, size in zip(slopes, sizes, strict=True))
+    t = max(t, float(A.norm()) * len(A) ** 0.5 * max(sizes[0], 1e-3 * start))
+    zero = A.new_zeros(len(A), len(A))
+    K = torch.cat([torch.cat([curves[0], A.T], dim=1), torch.cat([A, zero], dim=1)])
+    inverse = float(torch.linalg.pinv(K, rtol=1e-10).norm(2))
+    return 2 * tolerance * inverse * math.hypot(s, t), 2 * tolerance * s, 2 * tolerance * t
+
+
+def _is_real(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def condition(A: Tensor) -> float:

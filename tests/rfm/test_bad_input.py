@@ -57,6 +57,11 @@ class Given(DataSettings):
         )  # fmt: skip
 
 
+def deviation(X: Tensor) -> Tensor:
+    """Root mean square of what varies."""
+    return (X - X.mean(dim=0)).square().mean().sqrt()
+
+
 def rows(folder: Path, inputs: Tensor, labels: Tensor, **more: Any) -> list[dict[str, Any]]:
     """The rows of a job of two layers."""
     given = {name: more.pop(name) for name in ("classes", "test_inputs") if name in more}
@@ -171,8 +176,8 @@ def test_a_constant_feature_changes_no_predictor_and_has_no_part_in_the_agop(
     without, fitted = (KernelRegression(kernel).fit(A, Y) for A in (X, constant))
     torch.testing.assert_close(fitted.predict(constant), without.predict(X))
     M = agop(kernel, constant, fitted.coefficients)
-    # Sums whose terms hold the constant, 10³ times as large as what varies.
-    sums = rounding(X, 60 * outputs, condition=1e3)
+    # Sums of differences of samples, whose entries are rounded beside the constant.
+    sums = rounding(X, 60 * outputs, condition=float(constant.abs().max() / deviation(X)))
     assert M[-1].abs().max() < sums * M.abs().max()
     solved = factorised(X, 60, condition=float(torch.linalg.cond(kernel(X))))
     expected = agop(kernel, X, without.coefficients)
@@ -186,8 +191,10 @@ def test_pipeline_without_a_constant_feature_is_the_same(tmp_path: Path) -> None
     plain, more = (
         rows(tmp_path / name, A, y, **identity) for name, A in (("a", X), ("b", constant))
     )
-    # A system of 60 equations, a sum of as many terms, and the root of their AGOP.
-    rel = factorised(X, 60, condition=1e4)
+    # A system of 60 equations, with distances of samples that are rounded beside the constant.
+    kernel = DeepRFMCollapse(data=Given(inputs=X, labels=y)).kernel.build()
+    condition = float(torch.linalg.cond(kernel(X))) * float(constant.abs().max() / deviation(X))
+    rel = factorised(X, 60, condition=condition)
     for row, other in zip(plain, more, strict=True):
         assert other["dnc1_agop"] == pytest.approx(row["dnc1_agop"], rel=rel)
         assert other["test_top1"] == row["test_top1"]

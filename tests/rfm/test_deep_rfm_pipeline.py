@@ -24,7 +24,7 @@ from ddnkit_train import Dataset, Standardise, read_sealed, write_sealed
 from ddnkit_train.settings import DataSettings, Digits, FreeFeaturesData
 from ddnkit_vision.settings import ImageFolder
 from PIL import Image
-from rfm_data import ROOTS
+from rfm_data import ROOTS, left_by_descent
 
 from ddnkit import DamagedFileError, InputError, Job
 from ddnkit.cli import main

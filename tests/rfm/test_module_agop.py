@@ -25,8 +25,6 @@ from torch.nn.functional import conv2d, pad, unfold
 from ddnkit import InputError
 
 SAMPLES = 7
-#: Sums over samples and outputs of products of three matrices of order 9; roots, of condition 10³.
-SUMS = rounding(torch.float64, SAMPLES * 3 * 27, condition=1e3)
 
 
 def agop_by_jacobian(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -49,7 +47,8 @@ def mlp(bias: bool = False) -> tuple[nn.Sequential, Tensor]:
 
 
 def close(given: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(given, expected.detach(), rtol=SUMS, atol=SUMS)
+    """As near as a well-posed calculation of a few hundred terms is (`bounds`)."""
+    torch.testing.assert_close(given, expected.detach())
 
 
 @pytest.mark.parametrize("bias", [False, True])
