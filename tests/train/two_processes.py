@@ -1,7 +1,7 @@
 """The steps of each of some jobs as one process of several, recorded: for `test_two_processes`.
 
-``python two_processes.py RANK WORLD [go|stop RECIPE FOLDER]...``; a job that is to stop does so at
-its first chance.
+``python two_processes.py RANK WORLD [go|stop|moved RECIPE FOLDER]...``; a job that is to stop does so
+at its first chance, one that is to be moved begins with weights that are off by what a step rounds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from ddnkit_train import classification
 from ddnkit import InputError, Job
 from ddnkit.recipe.load import load
 
+BATCH = 97  # terms of the largest sums, over a batch or over rows of a layer
 STEP = classification._Training._take
 
 
-def main(recipe: str, folder: str, rank: int, world: int, *, stop: bool) -> None:
+def main(recipe: str, folder: str, rank: int, world: int, how: str) -> None:
+    stop = how == "stop"
     rows: list[dict[str, Any]] = []
     steps: list[dict[str, torch.Tensor]] = []
 
     def recorded(self: Any, *args: Any) -> None:
+        if how == "moved" and not steps:
+            with torch.no_grad():
+                for p in self.plain.parameters():
+                    p.mul_(1 + BATCH * torch.finfo(p.dtype).eps * (2 * torch.rand_like(p) - 1))
         STEP(self, *args)
         head = self.plain.head
         steps.append(
@@ -35,8 +41,8 @@ def main(recipe: str, folder: str, rank: int, world: int, *, stop: bool) -> None
         )
 
     classification._Training._take = recorded  # type: ignore[method-assign]
-    out = Path(folder) / f"{rank}-of-{world}"
-    state = Path(folder) / f"0-of-{world}" / "state"
+    out = Path(folder) / ("moved" if how == "moved" else f"{rank}-of-{world}")
+    state = (out if how == "moved" else Path(folder) / f"0-of-{world}") / "state"
     state.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     if rank and not (out / "state").exists():
@@ -73,5 +79,5 @@ def _floats(value: Any) -> bool:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, world, *jobs = sys.argv[1:]
-    for stop, recipe, folder in zip(jobs[::3], jobs[1::3], jobs[2::3], strict=True):
-        main(recipe, folder, int(rank), int(world), stop=stop == "stop")
+    for how, recipe, folder in zip(jobs[::3], jobs[1::3], jobs[2::3], strict=True):
+        main(recipe, folder, int(rank), int(world), how)
