@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,35 @@ _SHOWN = 3
 _ONE_PROBE_SIZE = 64
 
 
+class _Figure(NamedTuple):
+    """One figure of a certificate with its limits.
+
+    Attributes:
+        value: per item; NaN is beyond every limit.
+        trusted, doubtful: the largest values of these grades.
+        text: what it says of a certificate, with the likely causes.
+        acts: the grade, an index of `VERDICTS`, from which on the policy acts.
+        follows: it follows from the others where they fail, and would only confuse.
+    """
+
+    value: Tensor
+    trusted: float
+    doubtful: float
+    text: Callable[[Certificate], str]
+    acts: int = 1
+    follows: bool = False
+
+    @property
+    def passes(self) -> Tensor:
+        """Per item: the policy has nothing to act on."""
+        return self.value <= (self.trusted if self.acts == 1 else self.doubtful)
+
+    @property
+    def grades(self) -> Tensor:
+        """Per item an index of `VERDICTS`; written so that NaN ends in the worst."""
+        return 2 - (self.value <= self.doubtful).long() - (self.value <= self.trusted).long()
+
+
 @dataclass(frozen=True)
 class Certificate:
     """Figures of the last call of a layer, each with the layer's batch shape.
@@ -61,6 +90,8 @@ class Certificate:
         condition: largest over least size of those curvatures. Measured on request.
         error_bound: estimated bound on the relative error of the gradient: of the last one computed,
             before that of the worst of three. Measured on request.
+        adjoint_difference: how far the node's own adjoint is from a known answer, relative, beyond what
+            rounding and an inexact y explain; None where it was not compared.
         tolerance: what the figures are held against.
         form: the backward form that "auto" took.
         finite: which items (B,), in one row, of each input hold neither NaN nor infinity, by its name.
@@ -78,26 +109,56 @@ class Certificate:
     curvature: Tensor | None = None
     condition: Tensor | None = None
     error_bound: Tensor | None = None
+    adjoint_difference: Tensor | None = None
     form: str = ""
     finite: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def solved(self) -> Tensor:
-        """Per item: the solution is stationary and feasible within tolerance (False for NaN)."""
-        return (self.stationarity <= self.tolerance) & (self.feasibility <= self.tolerance)
+        """Per item: the solution is stationary and feasible within tolerance (False for NaN), and the
+        solver does not say that there is none.
+        """
+        return self._within(backward=False)
 
     @property
     def differentiable(self) -> Tensor:
         """Per item: nothing measured so far speaks against the gradient."""
-        good = self.solved
+        return self._within(backward=True)
+
+    def _within(self, backward: bool) -> Tensor:
+        first, *rest = [figure.passes for figure in self._figures(backward)]
+        for passes in rest:
+            first = first & passes
+        return first
+
+    def _figures(self, backward: bool = True) -> list[_Figure]:
+        """Each figure that was measured with its limits: verdicts, causes and policy all go by it.
+
+        Args:
+            backward: what speaks against the gradient too, and not against y alone.
+        """
+        tolerance, loose = self.tolerance, self.tolerance**0.5
+        figures = [
+            _Figure(self.feasibility, tolerance, loose, _infeasible),
+            _Figure(self.stationarity, tolerance, loose, _not_stationary),
+            _Figure(self.status, *2 * [int(Status.NON_FINITE) - 0.5], _status_causes),
+        ]
+        if not backward:
+            return figures
         if self.adjoint_residual is not None:
-            good = good & (self.adjoint_residual <= self.tolerance)
+            figures.append(_Figure(self.adjoint_residual, tolerance, loose, _adjoint_not_solved))
+        if self.adjoint_difference is not None:
+            figures.append(_Figure(self.adjoint_difference, tolerance, loose, _adjoint_differs))
         for curvature in (self.uniqueness, self.curvature):
             if curvature is not None:
-                good = good & (curvature > self._rounding)
+                limits = -(torch.finfo(curvature.dtype).eps ** 0.5), -self._rounding
+                figures.append(_Figure(-curvature, *limits, _not_unique, acts=2, follows=True))
         if self.licq is not None:
-            good = good & ~self._nearly_dependent(self.licq)
-        return good
+            nearly = self._nearly_dependent(self.licq)
+            figures.append(_Figure(nearly, 0, 1, _nearly_dependent_constraints))
+        if self.error_bound is not None:
+            figures.append(_Figure(self.error_bound, loose, 0.3, _error_bound_large, acts=2))
+        return figures
 
     def _nearly_dependent(self, licq: Tensor) -> Tensor:
         # Rounding of the constraints' gradients moves their span by eps/licq. Dependent to working
@@ -113,26 +174,16 @@ class Certificate:
         """Per item, in row-major order: "trusted", "doubtful" or "invalid".
 
         Trusted: every figure measured is within its tolerance. Invalid: one is beyond the square root
-        of it, NaN, or says that there is no gradient. Waits for a GPU.
+        of it, NaN, or says that there is no solution or no gradient. Waits for a GPU.
         """
         grade = torch.zeros_like(self.stationarity, dtype=torch.long)
-        loose = self.tolerance**0.5
-        for value in (self.stationarity, self.feasibility, self.adjoint_residual):
-            if value is not None:
-                grade = torch.maximum(grade, _grade(value, self.tolerance, loose))
-        for value in (self.uniqueness, self.curvature):
-            if value is not None:
-                least = torch.finfo(value.dtype).eps ** 0.5
-                grade = torch.maximum(grade, _grade(-value, -least, -self._rounding))
-        if self.licq is not None:
-            grade = torch.maximum(grade, self._nearly_dependent(self.licq).long())
-        if self.error_bound is not None:
-            grade = torch.maximum(grade, _grade(self.error_bound, loose, 0.3))
+        for figure in self._figures():
+            grade = torch.maximum(grade, figure.grades)
         return [VERDICTS[g] for g in grade.reshape(-1).tolist()]
 
     def causes(self) -> list[str]:
-        """What speaks against the worst items, each with its figure; empty if nothing does."""
-        return _reasons(self, backward=True)
+        """What speaks against the worst items, each with its figure; empty if all are trusted."""
+        return _reasons(self, backward=True, doubts=True)
 
     def reshaped(self, shape: Sequence[int]) -> Certificate:
         """The same with another batch shape."""
@@ -149,6 +200,8 @@ class Certificate:
             parts.append(f"uniqueness {_least(self.uniqueness)}")
         if self.adjoint_residual is not None:
             parts.append(f"adjoint residual {_worst(self.adjoint_residual)}")
+        if self.adjoint_difference is not None:
+            parts.append(f"own adjoint off by {_worst(self.adjoint_difference)}")
         if self.curvature is not None:
             parts.append(f"curvature {_least(self.curvature)}")
         if self.condition is not None:
@@ -319,13 +372,13 @@ def complaint(certificate: Certificate, where: str, backward: bool) -> str | Non
     good = certificate.differentiable if backward else certificate.solved
     if bool(good.all()):
         return None
-    reasons = _reasons(certificate, backward)
+    reasons = _reasons(certificate, backward, doubts=False)
     return f"{where}: {int((~good).sum())} of {good.numel()} {'; '.join(reasons)}"
 
 
-def _reasons(certificate: Certificate, backward: bool) -> list[str]:
+def _reasons(certificate: Certificate, backward: bool, doubts: bool) -> list[str]:
     of_inputs, rest = _of_inputs(certificate)
-    return [*of_inputs, *([] if rest is None else _reasons_of_figures(rest, backward))]
+    return [*of_inputs, *([] if rest is None else _reasons_of_figures(rest, backward, doubts))]
 
 
 def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]:
@@ -378,48 +431,90 @@ def _index(item: int, shape: Sequence[int]) -> str:
     return str(tuple(reversed(index)))
 
 
-def _reasons_of_figures(certificate: Certificate, backward: bool) -> list[str]:
+def _reasons_of_figures(certificate: Certificate, backward: bool, doubts: bool) -> list[str]:
+    """The texts of the figures that the policy acts on; with ``doubts`` of all that are not trusted."""
     reasons = []
-    tolerance = f"tolerance {certificate.tolerance:.0e}"
-    checks: list[tuple[str, Tensor | None, str]] = [
-        ("infeasible: the constraints are violated by", certificate.feasibility,
-         "(a) the solver returns a point off the constraint set, (b) objective and solver disagree "
-         "on the constraints"),
-        ("not stationary: backward error", certificate.stationarity,
-         "(a) the solver stopped early, (b) it solves another problem than the objective states"),
-    ]  # fmt: skip
-    if certificate.licq is not None and not bool((certificate.licq > certificate._rounding).all()):
-        checks[1] = (*checks[1][:2], checks[1][2] + ", (c) the constraints are degenerate there")
-    if backward:
-        checks.append(
-            ("adjoint system not solved: residual", certificate.adjoint_residual,
-             "(a) the solution is not unique, (b) it is no strict minimum, (c) dependent constraints")
-        )  # fmt: skip
-    for text, value, causes in checks:
-        if value is not None and not bool((value <= certificate.tolerance).all()):
-            reasons.append(f"{text} {_worst(value)} ({tolerance}); {causes}")
-    for curvature in (certificate.uniqueness, certificate.curvature) if backward else ():
-        if not reasons and curvature is not None and not bool(
-            (curvature > certificate._rounding).all()
-        ):  # fmt: skip
-            reasons.append(
-                f"not unique: relative curvature {_least(curvature)}; the solution has no gradient; "
-                "add a term that singles one out"
-            )
-    if (
-        backward
-        and certificate.licq is not None
-        and bool(certificate._nearly_dependent(certificate.licq).any())
-    ):
-        reasons.append(
-            f"constraints nearly dependent: margin {_least(certificate.licq)}, neither independent nor "
-            "the same to working precision; drop one, or give it in float64"
-        )
-    if not backward or not reasons:
-        causes = _status_causes(certificate)
-        if causes:
-            reasons.append(causes)
+    for figure in certificate._figures(backward):
+        good = figure.value <= figure.trusted if doubts else figure.passes
+        if not bool(good.all()) and not (figure.follows and reasons):
+            reasons.append(figure.text(certificate))
+    told = _status_causes(certificate)
+    if told and told not in reasons and (not backward or not reasons):
+        reasons.append(told)
     return reasons
+
+
+def _infeasible(certificate: Certificate) -> str:
+    return (
+        f"infeasible: the constraints are violated by {_worst(certificate.feasibility)} "
+        f"{_held(certificate)}; (a) the solver returns a point off the constraint set, (b) objective "
+        "and solver disagree on the constraints"
+    )
+
+
+def _not_stationary(certificate: Certificate) -> str:
+    licq = certificate.licq
+    degenerate = licq is not None and not bool((licq > certificate._rounding).all())
+    return (
+        f"not stationary: backward error {_worst(certificate.stationarity)} {_held(certificate)}; "
+        "(a) the solver stopped early, (b) it solves another problem than the objective states"
+        + (", (c) the constraints are degenerate there" if degenerate else "")
+    )
+
+
+def _adjoint_not_solved(certificate: Certificate) -> str:
+    assert certificate.adjoint_residual is not None
+    return (
+        f"adjoint system not solved: residual {_worst(certificate.adjoint_residual)} "
+        f"{_held(certificate)}; (a) the solution is not unique, (b) it is no strict minimum, "
+        "(c) dependent constraints"
+    )
+
+
+def _adjoint_differs(certificate: Certificate) -> str:
+    assert certificate.adjoint_difference is not None
+    # The fixed-point form is a node's own way back too.
+    own = "fixed_point" if certificate.form == "fixed_point" else "adjoint"
+    return (
+        f"the node's own `{own}` differs from the implicit gradient by "
+        f"{_worst(certificate.adjoint_difference)}, relative {_held(certificate)}; `ddnkit check` says "
+        "in what, backward='dense' does without it"
+    )
+
+
+def _not_unique(certificate: Certificate) -> str:
+    figures = [c for c in (certificate.uniqueness, certificate.curvature) if c is not None]
+    least = min(figures, key=lambda c: float(c.nan_to_num(-torch.inf).min()))
+    if bool((least >= certificate._rounding).all()):
+        return (
+            f"nearly not unique: relative curvature {_least(least)}, so that half of the digits of the "
+            "gradient or more are lost; add a term that singles one solution out, or use float64"
+        )
+    return (
+        f"not unique: relative curvature {_least(least)}; the solution has no gradient; "
+        "add a term that singles one out"
+    )
+
+
+def _nearly_dependent_constraints(certificate: Certificate) -> str:
+    assert certificate.licq is not None
+    return (
+        f"constraints nearly dependent: margin {_least(certificate.licq)}, neither independent nor "
+        "the same to working precision; drop one, or give it in float64"
+    )
+
+
+def _error_bound_large(certificate: Certificate) -> str:
+    assert certificate.error_bound is not None
+    return (
+        f"gradient inaccurate: its relative error may be as large as {_worst(certificate.error_bound)}; "
+        "(a) y is too far from the solution, (b) the problem is badly conditioned; solve more "
+        "accurately, rescale, or use float64"
+    )
+
+
+def _held(certificate: Certificate) -> str:
+    return f"(tolerance {certificate.tolerance:.0e})"
 
 
 def act(policy: str, message: str | None) -> None:
@@ -455,11 +550,6 @@ def _status_causes(certificate: Certificate) -> str:
     if status in (Status.CONVERGED, Status.UNKNOWN):
         return ""
     return f"solver {certificate.solver or '?'} ended with {status.name}: {status.causes}"
-
-
-def _grade(value: Tensor, trusted: float, doubtful: float) -> Tensor:
-    # Written so that NaN ends in the worst grade.
-    return 2 - (value <= doubtful).long() - (value <= trusted).long()
 
 
 def _least(value: Tensor) -> str:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class Status(enum.IntEnum):
-    """How a solver ended on one problem; `causes` says what usually lies behind it."""
+    """How a solver ended on one problem; `causes` says what usually lies behind it.
+
+    From NON_FINITE on the point is no solution, whatever its residuals. Up to there the residuals tell.
+    """
 
     CONVERGED = 0
     UNKNOWN = 1
