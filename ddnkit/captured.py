@@ -142,6 +142,36 @@ def _has_tangent(tensor: Tensor) -> bool:
         return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def versions(owner: object) -> list[tuple[str, Tensor, int]]:
+    """What an object holds in its attributes and modules, each tensor with torch's count of its changes.
+
+    Running statistics are changed without being counted, but beside them the number of updates is.
+    """
+    held = dict(attributes(owner))
+    for name, module in _modules(owner):
+        # Where the object is a module itself, `attributes` names what it holds without a prefix.
+        prefix = "" if module is owner else f"{name}."
+        held.update((prefix + inner, buffer) for inner, buffer in module.named_buffers())
+    return [(path, x, x._version) for path, x in held.items() if not x.is_inference()]
+
+
+def running_statistics(owner: object) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of modules that update them when they are called in training mode, with copies."""
+    return [
+        (buffer, buffer.detach().clone())
+        for _, root in _modules(owner)
+        for module in root.modules()
+        if module.training and getattr(module, "track_running_stats", False)
+        for buffer in module.buffers(recurse=False)
+    ]
+
+
+def _modules(owner: object) -> list[tuple[str, nn.Module]]:
+    if isinstance(owner, nn.Module):
+        return [("", owner)]
+    return [(name, value) for name, value in vars(owner).items() if isinstance(value, nn.Module)]
+
+
 def attributes(owner: object) -> Iterator[tuple[str, Tensor]]:
     """Floating-point tensors in an object's attributes, lists, dictionaries and modules included."""
     values = dict(vars(owner))

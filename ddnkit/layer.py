@@ -8,6 +8,7 @@ transform of torch may differentiate; the certificate then gains the adjoint's r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,17 +18,20 @@ from torch import Tensor, nn
 from .aside import finite_inputs, solve_apart
 from .backward.form import BackwardForm, as_form
 from .backward.unrolled import Unrolled
-from .captured import Captured, attributes, is_tracked, is_wrapped
+from .captured import Captured, attributes, is_tracked, is_wrapped, running_statistics
 from .certificate import Certificate, validated_certify, validated_policy
 from .errors import InputError
 from .implicit.call import Call
 from .implicit.function import solution_of
 from .implicit.measured_equation import MeasuredEquation
+from .implicit.own_adjoint import Comparisons
 from .implicit.solution_equation import SolutionEquation
+from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
 from .problem import Problem
 from .solving import solve
 from .structure import Structure
+from .transforms import under_transform
 
 
 class DeclarativeLayer(nn.Module):
@@ -75,13 +79,17 @@ class DeclarativeLayer(nn.Module):
         super().__init__()
         if not isinstance(node, DeclarativeNode):
             raise InputError(f"a layer takes a ddnkit.DeclarativeNode, not {node!r}")
+        self._takes = read(node)
         self.node = node
         self.form = as_form(backward, Problem(node, (), 0))
-        self.batch_dims = batch_dims
+        self.batch_dims = _validated_batch_dims(batch_dims)
         self.policy = validated_policy(node.policy if policy is None else policy)
-        self.tolerance = tolerance
+        self.tolerance = validated_tolerance(tolerance)
         self.certify = validated_certify(certify)
         self.certificate: Certificate | None = None
+        self._sample_dims: tuple[int | None, ...] | None = None
+        #: When the node's own adjoint is held against a known answer.
+        self.comparisons = Comparisons()
         if not isinstance(node, nn.Module):
             for name, value in vars(node).items():
                 if isinstance(value, nn.Parameter):
@@ -102,7 +110,14 @@ class DeclarativeLayer(nn.Module):
                 "outside the compiled function"
             )
             return _outside_graph()(self, xs, start)
-        return self._call(xs, start)
+        kept = running_statistics(self.node)
+        try:
+            return self._call(xs, start)
+        except InputError:
+            # A call that is refused has not happened.
+            for buffer, value in kept:
+                buffer.copy_(value)
+            raise
 
     def _call(self, xs: Sequence[Any], start: Any) -> Any:
         _refuse_tracing(xs)
@@ -110,6 +125,14 @@ class DeclarativeLayer(nn.Module):
             # Certificates and solvers differentiate, which inference mode would make zero silently.
             with torch.inference_mode(False), torch.no_grad():
                 return self._call(xs, start)
+        self._takes.refuse(self.node, len(xs))
+        if self.batch_dims is None and self.node.input_dims is None:
+            if self._sample_dims is None:
+                self._sample_dims = sample_dims(self.node)
+                if self._sample_dims is None and not under_transform():
+                    # None there is, or none that works. Inside a vmap nothing could be drawn.
+                    self._sample_dims = (None,) * len(xs)
+            refuse_unnamed_batch(self.node, xs, self._sample_dims)
         inputs, batch_shape = batched_inputs(self.node, xs, self.batch_dims)
         problem = Problem(self.node, inputs, batch_shape.numel())
         seen, values = self._captured(problem)
@@ -124,6 +147,7 @@ class DeclarativeLayer(nn.Module):
             batch_shape=batch_shape,
             start=start,
             show=self._show,
+            comparisons=self.comparisons,
         )
         if isinstance(self.form, Unrolled):
             y = self._unrolled(call, problem, seen, values)
@@ -213,6 +237,13 @@ class DeclarativeLayer(nn.Module):
         return f"{type(self.node).__name__}, backward={form}, policy={self.policy}"
 
 
+def _validated_batch_dims(batch_dims: int | None) -> int | None:
+    whole = isinstance(batch_dims, int) and not isinstance(batch_dims, bool)
+    if batch_dims is None or (whole and batch_dims >= 0):
+        return batch_dims
+    raise InputError(f"batch_dims is a whole number from 0 on, or None, not {batch_dims!r}")
+
+
 def _poisoned(y: Tensor, aside: Tensor, problem: Problem, shared: Sequence[Tensor]) -> Tensor:
     """y with NaN for the items set aside, and for what they depend on on the way back."""
     rows = aside.nonzero()[:, 0]
@@ -239,11 +270,17 @@ def _outside_graph() -> Any:
 
 def _refuse_tracing(xs: Sequence[Any]) -> None:
     fake = any(type(x).__name__ in ("FakeTensor", "FunctionalTensor") for x in xs)
-    if fake or torch.jit.is_tracing():
+    # Not imported: where nothing has loaded it, nothing traces.
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    if (
+        fake
+        or torch.jit.is_tracing()
+        or (tracer is not None and tracer.get_proxy_mode() is not None)
+    ):
         raise InputError(
-            "a DeclarativeLayer cannot be traced or exported (torch.jit.trace, torch.export): what it "
-            "computes depends on the values of its inputs. Export the rest of the network, and use "
-            "torch.compile for speed"
+            "a DeclarativeLayer cannot be traced or exported (torch.jit.trace, torch.export, make_fx, "
+            "torch.func.linearize): what it computes depends on the values of its inputs. Export the "
+            "rest of the network, use torch.func.jvp in place of linearize, and torch.compile for speed"
         )
 
 

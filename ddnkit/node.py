@@ -56,6 +56,20 @@ class DeclarativeNode(abc.ABC):
     #: Backward form that "auto" takes for this node; None lets the library choose.
     preferred_backward: ClassVar[str | None] = None
 
+    def __new__(cls, *args: Any, **named: Any) -> Any:
+        """Says which member is missing, and which of the class's own was likely meant."""
+        if getattr(cls, "__abstractmethods__", None):
+            from .members import missing
+
+            raise InputError(missing(cls))
+        following = super().__new__
+        if following is not object.__new__:
+            return following(cls, *args, **named)
+        if (args or named) and cls.__init__ is object.__init__:
+            # Python leaves this to `__new__` where a class has one.
+            raise TypeError(f"{cls.__name__}() takes no arguments")
+        return following(cls)
+
     @abc.abstractmethod
     def objective(self, *xs: Any, **named: Any) -> Tensor:
         """``objective(x₁, …, xₙ, y=y)``: f of one problem, a scalar."""

@@ -11,9 +11,10 @@ transform gave each its own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -253,7 +254,8 @@ class Problem:
             return x.squeeze(0) if self.batch_size == 1 else x[i]
 
         if self.batch_size == 1:
-            return item(0).unsqueeze(0)
+            with _plainly(function):
+                return item(0).unsqueeze(0)
         dims = tuple(0 if own else None for own in batched)
         try:
             values: Tensor = torch.vmap(one, in_dims=(0, None if v is None else 0, *dims))(
@@ -262,7 +264,8 @@ class Problem:
             return values
         except RuntimeError:
             # Code that branches on values cannot be vmapped; one by one gives the same.
-            return torch.stack([item(i) for i in range(self.batch_size)])
+            with _plainly(function):
+                return torch.stack([item(i) for i in range(self.batch_size)])
 
     def _split(self, y: Tensor) -> Any:
         return y if self.structure is None else self.structure.split(y)
@@ -317,6 +320,21 @@ class Evaluation:
                 return True
             ahead.extend(function for function, _ in node.next_functions)
         return False
+
+
+@contextlib.contextmanager
+def _plainly(function: Callable[..., Any]) -> Iterator[None]:
+    """Have what torch says of a gradient taken inside of ``function`` name it, and the way out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad and does not have a grad_fn" not in str(error):
+            raise
+        name = getattr(function, "__qualname__", function)
+        raise InputError(
+            f"{name} takes a derivative inside (torch.autograd.grad or backward), which needs a graph that "
+            "an evaluation without gradients does not have: write it with torch.func.grad"
+        ) from error
 
 
 def _parts(y: Any) -> Any:

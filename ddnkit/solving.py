@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .captured import Captured, discover, is_wrapped, unused
 from .errors import InputError
@@ -243,6 +243,32 @@ def reject_rebound_tensors(problem: Problem, y: Tensor) -> None:
             "it does not use any more (the variable names another tensor by now): its gradient would "
             "silently be zero. Pass it to the layer as an input, or keep it as an attribute of the node"
         )
+
+
+def reject_changed_state(node: DeclarativeNode, before: Sequence[tuple[str, Tensor, int]]) -> None:
+    """An objective that changes what the node holds is another function each time it is evaluated.
+
+    Args:
+        before: `versions` of the node before one evaluation.
+    """
+    changed = [path for path, tensor, version in before if tensor._version != version]
+    if not changed:
+        return
+    name, path = type(node).__name__, changed[0]
+    owner = path.rpartition(".")[0]
+    head, _, rest = owner.partition(".")
+    holder, inner = (node, owner) if isinstance(node, nn.Module) else (vars(node).get(head), rest)
+    module = holder.get_submodule(inner) if isinstance(holder, nn.Module) else None
+    if getattr(module, "track_running_stats", False):
+        raise InputError(
+            f"{name}.objective updates the running statistics of `{owner}` ({type(module).__name__} in "
+            "training mode) at each of a solver's many evaluations, and is another function each time: "
+            f"use it in evaluation mode (node.{owner}.eval()), or make it with track_running_stats=False"
+        )
+    raise InputError(
+        f"{name}.objective changes `{path}` of the node in place at each evaluation, and is another "
+        "function each time: an objective must leave what it uses as it is"
+    )
 
 
 def _unused(problem: Problem, y: Tensor) -> bool:

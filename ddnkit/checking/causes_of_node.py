@@ -5,6 +5,9 @@ Each function returns its cause if the findings speak for it.
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from ..captured import attributes
 from ..solution import Status
 from .cause import Cause
 from .findings import Findings
@@ -22,6 +25,16 @@ def does_not_run(findings: Findings) -> Cause | None:
     """An exception."""
     if not findings.error:
         return None
+    held = {tensor.dtype for _, tensor in attributes(findings.subject.node)}
+    given = {x.dtype for x in findings.inputs if isinstance(x, Tensor) and x.is_floating_point()}
+    if "dtype" in findings.error and held - given and given:
+        node, inputs = sorted(map(str, held - given)), sorted(map(str, given))
+        return Cause(
+            f"the node does not run: it holds {', '.join(node)} where the inputs are "
+            f"{', '.join(inputs)} ({findings.error})",
+            "make the node's modules and tensors of the inputs' dtype (module.double()), or check on "
+            "inputs of its own; drawn ones are float64",
+        )
     return Cause(
         f"the node does not run: {findings.error}",
         "call ddnkit.DeclarativeLayer(node) on the inputs below: its traceback says where",

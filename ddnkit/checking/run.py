@@ -9,9 +9,11 @@ import torch
 
 from .. import registry
 from ..backward.form import BackwardForm, applicable_forms, as_form
+from ..captured import running_statistics
 from ..certificate import VERDICTS
 from ..errors import InputError
 from ..layer import DeclarativeLayer
+from ..members import dims_text, refuse_unnamed_batch, sample_dims
 from ..node import DeclarativeNode
 from ..problem import Problem
 from .around import examine_around
@@ -70,20 +72,19 @@ def check(
     subject = _subject(node, backward, local)
     given = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in xs)
     session = _Session(subject, progress)
-    if given:
-        session.visit(given)
-    else:
-        if examples < 1:
-            raise InputError(f"examples must be a whole number from 1 on, not {examples!r}")
-        # Drawn inputs are those of one problem.
-        session.subject = subject = subject.with_batch_dims(None)
-        draw(subject.node, examples, session.visit)
-    failing = session.failing
-    causes: list[Cause] = []
-    inputs = text = ""
+    failing, causes, inputs, text = None, list[Cause](), "", ""
+    kept = running_statistics(subject.node)
+    try:
+        _visit(session, given, examples)
+        subject, failing = session.subject, session.failing
+        if failing is not None:
+            causes = diagnose(failing)
+            simplest = failing.inputs if given else smallest(failing, causes[0])
+    finally:
+        # A check leaves the node as it was.
+        for buffer, value in kept:
+            buffer.copy_(value)
     if failing is not None:
-        causes = diagnose(failing)
-        simplest = failing.inputs if given else smallest(failing, causes[0])
         inputs = as_text(simplest)
         is_layer = isinstance(node, DeclarativeLayer)
         text = script(subject, simplest, target=target, layer=is_layer, local=local)
@@ -98,6 +99,39 @@ def check(
         text,
         session.cases,
         tuple(form.name for form in subject.forms),
+    )
+
+
+def _visit(session: _Session, given: tuple[Any, ...], examples: int) -> None:
+    """All cases: the given one, or drawn ones."""
+    subject = session.subject
+    if given:
+        subject.takes.refuse(subject.node, len(given))
+        if subject.names_no_batch:
+            refuse_unnamed_batch(subject.node, given, sample_dims(subject.node))
+        session.visit(given)
+        return
+    if examples < 1:
+        raise InputError(f"examples must be a whole number from 1 on, not {examples!r}")
+    if subject.names_no_batch:
+        session.notes["input_dims"] = _without_input_dims(subject.node)
+    # Drawn inputs are those of one problem.
+    session.subject = subject.with_batch_dims(None)
+    draw(subject.node, examples, session.visit)
+
+
+def _without_input_dims(node: DeclarativeNode) -> str:
+    dims = sample_dims(node)
+    drawn = "(1, …), the dimensions of each input" if dims is None else dims_text(dims)
+    would = (
+        "would take a batch as one problem"
+        if dims is None
+        else "takes inputs of just these dimensions, and refuses a batch"
+    )
+    return (
+        f"no input_dims: drawn inputs were checked as one problem each, and in a batch as with "
+        f"batch_dims=1; a layer {would}, unless it has batch_dims, or the node "
+        f"input_dims = {drawn}"
     )
 
 

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from ..backward.form import BackwardForm
-from ..captured import Captured, attributes
+from ..captured import Captured, attributes, versions
 from ..certificate import Certificate, measure
 from ..errors import DdnkitError
+from ..implicit.own_adjoint import Comparisons
 from ..layer import DeclarativeLayer, batched_inputs
+from ..members import read
 from ..node import DeclarativeNode
 from ..problem import Problem, flat
 from ..solution import Solution
-from ..solving import captured_tensors, solve
+from ..solving import captured_tensors, reject_changed_state, solve
 from ..structure import Structure
 
 
@@ -63,6 +65,7 @@ class Subject:
         asked: bool = False,
         local: bool = False,
     ):
+        self.takes = read(node)
         self.node, self.forms, self.asked, self.local = node, tuple(forms), asked, local
         self.batch_dims, self.tolerance = batch_dims, tolerance
         self._pristine = _copied(node)
@@ -71,6 +74,11 @@ class Subject:
     def name(self) -> str:
         """The node's class."""
         return type(self.node).__name__
+
+    @property
+    def names_no_batch(self) -> bool:
+        """Whether nothing says which dimensions of the inputs are batch."""
+        return self.batch_dims is None and self.node.input_dims is None
 
     @property
     def has_own_solve(self) -> bool:
@@ -104,13 +112,16 @@ class Subject:
 
     def layer(self, form: BackwardForm) -> DeclarativeLayer:
         """The public way to a gradient by ``form``; a failed certificate shows as NaN."""
-        return DeclarativeLayer(
+        layer = DeclarativeLayer(
             self.node,
             form,
             batch_dims=self.batch_dims,
             tolerance=self.tolerance,
             policy="nan",
         )
+        # An own adjoint that is wrong is found, and told how, by the differences.
+        layer.comparisons = Comparisons(every=0)
+        return layer
 
     def has_adjoint(self, form: BackwardForm, solved: Solved) -> bool:
         """Whether ``form``, or the one that "auto" takes, has code of the node's own for the way back."""
@@ -121,7 +132,9 @@ class Subject:
         inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
         with torch.no_grad():
             problem, solution = solve(Problem(self.node, inputs, shape.numel()))
+        before = versions(self.node)
         captured = self.captured(problem, solution.y)
+        reject_changed_state(self.node, before)
         values = [c.tensor.detach() for c in captured]
         return Solved(problem.with_captured(captured, values), solution, shape)
 

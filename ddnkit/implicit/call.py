@@ -16,18 +16,21 @@ from torch import Tensor
 from ..aside import finite_inputs, may_look, solve_apart, without
 from ..assessment import assess, error_bound
 from ..backward.form import BackwardForm, TangentSolve
-from ..captured import Captured
+from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure
+from ..fixed_point import FixedPointNode
 from ..problem import Evaluation, Problem, flat
 from ..solution import Solution
 from ..solving import (
     captured_tensors,
+    reject_changed_state,
     reject_rebound_tensors,
     reject_unfollowed_tensors,
 )
 from ..structure import Structure
 from ..transforms import under_transform
 from .numbers import Numbers
+from .own_adjoint import Comparisons, difference
 
 
 class Call(Numbers):
@@ -53,6 +56,7 @@ class Call(Numbers):
         batch_shape: Sequence[int],
         start: Tensor | None,
         show: Callable[[Certificate, Certificate | None], None],
+        comparisons: Comparisons,
     ):
         super().__init__(form)
         self.policy = policy
@@ -61,6 +65,7 @@ class Call(Numbers):
         self.batch_shape = tuple(batch_shape)
         self.start = start
         self._show = show
+        self._comparisons = comparisons
         self.aux_names: tuple[str, ...] = ()
         self.structure: Structure | None = None
         self.discovered: list[Captured] = []
@@ -94,8 +99,10 @@ class Call(Numbers):
             found, solution, self.aside = solve_apart(problem, start, finite, policy=self.policy)
             evaluation = None
             if found.batch_size and not self.nothing_sound:
+                before = versions(found.node)
                 evaluation = found.evaluated(solution.y)
                 self.discovered = self._discover(found, solution.y, evaluation)
+                reject_changed_state(found.node, before)
             certificate = measure(found, solution, self.tolerance, evaluation, self.aside)
             certificate = dataclasses.replace(certificate, finite=finite)
             self._solved = found, solution, certificate
@@ -231,13 +238,58 @@ class Call(Numbers):
             for name, value in zip(self.aux_names, aux, strict=True)
             if not (name == "good" and self.tells_good)
         }
-        reject_rebound_tensors(self.structured(problem), y)
-        gradients, residual = self.form.adjoint(self.structured(problem), y, v, kept, wrt)
+        whole = self.structured(problem)
+        reject_rebound_tensors(whole, y)
+        # Before the gradient itself: an adjoint may work in the memory of v, or of what it returns.
+        self._compare(whole, y, kept, wrt)
+        gradients, residual = self.form.adjoint(whole, y, v, kept, wrt)
         self._bound(problem, y, v)
         self._judge(None if residual is None else residual.unsqueeze(0))
         fill = 0.0 if self.policy == "mask" else torch.nan
         filled = [self._filled(g, fill, problem.batch_size) for g in gradients]
         return _apart(filled, [*problem.operands, y, v, *aux])
+
+    def _compare(
+        self, problem: Problem, y: Tensor, aux: Mapping[str, Tensor], wrt: Sequence[int]
+    ) -> None:
+        """Hold the node's own adjoint against a known answer, in calls where that is due."""
+        certificate, comparisons = self.certificate, self._comparisons
+        assert certificate is not None
+        size, wrt = len(certificate.stationarity), list(wrt)
+        # The objective of a FixedPointNode is made of its map, which cannot contradict it.
+        stated = type(problem.node).objective is FixedPointNode.objective
+        if not comparisons.every or stated or not size or problem.batch_size % size:
+            return
+        signature = (
+            self.form.name,
+            y.shape,
+            y.dtype,
+            tuple(wrt),
+            *(x.shape for x in problem.operands),
+        )
+        if not comparisons.due(signature) and self.certify != "full":
+            kept = comparisons.kept(signature)
+            if kept is not None:
+                error = kept.to(y).expand(size)
+                self.certificate = dataclasses.replace(certificate, adjoint_difference=error)
+            return
+        sound = certificate.differentiable
+        backward_error = torch.maximum(certificate.stationarity, certificate.feasibility)
+        backward_error = torch.where(sound, backward_error, 0.0).repeat(problem.batch_size // size)
+        error = difference(
+            problem, y, lambda v: self.form.adjoint(problem, y, v, aux, wrt), wrt, backward_error
+        )
+        if error is None:
+            return
+        # Without a solution, or with many, there is no answer to know, and the item has failed already.
+        error = torch.where(sound, error.reshape(-1, size).amax(dim=0), 0.0)
+        self.certificate = dataclasses.replace(certificate, adjoint_difference=error)
+        if y.device.type == "cpu" or self.policy in ("raise", "warn"):
+            if not bool((error <= certificate.tolerance).all()):
+                comparisons.again(signature)
+        else:
+            # What is wrong for all items stays in force up to the next comparison.
+            comparisons.keep(signature, error.nan_to_num(2.0).amin())
 
     def _judge(self, residual: Tensor | None) -> None:
         """Take the residual (k, B) into the certificate, whose batch may have been repeated in B."""

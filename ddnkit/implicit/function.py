@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -99,7 +101,7 @@ class _Implicit(torch.autograd.Function):
         operands, outputs = saved[: ctx.count], saved[ctx.count :]
         wrt = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         with _full_precision(operands):
-            gradients = ctx.equation.vjp(operands, outputs, cotangents, wrt)
+            gradients = _uncompiled(ctx.equation.vjp)(operands, outputs, cotangents, wrt)
         return (None, *gradients)
 
     @staticmethod
@@ -109,7 +111,7 @@ class _Implicit(torch.autograd.Function):
         # torch turns forward mode off in here, and with it the derivatives of an enclosing jvp. The
         # tangents of this level are stripped above, so that only the enclosing ones remain.
         with forward_ad._set_fwd_grad_enabled(True), _full_precision(operands):
-            found = ctx.equation.jvp(operands, outputs, tangents)
+            found = _uncompiled(ctx.equation.jvp)(operands, outputs, tangents)
         return (*found, *[None] * ctx.equation.auxiliary)
 
     @staticmethod
@@ -119,6 +121,18 @@ class _Implicit(torch.autograd.Function):
         folded, inside, unfold = equation.folded(info.batch_size, in_dims[1:], operands)
         outputs = solution_of(folded, *inside)
         return tuple(unfold(w) for w in outputs), (0,) * len(outputs)
+
+
+_UNCOMPILED: dict[str, Any] = {}
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same outside of torch.compile, which would compile a derivative of `torch.func` frame by frame."""
+    if "torch._dynamo" not in sys.modules:  # to load it takes a second
+        return function
+    if "call" not in _UNCOMPILED:
+        _UNCOMPILED["call"] = torch.compiler.disable(lambda function, *given: function(*given))
+    return functools.partial(_UNCOMPILED["call"], function)
 
 
 def _alive(x: Tensor) -> Tensor:

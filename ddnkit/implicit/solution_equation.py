@@ -63,13 +63,13 @@ def gradient_of_operands(
     chosen = [problem.operands[i] for i in wrt]
     # One pass back through ∇_y L gives Bᵀz and, for μ, G z.
     _, pull = vjp(
-        lambda y, *values: stationarity(_replaced(problem, wrt, values), y, nu), y, *chosen
+        lambda y, *values: stationarity(replaced(problem, wrt, values), y, nu), y, *chosen
     )
     curvature, *gradients = pull(z)
     if not constraints.parametric:
         return gradients
     mu = constraints.multipliers(right - flat(curvature))
-    _, pull = vjp(lambda *values: _constraints(_replaced(problem, wrt, values), y), *chosen)
+    _, pull = vjp(lambda *values: _constraints(replaced(problem, wrt, values), y), *chosen)
     return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
 
 
@@ -98,18 +98,19 @@ def _in_numbers(
     z, right = _masked(call, call.solve_tangent(problem, y, nu, right.unsqueeze(0)), right)
     with torch.enable_grad():
         chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
-        moved, variable = _replaced(problem, wrt, chosen), y.detach().requires_grad_()
+        moved, variable = replaced(problem, wrt, chosen), y.detach().requires_grad_()
         # A manifold's normal part does not depend on θ.
         slope = flat(lagrangian_gradient(moved, variable, nu if parametric else None))
-        curvature, *gradients = _pulled_back(slope, [variable, *chosen], z)
+        curvature, *gradients = pulled_back(slope, [variable, *chosen], z)
         if A is None:
             return gradients
         mu = least_squares_multipliers(A, right - flat(curvature))
-        of_constraints = _pulled_back(_constraints(moved, y.detach()), chosen, mu)
+        of_constraints = pulled_back(_constraints(moved, y.detach()), chosen, mu)
     return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
 
 
-def _pulled_back(values: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+def pulled_back(values: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+    """vᵀ ∂values/∂variable for each, zero where there is none; the graph is kept."""
     if not values.requires_grad:
         return [torch.zeros_like(x) for x in variables]
     found = torch.autograd.grad(values, variables, v, retain_graph=True, allow_unused=True)
@@ -130,7 +131,8 @@ def _constraints(problem: Problem, y: Tensor) -> Tensor:
     return h
 
 
-def _replaced(problem: Problem, indices: Sequence[int], values: Sequence[Tensor]) -> Problem:
+def replaced(problem: Problem, indices: Sequence[int], values: Sequence[Tensor]) -> Problem:
+    """The problem with other operands at those positions."""
     operands = problem.operands
     for index, value in zip(indices, values, strict=True):
         operands[index] = value

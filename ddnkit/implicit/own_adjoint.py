@@ -1,0 +1,219 @@
+"""A node's own adjoint, held against an answer that is known without a solve.
+
+With G = D²_yy L, B = D²_θy L, A = D_y h, C = D_θ h the gradient for an incoming v is (see
+`solution_equation`)
+    Jᵀv = Bᵀz + Cᵀμ,      where  G z + Aᵀμ = −v,  A z = 0.
+Take any tangent w (A w = 0) and any κ, and let v = G w + Aᵀκ. Then z = −w and μ = −κ solve the system,
+whatever its size and condition, so that
+    Jᵀ(G w + Aᵀκ) = −Bᵀw − Cᵀκ.
+The left side is one call of the node's `adjoint`, the right side one pass back through ∇_y L: never a
+matrix. κ is there because an adjoint may treat the constraints' part of v wrongly and the rest rightly.
+A manifold's constraints do not depend on θ: its normal part of v must come to nothing.
+
+What may differ without a fault. Rounding moves v by eps ‖v‖, and Jᵀ makes of a generic vector of that
+size ‖Jᵀv′‖ =: s, which is measured with v′ = v under random signs: s/‖Jᵀv‖ is about the condition. An
+adjoint that iterates leaves s times its residual ρ. At a point whose backward error is β the
+derivatives differ from those at the solution, where a formula in x alone takes them, by about the
+condition times β, and Jᵀ makes (s/‖Jᵀv‖) β s of it. The passes themselves round by eps times the sizes
+of their terms, measured with w and κ under random signs. Beyond the sum of these the difference counts,
+relative to the larger of the two sides, for each input.
+
+Two probes: one with all entries of w alike, and one with w in proportion to y, whose entries may have
+different units; the entries of a gradient are taken times their input for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..backward.tangent_operator import Projector
+from ..lagrangian import constraint_jacobian, lagrangian_gradient, least_squares_multipliers
+from ..linalg.items import apply
+from ..problem import Problem, flat
+from .solution_equation import pulled_back, replaced
+
+#: Gradients (one an operand) and the residual of an iteration (B,) or None, for v (B, *y).
+Adjoint = Callable[[Tensor], tuple[Sequence[Tensor], Tensor | None]]
+
+#: Of the calls with one signature, one in so many is compared; the first always.
+EVERY = 100
+#: Signatures that are remembered.
+_MOST = 64
+
+
+class Comparisons:
+    """When a layer's own adjoint is to be compared: at the first call of each signature, at each
+    hundredth after, and at each one after a difference.
+
+    Attributes:
+        every: 0 to compare never.
+    """
+
+    def __init__(self, every: int = EVERY):
+        self.every = every
+        self._calls: dict[object, int] = {}
+        self._last: dict[object, Tensor] = {}
+
+    def due(self, signature: object) -> bool:
+        """Whether this call is one to compare; counts it."""
+        if not self.every:
+            return False
+        if signature not in self._calls and len(self._calls) >= _MOST:
+            oldest = next(iter(self._calls))
+            self._calls.pop(oldest)
+            self._last.pop(oldest, None)
+        count = self._calls.get(signature, 0)
+        self._calls[signature] = (count + 1) % self.every
+        return count == 0
+
+    def again(self, signature: object) -> None:
+        """The next call is compared too."""
+        self._calls[signature] = 0
+
+    def keep(self, signature: object, worst: Tensor) -> None:
+        """What stands for the calls up to the next comparison, where nobody may look at it."""
+        self._last[signature] = worst
+
+    def kept(self, signature: object) -> Tensor | None:
+        """See `keep`."""
+        return self._last.get(signature)
+
+
+def difference(
+    problem: Problem,
+    y: Tensor,
+    adjoint: Adjoint,
+    wrt: Sequence[int],
+    backward_error: Tensor,
+) -> Tensor | None:
+    """How far the adjoint is from the known answer, (B,): 0 up to what may differ, at most 2.
+
+    None where the known answer is not to be had: an objective without second derivatives.
+
+    Args:
+        wrt: the operands whose gradients ``adjoint`` returns.
+        backward_error: of y, (B,).
+    """
+    try:
+        at_point = _KnownAnswers(problem, y, wrt)
+        whole = flat(y).square().mean(dim=-1, keepdim=True).sqrt()
+        scales = [torch.where(whole > 0, whole, 1.0).expand_as(flat(y)), flat(y).abs()]
+        weights = [[_weight(problem.operands[i], own) for i in wrt] for own in (False, True)]
+        errors = [
+            _error(at_point, adjoint, backward_error, scale, weight, k)
+            for k, (scale, weight) in enumerate(zip(scales, weights, strict=True))
+        ]
+    except (RuntimeError, NotImplementedError):
+        # torch has no second derivative of something in there, or the adjoint takes no such v.
+        return None
+    return torch.maximum(*errors)
+
+
+def _error(
+    at_point: _KnownAnswers,
+    adjoint: Adjoint,
+    backward_error: Tensor,
+    scale: Tensor,
+    weights: Sequence[Tensor],
+    k: int,
+) -> Tensor:
+    y = at_point.y
+    tall, signs = scale * flat(_pattern(y, k)), flat(_pattern(y, k + 2)).sign()
+    w = at_point.project(tall)
+    v, expected, terms = at_point.answer(w, signs, k)
+    generic, _ = adjoint((v * signs).reshape(y.shape))
+    found, residual = adjoint(v.reshape(y.shape))  # the last use of v: an adjoint may work in it
+
+    def sizes(gradients: Sequence[Tensor]) -> Tensor:  # (n, B)
+        pairs = zip(gradients, weights, strict=True)
+        return torch.stack([(flat(g) * weight).norm(dim=-1) for g, weight in pairs])
+
+    eps = torch.finfo(y.dtype).eps * 8 * max(y.shape[1:].numel(), 1) ** 0.5
+    size = torch.maximum(sizes(expected), sizes(found))
+    swing = sizes(generic)
+    condition = torch.where(size > 0, swing / size, 1.0).clamp(min=1.0)
+    rounding = eps * (swing + sizes(terms) + swing.sum(dim=0) + size.sum(dim=0))
+    unsolved = 0.0 if residual is None else 2 * residual
+    allowed = rounding + 8 * (condition * backward_error + unsolved) * swing
+    apart = sizes([g - e for g, e in zip(found, expected, strict=True)])
+    # Written so that NaN stays NaN.
+    error = torch.where(apart <= allowed, 0.0, (apart - allowed) / size)
+    return error.amax(dim=0)
+
+
+def _weight(x: Tensor, own: bool) -> Tensor:
+    """What an entry of a gradient is multiplied with: its input's entry, or a typical one, (B, n)."""
+    x = flat(x.detach())
+    if own:
+        return x.abs()
+    typical = x.square().mean(dim=-1, keepdim=True).sqrt() if x.shape[-1] else x
+    return torch.where(typical > 0, typical, 1.0).expand_as(x)
+
+
+class _KnownAnswers:
+    """v and Jᵀv at one point, for tangents w."""
+
+    def __init__(self, problem: Problem, y: Tensor, wrt: Sequence[int]):
+        self.problem, self.y = problem, y
+        self.project = Projector(problem, y)
+        gradient = problem.gradient(y)
+        parametric = problem.has_constraints(y)
+        self.A = constraint_jacobian(problem, y) if parametric else None
+        self.manifold = None if parametric else problem.manifold
+        self.sigma = nu = None
+        if self.A is not None:
+            nu = least_squares_multipliers(self.A, gradient)
+        elif self.manifold is not None:
+            self.sigma = self.manifold.multipliers(y, gradient)
+        with torch.enable_grad():
+            self.chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
+            self.variable = y.detach().requires_grad_()
+            moved = replaced(problem, wrt, self.chosen)
+            self.slope = flat(lagrangian_gradient(moved, self.variable, nu))
+            self.h = moved.all_constraints(y.detach()) if parametric else None
+
+    def answer(self, w: Tensor, signs: Tensor, k: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """v (B, m), the gradients it must have, and the sizes of the terms they are sums of."""
+        y = self.y
+        curvature, *of_slope = pulled_back(self.slope, [self.variable, *self.chosen], w)
+        v = flat(curvature)
+        _, *terms = pulled_back(self.slope, [self.variable, *self.chosen], w * signs)
+        expected = [-g for g in of_slope]
+        if self.manifold is not None:
+            bent = self.manifold.constraint_curvature(y, self.sigma, w.reshape(y.shape))
+            v = v - flat(bent)
+            other = _pattern(y, k + 4)
+            across = flat(self.manifold.normal(y, self.manifold.multipliers(y, other)))
+            v = v + across * _like(v, across)
+        elif self.A is not None and self.h is not None:
+            length = self.A.norm(dim=-1)
+            kappa = _pattern(length, k + 4) / torch.where(length > 0, length, 1.0)
+            across = apply(self.A.mT, kappa)
+            factor = _like(v, across)
+            v, kappa = v + across * factor, kappa * factor
+            of_constraints = pulled_back(self.h, self.chosen, kappa)
+            expected = [e - c for e, c in zip(expected, of_constraints, strict=True)]
+            turned = pulled_back(self.h, self.chosen, kappa * _pattern(kappa, k + 6).sign())
+            terms = [
+                t.abs() + c.abs() + c1.abs()
+                for t, c, c1 in zip(terms, of_constraints, turned, strict=True)
+            ]
+        return v, expected, terms
+
+
+def _like(v: Tensor, other: Tensor) -> Tensor:
+    """The factor that makes ``other`` as long as v, (B, 1); 1 where v is zero."""
+    size, own = v.norm(dim=-1, keepdim=True), other.norm(dim=-1, keepdim=True)
+    return torch.where((size > 0) & (own > 0), size / own, 1.0)
+
+
+def _pattern(like: Tensor, k: int) -> Tensor:
+    """The k-th of a fixed series of vectors with entries in [−1, 1), the same for all items."""
+    # Made where the others are, of no generator: the fractional parts of i² times an irrational number
+    # are as good as random here.
+    index = torch.arange(1, like.shape[1:].numel() + 1, device=like.device, dtype=torch.float64)
+    fraction = (index.square() * (7 * k + 2.6180339887498949) ** 0.5) % 1.0
+    return (2 * fraction - 1).to(like.dtype).reshape(like.shape[1:]).expand(like.shape)
