@@ -142,6 +142,17 @@ def not_stationary(findings: Findings) -> Cause | None:
     return coarse or degenerate(findings) or _inexact(findings, error)
 
 
+def no_solution(findings: Findings) -> Cause | None:
+    """A solver that says itself that there is no solution, where the residuals would pass."""
+    if findings.solved is None or not findings.failed("solver's status"):
+        return None
+    status = max(findings.solved.solution.statuses())
+    return Cause(
+        f"no solution: the solver ended with status {status.name}: {status.causes}",
+        "mend the problem; or, where `solve` returns the status itself, one that fits its point",
+    )
+
+
 def degenerate(findings: Findings) -> Cause | None:
     """Constraints whose rank is lower at the solution than around it."""
     if not findings.rank_gained:

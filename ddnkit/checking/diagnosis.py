@@ -13,6 +13,7 @@ _OF_NODE = (
     causes_of_node.not_finite,
     causes_of_node.infeasible,
     causes_of_node.not_stationary,
+    causes_of_node.no_solution,
 )
 _OF_POINT = (
     causes_of_gradient.not_a_minimum,

@@ -9,6 +9,7 @@ import torch
 from ..assessment import assess
 from ..backward.dense import Dense
 from ..linalg.kkt import RANK_REVEALING_SIZE
+from ..solution import Status
 from .degeneracy import rank_gained_nearby
 from .differences import at
 from .findings import Findings
@@ -29,6 +30,9 @@ def compare_solution(findings: Findings, solved: Solved) -> None:
     tolerance = certificate.tolerance
     findings.compare("feasibility", certificate.feasibility.max(), tolerance)
     findings.compare("stationarity", certificate.stationarity.max(), tolerance)
+    status = max(solved.solution.statuses())
+    if status >= Status.NON_FINITE:
+        findings.compare("solver's status", 1.0, 0.0, status.name)
     if not bool(solved.y.isfinite().all()):
         return
     again = findings.subject.solve(findings.inputs)

@@ -91,7 +91,7 @@ def difference(
 ) -> Tensor | None:
     """How far the adjoint is from the known answer, (B,): 0 up to what may differ, at most 2.
 
-    None where the known answer is not to be had: an objective without second derivatives.
+    None where the known answer is not to be had: an objective without second derivatives in torch.
 
     Args:
         wrt: the operands whose gradients ``adjoint`` returns.
@@ -99,6 +99,8 @@ def difference(
     """
     try:
         at_point = _KnownAnswers(problem, y, wrt)
+        if not at_point.slope.requires_grad:
+            return None
         whole = flat(y).square().mean(dim=-1, keepdim=True).sqrt()
         scales = [torch.where(whole > 0, whole, 1.0).expand_as(flat(y)), flat(y).abs()]
         weights = [[_weight(problem.operands[i], own) for i in wrt] for own in (False, True)]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacfwd, vmap
 
-from ddnkit import DeclarativeLayer, DeclarativeNode, InputError
+from ddnkit import DeclarativeLayer, DeclarativeNode, InputError, check
 
 
 class Network(DeclarativeNode):
@@ -334,3 +334,74 @@ def test_a_detached_tensor_is_a_constant():
     DeclarativeLayer(Constant(), policy="raise")(x).sum().backward()
     assert weight.grad is None
     torch.testing.assert_close(x.grad, torch.ones(3))
+
+
+class Normalised(DeclarativeNode):
+    """min ‖y − Σ g(x)‖²: g normalises over the rows of x and keeps running statistics."""
+
+    input_dims = (2,)
+
+    def __init__(self, kind=nn.BatchNorm1d, inside=True):
+        self.g = nn.Sequential(kind(4, dtype=torch.float64, track_running_stats=True))
+        self.inside = inside
+
+    def objective(self, x, y):
+        z = self.g(x) if self.inside else x
+        return ((y - z.sum(0)) ** 2).sum()
+
+    def initial_point(self, x):
+        return torch.zeros_like(x[0])
+
+    def sample_inputs(self):
+        return (torch.randn(5, 4),)
+
+
+def running(node):
+    return [buffer.clone() for buffer in node.g.buffers()]
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (1, 5, 4), (3, 5, 4)])
+def test_running_statistics_that_an_objective_would_update(shape):
+    x = torch.randn(shape, dtype=torch.float64) + 3
+    node = Normalised()
+    before = running(node)
+    layer = DeclarativeLayer(node)
+    with pytest.raises(InputError, match=r"`g\.0` \(BatchNorm1d in training mode\).*eval"):
+        layer(x)
+    assert all(torch.equal(a, b) for a, b in zip(running(node), before, strict=True))
+    if len(shape) == 2:
+        assert "running statistics" in check(node, examples=1).diagnosis[0]
+        assert all(torch.equal(a, b) for a, b in zip(running(node), before, strict=True))
+    layer.eval()
+    layer(x)
+    assert all(torch.equal(a, b) for a, b in zip(running(node), before, strict=True))
+    # What the objective does not use is nobody's business.
+    DeclarativeLayer(Normalised(inside=False)).train()(x)
+
+
+def test_running_statistics_without_a_record_of_them_pass():
+    node = Normalised()
+    node.g = nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64, track_running_stats=False))
+    DeclarativeLayer(node, policy="raise").train()(torch.randn(2, 5, 4, dtype=torch.float64))
+
+
+def test_any_tensor_of_the_node_that_an_objective_changes():
+    class Annealed(DeclarativeNode):
+        def __init__(self):
+            self.weight = torch.ones((), dtype=torch.float64)
+
+        def objective(self, x, y):
+            self.weight *= 0.9
+            return self.weight * ((y - x) ** 2).sum()
+
+        def solve(self, x):
+            return x.clone()
+
+    with pytest.raises(InputError, match=r"Annealed\.objective changes `weight`"):
+        DeclarativeLayer(Annealed())(torch.randn(3))
+
+
+def test_check_says_which_precision_the_node_holds():
+    report = check(Normalised(lambda n, **_: nn.Linear(4, n)), examples=1)
+    assert "torch.float32" in report.diagnosis[0]
+    assert "torch.float64" in report.diagnosis[0]

@@ -5,6 +5,8 @@ import warnings
 import pytest
 import torch
 from bounds import rounding
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ddnkit
 from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, UntrustedGradientError
@@ -192,3 +194,98 @@ def _certificate(node):
     layer = DeclarativeLayer(node, policy="nan")
     layer(torch.tensor([1.0, 2.0, -1.5]))
     return layer.certificate
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("status", list(ddnkit.Status))
+def test_a_solver_that_found_no_solution_is_believed(status, dtype, batch):
+    class Says(Projection):
+        def solve(self, x):
+            return ddnkit.Solution(super().solve(x), status, 3, "mine")
+
+        def sample_inputs(self):
+            return (torch.randn(3),)
+
+    x = torch.tensor([1.0, 2.0, -1.5], dtype=dtype).expand(*batch, 3).clone().requires_grad_()
+    layer = DeclarativeLayer(Says(), policy="nan")
+    y = layer(x)
+    y.sum().backward()
+    # Where it only stopped, the residual tells, and this one is at rounding.
+    wrong = status in (ddnkit.Status.NON_FINITE, ddnkit.Status.INFEASIBLE, ddnkit.Status.UNBOUNDED)
+    count = x.numel() // 3
+    assert layer.certificate.verdicts() == ["invalid" if wrong else "trusted"] * count
+    assert bool(y.isnan().all()) is bool(x.grad.isnan().all()) is wrong
+    assert any(status.name in cause for cause in layer.certificate.causes()) is wrong
+    if dtype == torch.float64 and not batch:
+        assert ddnkit.check(Says(), examples=1).ok is not wrong
+    if wrong:
+        with pytest.raises(UntrustedGradientError, match=status.name):
+            DeclarativeLayer(Says(), policy="raise")(x)
+
+
+class Median(DeclarativeNode):
+    """A smooth median, and the mean returned for it: with an offset the residual is small beside the data."""
+
+    def objective(self, x, y):
+        return ((y - x) ** 2 + 0.01).sqrt().sum()
+
+    def solve(self, x):
+        return x.mean().reshape(1)
+
+
+def test_an_invalid_error_bound_reaches_the_policy_and_the_causes():
+    x = (torch.tensor([0.0, 1, 9], dtype=torch.float64) + 1e9).requires_grad_()
+    with pytest.raises(UntrustedGradientError, match="gradient inaccurate"):
+        DeclarativeLayer(Median(), policy="raise", certify="full")(x).sum().backward()
+    layer = DeclarativeLayer(Median(), policy="nan", certify="full")
+    layer(x).sum().backward()
+    assert x.grad.isnan().all()
+    assert layer.certificate.verdicts() == ["invalid"]
+    assert layer.certificate.causes()
+
+
+def figures(**changed):
+    """A certificate of two items: the first with these figures, the second with none to speak of."""
+    good = {"stationarity": 0.0, "feasibility": 0.0, "status": 0, "iterations": 1}
+    good = {**dict.fromkeys(changed, 0.0), "uniqueness": 1.0, "curvature": 1.0, "licq": 1.0, **good}
+    return ddnkit.Certificate(
+        **{k: torch.tensor([changed.get(k, value), value]) for k, value in good.items()},
+        tolerance=1e-6,
+        solver="mine",
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stationarity",
+        "feasibility",
+        "adjoint_residual",
+        "adjoint_difference",
+        "error_bound",
+        "uniqueness",
+        "curvature",
+        "licq",
+        "status",
+    ],
+)
+@given(value=st.floats(allow_nan=True, allow_infinity=True, width=32))
+@settings(max_examples=60, deadline=None)
+def test_verdict_causes_and_policy_say_the_same(name, value):
+    if name == "status":
+        value = int(abs(value)) % 8 if abs(value) < 1e6 else 7
+    certificate = figures(**{name: value})
+    verdict, other = certificate.verdicts()
+    assert other == "trusted"
+    assert bool(certificate.differentiable[1])
+    good = bool(certificate.differentiable[0])
+    if verdict == "trusted":
+        assert good and not certificate.causes()
+    else:
+        assert certificate.causes()
+    if verdict == "invalid":
+        assert not good
+    # Between the two, these leave the choice to whoever reads the verdict.
+    if verdict == "doubtful":
+        assert good is (name in ("error_bound", "uniqueness", "curvature"))

@@ -241,6 +241,23 @@ def test_compiled_around_the_layer(backend):
         torch.testing.assert_close(torch.autograd.grad(compiled(x, b), linear.weight)[0], expected)
 
 
+@pytest.mark.parametrize("node", [Curved(), OnSphere()])
+def test_derivatives_of_torch_func_inside_what_is_compiled(node):
+    layer = DeclarativeLayer(node, policy="raise")
+    x, b = inputs()
+
+    def loss(x):
+        return layer(x, b).square().sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for transform in (grad, hessian, lambda f: lambda x: jvp(f, (x,), (b,))[1]):
+            torch.compiler.reset()
+            torch.testing.assert_close(
+                torch.compile(transform(loss), backend="eager")(x), transform(loss)(x)
+            )
+
+
 class TestRefusals:
     """Each says what cannot be done, and what can."""
 
@@ -256,6 +273,34 @@ class TestRefusals:
     def test_traced(self):
         with pytest.raises(InputError, match=r"torch\.compile"):
             torch.jit.trace(DeclarativeLayer(Curved()), inputs())
+
+    def test_linearised_and_traced_by_make_fx(self):
+        layer = DeclarativeLayer(Curved())
+        x, b = inputs()
+        for trace in (
+            lambda: torch.func.linearize(lambda x: layer(x, b), x),
+            lambda: torch.fx.experimental.proxy_tensor.make_fx(lambda x: layer(x, b))(x),
+        ):
+            with pytest.raises(InputError, match=r"torch\.func\.jvp"):
+                trace()
+        assert layer(x, b).shape == x.shape  # and afterwards all is as it was
+
+    def test_a_derivative_taken_inside_an_objective(self):
+        class Inner(Curved):
+            def objective(self, x, b, y):
+                (slope,) = torch.autograd.grad(super().objective(x, b, y), y, create_graph=True)
+                return slope.square().sum()
+
+        class Functional(Curved):
+            def objective(self, x, b, y):
+                energy = super().objective
+                return grad(lambda y: energy(x, b, y))(y).square().sum()
+
+        x, b = inputs()
+        for shape in ((3,), (1, 3), (2, 3)):
+            with pytest.raises(InputError, match=r"Inner\.objective.*torch\.func\.grad"):
+                DeclarativeLayer(Inner())(x.expand(shape), b)
+            DeclarativeLayer(Functional(), policy="nan")(x.expand(shape), b)
 
     def test_exported(self):
         with pytest.raises(Exception, match=r"exported|fullgraph"):

@@ -60,7 +60,8 @@ def test_nearest_etf_by_factors_of_small_matrices():
     assert forward.flops == 6 * 2 * d * C * C
     assert backward.flops == 4 * 2 * d * C * C
     assert forward.calls <= 175
-    assert backward.calls <= 38
+    # 2 of them ask what the solver said.
+    assert backward.calls <= 40
 
 
 def test_nearest_etf_by_products():
@@ -83,7 +84,7 @@ def test_nearest_etf_by_products():
     assert backward.flops == 3 * product + (1 + 2 + 3 * doublings - 1 + 1 + 1) * small
     assert backward.factorisations == {"linalg_cholesky_ex": 1, "linalg_solve_triangular": 1}
     assert backward.bytes <= 76.2 * 4 * d * C
-    assert backward.calls <= 150
+    assert backward.calls <= 152
 
 
 def test_krylov_on_two_hundred_unknowns(monkeypatch):
@@ -156,8 +157,8 @@ def test_training_step_of_a_head(method):
         assert work.factorisations == {"_linalg_eigh": 1}
         # 26 of them keep what a batch without a direction, or without a number, must not change; 6 tell
         # which input was no number; 1 spares features of zero a gradient 1e12 times too large; 18 keep
-        # squares from overflowing.
-        assert work.calls <= 371
+        # squares from overflowing; 5 ask what the solver said.
+        assert work.calls <= 376
     else:
         steps, doublings = steps_of_iteration(d, C), doublings_for(least_ratio(d, C), torch.float64)
         solve_flops = (12 + 3) * tall + (4 * steps + 7 + 3 * doublings + 4) * small
