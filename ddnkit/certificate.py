@@ -141,7 +141,7 @@ class Certificate:
         figures = [
             _Figure(self.feasibility, tolerance, loose, _infeasible),
             _Figure(self.stationarity, tolerance, loose, _not_stationary),
-            _Figure(self.status, *2 * [int(Status.NON_FINITE) - 0.5], _status_causes),
+            _Figure(self.status, Status.NON_FINITE - 0.5, Status.NON_FINITE - 0.5, _status_causes),
         ]
         if not backward:
             return figures
@@ -433,7 +433,7 @@ def _index(item: int, shape: Sequence[int]) -> str:
 
 def _reasons_of_figures(certificate: Certificate, backward: bool, doubts: bool) -> list[str]:
     """The texts of the figures that the policy acts on; with ``doubts`` of all that are not trusted."""
-    reasons = []
+    reasons: list[str] = []
     for figure in certificate._figures(backward):
         good = figure.value <= figure.trusted if doubts else figure.passes
         if not bool(good.all()) and not (figure.follows and reasons):

@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 
 from . import registry
-from .certificate import POLICIES
 from .errors import InputError, closest
 from .manifold import Manifold
 from .solver import Solver
@@ -232,7 +231,7 @@ def _is_kind(node: DeclarativeNode, member: str, value: Any, inputs: Inputs) -> 
     if member == "tolerance":
         return isinstance(value, float)
     if member == "policy":
-        return isinstance(value, str) and value in POLICIES
+        return isinstance(value, str)
     if member in ("solver", "preferred_backward"):
         group = "solvers" if member == "solver" else "backwards"
         return isinstance(value, Solver) or (
@@ -246,13 +245,14 @@ def _is_called_so(node: DeclarativeNode, member: str, value: Any, inputs: Inputs
         value = value.__func__
     if not isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
         return False
+    parameters = _parameters(value, skip_self=True) or []
     if member not in _GIVEN:
         # How many arguments these take is the node's affair, but for sample_inputs.
         return member != "sample_inputs" or not [
-            p for p in _parameters(value, skip_self=True)
+            p for p in parameters
             if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         ]  # fmt: skip
-    names = [p.name for p in _parameters(value, skip_self=True)]
+    names = [p.name for p in parameters]
     if not set(_GIVEN[member]) <= set(names):
         return False
     taken = _taken(value, member, skip_self=True)

@@ -59,12 +59,21 @@ class ClosedForm(BackwardForm):
         node, structure = problem.node, problem.structure
         if structure is not None:
             y, v = structure.split(y), structure.split(v)
-        if node.batched_solve and problem.shares_captured:
-            extra = {"aux": aux} if aux else {}
-            with problem.substituted():
-                found = _as_adjoint(node.adjoint(*problem.inputs, y=y, v=v, **extra))
-        else:
-            found = _item_by_item(problem, y, v, aux)
+        try:
+            if node.batched_solve and problem.shares_captured:
+                extra = {"aux": aux} if aux else {}
+                with problem.substituted():
+                    found = _as_adjoint(node.adjoint(*problem.inputs, y=y, v=v, **extra))
+            else:
+                found = _item_by_item(problem, y, v, aux)
+        except TypeError as error:
+            if "unexpected keyword argument 'aux'" not in str(error):
+                raise
+            name = type(node).__name__
+            raise InputError(
+                f"{name}.adjoint takes no argument `aux`, by which it is given what {name}.solve keeps "
+                f"({', '.join(aux)}): `def adjoint(self, …, y, v, aux)`"
+            ) from error
         gradients = list(found.gradients)
         self._validate(problem, gradients)
         tensors = [i for i, x in enumerate(problem.inputs) if isinstance(x, Tensor)]

@@ -268,21 +268,25 @@ class Call(Numbers):
             *(x.shape for x in problem.operands),
         )
         if not comparisons.due(signature) and self.certify != "full":
-            kept = comparisons.kept(signature)
-            if kept is not None:
-                error = kept.to(y).expand(size)
+            standing = comparisons.kept(signature)
+            if standing is not None:
+                error = standing.to(y).expand(size)
                 self.certificate = dataclasses.replace(certificate, adjoint_difference=error)
             return
         sound = certificate.differentiable
         backward_error = torch.maximum(certificate.stationarity, certificate.feasibility)
         backward_error = torch.where(sound, backward_error, 0.0).repeat(problem.batch_size // size)
-        error = difference(
-            problem, y, lambda v: self.form.adjoint(problem, y, v, aux, wrt), wrt, backward_error
-        )
-        if error is None:
+
+        def adjoint(v: Tensor) -> tuple[list[Tensor], Tensor | None]:
+            # An adjoint may work in the memory of what it is given.
+            kept = {name: value.clone() for name, value in aux.items()}
+            return self.form.adjoint(problem, y, v, kept, wrt)
+
+        found = difference(problem, y, adjoint, wrt, backward_error)
+        if found is None:
             return
         # Without a solution, or with many, there is no answer to know, and the item has failed already.
-        error = torch.where(sound, error.reshape(-1, size).amax(dim=0), 0.0)
+        error = torch.where(sound, found.reshape(-1, size).amax(dim=0), 0.0)
         self.certificate = dataclasses.replace(certificate, adjoint_difference=error)
         if y.device.type == "cpu" or self.policy in ("raise", "warn"):
             if not bool((error <= certificate.tolerance).all()):

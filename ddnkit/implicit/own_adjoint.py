@@ -101,8 +101,9 @@ def difference(
         at_point = _KnownAnswers(problem, y, wrt)
         if not at_point.slope.requires_grad:
             return None
-        whole = flat(y).square().mean(dim=-1, keepdim=True).sqrt()
-        scales = [torch.where(whole > 0, whole, 1.0).expand_as(flat(y)), flat(y).abs()]
+        size = flat(y).abs()
+        largest = size.amax(dim=-1, keepdim=True) if size.shape[-1] else size
+        scales = [torch.ones_like(size), size / torch.where(largest > 0, largest, 1.0)]
         weights = [[_weight(problem.operands[i], own) for i in wrt] for own in (False, True)]
         errors = [
             _error(at_point, adjoint, backward_error, scale, weight, k)
@@ -130,8 +131,9 @@ def _error(
     found, residual = adjoint(v.reshape(y.shape))  # the last use of v: an adjoint may work in it
 
     def sizes(gradients: Sequence[Tensor]) -> Tensor:  # (n, B)
+        # In double, where no square overflows.
         pairs = zip(gradients, weights, strict=True)
-        return torch.stack([(flat(g) * weight).norm(dim=-1) for g, weight in pairs])
+        return torch.stack([(flat(g).double() * weight).norm(dim=-1) for g, weight in pairs])
 
     eps = torch.finfo(y.dtype).eps * 8 * max(y.shape[1:].numel(), 1) ** 0.5
     size = torch.maximum(sizes(expected), sizes(found))
@@ -143,12 +145,14 @@ def _error(
     apart = sizes([g - e for g, e in zip(found, expected, strict=True)])
     # Written so that NaN stays NaN.
     error = torch.where(apart <= allowed, 0.0, (apart - allowed) / size)
-    return error.amax(dim=0)
+    # Where the known answer itself is none, as when its derivatives overflow, nothing is known.
+    known = sizes(expected).isfinite() & v.isfinite().all(dim=-1)
+    return torch.where(known, error, 0.0).amax(dim=0).to(y.dtype)
 
 
 def _weight(x: Tensor, own: bool) -> Tensor:
     """What an entry of a gradient is multiplied with: its input's entry, or a typical one, (B, n)."""
-    x = flat(x.detach())
+    x = flat(x.detach()).double()
     if own:
         return x.abs()
     typical = x.square().mean(dim=-1, keepdim=True).sqrt() if x.shape[-1] else x

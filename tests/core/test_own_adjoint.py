@@ -334,6 +334,50 @@ def test_a_map_that_is_not_the_objectives():
         pulled(DeclarativeLayer(Halved(2.0), "fixed_point", policy="raise"), (x,))
 
 
+def test_what_solve_keeps_is_left_as_it_is_and_asked_for_by_name():
+    class Keeps(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return ((y - 2 * x) ** 2).sum()
+
+        def solve(self, x):
+            return ddnkit.Solution(2 * x, aux={"two": torch.full_like(x, 2.0)})
+
+        def adjoint(self, x, y, v, aux):
+            return (aux["two"].mul_(v),)
+
+    class Unnamed(Keeps):
+        def adjoint(self, x, y, v):
+            return (2 * v,)
+
+    (x,) = pulled(DeclarativeLayer(Keeps(), policy="raise"), (torch.randn(2, 3),))
+    assert x.grad.eq(2).all()
+    with pytest.raises(ddnkit.InputError, match=r"Unnamed\.adjoint.*`aux`"):
+        pulled(DeclarativeLayer(Unnamed()), (torch.randn(2, 3),))
+
+
+@pytest.mark.parametrize("size", [1e-30, 0.0, 1e30])
+def test_at_the_ends_of_the_range(size):
+    x = size * torch.randn(2, 3)
+
+    class Copy(Own):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return ((y - x) ** 2).sum()
+
+        def solve(self, x):
+            return x.clone()
+
+        def right(self, x, y, v):
+            return (v,)
+
+    pulled(DeclarativeLayer(Copy(), policy="raise"), (x,))
+    with pytest.raises(UntrustedGradientError):
+        pulled(DeclarativeLayer(Copy(3.0), policy="raise"), (x,))
+
+
 def test_products_alone_and_few():
     # Of 400 unknowns the matrix G would take 400² numbers.
     xs = inputs(Direction, 0, (), 400, torch.float64)
