@@ -50,7 +50,7 @@ class _Figure(NamedTuple):
         trusted, doubtful: the largest values of these grades.
         text: what it says of a certificate, with the likely causes.
         acts: the grade, an index of `VERDICTS`, from which on the policy acts.
-        follows: it follows from the others where they fail, and would only confuse.
+        follows: it follows from the others for items where they fail, and would only confuse.
     """
 
     value: Tensor
@@ -434,10 +434,13 @@ def _index(item: int, shape: Sequence[int]) -> str:
 def _reasons_of_figures(certificate: Certificate, backward: bool, doubts: bool) -> list[str]:
     """The texts of the figures that the policy acts on; with ``doubts`` of all that are not trusted."""
     reasons: list[str] = []
+    explained = torch.zeros_like(certificate.stationarity, dtype=torch.bool)
     for figure in certificate._figures(backward):
-        good = figure.value <= figure.trusted if doubts else figure.passes
-        if not bool(good.all()) and not (figure.follows and reasons):
-            reasons.append(figure.text(certificate))
+        bad = ~(figure.value <= figure.trusted if doubts else figure.passes)
+        if bool((bad & ~explained if figure.follows else bad).any()):
+            text = figure.text(certificate)
+            reasons += [] if text in reasons else [text]
+        explained = explained | bad
     told = _status_causes(certificate)
     if told and told not in reasons and (not backward or not reasons):
         reasons.append(told)

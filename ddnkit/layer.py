@@ -110,21 +110,24 @@ class DeclarativeLayer(nn.Module):
                 "outside the compiled function"
             )
             return _outside_graph()(self, xs, start)
+        return self._call(xs, start)
+
+    def _call(self, xs: Sequence[Any], start: Any) -> Any:
         kept = running_statistics(self.node)
         try:
-            return self._call(xs, start)
+            return self._called(xs, start)
         except InputError:
             # A call that is refused has not happened.
             for buffer, value in kept:
                 buffer.copy_(value)
             raise
 
-    def _call(self, xs: Sequence[Any], start: Any) -> Any:
+    def _called(self, xs: Sequence[Any], start: Any) -> Any:
         _refuse_tracing(xs)
         if torch.is_inference_mode_enabled():
             # Certificates and solvers differentiate, which inference mode would make zero silently.
             with torch.inference_mode(False), torch.no_grad():
-                return self._call(xs, start)
+                return self._called(xs, start)
         self._takes.refuse(self.node, len(xs))
         if self.batch_dims is None and self.node.input_dims is None:
             if self._sample_dims is None:

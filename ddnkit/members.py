@@ -189,16 +189,20 @@ def _members() -> tuple[str, ...]:
 
 def _meant(node: DeclarativeNode, name: str, value: Any, inputs: Inputs) -> str | None:
     """The member that ``name`` was meant to be, if any."""
-    plain = _plain(name)
-    alias = _ALIASES.get(plain)
-    candidates = [alias] if alias else []
-    likeness = {member: _likeness(plain, _plain(member)) for member in _members()}
-    near = [member for member in _members() if likeness[member] >= _CLOSE]
-    candidates += sorted(near, key=lambda member: -likeness[member])
-    for member in candidates:
+    for member in _candidates(_plain(name)):
         if not _has(node, member) and _is_kind(node, member, value, inputs):
             return member
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _candidates(plain: str) -> tuple[str, ...]:
+    """The members that are known by a name, or close to it, the closest first."""
+    alias = _ALIASES.get(plain)
+    likeness = {member: _likeness(plain, _plain(member)) for member in _members()}
+    near = [member for member in _members() if likeness[member] >= _CLOSE]
+    near.sort(key=lambda member: -likeness[member])
+    return (*([alias] if alias else []), *near)
 
 
 def _plain(name: str) -> str:
@@ -282,7 +286,10 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
         raise InputError(
             f"{_named(node, 'manifold')} is {manifold!r}; it is a ddnkit.Manifold: manifold = {hint}"
         )
-    validated_tolerance(node.tolerance, _named(node, "tolerance"))
+    try:
+        validated_tolerance(node.tolerance)
+    except InputError as error:
+        raise InputError(f"{_named(node, 'tolerance')}: {error}") from None
     if "solve" not in _defined(node) and inspect.isroutine(node.solver):
         raise InputError(
             f"{_named(node, 'solver')} is a function; `solver` is the name of a solver. Did you mean "
@@ -308,12 +315,12 @@ def _defined(node: DeclarativeNode) -> set[str]:
     return {name for kind in _own_classes(type(node)) for name in vars(kind)} | set(vars(node))
 
 
-def validated_tolerance(tolerance: float | None, what: str = "tolerance") -> float | None:
+def validated_tolerance(tolerance: float | None) -> float | None:
     """``tolerance`` if it is a number from 0 on, or None."""
     if tolerance is None:
         return None
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0:
-        raise InputError(f"{what} is {tolerance!r}; it is a number from 0 on, or None")
+        raise InputError(f"tolerance is {tolerance!r}; it is a number from 0 on, or None")
     return tolerance
 
 

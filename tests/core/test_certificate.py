@@ -1,5 +1,6 @@
 """Certificates: independent of scale, aware of dtype, acted on per item."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -289,3 +290,11 @@ def test_verdict_causes_and_policy_say_the_same(name, value):
     # Between the two, these leave the choice to whoever reads the verdict.
     if verdict == "doubtful":
         assert good is (name in ("error_bound", "uniqueness", "curvature"))
+
+
+def test_an_items_own_doubt_is_named_beside_anothers_failure():
+    certificate = figures(stationarity=1.0)
+    certificate = dataclasses.replace(certificate, uniqueness=torch.tensor([1.0, 1e-5]))
+    assert certificate.verdicts() == ["invalid", "doubtful"]
+    assert any("stationary" in cause for cause in certificate.causes())
+    assert any("unique" in cause for cause in certificate.causes())
