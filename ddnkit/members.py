@@ -504,6 +504,8 @@ def sample_dims(node: DeclarativeNode) -> tuple[int | None, ...] | None:
         # What is drawn there must not change what the caller draws.
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             xs = node.sample_inputs()
+            if not isinstance(xs, (tuple, list)):
+                return None
             return tuple(x.ndim if isinstance(x, Tensor) else None for x in xs)
     except Exception:  # a stranger's code; `check` says what is wrong with it
         return None

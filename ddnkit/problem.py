@@ -173,7 +173,12 @@ class Problem:
                 points.append(self.node.initial_point(*self.item(i)))
         self.structure = Structure.of(points[0], f"{type(self.node).__name__}.initial_point")
         structure = self.structure
-        return torch.stack([p if structure is None else structure.join(p) for p in points])
+        start = torch.stack([p if structure is None else structure.join(p) for p in points])
+        if not start.is_floating_point():
+            raise InputError(
+                f"{type(self.node).__name__}.initial_point returned dtype {start.dtype}; y must be floating"
+            )
+        return start
 
     # -- values ---------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class ClosedForm(BackwardForm):
             if node.batched_solve and problem.shares_captured:
                 extra = {"aux": aux} if aux else {}
                 with problem.substituted():
-                    found = _as_adjoint(node.adjoint(*problem.inputs, y=y, v=v, **extra))
+                    found = _as_adjoint(node, node.adjoint(*problem.inputs, y=y, v=v, **extra))
             else:
                 found = _item_by_item(problem, y, v, aux)
         except TypeError as error:
@@ -134,7 +134,8 @@ def _item_by_item(problem: Problem, y: object, v: object, aux: Mapping[str, Tens
         kept = {key: value[at] for key, value in aux.items()}
         extra = {"aux": kept} if kept else {}
         with problem.substituted(i):
-            items.append(_as_adjoint(node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra)))
+            returned = node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra)
+            items.append(_as_adjoint(node, returned))
     join = torch.cat if node.batched_solve else torch.stack
 
     def joined(column: Sequence[Tensor | None]) -> Tensor | None:
@@ -145,8 +146,15 @@ def _item_by_item(problem: Problem, y: object, v: object, aux: Mapping[str, Tens
     return Adjoint([joined(column) for column in columns], joined([i.residual for i in items]))
 
 
-def _as_adjoint(returned: Any) -> Adjoint:
-    return returned if isinstance(returned, Adjoint) else Adjoint(returned)
+def _as_adjoint(node: object, returned: Any) -> Adjoint:
+    if isinstance(returned, Adjoint):
+        return returned
+    if not isinstance(returned, (tuple, list)):
+        raise InputError(
+            f"{type(node).__name__}.adjoint must return a tuple with one gradient an input, or a "
+            f"ddnkit.Adjoint, not {type(returned).__name__}"
+        )
+    return Adjoint(returned)
 
 
 def _part(y: object, at: int | slice) -> object:

@@ -228,6 +228,21 @@ def test_an_objective_that_is_no_tensor(batch):
         DeclarativeLayer(Number())(torch.randn(*batch, 4), 1.0)
 
 
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_start_in_whole_numbers(batch):
+    class Whole(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, k, y):
+            return ((y - k) ** 2).sum()
+
+        def initial_point(self, k):
+            return torch.zeros_like(k)
+
+    with pytest.raises(InputError, match=r"Whole\.initial_point.*int64.*floating"):
+        DeclarativeLayer(Whole())(torch.ones(*batch, 2, dtype=torch.long))
+
+
 def test_wrong_layer_arguments():
     with pytest.raises(InputError, match=r"ddnkit\.DeclarativeNode"):
         DeclarativeLayer(Affine)
@@ -288,6 +303,16 @@ class TestOwnAdjoint:
             DeclarativeLayer(Few())(x, 1.0).sum().backward()
         with pytest.raises(InputError, match=r"Shape\.adjoint .*\(1,\) .*input 0 .*\(1, 4\)"):
             DeclarativeLayer(Shape())(x, 1.0).sum().backward()
+
+    @pytest.mark.parametrize("returned", [None, torch.zeros(2), torch.zeros(())])
+    def test_so_is_what_holds_them(self, returned):
+        class Bare(Affine):
+            def adjoint(self, x, s, y, v):
+                return returned
+
+        x = torch.randn(2, 4, requires_grad=True)
+        with pytest.raises(InputError, match=r"Bare\.adjoint must return a tuple"):
+            DeclarativeLayer(Bare())(x, 1.0).sum().backward()
 
     def test_receives_what_solve_kept(self):
         class Keeps(Affine):

@@ -287,7 +287,12 @@ def test_where_nothing_says_what_one_problem_is_check_does():
         def sample_inputs(self):
             raise RuntimeError("not today")
 
-    assert DeclarativeLayer(Unsampled())(torch.randn(2, 3)).shape == (2, 3)
+    class NoTuple(NoDims):
+        def sample_inputs(self):
+            return torch.randn(3)
+
+    for kind in (Unsampled, NoTuple):
+        assert DeclarativeLayer(kind())(torch.randn(2, 3)).shape == (2, 3)
     notes = " ".join(ddnkit.check(NoDims(), examples=1).notes)
     assert "input_dims = (1,)" in notes
     assert "input_dims" not in " ".join(ddnkit.check(Projection(), examples=1).notes)
