@@ -143,16 +143,24 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 def versions(owner: object) -> list[tuple[str, Tensor, int]]:
-    """What an object holds in its attributes and modules, each tensor with torch's count of its changes.
+    """Tensors of an object and buffers of its modules, each with torch's count of its changes in place.
 
     Running statistics are changed without being counted, but beside them the number of updates is.
+    Parameters are left out: torch itself refuses to change them in place while it records.
     """
-    held = dict(attributes(owner))
-    for name, module in _modules(owner):
-        # Where the object is a module itself, `attributes` names what it holds without a prefix.
-        prefix = "" if module is owner else f"{name}."
-        held.update((prefix + inner, buffer) for inner, buffer in module.named_buffers())
-    return [(path, x, x._version) for path, x in held.items() if not x.is_inference()]
+    held = [pair for name, value in vars(owner).items() for pair in _changeable(name, value)]
+    if isinstance(owner, nn.Module):
+        held += owner.named_buffers()
+    return [(path, x, x._version) for path, x in held if not x.is_inference()]
+
+
+def _changeable(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, nn.Module):
+        yield from ((f"{name}.{inner}", buffer) for inner, buffer in value.named_buffers())
+    elif isinstance(value, Tensor):
+        yield name, value
+    elif not name.startswith("_"):
+        yield from _tensors(name, value)
 
 
 def running_statistics(owner: object) -> list[tuple[Tensor, Tensor]]:

@@ -263,7 +263,7 @@ def reject_changed_state(node: DeclarativeNode, before: Sequence[tuple[str, Tens
         raise InputError(
             f"{name}.objective updates the running statistics of `{owner}` ({type(module).__name__} in "
             "training mode) at each of a solver's many evaluations, and is another function each time: "
-            f"use it in evaluation mode (node.{owner}.eval()), or make it with track_running_stats=False"
+            f"use it in evaluation mode (node.{head}.eval()), or make it with track_running_stats=False"
         )
     raise InputError(
         f"{name}.objective changes `{path}` of the node in place at each evaluation, and is another "
