@@ -210,7 +210,7 @@ def test_no_drawn_name_is_a_false_alarm(name, value):
         {"tolerance": -1.0},
         {"batched_solve": "no"},
     ],
-    ids=str,
+    ids=lambda members: next(iter(members)),
 )  # fmt: skip
 def test_what_cannot_be_called_so_is_refused_before_it_is_called(members):
     (name,) = members
