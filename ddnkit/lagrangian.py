@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.func import grad, vmap
 
 from .linalg.items import apply, distinct, merged
 from .linalg.kkt import without_bad_items
+from .linalg.rows import IndependentRows, least_margin, rows_of
 from .problem import Problem, derivative, flat
 from .transforms import under_transform
 
@@ -63,29 +64,15 @@ def _rows(values: Tensor, variable: Tensor) -> Tensor:
 def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     """The ν of least norm that minimises ‖∇f − Aᵀν‖, shape (B, p)."""
     (A,) = without_bad_items(distinct(jacobian))
-    return _multipliers(A, independent_rows(A), flat(gradient))
+    return rows_of(A).multipliers(flat(gradient))
 
 
 def multipliers_and_margin(jacobian: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """`least_squares_multipliers`, and `IndependentRows.margin` for any A, (B,): 0 if rows depend."""
     (A,) = without_bad_items(distinct(jacobian))
-    rows = independent_rows(A)
-    margin = _least_margin(A) if rows is None else rows.margin
-    return _multipliers(A, rows, flat(gradient)), margin.expand(len(jacobian))
-
-
-def _multipliers(A: Tensor, rows: IndependentRows | None, gradient: Tensor) -> Tensor:
-    if rows is not None:
-        return rows.multipliers(gradient)
-    return apply(torch.linalg.pinv(A).expand(len(gradient), -1, -1).mT, gradient)
-
-
-def _least_margin(A: Tensor) -> Tensor:
-    if A.shape[-2] > A.shape[-1]:  # more constraints than unknowns
-        return A.new_zeros(len(A))
-    values = torch.linalg.svdvals(_unit_rows(A)[0])
-    largest = values[..., 0]
-    return torch.where(largest > 0, values[..., -1] / largest, 0.0)
+    rows = rows_of(A)
+    margin = rows.margin if isinstance(rows, IndependentRows) else least_margin(A)
+    return rows.multipliers(flat(gradient)), margin.expand(len(jacobian))
 
 
 def pseudo_inverse(jacobian: Tensor) -> Tensor:
@@ -94,9 +81,7 @@ def pseudo_inverse(jacobian: Tensor) -> Tensor:
         (A,) = without_bad_items(jacobian)
         return torch.linalg.pinv(A)
     (A,) = without_bad_items(distinct(jacobian))
-    rows = independent_rows(A)
-    inverse = torch.linalg.pinv(A) if rows is None else rows.pseudo_inverse()
-    return inverse.expand(len(jacobian), -1, -1)
+    return rows_of(A).pseudo_inverse().expand(len(jacobian), -1, -1)
 
 
 def row_basis(jacobian: Tensor) -> Tensor:
@@ -107,87 +92,7 @@ def row_basis(jacobian: Tensor) -> Tensor:
     and half of the digits would tell two constraints for one.
     """
     (A,) = without_bad_items(distinct(jacobian))
-    rows = independent_rows(A)
-    if rows is not None:
-        return rows.basis().expand(len(jacobian), -1, -1)
-    _, sizes, basis = torch.linalg.svd(_unit_rows(A)[0], full_matrices=False)
-    rounding = max(A.shape[-2:]) * torch.finfo(A.dtype).eps
-    basis = (basis * (sizes > rounding * sizes[..., :1]).unsqueeze(-1)).mT
-    return basis.expand(len(jacobian), -1, -1)
-
-
-class IndependentRows(NamedTuple):
-    """A (B, p, m) by rows of unit length, where they are far enough from dependent for their Gram
-    matrix, which has the square of their condition: it keeps half of the digits.
-
-    Attributes:
-        unit: the rows, at unit length.
-        length: their lengths (B, p, 1).
-        gram: their inner products (B, p, p).
-        inverse: of its Cholesky factor L.
-    """
-
-    unit: Tensor
-    length: Tensor
-    gram: Tensor
-    inverse: Tensor
-
-    @property
-    def margin(self) -> Tensor:
-        """Least over largest singular value of the unit rows, (B,)."""
-        values = torch.linalg.eigvalsh(self.gram)
-        return (values[..., 0] / values[..., -1]).sqrt()
-
-    def multipliers(self, gradient: Tensor) -> Tensor:
-        """(A⁺)ᵀg for g (B, m), by normal equations and a step of refinement, which squares their error."""
-        B = len(gradient)
-        unit, inverse = self.unit.expand(B, -1, -1), self.inverse.expand(B, -1, -1)
-
-        def solved(g: Tensor) -> Tensor:
-            return apply(inverse.mT, apply(inverse, apply(unit, g)))
-
-        nu = solved(gradient)
-        nu = nu + solved(gradient - apply(unit.mT, nu))
-        return nu / self.length.squeeze(-1)
-
-    def pseudo_inverse(self) -> Tensor:
-        """A⁺ by normal equations, and one step of X ← 2X − X A X, which squares their error."""
-        X = (self.inverse.mT @ (self.inverse @ self.unit)).mT
-        X = 2 * X - X @ (self.unit @ X)
-        return X / self.length.mT
-
-    def basis(self) -> Tensor:
-        """Orthonormal columns (B, m, p) that span the rows, by two rounds of Cholesky's QR."""
-        Q = self.inverse @ self.unit
-        again, _ = torch.linalg.cholesky_ex(Q @ Q.mT)
-        return torch.linalg.solve_triangular(again, Q, upper=False).mT
-
-
-def independent_rows(A: Tensor) -> IndependentRows | None:
-    """A's rows where a Gram matrix tells all of them apart with half of the digits to spare, in every
-    item; else None, and only singular values will do, at ten times the cost."""
-    count, unknowns = A.shape[-2:]
-    if not 0 < count <= unknowns or len(A) == 0:
-        return None
-    unit, length = _unit_rows(A)
-    gram = unit @ unit.mT
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    eye = torch.eye(count, dtype=A.dtype, device=A.device)
-    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-    enough = 8 * torch.finfo(A.dtype).eps ** 0.5
-    # λ_min ≥ 1/‖L⁻¹‖²_F and λ_max ≤ tr = p: mostly that will do, and no eigenvalue is needed.
-    least = 1 / torch.linalg.matrix_norm(inverse).square()
-    if not bool(((failed == 0) & (least > enough * count)).all()):
-        values = torch.linalg.eigvalsh(gram)
-        if not bool((values[..., 0] > enough * values[..., -1]).all()):
-            return None
-    return IndependentRows(unit, length, gram, inverse)
-
-
-def _unit_rows(A: Tensor) -> tuple[Tensor, Tensor]:
-    length = torch.linalg.vector_norm(A, dim=-1, keepdim=True)
-    length = torch.where(length > 0, length, 1.0)
-    return A / length, length
+    return rows_of(A).basis().expand(len(jacobian), -1, -1)
 
 
 def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:

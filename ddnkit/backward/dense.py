@@ -8,6 +8,10 @@ A = L_C (K_CC + I)(U ⊗ I_C)ᵀ with the elimination and commutation matrices o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from ..errors import InputError, nearest_choice
@@ -15,11 +19,25 @@ from ..lagrangian import (
     constraint_jacobian,
     lagrangian_hessian,
     least_squares_multipliers,
-    row_basis,
 )
-from ..linalg.kkt import SINGULAR, KKTInverse
+from ..linalg.kkt import SINGULAR, KKTInverse, KKTSolution, curvature_ratio, unit_curvature
 from ..problem import Problem
+from .diagonal import diagonal_solve
 from .form import BackwardForm, TangentSolve
+from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
+
+#: Unknowns up to which a dense factorisation is quicker than anything that looks for structure first.
+DENSE_SIZE = 64
+#: A float32 system with a larger residual is evaluated in float64 as well.
+_GOOD_IN_FLOAT32 = 1e-5
+
+
+class System(NamedTuple):
+    """G (B, m, m), A (B, p, m) or None, and what the entries of G are uncertain by, if that was measured."""
+
+    G: Tensor
+    A: Tensor | None
+    noise: Tensor | None
 
 
 class Dense(BackwardForm):
@@ -41,16 +59,91 @@ class Dense(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        A = constraint_jacobian(problem, y)
-        # A manifold's own multipliers have another shape than those of its independent constraints.
-        own = None if A is None else least_squares_multipliers(A, problem.gradient(y))
-        G = lagrangian_hessian(problem, y, own)
-        # z depends on the rows' span alone; the KKT matrix of A itself has the square of A's condition.
-        rows = A if A is None or self.schur else row_basis(A).mT
-        inverse = KKTInverse(G, rows, singular=self.singular, schur=self.schur)
+        if y.shape[1:].numel() > DENSE_SIZE and self.singular != "damped":
+            diagonal = diagonal_solve(problem, y, nu)
+            if diagonal is not None:
+                return diagonal
+        return in_enough_digits(problem, y, self._factorised)
 
-        def solve(r: Tensor) -> tuple[Tensor, Tensor]:
-            solution = inverse(r)
-            return solution.z, solution.residual
+    def _factorised(self, system: System) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        inverse = KKTInverse(
+            system.G, system.A, singular=self.singular, schur=self.schur, noise=system.noise
+        )
+
+        def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            solution: KKTSolution = inverse(r)
+            return solution.z, solution.residual, solution.mu
 
         return solve
+
+
+Factorise = Callable[[System], Callable[[Tensor], tuple[Tensor, ...]]]
+
+
+def in_enough_digits(problem: Problem, y: Tensor, factorise: Factorise) -> TangentSolve:
+    """The system in y's dtype, and in float64 for those of a float32 problem whose residual asks for it."""
+    narrow = factorise(system_at(problem, y, torch.finfo(y.dtype).eps))
+    if y.dtype != torch.float32:
+        return narrow
+    wide: list[Callable[[Tensor], tuple[Tensor, ...]] | None] = []
+
+    def solve(r: Tensor) -> tuple[Tensor, ...]:
+        found = narrow(r)
+        short = ~(found[1] <= _GOOD_IN_FLOAT32)
+        if not bool(short.any()):
+            return found
+        if not wide:
+            system = _in_float64(problem, y)
+            wide.append(None if system is None else factorise(system))
+        if wide[0] is None:
+            return found
+        other = wide[0](r)
+        taken = short & ~other[1].isnan()
+        masks = (taken.unsqueeze(-1), taken, taken.unsqueeze(-1))
+        return tuple(
+            torch.where(mask, b, a) for mask, a, b in zip(masks, found, other, strict=False)
+        )
+
+    return solve
+
+
+def system_at(problem: Problem, y: Tensor, eps: float, *, measured: bool = False) -> System:
+    """G, A and, where the curvatures are so far apart that rounding may decide, or ``measured``, its noise.
+
+    Args:
+        eps: the rounding that y and the operands are known to.
+    """
+    A = constraint_jacobian(problem, y)
+    # A manifold's own multipliers have another shape than those of its independent constraints.
+    nu = None if A is None else least_squares_multipliers(A, problem.gradient(y))
+    G = lagrangian_hessian(problem, y, nu)
+    if not measured and not rounding_may_decide(curvature_ratio(G), eps):
+        return System(G, A, None)
+    other, there = moved(problem, y, eps)
+    return System(G, A, (lagrangian_hessian(other, there, nu) - G).abs())
+
+
+def _in_float64(problem: Problem, y: Tensor) -> System | None:
+    instance = widened(problem)
+    if instance is None:
+        return None
+    try:
+        system = system_at(instance, y.double(), torch.finfo(y.dtype).eps, measured=True)
+    except Exception:  # whatever a node throws that is not made for float64
+        return None
+    if system.G.dtype != torch.float64:
+        return None
+    # Not another problem in float64, as one that smooths by the rounding error of y's dtype is.
+    narrow = lagrangian_hessian(problem, y, None if system.A is None else _multipliers(problem, y))
+    assert system.noise is not None
+    finite = torch.where(system.G.isfinite() & system.noise.isfinite(), system.G, 0.0)
+    D = unit_curvature(finite, None, system.noise.diagonal(dim1=-2, dim2=-1).nan_to_num(0.0))
+    apart = D.unsqueeze(-1) * (narrow - system.G).abs() * D.unsqueeze(-2)
+    same = (apart <= SAME_OPERATOR) | ~narrow.isfinite() | ~system.G.isfinite()
+    return system if bool(same.all()) else None
+
+
+def _multipliers(problem: Problem, y: Tensor) -> Tensor:
+    A = constraint_jacobian(problem, y)
+    assert A is not None
+    return least_squares_multipliers(A, problem.gradient(y))

@@ -4,6 +4,8 @@ The field is ∂f(y) = ∇f(y) − Σᵢ σᵢ(y) ∇jᵢ(y) with the multiplier
 constraint gradients J. Its derivative on the tangent space is P G P, with G = ∇²f − Σᵢ σᵢ ∇²jᵢ and
 P = I − Jᵀ(J Jᵀ)⁺J. A manifold knows σ and P in closed form (on St(d, C): Σ(U) = ½(∇fᵀU + Uᵀ∇f) and
 G = ∇²f − I_d ⊗ Σ); for any other constraints they come from the Gram matrix of the gradients.
+Where the unknowns of a constrained problem have curvatures of very different size, the same is done after
+they have been measured in units of curvature 1 (`ddnkit.linalg.kkt`).
 O(m²) memory and O(m³) time for m unknowns.
 
 Source: Birtea and Comănescu, *Geometrical dissipation for dynamical systems*; *Guiding Neural
@@ -15,8 +17,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..lagrangian import lagrangian_hessian
-from ..linalg.kkt import TangentInverse
+from ..linalg.kkt import ONE_UNIT, TangentInverse, curvature_ratio
 from ..problem import Problem, flat
+from .dense import Dense
 from .form import BackwardForm, TangentSolve
 from .tangent_operator import Projector, matrix_of
 
@@ -28,10 +31,12 @@ class EmbeddedField(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        P = matrix_of(Projector(problem, y), flat(y))
         manifold = problem.manifold
         if manifold is None or problem.has_constraints(y):
             G = lagrangian_hessian(problem, y, nu)
+            if not bool((curvature_ratio(G) <= ONE_UNIT).all()):
+                # The dense form projects on the tangent space too, in units of curvature 1.
+                return Dense().tangent_solve(problem, y, nu)
         else:
 
             def curvature(v: Tensor) -> Tensor:
@@ -41,4 +46,4 @@ class EmbeddedField(BackwardForm):
                 return product.reshape(v.shape)
 
             G = lagrangian_hessian(problem, y, None) - matrix_of(curvature, flat(y))
-        return TangentInverse(G, P)
+        return TangentInverse(G, matrix_of(Projector(problem, y), flat(y)))

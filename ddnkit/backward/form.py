@@ -21,8 +21,9 @@ from ..problem import Problem
 if TYPE_CHECKING:
     from ..node import DeclarativeNode
 
-#: z (k, B, m) and the relative residual (k, B) for right sides r (k, B, m)
-TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
+#: z (k, B, m) and the relative residual (k, B) for right sides r (k, B, m); and, from a form that has
+#: them, the multipliers μ (k, B, p) of `Problem.all_constraints` with G z + Aᵀμ = r
+TangentSolve = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class BackwardForm(abc.ABC):
@@ -42,7 +43,9 @@ class BackwardForm(abc.ABC):
                 manifold is all there is; (B, 0) without constraints.
 
         Returns:
-            a function of right sides r (k, B, m) that returns z (k, B, m) and the residual (k, B).
+            a function of right sides r (k, B, m) that returns z (k, B, m) and the residual (k, B), and
+            may return μ (k, B, p) after them: the gradient for what constraints depend on is made of μ,
+            and z, rounded to y's dtype, may not tell it.
         """
 
     def adjoint(

@@ -9,6 +9,12 @@ The residual is that of the Hessian-vector product itself, in float64 for a floa
 can be widened. The iteration takes quicker ways to about the same product: in float32, and replayed
 from a recording (`ddnkit.linalg.replay`).
 
+A Hessian that is diagonal and positive is solved for by its Schur complement (`diagonal`), without an
+iteration. Where products with G show unknowns in very different units, the iteration runs in units of
+curvature 1 (`ddnkit.linalg.kkt`), D P G P D with D = |Gⱼⱼ|^-½; what is shortest there is then the
+solution of least norm of a singular system. Neither is done where tolerance, iterations or preconditioner
+are the user's.
+
 Besides y-sized vectors it keeps the constraint gradients A (p×m) and their Gram matrix (p×p) of
 constraints that are not a manifold's, and of a recording at most `replay.MOST_BYTES`.
 """
@@ -21,19 +27,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..linalg.kkt import NOISE_FACTOR
 from ..linalg.krylov import conjugate_gradient
 from ..linalg.minimal_residuals import minres
 from ..linalg.replay import Replayed
 from ..problem import Problem, flat
+from .diagonal import diagonal_solve
 from .form import BackwardForm, TangentSolve
+from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 from .tangent_operator import Operator, Projector, hessian_operator
 
 #: Relative residual of a float32 problem, measured and refined in float64: below the rounding of its
 #: own data, and well below what float32 products could tell from zero. An ill-conditioned system turns
 #: a residual of 1e-6 into an error of 1 %, and 1e-8 into one that nobody sees.
 MIXED_TOLERANCE = 1e-8
-#: How far products in float32 and in float64 may be apart for the rounding of one operator.
-_SAME_OPERATOR = 1e-2
+#: |G x| may range over this factor before the unknowns' own curvatures are asked for.
+FAR_APART = 1e8
+#: Unknowns up to which they are.
+MOST_UNITS = 4096
 
 #: builds, for a problem and its solution y, an approximation of G⁻¹ on vectors (..., B, m)
 Preconditioner = Callable[[Problem, Tensor], Operator]
@@ -65,9 +76,17 @@ class Krylov(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        narrow = _Operator(problem, y, nu)
+        G = hessian_operator(problem, y, nu)
+        if self._own_choice(problem):
+            unit = None
+        else:
+            diagonal = diagonal_solve(problem, y, nu, G)
+            if diagonal is not None:
+                return diagonal
+            unit = _units(problem, y, nu, G)
+        narrow = _Operator(problem, y, G, unit)
         # What the residual is measured with; a tolerance of one's own is for narrow numbers.
-        operator = (self.tolerance is None and _widened(narrow, problem, y, nu)) or narrow
+        operator = (self.tolerance is None and _widened(narrow, problem, y, nu, unit)) or narrow
         settings: dict[str, Any] = {
             "tolerance": self.tolerance if operator is narrow else MIXED_TOLERANCE,
             "max_iterations": self.max_iterations,
@@ -76,8 +95,8 @@ class Krylov(BackwardForm):
             "working": y.dtype,
         }
 
-        def solve(given: Tensor) -> tuple[Tensor, Tensor]:
-            r = given.to(operator.dtype)
+        def solve(given: Tensor) -> tuple[Tensor, ...]:
+            r = operator.scaled(given.to(operator.dtype))
             right = operator.P(r)
             # What rounding leaves of a right side that is normal to the constraints is not solved for.
             size = r.norm(dim=-1)
@@ -93,9 +112,16 @@ class Krylov(BackwardForm):
                 better = again & ~(other.residual > residual)
                 z = torch.where(better.unsqueeze(-1), operator.P(other.x), z)
                 residual = torch.where(better, other.residual, residual)
-            return z.to(given.dtype), residual.to(given.dtype)
+            # Before z is rounded: G z − r is at right angles to the tangent space, to the residual above.
+            mu = operator.multipliers(r, z).to(given.dtype)
+            return operator.scaled(z).to(given.dtype), residual.to(given.dtype), mu
 
         return solve
+
+    def _own_choice(self, problem: Problem) -> bool:
+        """Whether the user has said how to iterate."""
+        settings = (self.tolerance, self.max_iterations, self.preconditioner)
+        return any(s is not None for s in (*settings, problem.node.precondition))
 
     def _preconditioner(self, problem: Problem, y: Tensor, P: Operator) -> Operator | None:
         if self.preconditioner is not None:
@@ -108,40 +134,94 @@ class Krylov(BackwardForm):
 
 
 class _Operator:
-    """P G at a solution, which keeps tangent vectors tangent."""
+    """P G at a solution, which keeps tangent vectors tangent; in given units D, P D G D."""
 
-    def __init__(self, problem: Problem, y: Tensor, nu: Tensor):
+    def __init__(self, problem: Problem, y: Tensor, G: Operator, unit: Tensor | None):
         self.dtype = y.dtype
-        self.P = Projector(problem, y)
-        self._G = hessian_operator(problem, y, nu)
+        self.unit = None if unit is None else unit.to(y.dtype)
+        self.P = Projector(problem, y, self.unit)
+        self._G = G
+
+    def scaled(self, v: Tensor) -> Tensor:
+        """D v."""
+        return v if self.unit is None else self.unit * v
+
+    def _curvature(self, v: Tensor) -> Tensor:
+        return self.scaled(self._G(self.scaled(v)))
 
     def __call__(self, v: Tensor) -> Tensor:
-        return self.P(self._G(v))
+        return self.P(self._curvature(v))
 
     def inside(self, v: Tensor) -> Tensor:
         """For the iteration: the right side is tangent, and with it all that is made of it."""
-        return self.P.once(self._G(v))
+        return self.P.once(self._curvature(v))
+
+    def multipliers(self, r: Tensor, z: Tensor) -> Tensor:
+        """μ with G z + Aᵀμ = r, (..., B, p); nothing for a manifold's own constraints."""
+        return r[..., :0] if self.P.A is None else self.P.multipliers(r - self._curvature(z))
 
 
-def _widened(narrow: _Operator, problem: Problem, y: Tensor, nu: Tensor) -> _Operator | None:
+def _units(problem: Problem, y: Tensor, nu: Tensor, G: Operator) -> Tensor | None:
+    """Units of curvature 1 for the unknowns (B, m), where theirs are of very different size; else None.
+
+    G = S G₀ S for units S and a G₀ of one size gives |G x|ⱼ ~ Sⱼ for any x without structure. Where that
+    ranges far, the diagonal is worth its price: a product with G for each unknown, O(m) memory.
+    """
+    like = flat(y)
+    if problem.manifold is not None or like.shape[-1] > MOST_UNITS or not like.numel():
+        return None
+    image = G(_probe(like)[0]).abs()
+    least, largest = image.amin(dim=-1), image.amax(dim=-1)
+    apart = (largest > FAR_APART * least) & (least > 0) & largest.isfinite()
+    if not bool(apart.any()):
+        return None
+    diagonal = _diagonal(G, like)
+    if not bool(((diagonal > 0) & diagonal.isfinite()).all()):
+        return None
+    eps = torch.finfo(y.dtype).eps
+    if rounding_may_decide(diagonal.amax(dim=-1) / diagonal.amin(dim=-1), eps):
+        other, there = moved(problem, y, eps)
+        change = _diagonal(hessian_operator(other, there, nu), like) - diagonal
+        if not bool((change.abs() * NOISE_FACTOR < diagonal).all()):
+            return None
+    return diagonal.rsqrt()
+
+
+def _diagonal(G: Operator, like: Tensor) -> Tensor:
+    diagonal = torch.empty_like(like)
+    for j in range(like.shape[-1]):
+        e = torch.zeros_like(like)
+        e[:, j] = 1
+        diagonal[:, j] = G(e)[:, j]
+    return diagonal
+
+
+def _probe(like: Tensor) -> Tensor:
+    """(1, B, m): any vector without structure will do."""
+    probe = torch.arange(1, like.shape[-1] + 1, dtype=torch.float64, device=like.device).sin()
+    return probe.to(like.dtype).expand(1, *like.shape)
+
+
+def _widened(
+    narrow: _Operator, problem: Problem, y: Tensor, nu: Tensor, unit: Tensor | None
+) -> _Operator | None:
     """The operator of a float32 problem in float64, where it is one and the same operator.
 
     None where the node mixes in float32 tensors of its own, or is another problem in float64, as one
     that smooths by the rounding error of y's dtype.
     """
-    if y.dtype != torch.float32:
+    instance = widened(problem) if y.dtype == torch.float32 else None
+    if instance is None:
         return None
-    operands = [x.double() if x.dtype == torch.float32 else x for x in problem.operands]
-    # Any vector without structure will do.
-    probe = torch.arange(1, flat(y).shape[-1] + 1, dtype=torch.float64, device=y.device).sin()
-    probe = probe.expand(1, *flat(y).shape)
+    probe = _probe(flat(y).double())
     try:
-        operator = _Operator(problem.with_operands(operands), y.double(), nu.double())
+        G = hessian_operator(instance, y.double(), nu.double())
+        operator = _Operator(instance, y.double(), G, unit)
         wide = operator(probe)
     except Exception:  # whatever a node throws that is not made for float64
         return None
     image = narrow(probe.float())
-    same = (wide - image).norm(dim=-1) <= _SAME_OPERATOR * wide.norm(dim=-1)
+    same = (wide - image).norm(dim=-1) <= SAME_OPERATOR * wide.norm(dim=-1)
     same |= ~image.isfinite().all(dim=-1)  # nothing to lose, and no matter for the others
     return operator if wide.dtype == torch.float64 and bool(same.all()) else None
 

@@ -7,13 +7,10 @@ from torch import Tensor
 
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..problem import Problem
-from .dense import Dense
+from .dense import DENSE_SIZE, Dense
 from .embedded_field import EmbeddedField
 from .form import BackwardForm, TangentSolve
 from .krylov import Krylov
-
-#: Unknowns up to which a dense factorisation is quicker than a Krylov iteration.
-DENSE_SIZE = 64
 
 
 def by_size(problem: Problem, size: int) -> BackwardForm:
@@ -32,14 +29,16 @@ class KrylovThenDense(BackwardForm):
         """See `BackwardForm.tangent_solve`."""
         iterative = Krylov().tangent_solve(problem, y, nu)
 
-        def solve(r: Tensor) -> tuple[Tensor, Tensor]:
-            z, residual = iterative(r)
-            unsolved = ~(residual <= torch.finfo(r.dtype).eps ** 0.5 / 100)
-            if bool(unsolved.any()):
-                direct, left = Dense().tangent_solve(problem, y, nu)(r)
-                better = unsolved & (left < residual)
-                z = torch.where(better.unsqueeze(-1), direct, z)
-                residual = torch.where(better, left, residual)
-            return z, residual
+        def solve(r: Tensor) -> tuple[Tensor, ...]:
+            found = iterative(r)
+            unsolved = ~(found[1] <= torch.finfo(r.dtype).eps ** 0.5 / 100)
+            if not bool(unsolved.any()):
+                return found
+            direct = Dense().tangent_solve(problem, y, nu)(r)
+            better = unsolved & ((direct[1] < found[1]) | found[1].isnan())
+            masks = (better.unsqueeze(-1), better, better.unsqueeze(-1))
+            return tuple(
+                torch.where(mask, b, a) for mask, a, b in zip(masks, found, direct, strict=False)
+            )
 
         return solve

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..lagrangian import constraint_jacobian, lagrangian_gradient, row_basis
-from ..linalg.items import apply
+from ..linalg.items import apply, distinct
+from ..linalg.kkt import without_bad_items
+from ..linalg.rows import rows_of
 from ..problem import Problem, derivative, flat
 
 Operator = Callable[[Tensor], Tensor]
@@ -19,17 +21,28 @@ class Projector:
 
     P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent. Called, it is
     applied twice: what rounding leaves of the normal part (of a basis, or of a point that is on its
-    manifold to rounding) is removed by the second.
+    manifold to rounding) is removed by the second. With `unit` (B, m) of the unknowns, in those: the
+    constraint gradients are A·unit then.
     """
 
-    def __init__(self, problem: Problem, y: Tensor):
+    def __init__(self, problem: Problem, y: Tensor, unit: Tensor | None = None):
         self._y = y
         self._manifold = problem.manifold
         self._basis: Tensor | None = None
+        #: the constraint gradients that are not a manifold's alone
+        self.A: Tensor | None = None
         if problem.has_constraints(y):
             A = constraint_jacobian(problem, y)
             assert A is not None
-            self._basis = row_basis(A)
+            self.A = A if unit is None else A * unit.unsqueeze(-2)
+            self._basis = row_basis(self.A)
+
+    def multipliers(self, v: Tensor) -> Tensor:
+        """μ (..., B, p) that minimises ‖v − Aᵀμ‖, with nothing for a manifold's own constraints."""
+        if self.A is None:
+            return v[..., :0]
+        (A,) = without_bad_items(distinct(self.A))
+        return rows_of(A).multipliers(v)
 
     def __call__(self, v: Tensor) -> Tensor:
         """P v."""

@@ -180,30 +180,34 @@ class Call(Numbers):
 
     # -- derivatives ----------------------------------------------------------------------------
 
-    def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
-        """z (k, B, m) by the form, masked by the policy."""
+    def solve_system(
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """z (k, B, m) by the form, masked by the policy, and the form's μ (k, B, p) if it has it."""
         # To look is to wait for a GPU, which the other policies promise not to do.
         if y.device.type == "cpu" or self.policy in ("raise", "warn"):
             sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
             if not bool(sound.all()):
                 return self._of_sound(sound, problem, y, nu, r)
-        z, residual = self._tangent_solve(problem, y, nu)(r)
+        z, residual, *mu = self._tangent_solve(problem, y, nu)(r)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
         self._judge(residual)
-        return self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
+        z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
+        return z, mu[0] if mu else None
 
     def _of_sound(
         self, sound: Tensor, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """The same where some solutions are no numbers, which would stop the others."""
         if not bool(sound.any()):
-            return torch.full_like(r, torch.nan)
+            return torch.full_like(r, torch.nan), None
         copies, source = without(problem, ~sound)
-        z, residual = self._tangent_solve(copies, y[source], nu[source])(r[:, source])
+        z, residual, *mu = self._tangent_solve(copies, y[source], nu[source])(r[:, source])
         self._judge(residual)
         z = torch.where(sound.unsqueeze(-1), z, torch.nan)
-        return self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
+        z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
+        return z, mu[0] if mu else None
 
     def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:
         """On the way back the error bound is for the gradient that came in."""

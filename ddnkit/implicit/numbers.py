@@ -16,6 +16,13 @@ class Numbers:
     def __init__(self, form: BackwardForm):
         self.form = form
 
+    def solve_system(
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """z (k, B, m), and μ (k, B, p) of a form that has it."""
+        z, _, *mu = self.form.tangent_solve(problem, y, nu)(r)
+        return z, mu[0] if mu else None
+
     def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z (k, B, m)."""
-        return self.form.tangent_solve(problem, y, nu)(r)[0]
+        return self.solve_system(problem, y, nu, r)[0]

@@ -7,7 +7,9 @@ For an incoming gradient v, let z and μ solve G z + Aᵀ μ = −v, A z = 0. Th
     vᵀ dy = −zᵀG dy − μᵀA dy = −zᵀ(Aᵀ dν − B dθ) + μᵀC dθ = (Bᵀz + Cᵀμ)ᵀ dθ,
 because A z = 0. So the gradient for the operands is the derivative with respect to θ of
     zᵀ ∇_y L(θ, y, ν) + μᵀ h(θ, y),
-with z = (P G P)⁺ P(−v) and μ = (Aᵀ)⁺(−v − G z). In the other direction, dy has the normal part
+with z = (P G P)⁺ P(−v) and μ = (Aᵀ)⁺(−v − G z). The number μ is the form's own where it has it: made of
+the z that was rounded to y's dtype, or that leaves a residual where G is large, it may have no digit
+right. Its derivative is that of the formula. In the other direction, dy has the normal part
 n = −A⁺ C dθ and the tangent part (P G P)⁺ P(−B dθ − G n). A manifold's constraints do not depend on θ:
 μ is not needed and n = 0 there. Checked for the signs against PROBLEMS 3 and 10.
 
@@ -57,9 +59,8 @@ def gradient_of_operands(
     constraints = constraint_set(problem, y)
     nu = constraints.multipliers(objective_gradient(problem, y))
     right = -flat(v)
-    z, right = _masked(
-        call, TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0)), right
-    )
+    found = TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0))
+    z, right, own_mu = _masked(call, *found, right)
     chosen = [problem.operands[i] for i in wrt]
     # One pass back through ∇_y L gives Bᵀz and, for μ, G z.
     _, pull = vjp(
@@ -69,6 +70,8 @@ def gradient_of_operands(
     if not constraints.parametric:
         return gradients
     mu = constraints.multipliers(right - flat(curvature))
+    if own_mu.shape[-1]:
+        mu = mu + (own_mu - mu).detach()
     _, pull = vjp(lambda *values: _constraints(replaced(problem, wrt, values), y), *chosen)
     return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
 
@@ -95,7 +98,8 @@ def _in_numbers(
         nu = problem.manifold.multipliers(y, gradient)
     else:
         nu = right[:, :0]
-    z, right = _masked(call, call.solve_tangent(problem, y, nu, right.unsqueeze(0)), right)
+    z, mu = call.solve_system(problem, y, nu, right.unsqueeze(0))
+    z, right, own_mu = _masked(call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right)
     with torch.enable_grad():
         chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
         moved, variable = replaced(problem, wrt, chosen), y.detach().requires_grad_()
@@ -104,7 +108,8 @@ def _in_numbers(
         curvature, *gradients = pulled_back(slope, [variable, *chosen], z)
         if A is None:
             return gradients
-        mu = least_squares_multipliers(A, right - flat(curvature))
+        known = own_mu.shape[-1] > 0
+        mu = own_mu if known else least_squares_multipliers(A, right - flat(curvature))
         of_constraints = pulled_back(_constraints(moved, y.detach()), chosen, mu)
     return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
 
@@ -117,12 +122,17 @@ def pulled_back(values: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[
     return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
 
 
-def _masked(call: Numbers, z: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """z (B, m) of (1, B, m), and the right side: zero for items that the policy "mask" drops."""
+def _masked(call: Numbers, z: Tensor, mu: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z (B, m) of (1, B, m), the right side and the form's μ: for items without a derivative NaN like
+    their z, and zero for those that the policy "mask" drops."""
+    dropped = z.isnan().any(dim=-1, keepdim=True)
+    fill = torch.nan
     if call.policy == "mask":
-        dropped = z.isnan().any(dim=-1, keepdim=True)
         z, right = torch.where(dropped, 0.0, z), torch.where(dropped.squeeze(0), 0.0, right)
-    return z.squeeze(0), right
+        fill = 0.0
+    if mu.shape[-1]:
+        mu = torch.where(dropped, fill, mu)
+    return z.squeeze(0), right, mu.squeeze(0)
 
 
 def _constraints(problem: Problem, y: Tensor) -> Tensor:

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
 
 class TangentEquation(Equation):
-    """Operands: those of the problem, y (B, *y), ν, and r (k, B, m). Output: z (k, B, m)."""
+    """Operands: those of the problem, y (B, *y), ν, and r (k, B, m).
+
+    Outputs: z (k, B, m), and as a number without a derivative the form's μ (k, B, p), or (k, B, 0).
+    """
+
+    auxiliary = 1
 
     def __init__(self, call: Numbers, problem: Problem):
         self.call = call
@@ -43,13 +48,13 @@ class TangentEquation(Equation):
 
     def apply(self, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z for right sides r (k, B, m); zero for items that the policy "mask" drops."""
-        z = self.judged(y, nu, r)
+        z, _ = self.judged(y, nu, r)
         return z.nan_to_num(nan=0.0) if self.call.policy == "mask" else z
 
-    def judged(self, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
-        """The same with NaN for them."""
-        (z,) = solution_of(self, *self.problem.operands, y, nu, r)
-        return z
+    def judged(self, y: Tensor, nu: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with NaN for them, and μ."""
+        z, mu = solution_of(self, *self.problem.operands, y, nu, r)
+        return z, mu
 
     def _split(self, operands: Sequence[Tensor]) -> tuple[Problem, Tensor, Tensor, Tensor]:
         *theta, y, nu, r = operands
@@ -58,7 +63,8 @@ class TangentEquation(Equation):
     def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """By the call's backward form."""
         problem, y, nu, r = self._split(operands)
-        return (self.call.solve_tangent(problem, y, nu, r),)
+        z, mu = self.call.solve_system(problem, y, nu, r)
+        return z, r[..., :0].clone() if mu is None else mu
 
     def vjp(
         self,
@@ -137,14 +143,14 @@ class TangentEquation(Equation):
         k, B, m = right.shape[1:]
         if all(dim is None for dim in rest_dims):
             inside = right.reshape(size * k, B, m)
-            return self, [*rest, inside], lambda z: z.reshape(size, k, B, m)
+            return self, [*rest, inside], lambda z: z.reshape(size, k, B, z.shape[-1])
         batched = [*self.problem.operands_batched, True, True]
         folded, flags = fold_operands(rest, rest_dims, batched, size, B)
         problem = self.problem.resized(folded[:-2], size * B, flags[:-2])
         inside = right.movedim(0, 1).reshape(k, size * B, m)
 
         def unfold(z: Tensor) -> Tensor:
-            return z.reshape(k, size, B, m).movedim(1, 0)
+            return z.reshape(k, size, B, z.shape[-1]).movedim(1, 0)
 
         return TangentEquation(self.call, problem), [*folded, inside], unfold
 

@@ -7,14 +7,39 @@ routines find z and μ with
     [ A  0  ] [ μ ] = [ 0 ].
 
 The system may be regular where G is not (min ½(y₁−x₁)² s.t. y₂ = x₂), and z may be unique where A has
-dependent rows (a constraint written twice). Up to `RANK_REVEALING_SIZE` unknowns the system is solved
-through its eigenvalues. What is done where eigenvalues vanish is a declared choice:
-    minimum_norm   they are left out: the solution of least norm, of least residual;
-    damped         λ/(λ² + ε²) in place of 1/λ, ε = `DAMPING`·|λ|max: smooth through the singularity;
+dependent rows (a constraint written twice).
+
+Units. Another unit for the unknowns, y = S y', and for the constraints, h' = E h, turns the system into
+one with S G S and E A S, whose solution is the same: z = S z', μ = E μ'. What is singular must not
+depend on the choice either: an entropy has curvatures 1/yⱼ over any number of decades, and all of them
+are curvatures. So the unknowns are first measured in units in which each has curvature 1,
+    z = D z̃,   r̃ = D r,   G̃ = D G D,   Ã = A D,   Dⱼ = |Gⱼⱼ|^-½
+(`unit_curvature`, which also says what Dⱼ is where Gⱼⱼ is 0), and the rows of Ã get length 1. Both are
+covariant: D becomes S⁻¹D, so that G̃ and r̃ stay as they are, and with them every decision below. With
+an orthonormal basis Q of Ã's rows, P = I − QQᵀ and
+    M = P G̃ P + Q Qᵀ,      z̃ = P M⁻¹ P r̃,      Ãᵀμ = r̃ − G̃ z̃,
+M is regular exactly where G̃ is on the tangent space, and it maps that space to itself. It is factorised
+by Cholesky where that shows a strict minimum, by its eigenvalues up to `RANK_REVEALING_SIZE` unknowns
+where it does not. What is done where eigenvalues vanish is a declared choice:
+    minimum_norm   they are left out: the solution of least norm, of least residual, of the system as it
+                   was given: with N an orthonormal basis of the null space of P G P, which is D times
+                   that of M, r loses its part in N before it is scaled, and z after;
+    damped         λ/(λ² + ε²) in place of 1/λ, ε = `DAMPING`·|λ|max: smooth through the singularity
+                   (of the matrix as it was given, whose pseudo-inverse is the limit: no scaling);
     error          NaN for that item, and a NaN residual, on which the policy of a layer acts.
-Above that size the whole matrix is factorised by LU, which needs it regular; the residual tells. The
-Schur complement of *Guiding Neural Collapse*, Proposition 1, needs G itself regular; it is kept as the
-paper's reference (`schur=True`).
+Above that size a matrix that is no strict minimum's is factorised by LU, which needs it regular.
+
+Residual: ‖r̃ − G̃z̃ − Ãᵀμ, unit rows · z̃‖/‖r̃‖, in the same units, of the z and μ that are returned. In
+y's own units the component of an unknown near zero, with its curvature of 1/yⱼ, would drown all others
+in its rounding. A part of r in the null space is one that no z answers for. How much of r that is must
+not depend on the unit of those unknowns, which have no curvature to take one from: it is taken relative
+to r on these unknowns alone.
+
+Precision. A float32 system is factorised and solved in float64. Its G has been rounded all the same, by
+eps |G|, which z feels as a residual of eps |G̃||z̃|: that is added.
+
+The Schur complement of *Guiding Neural Collapse*, Proposition 1, needs G itself regular; it is kept as
+the paper's reference (`schur=True`), in the same units.
 """
 
 from __future__ import annotations
@@ -26,13 +51,24 @@ import torch
 from torch import Tensor
 
 from .items import lu_factor
+from .rows import DependentRows, IndependentRows, rows_of
 
 #: Unknowns up to which an eigendecomposition is affordable (a second or so on two cores).
 RANK_REVEALING_SIZE = 1024
 #: ε of the damped choice, relative to the largest eigenvalue.
 DAMPING = 1e-6
 #: An eigenvalue that is smaller, in roundings of the largest, is what differentiation leaves of zero.
-_HESSIAN_ROUNDINGS = 512
+HESSIAN_ROUNDINGS = 512
+#: A figure is told from its noise, measured once, where it is larger by this factor.
+NOISE_FACTOR = 16
+#: So far above that cut-off, a matrix is regular without a look at its eigenvalues.
+_CLEARLY = 8
+#: A residual beyond so many roundings is worth a step of refinement.
+_REFINED_ROUNDINGS = 64
+#: Parts of a null vector below this, of 1, are its own rounding.
+_NULL_ROUNDING = 1e-10
+#: Ratio of curvatures up to which the unknowns are as good as in one unit.
+ONE_UNIT = 1e4
 SINGULAR = ("minimum_norm", "damped", "error")
 
 
@@ -48,51 +84,60 @@ class KKTSolution:
 class SymmetricInverse(abc.ABC):
     """K⁻¹ for a batch of symmetric matrices (B, n, n), factorised once."""
 
+    #: orthonormal eigenvectors that were left out, (B, n, n) with columns of zero; None: there are none
+    null: Tensor | None = None
+
     @abc.abstractmethod
     def __call__(self, right: Tensor) -> Tensor:
         """K⁻¹ applied to right (..., B, n)."""
 
 
-class EigenInverse(SymmetricInverse):
-    """By eigenvalues, which tell what is singular."""
+class CholeskyInverse(SymmetricInverse):
+    """By the inverse of a Cholesky factor."""
 
-    def __init__(self, K: Tensor, singular: str = "minimum_norm"):
-        # The unscaled system mixes G and A, whose sizes may differ by orders of magnitude, so its rows
-        # and columns are first equilibrated (D K D).
-        # Not for the damped choice, whose limit is to be the pseudo-inverse of K itself.
-        size = K.abs().amax(dim=-1) if singular != "damped" else torch.ones_like(K[..., 0])
-        self.D = torch.where(size > 0, size, 1.0).rsqrt()
-        scaled = self.D.unsqueeze(-1) * K * self.D.unsqueeze(-2)
-        values, self.vectors = torch.linalg.eigh((scaled + scaled.mT) / 2)
+    def __init__(self, inverse: Tensor):
+        self.inverse = inverse
+
+    def __call__(self, right: Tensor) -> Tensor:
+        """L⁻ᵀL⁻¹ r."""
+        return _apply(self.inverse.mT, _apply(self.inverse, right))
+
+
+class EigenInverse(SymmetricInverse):
+    """By eigenvalues, which tell what is singular.
+
+    Args:
+        size: (B,), what the least eigenvalue is held against; None: the largest.
+        noise: (B,), how much the matrix is uncertain by.
+    """
+
+    def __init__(
+        self,
+        K: Tensor,
+        singular: str = "minimum_norm",
+        size: Tensor | None = None,
+        noise: Tensor | None = None,
+    ):
+        values, self.vectors = torch.linalg.eigh((K + K.mT) / 2)
         largest = values.abs().amax(dim=-1, keepdim=True)
-        roundings = max(_HESSIAN_ROUNDINGS, 4 * K.shape[-1])
-        cutoff = largest * (roundings * torch.finfo(K.dtype).eps)
-        kept = values.abs() > cutoff
-        self.null: Tensor | None = None
         if singular == "damped":
             floor = torch.where(largest > 0, (DAMPING * largest) ** 2, 1.0)
             self.inverse = values / (values**2 + floor)
             return
+        if size is not None:
+            largest = torch.maximum(largest, size.unsqueeze(-1))
+        cutoff = largest * (_roundings(K) * torch.finfo(K.dtype).eps)
+        if noise is not None:
+            cutoff = torch.maximum(cutoff, NOISE_FACTOR * noise.unsqueeze(-1))
+        kept = values.abs() > cutoff
         left_out = torch.nan if singular == "error" else 0.0
         self.inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), left_out)
         if singular == "minimum_norm" and not bool(kept.all()):
-            # The null space of K from that of D K D, orthonormal: zero columns for the rest.
-            basis = self.D.unsqueeze(-1) * self.vectors * (~kept).unsqueeze(-2)
-            left, sizes, _ = torch.linalg.svd(basis, full_matrices=False)
-            self.null = left * (sizes > sizes[..., :1] * 1e-6).unsqueeze(-2)
+            self.null = self.vectors * (~kept).unsqueeze(-2)
 
     def __call__(self, right: Tensor) -> Tensor:
         """K⁺ r."""
-        solved = self._scaled(self._without_null(right))
-        return self._without_null(solved)
-
-    def _scaled(self, right: Tensor) -> Tensor:
-        return self.D * _apply(self.vectors, self.inverse * _apply(self.vectors.mT, self.D * right))
-
-    def _without_null(self, vector: Tensor) -> Tensor:
-        if self.null is None:
-            return vector
-        return vector - _apply(self.null, _apply(self.null.mT, vector))
+        return _apply(self.vectors, self.inverse * _apply(self.vectors.mT, right))
 
 
 class LUInverse(SymmetricInverse):
@@ -108,46 +153,215 @@ class LUInverse(SymmetricInverse):
         return solved.permute(2, 0, 1).reshape(right.shape)
 
 
+def _roundings(K: Tensor) -> int:
+    return max(HESSIAN_ROUNDINGS, 4 * K.shape[-1])
+
+
+def _inverse(
+    M: Tensor, singular: str, size: Tensor, noise: Tensor | None = None
+) -> SymmetricInverse:
+    """M⁻¹ by the quickest way that tells whether there is one; ``size`` (B,) bounds its eigenvalues."""
+    factor, failed = torch.linalg.cholesky_ex(M)
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+    # λ_min ≥ 1/‖L⁻¹‖²_F.
+    least = 1 / torch.linalg.matrix_norm(inverse).square()
+    enough = (_CLEARLY * _roundings(M) * torch.finfo(M.dtype).eps) * size
+    if noise is not None:
+        enough = torch.maximum(enough, _CLEARLY * NOISE_FACTOR * noise)
+    if bool(((failed == 0) & (least > enough)).all()):
+        return CholeskyInverse(inverse)
+    if M.shape[-1] > RANK_REVEALING_SIZE:
+        return LUInverse(M)
+    return EigenInverse(M, singular, size, noise)
+
+
+def unit_curvature(G: Tensor, A: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    """D (B, m): the unit of each unknown in which its curvature is 1, for G (B, m, m) and A (B, p, m).
+
+    Dⱼ = hⱼ^-½ with hⱼ = |Gⱼⱼ|. An unknown without a curvature of its own (0, or not told from ``noise``,
+    (B, m) of the diagonal) takes its unit from those that it meets: of a constraint k, wₖ Aₖⱼ² with
+    wₖ = min hᵢ/Aₖᵢ² over the others, which makes no entry of √wₖ Aₖ D larger than 1; of the Hessian,
+    Gᵢⱼ²/hᵢ, which does that for Dᵢ Gᵢⱼ Dⱼ. Each is covariant under S and E, and so is what comes of a few
+    rounds of them. Where nothing says what it is (y₂ = x₂ alone), the constraint is solved for it as it
+    stands, or nothing is.
+    """
+    h = G.diagonal(dim1=-2, dim2=-1).abs()
+    if noise is not None:
+        h = torch.where(h > NOISE_FACTOR * noise, h, 0.0)
+    if not bool((h > 0).all()):
+        h = _with_neighbours(h, G, A)
+    return h.rsqrt()
+
+
+def _with_neighbours(h: Tensor, G: Tensor, A: Tensor | None) -> Tensor:
+    for _ in range(4):
+        have = h > 0
+        known = torch.where(have, h, 1.0)
+        found = torch.where(have.unsqueeze(-1), G.square() / known.unsqueeze(-1), 0.0).amax(dim=-2)
+        if A is not None and A.shape[-2]:
+            squares = A.square()
+            used = have.unsqueeze(-2) & (squares > 0)
+            ratio = known.unsqueeze(-2) / torch.where(used, squares, 1.0)
+            weight = torch.where(used, ratio, torch.inf).amin(dim=-1, keepdim=True)
+            weight = torch.where(weight.isfinite(), weight, 0.0)
+            found = torch.maximum(found, (weight * squares).amax(dim=-2))
+        h = torch.where(have, h, found)
+    alone = G.abs().amax(dim=-1)
+    if A is not None and A.shape[-2]:
+        alone = torch.where(alone > 0, alone, A.square().amax(dim=-2))
+    h = torch.where(h > 0, h, alone)
+    return torch.where(h > 0, h, 1.0)
+
+
 class KKTInverse:
-    """The system for G (B, m, m) and A (B, p, m) or None, factorised once for any right sides."""
+    """The system for G (B, m, m) and A (B, p, m) or None, factorised once for any right sides.
+
+    Args:
+        noise: (B, m, m), how much each entry of G is uncertain by, where that was measured. Without it,
+            `HESSIAN_ROUNDINGS` of G̃ are.
+    """
 
     def __init__(
-        self, G: Tensor, A: Tensor | None, *, singular: str = "minimum_norm", schur: bool = False
+        self,
+        G: Tensor,
+        A: Tensor | None,
+        *,
+        singular: str = "minimum_norm",
+        schur: bool = False,
+        noise: Tensor | None = None,
     ):
-        if A is None:
-            A = G.new_zeros(*G.shape[:-2], 0, G.shape[-1])
-        self.G, self.A, self.schur = G, A, schur
-        self.m = G.shape[-1]
+        self.schur, self.m = schur, G.shape[-1]
+        self.p = 0 if A is None else A.shape[-2]
+        self._given = G.dtype
+        wide = wide_dtype(G)
+        G = G.to(wide)
+        A = G.new_zeros(*G.shape[:-2], 0, self.m) if A is None else A.to(wide)
+        self.good = finite_items(G, A)
         G, A = without_bad_items(G, A)
-        p = A.shape[-2]
+        damped = singular == "damped" and not schur
+        if noise is not None:
+            noise = torch.where(self.good.reshape(-1, 1, 1), noise.to(wide), 0.0)
+        of_diagonal = None if noise is None else noise.diagonal(dim1=-2, dim2=-1)
+        D = torch.ones_like(G[..., 0]) if damped else unit_curvature(G, A, of_diagonal)
+        self.D = D
+        self.G = D.unsqueeze(-1) * G * D.unsqueeze(-2)
+        self.A = A * D.unsqueeze(-2)
+        self.rows: IndependentRows | DependentRows | None = rows_of(self.A) if self.p else None
+        self.null: Tensor | None = None
+        self._null_of_scaled: Tensor | None = None
         if schur:
-            self.by_G: SymmetricInverse = LUInverse(G)
-            self.GiA = self.by_G(A.movedim(-2, 0)).movedim(0, -1)
-            self.complement: SymmetricInverse = LUInverse(A @ self.GiA)
-            return
-        corner = G.new_zeros(*G.shape[:-2], p, p)
-        K = torch.cat([torch.cat([G, A.mT], -1), torch.cat([A, corner], -1)], -2)
-        regular = self.m + p > RANK_REVEALING_SIZE and singular != "damped"
-        self.inverse: SymmetricInverse = LUInverse(K) if regular else EigenInverse(K, singular)
+            self._prepare_schur()
+        elif damped:
+            self._prepare_damped()
+        else:
+            scaled = None
+            if noise is not None:
+                scaled = (D.unsqueeze(-1) * noise * D.unsqueeze(-2)).flatten(1).norm(dim=1)
+            self._prepare(singular, scaled)
+
+    # -- factorisation --------------------------------------------------------------------------
+
+    def _prepare(self, singular: str, noise: Tensor | None) -> None:
+        M, self.Q = self.G, None if self.rows is None else self.rows.basis()
+        if self.Q is not None:
+            # P G̃ P + QQᵀ = G̃ − Q Wᵀ − W Qᵀ with W = G̃Q − ½ Q (QᵀG̃Q + I).
+            GQ = self.G @ self.Q
+            C = self.Q.mT @ GQ
+            C.diagonal(dim1=-2, dim2=-1).add_(1)
+            WQ = (GQ - 0.5 * (self.Q @ C)) @ self.Q.mT
+            M = self.G - (WQ + WQ.mT)
+        size = torch.linalg.matrix_norm(self.G).clamp(min=1.0)
+        self.inverse = _inverse(M, singular, size, noise)
+        if self.inverse.null is not None:
+            self._null_of_scaled = self.inverse.null
+            # D maps null vectors to null vectors, orthonormal ones to others.
+            basis = self.D.unsqueeze(-1) * self.inverse.null
+            length = torch.linalg.vector_norm(basis, dim=-2, keepdim=True)
+            left, sizes, _ = torch.linalg.svd(basis / torch.where(length > 0, length, 1.0))
+            self.null = left * (sizes > 1e-6 * sizes[..., :1]).unsqueeze(-2)
+
+    def _prepare_schur(self) -> None:
+        unit = self.A if self.rows is None else self.A / self.rows.length
+        self.by_G = LUInverse(self.G)
+        self.GiA = self.by_G(unit.movedim(-2, 0)).movedim(0, -1)
+        self.complement = LUInverse(unit @ self.GiA)
+
+    def _prepare_damped(self) -> None:
+        Q = self.G.new_zeros(*self.G.shape[:-1], 0) if self.rows is None else self.rows.basis()
+        self.Q = Q
+        corner = Q.new_zeros(*Q.shape[:-2], Q.shape[-1], Q.shape[-1])
+        K = torch.cat([torch.cat([self.G, Q], -1), torch.cat([Q.mT, corner], -1)], -2)
+        self.of_whole = EigenInverse(K, "damped")
+
+    # -- solution -------------------------------------------------------------------------------
 
     def __call__(self, r: Tensor) -> KKTSolution:
-        """z, μ and residual for r (..., B, m)."""
+        """z, μ and residual for r (..., B, m), in r's dtype."""
+        given = r.to(self.D.dtype)
+        given = torch.where(given.isfinite().all(dim=-1, keepdim=True), given, 0.0)
+        right = self.D * self._without_null(given)
+        z, mu, left, residual = self._measured(right, self._step(right))
+        size = right.norm(dim=-1)
+        rounding = _REFINED_ROUNDINGS * torch.finfo(right.dtype).eps
+        # Not the damped solution, whose residual is meant.
+        if not hasattr(self, "of_whole") and not bool((residual <= rounding * size).all()):
+            again = self._measured(right, z + self._step(left))
+            better = again[3] < residual
+            z, mu = (
+                torch.where(better.unsqueeze(-1), b, a) for a, b in ((z, again[0]), (mu, again[1]))
+            )
+            residual = torch.where(better, again[3], residual)
+        if self._given != right.dtype:
+            felt = _apply(self.G.abs(), z.abs()).norm(dim=-1)
+            residual = residual + torch.finfo(self._given).eps * felt
+        residual = relative(residual, size)
+        z = self._without_null(self.D * z)
+        if self._null_of_scaled is not None:
+            residual = torch.maximum(residual, unanswered(self._null_of_scaled, self.D * given))
+        sound = self.good & r.isfinite().all(dim=-1)
+        residual = torch.where(sound, residual, torch.nan)
+        return KKTSolution(z.to(r.dtype), mu.to(r.dtype), residual.to(r.dtype))
+
+    def _step(self, right: Tensor) -> Tensor:
+        """z̃ for r̃, once through the factors."""
         if self.schur:
             # Proposition 1, transposed: μ = (A G⁻¹Aᵀ)⁻¹ A G⁻¹r, z = G⁻¹r − G⁻¹Aᵀμ.
-            Gir = self.by_G(r)
-            if self.A.shape[-2]:
-                mu = self.complement(_apply(self.A, Gir))
-                z = Gir - _apply(self.GiA, mu)
-            else:
-                z, mu = Gir, r[..., :0]
-        else:
-            finite = torch.where(r.isfinite().all(dim=-1, keepdim=True), r, 0.0)
-            right = torch.cat([finite, r.new_zeros(*r.shape[:-1], self.A.shape[-2])], -1)
-            solution = self.inverse(right)
-            z, mu = solution[..., : self.m], solution[..., self.m :]
-        stationarity = _apply(self.G, z) + _apply(self.A.mT, mu) - r
-        residual = torch.cat([stationarity, _apply(self.A, z)], -1).norm(dim=-1)
-        return KKTSolution(z, mu, relative(residual, r.norm(dim=-1)))
+            z = self.by_G(right)
+            if self.rows is None:
+                return z
+            return z - _apply(self.GiA, self.complement(_apply(self.A / self.rows.length, z)))
+        if hasattr(self, "of_whole"):
+            corner = right.new_zeros(*right.shape[:-1], self.Q.shape[-1])
+            return self.of_whole(torch.cat([right, corner], -1))[..., : self.m]
+        return self._project(self.inverse(self._project(right)))
+
+    def _project(self, v: Tensor) -> Tensor:
+        return v if self.Q is None else v - _apply(self.Q, _apply(self.Q.mT, v))
+
+    def _measured(self, right: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z̃, μ, what is left of r̃, and the size of the residual."""
+        left = right - _apply(self.G, z)
+        if self.rows is None:
+            return z, left[..., :0], left, left.norm(dim=-1)
+        mu = self.rows.multipliers(left)
+        left = left - _apply(self.A.mT, mu)
+        off = _apply(self.A, z) / self.rows.length.squeeze(-1)
+        return z, mu, left, torch.hypot(left.norm(dim=-1), off.norm(dim=-1))
+
+    def _without_null(self, vector: Tensor) -> Tensor:
+        if self.null is None:
+            return vector
+        return vector - _apply(self.null, _apply(self.null.mT, vector))
+
+
+def unanswered(null: Tensor, right: Tensor) -> Tensor:
+    """How much of ``right`` (..., B, m) lies in the span of orthonormal ``null`` (B, m, k), relative to
+    what of it is on the unknowns that the span moves: weighted by their share in it. (..., B)"""
+    null = torch.where(null.abs() > _NULL_ROUNDING, null, 0.0)
+    part = _apply(null.mT, right).norm(dim=-1)
+    on_these = (right * torch.linalg.vector_norm(null, dim=-1)).norm(dim=-1)
+    return relative(part, on_these)
 
 
 def solve_kkt(G: Tensor, A: Tensor | None, v: Tensor) -> KKTSolution:
@@ -156,33 +370,72 @@ def solve_kkt(G: Tensor, A: Tensor | None, v: Tensor) -> KKTSolution:
 
 
 class TangentInverse:
-    """z on the tangent space with P G z = P r, for G and the projector P, both (B, m, m).
+    """z on the tangent space with P G z = P r, for G and the orthogonal projector P, both (B, m, m).
 
-    The projector fills its own null space: P G P + ‖G‖ (I − P) is regular exactly where G is regular
-    on the tangent space, and maps the tangent space to itself.
+    In one unit, P G P + ‖G‖ (I − P) is regular exactly where G is on the tangent space, and maps that
+    space to itself. Where the curvatures are not of one unit, P gives its null space, and `KKTInverse`
+    solves for the rows that span it: the system and its solution are the same.
     """
 
-    def __init__(self, G: Tensor, P: Tensor):
-        self.G, self.P = G, P
-        G, P = without_bad_items(G, P)
-        eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-        scale = G.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
-        matrix = P @ G @ P + scale / G.shape[-1] ** 0.5 * (eye - P)
-        small = G.shape[-1] <= RANK_REVEALING_SIZE
-        self.inverse: SymmetricInverse = EigenInverse(matrix) if small else LUInverse(matrix)
+    def __init__(self, G: Tensor, P: Tensor, *, noise: Tensor | None = None):
+        wide = wide_dtype(G)
+        self.given = G.dtype
+        self.G, self.P = G.to(wide), P.to(wide)
+        self.good = finite_items(self.G, self.P)
+        G, P = without_bad_items(self.G, self.P)
+        self.scaled: KKTInverse | None = None
+        if not bool((curvature_ratio(G) <= ONE_UNIT).all()):
+            eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
+            values, vectors = torch.linalg.eigh(eye - (P + P.mT) / 2)
+            normal = vectors * (values > 0.5).unsqueeze(-2)
+            most = max(int((values > 0.5).sum(dim=-1).max()), 1) if len(G) else 1
+            self.scaled = KKTInverse(self.G.to(self.given), normal.mT[..., -most:, :], noise=noise)
+            return
+        eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
+        norm = torch.linalg.matrix_norm(G)
+        scale = norm.clamp(min=torch.finfo(wide).tiny) / G.shape[-1] ** 0.5
+        matrix = P @ G @ P + scale.reshape(-1, 1, 1) * (eye - P)
+        uncertain = None if noise is None else noise.to(wide).flatten(1).norm(dim=1)
+        self.inverse = _inverse(matrix, "minimum_norm", norm, uncertain)
 
     def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., B, m) and the relative residual (..., B)."""
-        right = _apply(self.P, r)
+        if self.scaled is not None:
+            solution = self.scaled(r)
+            return solution.z, torch.where(self.good, solution.residual, torch.nan)
+        given = r.to(self.G.dtype)
+        right = _apply(self.P, given)
         finite = torch.where(right.isfinite().all(dim=-1, keepdim=True), right, 0.0)
         z = _apply(self.P, self.inverse(finite))
         residual = (_apply(self.P, _apply(self.G, z)) - right).norm(dim=-1)
-        return z, relative(residual, r.norm(dim=-1))
+        if self.given != given.dtype:
+            felt = _apply(self.G.abs(), z.abs()).norm(dim=-1)
+            residual = residual + torch.finfo(self.given).eps * felt
+        return z.to(r.dtype), relative(residual, given.norm(dim=-1)).to(r.dtype)
+
+
+def curvature_ratio(G: Tensor) -> Tensor:
+    """Largest over least |Gⱼⱼ| of (B, m, m), (B,); 1 where there are none, infinity beside a 0."""
+    h = G.diagonal(dim1=-2, dim2=-1).abs()
+    if h.shape[-1] == 0:
+        return h.new_ones(len(h))
+    least, largest = h.amin(dim=-1), h.amax(dim=-1)
+    return torch.where(largest > 0, largest / least, 1.0)
 
 
 def solve_tangent(G: Tensor, tangent: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """z on the tangent space with P G z = −P v, and the relative residual."""
     return TangentInverse(G, tangent)(-v)
+
+
+def wide_dtype(like: Tensor) -> torch.dtype:
+    """float64, where the device has it."""
+    return like.dtype if like.device.type == "mps" else torch.float64
+
+
+def finite_items(*tensors: Tensor) -> Tensor:
+    """(B,): items that hold neither NaN nor infinity in any of the tensors."""
+    return torch.stack([t.flatten(1).isfinite().all(dim=1) for t in tensors]).all(dim=0)
 
 
 def without_bad_items(*tensors: Tensor) -> list[Tensor]:
@@ -191,7 +444,7 @@ def without_bad_items(*tensors: Tensor) -> list[Tensor]:
     LAPACK refuses a whole batch for one such item. The residuals are taken with the tensors as they
     were given, so such an item's is NaN.
     """
-    good = torch.stack([t.flatten(1).isfinite().all(dim=1) for t in tensors]).all(dim=0)
+    good = finite_items(*tensors)
     return [torch.where(good.reshape(-1, *[1] * (t.ndim - 1)), t, 0.0) for t in tensors]
 
 

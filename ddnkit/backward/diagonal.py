@@ -1,0 +1,126 @@
+"""A Hessian that is diagonal and positive: the system of the theorem solved by its Schur complement.
+
+Where the objective is a sum over the unknowns and the constraints are linear (entropies, barriers,
+projections, transport), G = diag(g), and in units of curvature 1 (`ddnkit.linalg.kkt`) G̃ = I:
+    z̃ = P r̃,      Ãᵀμ = r̃ − z̃,      Ã = A diag(g)^-½.
+With an orthonormal basis of Ã's rows that is the Schur complement A G⁻¹Aᵀ = ÃÃᵀ of the whole system,
+factorised with as many digits as its rows are independent. Nothing is of size m×m: O(m p²) time.
+
+That G is diagonal is seen from two of its products: with 1, which gives g, and with a vector x without
+structure, which must give g x to rounding in every component.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..lagrangian import constraint_jacobian
+from ..linalg.kkt import NOISE_FACTOR, finite_items, relative, wide_dtype, without_bad_items
+from ..linalg.rows import rows_of
+from ..problem import Problem, flat
+from .form import TangentSolve
+from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
+from .tangent_operator import Operator, hessian_operator
+
+#: G x and g x may differ by so many roundings, in each component.
+_ROUNDINGS = 64
+
+
+def diagonal_solve(
+    problem: Problem, y: Tensor, nu: Tensor, operator: Operator | None = None
+) -> TangentSolve | None:
+    """The system's solution where G is diagonal and positive in every item; else None.
+
+    Args:
+        operator: products with G in y's dtype, where there is one already.
+    """
+    if problem.manifold is not None or y.numel() == 0:
+        return None
+    G = hessian_operator(problem, y, nu) if operator is None else operator
+    ones = torch.ones_like(flat(y))
+    g, instance, point = G(ones), problem, y
+    if y.dtype == torch.float32:
+        # In float32 1/y of a small y is infinite.
+        found = _in_float64(problem, y, nu, g)
+        if found is not None:
+            G, g, instance, point = found
+    if not bool((g > 0).all() & g.isfinite().all()):
+        return None
+    x = _without_structure(g)
+    if not bool(((G(x) - g * x).abs() <= _ROUNDINGS * torch.finfo(g.dtype).eps * g * x).all()):
+        return None
+    eps = torch.finfo(y.dtype).eps
+    if rounding_may_decide(g.amax(dim=-1) / g.amin(dim=-1), eps):
+        other, there = moved(instance, point, eps)
+        change = hessian_operator(other, there, nu.to(g.dtype))(torch.ones_like(g)) - g
+        if not bool((change.abs() * NOISE_FACTOR < g).all()):
+            return None
+    return _solve_of(instance, point, g, G, felt=eps if instance is problem else 0.0)
+
+
+def _in_float64(
+    problem: Problem, y: Tensor, nu: Tensor, g: Tensor
+) -> tuple[Operator, Tensor, Problem, Tensor] | None:
+    """Products with G in float64, and g, where that is the same problem as in float32."""
+    instance = widened(problem)
+    if instance is None:
+        return None
+    point = y.double()
+    try:
+        G = hessian_operator(instance, point, nu.double())
+        wide = G(torch.ones_like(flat(point)))
+    except Exception:  # whatever a node throws that is not made for float64
+        return None
+    same = ((wide - g).abs() <= SAME_OPERATOR * wide.abs()) | ~g.isfinite()
+    if wide.dtype != torch.float64 or not bool(same.all()):
+        return None
+    return G, wide, instance, point
+
+
+def _solve_of(
+    problem: Problem, y: Tensor, g: Tensor, G: Operator, felt: float
+) -> TangentSolve | None:
+    wide = wide_dtype(g)
+    D = g.to(wide).rsqrt()
+    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    if A is None:
+        rows, Q, good = None, None, torch.ones_like(D[:, 0], dtype=torch.bool)
+    else:
+        good = finite_items(A)
+        (A,) = without_bad_items(A)
+        A = A.to(wide) * D.unsqueeze(-2)
+        rows = rows_of(A)
+        Q = rows.basis()
+
+    def project(v: Tensor) -> Tensor:
+        return v if Q is None else v - _apply(Q, _apply(Q.mT, v))
+
+    def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        right = D * torch.where(r.isfinite().all(dim=-1, keepdim=True), r, 0.0).to(wide)
+        z = project(project(right))
+        # The product itself and not z̃, of which the whole factorisation is taken on trust.
+        left = right - D * G((D * z).to(g.dtype)).to(wide)
+        off = torch.zeros_like(left)
+        mu = left[..., :0]
+        if rows is not None:
+            assert A is not None
+            mu = rows.multipliers(left)
+            left = left - _apply(A.mT, mu)
+            off = _apply(A, z) / rows.length.squeeze(-1)
+        residual = torch.hypot(left.norm(dim=-1), off.norm(dim=-1)) + felt * z.norm(dim=-1)
+        residual = relative(residual, right.norm(dim=-1))
+        sound = good & r.isfinite().all(dim=-1)
+        residual = torch.where(sound, residual, torch.nan)
+        return (D * z).to(r.dtype), residual.to(r.dtype), mu.to(r.dtype)
+
+    return solve
+
+
+def _without_structure(like: Tensor) -> Tensor:
+    index = torch.arange(1, like.shape[-1] + 1, dtype=torch.float64, device=like.device)
+    return (0.5 + (index * 1.6180339887498949) % 1.0).to(like.dtype).expand_as(like)
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
