@@ -20,16 +20,20 @@ from ..lagrangian import (
     lagrangian_hessian,
     least_squares_multipliers,
 )
-from ..linalg.kkt import SINGULAR, KKTInverse, KKTSolution, curvature_ratio, unit_curvature
+from ..linalg.kkt import SINGULAR, KKTInverse, curvature_ratio, unit_curvature
 from ..problem import Problem
 from .diagonal import diagonal_solve
-from .form import BackwardForm, TangentSolve
+from .form import BackwardForm, SystemSolve, TangentSolve, replaced
 from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 
 #: Unknowns up to which a dense factorisation is quicker than anything that looks for structure first.
 DENSE_SIZE = 64
 #: A float32 system with a larger residual is evaluated in float64 as well.
 _GOOD_IN_FLOAT32 = 1e-5
+
+
+#: z, the residual and μ for right sides r
+Solve = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class System(NamedTuple):
@@ -65,29 +69,28 @@ class Dense(BackwardForm):
                 return diagonal
         return in_enough_digits(problem, y, self._factorised)
 
-    def _factorised(self, system: System) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    def _factorised(self, system: System) -> Solve:
         inverse = KKTInverse(
             system.G, system.A, singular=self.singular, schur=self.schur, noise=system.noise
         )
 
         def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            solution: KKTSolution = inverse(r)
+            solution = inverse(r)
             return solution.z, solution.residual, solution.mu
 
         return solve
 
 
-Factorise = Callable[[System], Callable[[Tensor], tuple[Tensor, ...]]]
-
-
-def in_enough_digits(problem: Problem, y: Tensor, factorise: Factorise) -> TangentSolve:
+def in_enough_digits(
+    problem: Problem, y: Tensor, factorise: Callable[[System], Solve]
+) -> SystemSolve:
     """The system in y's dtype, and in float64 for those of a float32 problem whose residual asks for it."""
     narrow = factorise(system_at(problem, y, torch.finfo(y.dtype).eps))
     if y.dtype != torch.float32:
-        return narrow
-    wide: list[Callable[[Tensor], tuple[Tensor, ...]] | None] = []
+        return SystemSolve(narrow)
+    wide: list[Solve | None] = []
 
-    def solve(r: Tensor) -> tuple[Tensor, ...]:
+    def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = narrow(r)
         short = ~(found[1] <= _GOOD_IN_FLOAT32)
         if not bool(short.any()):
@@ -98,13 +101,9 @@ def in_enough_digits(problem: Problem, y: Tensor, factorise: Factorise) -> Tange
         if wide[0] is None:
             return found
         other = wide[0](r)
-        taken = short & ~other[1].isnan()
-        masks = (taken.unsqueeze(-1), taken, taken.unsqueeze(-1))
-        return tuple(
-            torch.where(mask, b, a) for mask, a, b in zip(masks, found, other, strict=False)
-        )
+        return replaced(short & ~other[1].isnan(), found, other)
 
-    return solve
+    return SystemSolve(solve)
 
 
 def system_at(problem: Problem, y: Tensor, eps: float, *, measured: bool = False) -> System:

@@ -16,10 +16,17 @@ import torch
 from torch import Tensor
 
 from ..lagrangian import constraint_jacobian
-from ..linalg.kkt import NOISE_FACTOR, finite_items, relative, wide_dtype, without_bad_items
+from ..linalg.kkt import (
+    NOISE_FACTOR,
+    finite_items,
+    relative,
+    uncertain_multipliers,
+    wide_dtype,
+    without_bad_items,
+)
 from ..linalg.rows import rows_of
 from ..problem import Problem, flat
-from .form import TangentSolve
+from .form import SystemSolve
 from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 from .tangent_operator import Operator, hessian_operator
 
@@ -29,7 +36,7 @@ _ROUNDINGS = 64
 
 def diagonal_solve(
     problem: Problem, y: Tensor, nu: Tensor, operator: Operator | None = None
-) -> TangentSolve | None:
+) -> SystemSolve | None:
     """The system's solution where G is diagonal and positive in every item; else None.
 
     Args:
@@ -80,17 +87,20 @@ def _in_float64(
 
 def _solve_of(
     problem: Problem, y: Tensor, g: Tensor, G: Operator, felt: float
-) -> TangentSolve | None:
+) -> SystemSolve | None:
     wide = wide_dtype(g)
     D = g.to(wide).rsqrt()
     A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
     if A is None:
-        rows, Q, good = None, None, torch.ones_like(D[:, 0], dtype=torch.bool)
+        rows = Q = uncertain = None
+        good = torch.ones_like(D[:, 0], dtype=torch.bool)
     else:
         good = finite_items(A)
         (A,) = without_bad_items(A)
-        A = A.to(wide) * D.unsqueeze(-2)
+        given = A.to(wide)
+        A = given * D.unsqueeze(-2)
         rows = rows_of(A)
+        uncertain = uncertain_multipliers(rows, given)
         Q = rows.basis()
 
     def project(v: Tensor) -> Tensor:
@@ -110,11 +120,13 @@ def _solve_of(
             off = _apply(A, z) / rows.length.squeeze(-1)
         residual = torch.hypot(left.norm(dim=-1), off.norm(dim=-1)) + felt * z.norm(dim=-1)
         residual = relative(residual, right.norm(dim=-1))
+        if uncertain is not None:
+            residual = torch.where(residual > 0, torch.maximum(residual, uncertain), residual)
         sound = good & r.isfinite().all(dim=-1)
         residual = torch.where(sound, residual, torch.nan)
         return (D * z).to(r.dtype), residual.to(r.dtype), mu.to(r.dtype)
 
-    return solve
+    return SystemSolve(solve)
 
 
 def _without_structure(like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .. import registry
@@ -21,9 +22,48 @@ from ..problem import Problem
 if TYPE_CHECKING:
     from ..node import DeclarativeNode
 
-#: z (k, B, m) and the relative residual (k, B) for right sides r (k, B, m); and, from a form that has
-#: them, the multipliers μ (k, B, p) of `Problem.all_constraints` with G z + Aᵀμ = r
-TangentSolve = Callable[[Tensor], tuple[Tensor, ...]]
+#: z (k, B, m) and the relative residual (k, B) for right sides r (k, B, m)
+TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class SystemSolve:
+    """A `TangentSolve` that knows the multipliers of the system as well, G z + Aᵀμ = r.
+
+    The gradient for what constraints depend on is made of μ. The z that was rounded to y's dtype, or that
+    leaves a residual where G is large, may not tell it.
+
+    Args:
+        with_multipliers: z, the residual and μ (k, B, p) of `Problem.all_constraints` for r.
+    """
+
+    def __init__(self, with_multipliers: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]):
+        self.with_multipliers = with_multipliers
+
+    def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """z and the residual."""
+        z, residual, _ = self.with_multipliers(r)
+        return z, residual
+
+
+def solved(solve: TangentSolve, r: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """z, the residual, and μ where the solve knows it."""
+    if isinstance(solve, SystemSolve):
+        return solve.with_multipliers(r)
+    return *solve(r), None
+
+
+def replaced(
+    mask: Tensor,
+    found: tuple[Tensor, Tensor, Tensor],
+    other: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z, residual and μ of ``other`` for the items (k, B) of ``mask``."""
+    wide = mask.unsqueeze(-1)
+    return (
+        torch.where(wide, other[0], found[0]),
+        torch.where(mask, other[1], found[1]),
+        torch.where(wide, other[2], found[2]),
+    )
 
 
 class BackwardForm(abc.ABC):
@@ -43,9 +83,8 @@ class BackwardForm(abc.ABC):
                 manifold is all there is; (B, 0) without constraints.
 
         Returns:
-            a function of right sides r (k, B, m) that returns z (k, B, m) and the residual (k, B), and
-            may return μ (k, B, p) after them: the gradient for what constraints depend on is made of μ,
-            and z, rounded to y's dtype, may not tell it.
+            a function of right sides r (k, B, m) that returns z (k, B, m) and the residual (k, B); a
+            `SystemSolve` where the form knows μ too.
         """
 
     def adjoint(

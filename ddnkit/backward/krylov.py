@@ -33,7 +33,7 @@ from ..linalg.minimal_residuals import minres
 from ..linalg.replay import Replayed
 from ..problem import Problem, flat
 from .diagonal import diagonal_solve
-from .form import BackwardForm, TangentSolve
+from .form import BackwardForm, SystemSolve, TangentSolve
 from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 from .tangent_operator import Operator, Projector, hessian_operator
 
@@ -95,7 +95,7 @@ class Krylov(BackwardForm):
             "working": y.dtype,
         }
 
-        def solve(given: Tensor) -> tuple[Tensor, ...]:
+        def solve(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             r = operator.scaled(given.to(operator.dtype))
             right = operator.P(r)
             # What rounding leaves of a right side that is normal to the constraints is not solved for.
@@ -116,7 +116,7 @@ class Krylov(BackwardForm):
             mu = operator.multipliers(r, z).to(given.dtype)
             return operator.scaled(z).to(given.dtype), residual.to(given.dtype), mu
 
-        return solve
+        return SystemSolve(solve)
 
     def _own_choice(self, problem: Problem) -> bool:
         """Whether the user has said how to iterate."""

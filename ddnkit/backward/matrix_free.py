@@ -9,7 +9,7 @@ from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..problem import Problem
 from .dense import DENSE_SIZE, Dense
 from .embedded_field import EmbeddedField
-from .form import BackwardForm, TangentSolve
+from .form import BackwardForm, SystemSolve, TangentSolve, replaced, solved
 from .krylov import Krylov
 
 
@@ -29,16 +29,21 @@ class KrylovThenDense(BackwardForm):
         """See `BackwardForm.tangent_solve`."""
         iterative = Krylov().tangent_solve(problem, y, nu)
 
-        def solve(r: Tensor) -> tuple[Tensor, ...]:
-            found = iterative(r)
+        def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            found = _with_multipliers(iterative, r)
             unsolved = ~(found[1] <= torch.finfo(r.dtype).eps ** 0.5 / 100)
             if not bool(unsolved.any()):
                 return found
-            direct = Dense().tangent_solve(problem, y, nu)(r)
+            direct = _with_multipliers(Dense().tangent_solve(problem, y, nu), r)
+            if direct[2].shape != found[2].shape:  # a manifold's own, which nobody asks for
+                direct = (*direct[:2], found[2])
             better = unsolved & ((direct[1] < found[1]) | found[1].isnan())
-            masks = (better.unsqueeze(-1), better, better.unsqueeze(-1))
-            return tuple(
-                torch.where(mask, b, a) for mask, a, b in zip(masks, found, direct, strict=False)
-            )
+            return replaced(better, found, direct)
 
-        return solve
+        return SystemSolve(solve)
+
+
+def _with_multipliers(solve: TangentSolve, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z, residual, mu = solved(solve, r)
+    assert mu is not None
+    return z, residual, mu

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..aside import finite_inputs, may_look, solve_apart, without
 from ..assessment import assess, error_bound
-from ..backward.form import BackwardForm, TangentSolve
+from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure
 from ..fixed_point import FixedPointNode
@@ -189,12 +189,12 @@ class Call(Numbers):
             sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
             if not bool(sound.all()):
                 return self._of_sound(sound, problem, y, nu, r)
-        z, residual, *mu = self._tangent_solve(problem, y, nu)(r)
+        z, residual, mu = solved(self._tangent_solve(problem, y, nu), r)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
         self._judge(residual)
         z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
-        return z, mu[0] if mu else None
+        return z, mu
 
     def _of_sound(
         self, sound: Tensor, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
@@ -203,11 +203,11 @@ class Call(Numbers):
         if not bool(sound.any()):
             return torch.full_like(r, torch.nan), None
         copies, source = without(problem, ~sound)
-        z, residual, *mu = self._tangent_solve(copies, y[source], nu[source])(r[:, source])
+        z, residual, mu = solved(self._tangent_solve(copies, y[source], nu[source]), r[:, source])
         self._judge(residual)
         z = torch.where(sound.unsqueeze(-1), z, torch.nan)
         z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
-        return z, mu[0] if mu else None
+        return z, mu
 
     def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:
         """On the way back the error bound is for the gradient that came in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backward.form import BackwardForm
+from ..backward.form import BackwardForm, solved
 from ..problem import Problem
 
 
@@ -20,8 +20,8 @@ class Numbers:
         self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """z (k, B, m), and μ (k, B, p) of a form that has it."""
-        z, _, *mu = self.form.tangent_solve(problem, y, nu)(r)
-        return z, mu[0] if mu else None
+        z, _, mu = solved(self.form.tangent_solve(problem, y, nu), r)
+        return z, mu
 
     def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z (k, B, m)."""

@@ -35,11 +35,15 @@ in its rounding. A part of r in the null space is one that no z answers for. How
 not depend on the unit of those unknowns, which have no curvature to take one from: it is taken relative
 to r on these unknowns alone.
 
+μ itself has a condition of its own, that of Ã's rows, of which a residual shows nothing: eps/σ for their
+least singular value σ (`uncertain_multipliers`) is a lower bound of what is reported.
+
 Precision. A float32 system is factorised and solved in float64. Its G has been rounded all the same, by
 eps |G|, which z feels as a residual of eps |G̃||z̃|: that is added.
 
 The Schur complement of *Guiding Neural Collapse*, Proposition 1, needs G itself regular; it is kept as
-the paper's reference (`schur=True`), in the same units.
+the paper's reference (`schur=True`), in the same units, and gives way to M where rows of Ã are so nearly
+dependent that it would have no digits left.
 """
 
 from __future__ import annotations
@@ -231,7 +235,7 @@ class KKTInverse:
         schur: bool = False,
         noise: Tensor | None = None,
     ):
-        self.schur, self.m = schur, G.shape[-1]
+        self.m = G.shape[-1]
         self.p = 0 if A is None else A.shape[-2]
         self._given = G.dtype
         wide = wide_dtype(G)
@@ -248,9 +252,12 @@ class KKTInverse:
         self.G = D.unsqueeze(-1) * G * D.unsqueeze(-2)
         self.A = A * D.unsqueeze(-2)
         self.rows: IndependentRows | DependentRows | None = rows_of(self.A) if self.p else None
+        # The complement ÃG̃⁻¹Ãᵀ has the square of the rows' condition.
+        self.schur = schur and not isinstance(self.rows, DependentRows)
+        self.uncertain = uncertain_multipliers(self.rows, A)
         self.null: Tensor | None = None
         self._null_of_scaled: Tensor | None = None
-        if schur:
+        if self.schur:
             self._prepare_schur()
         elif damped:
             self._prepare_damped()
@@ -316,6 +323,8 @@ class KKTInverse:
             felt = _apply(self.G.abs(), z.abs()).norm(dim=-1)
             residual = residual + torch.finfo(self._given).eps * felt
         residual = relative(residual, size)
+        if self.uncertain is not None:
+            residual = torch.where(size > 0, torch.maximum(residual, self.uncertain), residual)
         z = self._without_null(self.D * z)
         if self._null_of_scaled is not None:
             residual = torch.maximum(residual, unanswered(self._null_of_scaled, self.D * given))
@@ -353,6 +362,29 @@ class KKTInverse:
         if self.null is None:
             return vector
         return vector - _apply(self.null, _apply(self.null.mT, vector))
+
+
+def uncertain_multipliers(rows: IndependentRows | DependentRows | None, A: Tensor) -> Tensor | None:
+    """What rounding makes of μ, (B,), for the rows of Ã and the matrix A (B, p, m) itself; None: nothing
+    to speak of.
+
+    No residual shows it: an error of eps/σ along the left vector of a small singular value σ of Ã leaves
+    eps. Units change no rank: where Ã has fewer independent rows than A to working precision, σ is below
+    what Ã's rounding leaves of 0.
+    """
+    if not isinstance(rows, DependentRows):
+        return None
+    rounding = torch.finfo(A.dtype).eps
+    kept = rows.sizes > 0
+    largest = rows.sizes[..., :1]
+    least = torch.where(kept, rows.sizes / torch.where(largest > 0, largest, 1.0), 1.0).amin(dim=-1)
+    own = rows_of(A)
+    if isinstance(own, DependentRows):
+        lost = kept.sum(dim=-1) < (own.sizes > 0).sum(dim=-1)
+    else:
+        lost = ~kept.all(dim=-1)
+    least = torch.where(lost, max(A.shape[-2:]) * rounding, least)
+    return rounding / least
 
 
 def unanswered(null: Tensor, right: Tensor) -> Tensor:
