@@ -2,7 +2,7 @@
 
 Where the objective is a sum over the unknowns and the constraints are linear (entropies, barriers,
 projections, transport), G = diag(g), and in units of curvature 1 (`ddnkit.linalg.kkt`) G̃ = I:
-    z̃ = P r̃,      Ãᵀμ = r̃ − z̃,      Ã = A diag(g)^-½.
+    z̃ = P r̃,      μ = (Ã⁺)ᵀ r̃,      Ã = A diag(g)^-½.
 With an orthonormal basis of Ã's rows that is the Schur complement A G⁻¹Aᵀ = ÃÃᵀ of the whole system,
 factorised with as many digits as its rows are independent. Nothing is of size m×m: O(m p²) time.
 
@@ -115,7 +115,7 @@ def _solve_of(
         mu = left[..., :0]
         if rows is not None:
             assert A is not None
-            mu = rows.multipliers(left)
+            mu = rows.multipliers(right)
             left = left - _apply(A.mT, mu)
             off = _apply(A, z) / rows.length.squeeze(-1)
         residual = torch.hypot(left.norm(dim=-1), off.norm(dim=-1)) + felt * z.norm(dim=-1)

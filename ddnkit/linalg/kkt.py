@@ -17,8 +17,9 @@ are curvatures. So the unknowns are first measured in units in which each has cu
 (`unit_curvature`, which also says what Dⱼ is where Gⱼⱼ is 0), and the rows of Ã get length 1. Both are
 covariant: D becomes S⁻¹D, so that G̃ and r̃ stay as they are, and with them every decision below. With
 an orthonormal basis Q of Ã's rows, P = I − QQᵀ and
-    M = P G̃ P + Q Qᵀ,      z̃ = P M⁻¹ P r̃,      Ãᵀμ = r̃ − G̃ z̃,
-M is regular exactly where G̃ is on the tangent space, and it maps that space to itself. It is factorised
+    M = P G̃ P + Q Qᵀ,      z̃ = P M⁻¹ P r̃,      Ãᵀμ = r̃ − (G̃ − I) z̃ in the least-squares sense
+(z̃ itself is at right angles to the rows; left in, its rounding would come back with the square of their
+condition). M is regular exactly where G̃ is on the tangent space, and it maps that space to itself. It is factorised
 by Cholesky where that shows a strict minimum, by its eigenvalues up to `RANK_REVEALING_SIZE` unknowns
 where it does not. What is done where eigenvalues vanish is a declared choice:
     minimum_norm   they are left out: the solution of least norm, of least residual, of the system as it
@@ -255,6 +256,11 @@ class KKTInverse:
         # The complement ÃG̃⁻¹Ãᵀ has the square of the rows' condition.
         self.schur = schur and not isinstance(self.rows, DependentRows)
         self.uncertain = uncertain_multipliers(self.rows, A)
+        # G̃ − I, and in it 0 for what rounding makes of its diagonal.
+        self.apart = self.G.clone()
+        of_unit = self.apart.diagonal(dim1=-2, dim2=-1)
+        of_unit.sub_(1)
+        of_unit.masked_fill_(of_unit.abs() < 8 * torch.finfo(wide).eps, 0.0)
         self.null: Tensor | None = None
         self._null_of_scaled: Tensor | None = None
         if self.schur:
@@ -353,7 +359,7 @@ class KKTInverse:
         left = right - _apply(self.G, z)
         if self.rows is None:
             return z, left[..., :0], left, left.norm(dim=-1)
-        mu = self.rows.multipliers(left)
+        mu = self.rows.multipliers(right - _apply(self.apart, z))
         left = left - _apply(self.A.mT, mu)
         off = _apply(self.A, z) / self.rows.length.squeeze(-1)
         return z, mu, left, torch.hypot(left.norm(dim=-1), off.norm(dim=-1))

@@ -119,7 +119,14 @@ def rows_of(A: Tensor) -> IndependentRows | DependentRows:
     if rows is not None:
         return rows
     unit, length = unit_rows(A)
-    left, sizes, right = torch.linalg.svd(unit, full_matrices=False)
+    if A.shape[-2] <= A.shape[-1]:
+        # Householder's QR first: columns of very different size keep their own digits in it, which the
+        # singular vectors of a wide matrix do not.
+        Q, R = torch.linalg.qr(unit.mT)
+        inner, sizes, left = torch.linalg.svd(R)
+        left, right = left.mT, (Q @ inner).mT
+    else:
+        left, sizes, right = torch.linalg.svd(unit, full_matrices=False)
     rounding = max(A.shape[-2:]) * torch.finfo(A.dtype).eps
     sizes = torch.where(sizes > rounding * sizes[..., :1], sizes, 0.0)
     return DependentRows(length, left, sizes, right)
