@@ -23,7 +23,7 @@ from ..lagrangian import (
 from ..linalg.kkt import SINGULAR, KKTInverse, curvature_ratio, unit_curvature
 from ..problem import Problem
 from .diagonal import diagonal_solve
-from .form import BackwardForm, SystemSolve, TangentSolve, replaced
+from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, replaced
 from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 
 #: Unknowns up to which a dense factorisation is quicker than anything that looks for structure first.
@@ -32,8 +32,7 @@ DENSE_SIZE = 64
 _GOOD_IN_FLOAT32 = 1e-5
 
 
-#: z, the residual and μ for right sides r
-Solve = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Solve = Callable[[Tensor], SystemSolution]
 
 
 class System(NamedTuple):
@@ -74,9 +73,9 @@ class Dense(BackwardForm):
             system.G, system.A, singular=self.singular, schur=self.schur, noise=system.noise
         )
 
-        def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def solve(r: Tensor) -> SystemSolution:
             solution = inverse(r)
-            return solution.z, solution.residual, solution.mu
+            return SystemSolution(solution.z, solution.residual, solution.mu, solution.doubt)
 
         return solve
 
@@ -90,9 +89,9 @@ def in_enough_digits(
         return SystemSolve(narrow)
     wide: list[Solve | None] = []
 
-    def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(r: Tensor) -> SystemSolution:
         found = narrow(r)
-        short = ~(found[1] <= _GOOD_IN_FLOAT32)
+        short = ~(found.residual <= _GOOD_IN_FLOAT32)
         if not bool(short.any()):
             return found
         if not wide:
@@ -101,7 +100,7 @@ def in_enough_digits(
         if wide[0] is None:
             return found
         other = wide[0](r)
-        return replaced(short & ~other[1].isnan(), found, other)
+        return replaced(short & ~other.residual.isnan(), found, other)
 
     return SystemSolve(solve)
 

@@ -19,14 +19,15 @@ from ..lagrangian import constraint_jacobian
 from ..linalg.kkt import (
     NOISE_FACTOR,
     finite_items,
+    lost_rank,
     relative,
-    uncertain_multipliers,
+    solve_scaled,
     wide_dtype,
     without_bad_items,
 )
 from ..linalg.rows import rows_of
 from ..problem import Problem, flat
-from .form import SystemSolve
+from .form import SystemSolution, SystemSolve
 from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 from .tangent_operator import Operator, hessian_operator
 
@@ -90,41 +91,40 @@ def _solve_of(
 ) -> SystemSolve | None:
     wide = wide_dtype(g)
     D = g.to(wide).rsqrt()
-    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
-    if A is None:
-        rows = Q = uncertain = None
+    own = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    if own is None:
+        rows = Q = lost = None
+        A = D.new_zeros(len(D), 0, D.shape[-1])
         good = torch.ones_like(D[:, 0], dtype=torch.bool)
     else:
-        good = finite_items(A)
-        (A,) = without_bad_items(A)
-        given = A.to(wide)
+        good = finite_items(own)
+        given = without_bad_items(own)[0].to(wide)
         A = given * D.unsqueeze(-2)
         rows = rows_of(A)
-        uncertain = uncertain_multipliers(rows, given)
+        lost = lost_rank(rows, given)
         Q = rows.basis()
 
     def project(v: Tensor) -> Tensor:
         return v if Q is None else v - _apply(Q, _apply(Q.mT, v))
 
-    def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(r: Tensor) -> SystemSolution:
         right = D * torch.where(r.isfinite().all(dim=-1, keepdim=True), r, 0.0).to(wide)
-        z = project(project(right))
-        # The product itself and not z̃, of which the whole factorisation is taken on trust.
-        left = right - D * G((D * z).to(g.dtype)).to(wide)
-        off = torch.zeros_like(left)
-        mu = left[..., :0]
-        if rows is not None:
-            assert A is not None
-            mu = rows.multipliers(right)
-            left = left - _apply(A.mT, mu)
-            off = _apply(A, z) / rows.length.squeeze(-1)
-        residual = torch.hypot(left.norm(dim=-1), off.norm(dim=-1)) + felt * z.norm(dim=-1)
-        residual = relative(residual, right.norm(dim=-1))
-        if uncertain is not None:
-            residual = torch.where(residual > 0, torch.maximum(residual, uncertain), residual)
+        # Products with G itself and not with g, of which the whole factorisation is taken on trust.
+        z, mu, residual, doubt = solve_scaled(
+            right,
+            lambda z: D * G((D * z).to(g.dtype)).to(wide),
+            lambda v: project(project(v)),
+            rows,
+            A,
+        )
+        size = right.norm(dim=-1)
+        residual = relative(residual + felt * z.norm(dim=-1), size)
+        if doubt is not None and lost is not None:
+            doubt = torch.where(lost & (size > 0), 1.0, doubt).to(r.dtype)
         sound = good & r.isfinite().all(dim=-1)
         residual = torch.where(sound, residual, torch.nan)
-        return (D * z).to(r.dtype), residual.to(r.dtype), mu.to(r.dtype)
+        z = D * z
+        return SystemSolution(z.to(r.dtype), residual.to(r.dtype), mu.to(r.dtype), doubt)
 
     return SystemSolve(solve)
 

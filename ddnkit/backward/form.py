@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,43 +26,62 @@ if TYPE_CHECKING:
 TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+class SystemSolution(NamedTuple):
+    """Of one linear system: z (k, B, m), its residual (k, B), μ (k, B, p) with G z + Aᵀμ = r, and how far μ
+    may be wrong although the residual is small, relative to it, (k, B); None: as far as the residual says."""
+
+    z: Tensor
+    residual: Tensor
+    mu: Tensor
+    doubt: Tensor | None = None
+
+
 class SystemSolve:
-    """A `TangentSolve` that knows the multipliers of the system as well, G z + Aᵀμ = r.
+    """A `TangentSolve` that knows the multipliers of the system as well.
 
     The gradient for what constraints depend on is made of μ. The z that was rounded to y's dtype, or that
     leaves a residual where G is large, may not tell it.
 
     Args:
-        with_multipliers: z, the residual and μ (k, B, p) of `Problem.all_constraints` for r.
+        system: z, the residual and μ, of `Problem.all_constraints`, for r.
     """
 
-    def __init__(self, with_multipliers: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]):
-        self.with_multipliers = with_multipliers
+    def __init__(self, system: Callable[[Tensor], SystemSolution]):
+        self.system = system
 
     def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """z and the residual."""
-        z, residual, _ = self.with_multipliers(r)
-        return z, residual
+        found = self.system(r)
+        return found.z, found.residual
 
 
-def solved(solve: TangentSolve, r: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """z, the residual, and μ where the solve knows it."""
-    if isinstance(solve, SystemSolve):
-        return solve.with_multipliers(r)
-    return *solve(r), None
+def solved(
+    solve: TangentSolve, r: Tensor, multipliers: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """z, the residual, and μ where it is asked for and the solve knows it: its doubts are residual then."""
+    if not (multipliers and isinstance(solve, SystemSolve)):
+        return *solve(r), None
+    found = solve.system(r)
+    residual = found.residual
+    if found.doubt is not None:
+        residual = torch.maximum(residual, found.doubt)
+    return found.z, residual, found.mu
 
 
-def replaced(
-    mask: Tensor,
-    found: tuple[Tensor, Tensor, Tensor],
-    other: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """z, residual and μ of ``other`` for the items (k, B) of ``mask``."""
+def replaced(mask: Tensor, found: SystemSolution, other: SystemSolution) -> SystemSolution:
+    """``other`` for the items (k, B) of ``mask``."""
     wide = mask.unsqueeze(-1)
-    return (
-        torch.where(wide, other[0], found[0]),
-        torch.where(mask, other[1], found[1]),
-        torch.where(wide, other[2], found[2]),
+    doubt = found.doubt
+    if doubt is not None or other.doubt is not None:
+        a, b = (
+            torch.zeros_like(x.residual) if x.doubt is None else x.doubt for x in (found, other)
+        )
+        doubt = torch.where(mask, b, a)
+    return SystemSolution(
+        torch.where(wide, other.z, found.z),
+        torch.where(mask, other.residual, found.residual),
+        torch.where(wide, other.mu, found.mu),
+        doubt,
     )
 
 

@@ -33,7 +33,7 @@ from ..linalg.minimal_residuals import minres
 from ..linalg.replay import Replayed
 from ..problem import Problem, flat
 from .diagonal import diagonal_solve
-from .form import BackwardForm, SystemSolve, TangentSolve
+from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
 from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
 from .tangent_operator import Operator, Projector, hessian_operator
 
@@ -95,7 +95,7 @@ class Krylov(BackwardForm):
             "working": y.dtype,
         }
 
-        def solve(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def solve(given: Tensor) -> SystemSolution:
             r = operator.scaled(given.to(operator.dtype))
             right = operator.P(r)
             # What rounding leaves of a right side that is normal to the constraints is not solved for.
@@ -114,7 +114,8 @@ class Krylov(BackwardForm):
                 residual = torch.where(better, other.residual, residual)
             # Before z is rounded: G z − r is at right angles to the tangent space, to the residual above.
             mu = operator.multipliers(r, z).to(given.dtype)
-            return operator.scaled(z).to(given.dtype), residual.to(given.dtype), mu
+            z = operator.scaled(z).to(given.dtype)
+            return SystemSolution(z, residual.to(given.dtype), mu)
 
         return SystemSolve(solve)
 

@@ -9,7 +9,7 @@ from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..problem import Problem
 from .dense import DENSE_SIZE, Dense
 from .embedded_field import EmbeddedField
-from .form import BackwardForm, SystemSolve, TangentSolve, replaced, solved
+from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, replaced
 from .krylov import Krylov
 
 
@@ -28,22 +28,19 @@ class KrylovThenDense(BackwardForm):
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
         iterative = Krylov().tangent_solve(problem, y, nu)
+        assert isinstance(iterative, SystemSolve)
 
-        def solve(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            found = _with_multipliers(iterative, r)
-            unsolved = ~(found[1] <= torch.finfo(r.dtype).eps ** 0.5 / 100)
+        def solve(r: Tensor) -> SystemSolution:
+            found = iterative.system(r)
+            unsolved = ~(found.residual <= torch.finfo(r.dtype).eps ** 0.5 / 100)
             if not bool(unsolved.any()):
                 return found
-            direct = _with_multipliers(Dense().tangent_solve(problem, y, nu), r)
-            if direct[2].shape != found[2].shape:  # a manifold's own, which nobody asks for
-                direct = (*direct[:2], found[2])
-            better = unsolved & ((direct[1] < found[1]) | found[1].isnan())
+            dense = Dense().tangent_solve(problem, y, nu)
+            assert isinstance(dense, SystemSolve)
+            direct = dense.system(r)
+            if direct.mu.shape != found.mu.shape:  # a manifold's own, which nobody asks for
+                direct = direct._replace(mu=found.mu)
+            better = unsolved & ((direct.residual < found.residual) | found.residual.isnan())
             return replaced(better, found, direct)
 
         return SystemSolve(solve)
-
-
-def _with_multipliers(solve: TangentSolve, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    z, residual, mu = solved(solve, r)
-    assert mu is not None
-    return z, residual, mu

@@ -181,15 +181,16 @@ class Call(Numbers):
     # -- derivatives ----------------------------------------------------------------------------
 
     def solve_system(
-        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """z (k, B, m) by the form, masked by the policy, and the form's μ (k, B, p) if it has it."""
+        """z (k, B, m) by the form, masked by the policy; with ``multipliers``, where the gradient is made of
+        them, the form's μ (k, B, p) if it has it."""
         # To look is to wait for a GPU, which the other policies promise not to do.
         if y.device.type == "cpu" or self.policy in ("raise", "warn"):
             sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
             if not bool(sound.all()):
-                return self._of_sound(sound, problem, y, nu, r)
-        z, residual, mu = solved(self._tangent_solve(problem, y, nu), r)
+                return self._of_sound(sound, problem, y, nu, r, multipliers)
+        z, residual, mu = solved(self._tangent_solve(problem, y, nu), r, multipliers)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
         self._judge(residual)
@@ -197,7 +198,7 @@ class Call(Numbers):
         return z, mu
 
     def _of_sound(
-        self, sound: Tensor, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
+        self, sound: Tensor, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The same where some solutions are no numbers, which would stop the others."""
         if not bool(sound.any()):

@@ -17,12 +17,12 @@ class Numbers:
         self.form = form
 
     def solve_system(
-        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """z (k, B, m), and μ (k, B, p) of a form that has it."""
-        z, _, mu = solved(self.form.tangent_solve(problem, y, nu), r)
+        """z (k, B, m), and μ (k, B, p) of a form that has it where the gradient is made of it."""
+        z, _, mu = solved(self.form.tangent_solve(problem, y, nu), r, multipliers)
         return z, mu
 
     def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z (k, B, m)."""
-        return self.solve_system(problem, y, nu, r)[0]
+        return self.solve_system(problem, y, nu, r, multipliers=False)[0]

@@ -98,19 +98,23 @@ def _in_numbers(
         nu = problem.manifold.multipliers(y, gradient)
     else:
         nu = right[:, :0]
-    z, mu = call.solve_system(problem, y, nu, right.unsqueeze(0))
-    z, right, own_mu = _masked(call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right)
     with torch.enable_grad():
         chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
         moved, variable = replaced(problem, wrt, chosen), y.detach().requires_grad_()
+        h = None if A is None else _constraints(moved, y.detach())
+    # Where no constraint moves with these operands, C is zero, and μ without a meaning.
+    parts = h is not None and h.requires_grad
+    z, mu = call.solve_system(problem, y, nu, right.unsqueeze(0), multipliers=parts)
+    z, right, own_mu = _masked(call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right)
+    with torch.enable_grad():
         # A manifold's normal part does not depend on θ.
         slope = flat(lagrangian_gradient(moved, variable, nu if parametric else None))
         curvature, *gradients = pulled_back(slope, [variable, *chosen], z)
-        if A is None:
+        if A is None or h is None or not parts:
             return gradients
         known = own_mu.shape[-1] > 0
         mu = own_mu if known else least_squares_multipliers(A, right - flat(curvature))
-        of_constraints = pulled_back(_constraints(moved, y.detach()), chosen, mu)
+        of_constraints = pulled_back(h, chosen, mu)
     return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
 
 

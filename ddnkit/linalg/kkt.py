@@ -19,9 +19,9 @@ covariant: D becomes S⁻¹D, so that G̃ and r̃ stay as they are, and with the
 an orthonormal basis Q of Ã's rows, P = I − QQᵀ and
     M = P G̃ P + Q Qᵀ,      z̃ = P M⁻¹ P r̃,      Ãᵀμ = r̃ − (G̃ − I) z̃ in the least-squares sense
 (z̃ itself is at right angles to the rows; left in, its rounding would come back with the square of their
-condition). M is regular exactly where G̃ is on the tangent space, and it maps that space to itself. It is factorised
-by Cholesky where that shows a strict minimum, by its eigenvalues up to `RANK_REVEALING_SIZE` unknowns
-where it does not. What is done where eigenvalues vanish is a declared choice:
+condition). M is regular exactly where G̃ is on the tangent space, and it maps that space to itself. It is
+factorised by Cholesky where that shows a strict minimum, by its eigenvalues up to `RANK_REVEALING_SIZE`
+unknowns where it does not. What is done where eigenvalues vanish is a declared choice:
     minimum_norm   they are left out: the solution of least norm, of least residual, of the system as it
                    was given: with N an orthonormal basis of the null space of P G P, which is D times
                    that of M, r loses its part in N before it is scaled, and z after;
@@ -36,8 +36,10 @@ in its rounding. A part of r in the null space is one that no z answers for. How
 not depend on the unit of those unknowns, which have no curvature to take one from: it is taken relative
 to r on these unknowns alone.
 
-μ itself has a condition of its own, that of Ã's rows, of which a residual shows nothing: eps/σ for their
-least singular value σ (`uncertain_multipliers`) is a lower bound of what is reported.
+μ has a condition of its own, that of Ã's rows, of which a residual shows nothing. Where they are nearly
+dependent it is refined, and what the last steps still change of it is reported as `doubt`
+(`solve_scaled`); a rank that only the units have taken from A is no answer at all (`lost_rank`). z needs
+neither: its error is that of the rows' span.
 
 Precision. A float32 system is factorised and solved in float64. Its G has been rounded all the same, by
 eps |G|, which z feels as a residual of eps |G̃||z̃|: that is added.
@@ -56,6 +58,7 @@ import torch
 from torch import Tensor
 
 from .items import lu_factor
+from .krylov import LinearMap
 from .rows import DependentRows, IndependentRows, rows_of
 
 #: Unknowns up to which an eigendecomposition is affordable (a second or so on two cores).
@@ -70,6 +73,8 @@ NOISE_FACTOR = 16
 _CLEARLY = 8
 #: A residual beyond so many roundings is worth a step of refinement.
 _REFINED_ROUNDINGS = 64
+#: Steps of refinement where the rows are nearly dependent.
+_STEPS_OF_DEPENDENT = 3
 #: Parts of a null vector below this, of 1, are its own rounding.
 _NULL_ROUNDING = 1e-10
 #: Ratio of curvatures up to which the unknowns are as good as in one unit.
@@ -79,11 +84,15 @@ SINGULAR = ("minimum_norm", "damped", "error")
 
 @dataclass(frozen=True)
 class KKTSolution:
-    """z (B, m), μ (B, p), and the relative residual of the system, (B,)."""
+    """z (B, m), μ (B, p), and the relative residual of the system, (B,).
+
+    `doubt`: how far μ may be wrong although the residual is small, (B,); None: as far as that says.
+    """
 
     z: Tensor
     mu: Tensor
     residual: Tensor
+    doubt: Tensor | None = None
 
 
 class SymmetricInverse(abc.ABC):
@@ -255,12 +264,13 @@ class KKTInverse:
         self.rows: IndependentRows | DependentRows | None = rows_of(self.A) if self.p else None
         # The complement ÃG̃⁻¹Ãᵀ has the square of the rows' condition.
         self.schur = schur and not isinstance(self.rows, DependentRows)
-        self.uncertain = uncertain_multipliers(self.rows, A)
+        self.lost = lost_rank(self.rows, A)
         # G̃ − I, and in it 0 for what rounding makes of its diagonal.
         self.apart = self.G.clone()
         of_unit = self.apart.diagonal(dim1=-2, dim2=-1)
         of_unit.sub_(1)
         of_unit.masked_fill_(of_unit.abs() < 8 * torch.finfo(wide).eps, 0.0)
+        self.of_whole: EigenInverse | None = None
         self.null: Tensor | None = None
         self._null_of_scaled: Tensor | None = None
         if self.schur:
@@ -314,29 +324,25 @@ class KKTInverse:
         given = r.to(self.D.dtype)
         given = torch.where(given.isfinite().all(dim=-1, keepdim=True), given, 0.0)
         right = self.D * self._without_null(given)
-        z, mu, left, residual = self._measured(right, self._step(right))
         size = right.norm(dim=-1)
-        rounding = _REFINED_ROUNDINGS * torch.finfo(right.dtype).eps
-        # Not the damped solution, whose residual is meant.
-        if not hasattr(self, "of_whole") and not bool((residual <= rounding * size).all()):
-            again = self._measured(right, z + self._step(left))
-            better = again[3] < residual
-            z, mu = (
-                torch.where(better.unsqueeze(-1), b, a) for a, b in ((z, again[0]), (mu, again[1]))
-            )
-            residual = torch.where(better, again[3], residual)
+        # The damped solution's residual is meant.
+        steps = 0 if self.of_whole is not None else None
+        solution = solve_scaled(
+            right, self.curvature, self._step, self.rows, self.A, self.apart, steps
+        )
+        z, mu, residual, uncertain = solution
         if self._given != right.dtype:
             felt = _apply(self.G.abs(), z.abs()).norm(dim=-1)
             residual = residual + torch.finfo(self._given).eps * felt
         residual = relative(residual, size)
-        if self.uncertain is not None:
-            residual = torch.where(size > 0, torch.maximum(residual, self.uncertain), residual)
+        if uncertain is not None and self.lost is not None:
+            uncertain = torch.where(self.lost & (size > 0), 1.0, uncertain).to(r.dtype)
         z = self._without_null(self.D * z)
         if self._null_of_scaled is not None:
             residual = torch.maximum(residual, unanswered(self._null_of_scaled, self.D * given))
         sound = self.good & r.isfinite().all(dim=-1)
         residual = torch.where(sound, residual, torch.nan)
-        return KKTSolution(z.to(r.dtype), mu.to(r.dtype), residual.to(r.dtype))
+        return KKTSolution(z.to(r.dtype), mu.to(r.dtype), residual.to(r.dtype), uncertain)
 
     def _step(self, right: Tensor) -> Tensor:
         """z̃ for r̃, once through the factors."""
@@ -346,7 +352,7 @@ class KKTInverse:
             if self.rows is None:
                 return z
             return z - _apply(self.GiA, self.complement(_apply(self.A / self.rows.length, z)))
-        if hasattr(self, "of_whole"):
+        if self.of_whole is not None:
             corner = right.new_zeros(*right.shape[:-1], self.Q.shape[-1])
             return self.of_whole(torch.cat([right, corner], -1))[..., : self.m]
         return self._project(self.inverse(self._project(right)))
@@ -354,15 +360,9 @@ class KKTInverse:
     def _project(self, v: Tensor) -> Tensor:
         return v if self.Q is None else v - _apply(self.Q, _apply(self.Q.mT, v))
 
-    def _measured(self, right: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z̃, μ, what is left of r̃, and the size of the residual."""
-        left = right - _apply(self.G, z)
-        if self.rows is None:
-            return z, left[..., :0], left, left.norm(dim=-1)
-        mu = self.rows.multipliers(right - _apply(self.apart, z))
-        left = left - _apply(self.A.mT, mu)
-        off = _apply(self.A, z) / self.rows.length.squeeze(-1)
-        return z, mu, left, torch.hypot(left.norm(dim=-1), off.norm(dim=-1))
+    def curvature(self, z: Tensor) -> Tensor:
+        """G̃ z̃."""
+        return _apply(self.G, z)
 
     def _without_null(self, vector: Tensor) -> Tensor:
         if self.null is None:
@@ -370,27 +370,96 @@ class KKTInverse:
         return vector - _apply(self.null, _apply(self.null.mT, vector))
 
 
-def uncertain_multipliers(rows: IndependentRows | DependentRows | None, A: Tensor) -> Tensor | None:
-    """What rounding makes of μ, (B,), for the rows of Ã and the matrix A (B, p, m) itself; None: nothing
-    to speak of.
+def solve_scaled(
+    right: Tensor,
+    curvature: LinearMap,
+    step: LinearMap,
+    rows: IndependentRows | DependentRows | None,
+    A: Tensor,
+    apart: Tensor | None = None,
+    steps: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """z̃ and μ for r̃ (..., B, m), refined: with the size of what is left, and how far μ is uncertain beyond
+    that (None: no further).
 
-    No residual shows it: an error of eps/σ along the left vector of a small singular value σ of Ã leaves
-    eps. Units change no rank: where Ã has fewer independent rows than A to working precision, σ is below
-    what Ã's rounding leaves of 0.
+    Args:
+        curvature: G̃ on vectors.
+        step: P M⁻¹ P.
+        rows, A: of Ã.
+        apart: G̃ − I; None where that is 0.
+        steps: of refinement; None for as many as the rows ask for.
+
+    A step of refinement solves the same system for what is left of both its rows, f = r̃ − G̃z̃ − Ãᵀμ and
+    −Ãz̃: with n the shortest vector of −Ãz̃, dz = n + P M⁻¹P(f − G̃n) and Ãᵀdμ = f − G̃dz. It makes the
+    components of z̃ right beside themselves, not beside the largest (Skeel, *Iterative refinement implies
+    numerical stability for Gaussian elimination*, 1980), and with them μ, in which a singular value σ of
+    Ã's rows makes an error of eps |z̃|/σ². No residual shows that error; ‖dμ‖/‖μ‖ of the last two does.
+    """
+    z = step(right)
+    dependent = isinstance(rows, DependentRows)
+    mu = right[..., :0] if rows is None else rows.multipliers(_less(right, apart, z))
+    left, off, residual = _left(right, z, mu, curvature, rows, A)
+    changes: list[Tensor] = []
+    rounding = _REFINED_ROUNDINGS * torch.finfo(right.dtype).eps * right.norm(dim=-1)
+    if steps is None:
+        steps = _STEPS_OF_DEPENDENT if dependent else int(not bool((residual <= rounding).all()))
+    for _ in range(steps):
+        if rows is None or off is None:
+            dz, dmu = step(left), mu
+        else:
+            normal = rows.lift(-off)
+            dz = normal + step(left - curvature(normal))
+            dmu = rows.multipliers(left - curvature(dz))
+        again = z + dz, mu if rows is None else mu + dmu
+        left_again, off_again, residual_again = _left(right, *again, curvature, rows, A)
+        better = residual_again < residual
+        if dependent:
+            assert rows is not None
+            better = residual_again <= torch.maximum(2 * residual, rounding)
+            length = rows.length.squeeze(-1)
+            change, size = (dmu * length).norm(dim=-1), (again[1] * length).norm(dim=-1)
+            changes.append(relative(change, size))
+        mask = better.unsqueeze(-1)
+        z, mu, left = (
+            torch.where(mask, b, a) for a, b in ((z, again[0]), (mu, again[1]), (left, left_again))
+        )
+        off = off_again if off is None or off_again is None else torch.where(mask, off_again, off)
+        residual = torch.where(better, residual_again, residual)
+    uncertain = torch.maximum(*changes[-2:]) if len(changes) > 1 else None
+    return z, mu, residual, uncertain
+
+
+def _less(right: Tensor, apart: Tensor | None, z: Tensor) -> Tensor:
+    return right if apart is None else right - _apply(apart, z)
+
+
+def _left(
+    right: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    curvature: LinearMap,
+    rows: IndependentRows | DependentRows | None,
+    A: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """f, unit rows · z̃, and their size."""
+    left = right - curvature(z)
+    if rows is None:
+        return left, None, left.norm(dim=-1)
+    left = left - _apply(A.mT, mu)
+    off = _apply(A, z) / rows.length.squeeze(-1)
+    return left, off, torch.hypot(left.norm(dim=-1), off.norm(dim=-1))
+
+
+def lost_rank(rows: IndependentRows | DependentRows | None, A: Tensor) -> Tensor | None:
+    """Items (B,) whose Ã has fewer independent rows than A itself, to working precision; None: none has.
+
+    Units change no rank, so these rows are independent, by less than the rounding of Ã can tell.
     """
     if not isinstance(rows, DependentRows):
         return None
-    rounding = torch.finfo(A.dtype).eps
-    kept = rows.sizes > 0
-    largest = rows.sizes[..., :1]
-    least = torch.where(kept, rows.sizes / torch.where(largest > 0, largest, 1.0), 1.0).amin(dim=-1)
+    rank = (rows.sizes > 0).sum(dim=-1)
     own = rows_of(A)
-    if isinstance(own, DependentRows):
-        lost = kept.sum(dim=-1) < (own.sizes > 0).sum(dim=-1)
-    else:
-        lost = ~kept.all(dim=-1)
-    least = torch.where(lost, max(A.shape[-2:]) * rounding, least)
-    return rounding / least
+    return rank < ((own.sizes > 0).sum(dim=-1) if isinstance(own, DependentRows) else A.shape[-2])
 
 
 def unanswered(null: Tensor, right: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class DependentRows(NamedTuple):
         nu = apply(self.left, self._inverse * apply(self.right, gradient))
         return self._shortest(nu / self.length.squeeze(-1))
 
+    def lift(self, violation: Tensor) -> Tensor:
+        """The shortest z (..., B, m) that unit rows take to ``violation`` (..., B, p), or nearest to it."""
+        return apply(self.right.mT, self._inverse * apply(self.left.mT, violation))
+
     def pseudo_inverse(self) -> Tensor:
         """A⁺ (B, m, p): (A⁺)ᵀ of each unit vector."""
         eye = torch.eye(self.right.shape[-1], dtype=self.right.dtype, device=self.right.device)
@@ -99,6 +103,11 @@ class IndependentRows(NamedTuple):
         nu = solved(gradient)
         nu = nu + solved(gradient - apply(unit.mT, nu))
         return nu / self.length.squeeze(-1)
+
+    def lift(self, violation: Tensor) -> Tensor:
+        """The shortest z (..., B, m) that unit rows take to ``violation`` (..., B, p)."""
+        inner = apply(self.inverse.mT, apply(self.inverse, violation))
+        return apply(self.unit.mT, inner)
 
     def pseudo_inverse(self) -> Tensor:
         """A⁺ by normal equations, and one step of X ← 2X − X A X, which squares their error."""
