@@ -91,21 +91,22 @@ def _solve_of(
 ) -> SystemSolve | None:
     wide = wide_dtype(g)
     D = g.to(wide).rsqrt()
-    own = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
-    if own is None:
-        rows = Q = lost = None
+    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    rows = lost = None
+    good = torch.ones_like(D[:, 0], dtype=torch.bool)
+    if A is None:
         A = D.new_zeros(len(D), 0, D.shape[-1])
-        good = torch.ones_like(D[:, 0], dtype=torch.bool)
     else:
-        good = finite_items(own)
-        given = without_bad_items(own)[0].to(wide)
+        if not bool(A.isfinite().all()):
+            good = finite_items(A)
+            (A,) = without_bad_items(A)
+        given = A.to(wide)
         A = given * D.unsqueeze(-2)
         rows = rows_of(A)
         lost = lost_rank(rows, given)
-        Q = rows.basis()
 
     def project(v: Tensor) -> Tensor:
-        return v if Q is None else v - _apply(Q, _apply(Q.mT, v))
+        return v if rows is None else rows.without(rows.without(v))
 
     def solve(r: Tensor) -> SystemSolution:
         right = D * torch.where(r.isfinite().all(dim=-1, keepdim=True), r, 0.0).to(wide)
@@ -113,7 +114,7 @@ def _solve_of(
         z, mu, residual, doubt = solve_scaled(
             right,
             lambda z: D * G((D * z).to(g.dtype)).to(wide),
-            lambda v: project(project(v)),
+            project,
             rows,
             A,
         )

@@ -39,6 +39,10 @@ class DependentRows(NamedTuple):
         nu = apply(self.left, self._inverse * apply(self.right, gradient))
         return self._shortest(nu / self.length.squeeze(-1))
 
+    def without(self, vector: Tensor) -> Tensor:
+        """v (..., B, m) less its part in the span of the rows."""
+        return vector - apply(self.right.mT, (self.sizes > 0) * apply(self.right, vector))
+
     def lift(self, violation: Tensor) -> Tensor:
         """The shortest z (..., B, m) that unit rows take to ``violation`` (..., B, p), or nearest to it."""
         return apply(self.right.mT, self._inverse * apply(self.left.mT, violation))
@@ -103,6 +107,11 @@ class IndependentRows(NamedTuple):
         nu = solved(gradient)
         nu = nu + solved(gradient - apply(unit.mT, nu))
         return nu / self.length.squeeze(-1)
+
+    def without(self, vector: Tensor) -> Tensor:
+        """v (..., B, m) less its part in the span of the rows, to the square of their condition: twice
+        leaves the square of that error."""
+        return vector - self.lift(apply(self.unit, vector))
 
     def lift(self, violation: Tensor) -> Tensor:
         """The shortest z (..., B, m) that unit rows take to ``violation`` (..., B, p)."""
