@@ -41,8 +41,9 @@ from .tangent_operator import Operator, Projector, hessian_operator
 #: own data, and well below what float32 products could tell from zero. An ill-conditioned system turns
 #: a residual of 1e-6 into an error of 1 %, and 1e-8 into one that nobody sees.
 MIXED_TOLERANCE = 1e-8
-#: |G x| may range over this factor before the unknowns' own curvatures are asked for.
-FAR_APART = 1e8
+#: |G x| may range over this factor before the unknowns' own curvatures are asked for: a residual within
+#: the tolerance leaves at least four digits in each unknown's own.
+FAR_APART = {torch.float64: 1e8, torch.float32: 1e4}
 #: Unknowns up to which they are.
 MOST_UNITS = 4096
 
@@ -171,11 +172,13 @@ def _units(problem: Problem, y: Tensor, nu: Tensor, G: Operator) -> Tensor | Non
     like = flat(y)
     if problem.manifold is not None or like.shape[-1] > MOST_UNITS or not like.numel():
         return None
-    image = G(_probe(like)[0]).abs()
-    least, largest = image.amin(dim=-1), image.amax(dim=-1)
-    apart = (largest > FAR_APART * least) & (least > 0) & largest.isfinite()
-    if not bool(apart.any()):
-        return None
+    image = torch.zeros_like(like)
+    for k in range(3):  # one of them may by chance cancel in an entry
+        image = torch.maximum(image, G(_probe(like, k)[0]).abs())
+        least, largest = image.amin(dim=-1), image.amax(dim=-1)
+        apart = (largest > FAR_APART.get(y.dtype, 1e4) * least) & (least > 0) & largest.isfinite()
+        if not bool(apart.any()):
+            return None
     diagonal = _diagonal(G, like)
     if not bool(((diagonal > 0) & diagonal.isfinite()).all()):
         return None
@@ -197,9 +200,10 @@ def _diagonal(G: Operator, like: Tensor) -> Tensor:
     return diagonal
 
 
-def _probe(like: Tensor) -> Tensor:
+def _probe(like: Tensor, k: int = 0) -> Tensor:
     """(1, B, m): any vector without structure will do."""
-    probe = torch.arange(1, like.shape[-1] + 1, dtype=torch.float64, device=like.device).sin()
+    index = torch.arange(1, like.shape[-1] + 1, dtype=torch.float64, device=like.device)
+    probe = ((k + 1) * index).sin()
     return probe.to(like.dtype).expand(1, *like.shape)
 
 

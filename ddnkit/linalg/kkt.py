@@ -45,8 +45,8 @@ Precision. A float32 system is factorised and solved in float64. Its G has been 
 eps |G|, which z feels as a residual of eps |G̃||z̃|: that is added.
 
 The Schur complement of *Guiding Neural Collapse*, Proposition 1, needs G itself regular; it is kept as
-the paper's reference (`schur=True`), in the same units, and gives way to M where rows of Ã are so nearly
-dependent that it would have no digits left.
+the paper's reference (`schur=True`), in the same units, and gives way to M where that is not clearly
+regular, or where rows of Ã are so nearly dependent that no digits would be left.
 """
 
 from __future__ import annotations
@@ -273,15 +273,17 @@ class KKTInverse:
         self.of_whole: EigenInverse | None = None
         self.null: Tensor | None = None
         self._null_of_scaled: Tensor | None = None
+        if damped:
+            self._prepare_damped()
+            return
+        scaled = None
+        if noise is not None:
+            scaled = (D.unsqueeze(-1) * noise * D.unsqueeze(-2)).flatten(1).norm(dim=1)
+        self._prepare(singular, scaled)
+        # It cannot tell a singular system from another, either.
+        self.schur = self.schur and isinstance(self.inverse, CholeskyInverse)
         if self.schur:
             self._prepare_schur()
-        elif damped:
-            self._prepare_damped()
-        else:
-            scaled = None
-            if noise is not None:
-                scaled = (D.unsqueeze(-1) * noise * D.unsqueeze(-2)).flatten(1).norm(dim=1)
-            self._prepare(singular, scaled)
 
     # -- factorisation --------------------------------------------------------------------------
 
