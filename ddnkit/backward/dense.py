@@ -20,11 +20,11 @@ from ..lagrangian import (
     lagrangian_hessian,
     least_squares_multipliers,
 )
-from ..linalg.kkt import SINGULAR, KKTInverse, curvature_ratio, unit_curvature
+from ..linalg.kkt import SINGULAR, KKTInverse, unit_curvature
 from ..problem import Problem
 from .diagonal import diagonal_solve
 from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, replaced
-from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
+from .precision import SAME_OPERATOR, uncertainty, widened
 
 #: Unknowns up to which a dense factorisation is quicker than anything that looks for structure first.
 DENSE_SIZE = 64
@@ -36,11 +36,13 @@ Solve = Callable[[Tensor], SystemSolution]
 
 
 class System(NamedTuple):
-    """G (B, m, m), A (B, p, m) or None, and what the entries of G are uncertain by, if that was measured."""
+    """G (B, m, m), A (B, p, m) or None, and what the entries of G are uncertain by: how that is measured,
+    and the figures where they must be."""
 
     G: Tensor
     A: Tensor | None
-    noise: Tensor | None
+    measure: Callable[[], Tensor]
+    noise: Tensor | None = None
 
 
 class Dense(BackwardForm):
@@ -70,7 +72,12 @@ class Dense(BackwardForm):
 
     def _factorised(self, system: System) -> Solve:
         inverse = KKTInverse(
-            system.G, system.A, singular=self.singular, schur=self.schur, noise=system.noise
+            system.G,
+            system.A,
+            singular=self.singular,
+            schur=self.schur,
+            noise=system.noise,
+            measure=system.measure,
         )
 
         def solve(r: Tensor) -> SystemSolution:
@@ -105,20 +112,17 @@ def in_enough_digits(
     return SystemSolve(solve)
 
 
-def system_at(problem: Problem, y: Tensor, eps: float, *, measured: bool = False) -> System:
-    """G, A and, where the curvatures are so far apart that rounding may decide, or ``measured``, its noise.
-
-    Args:
-        eps: the rounding that y and the operands are known to.
-    """
+def system_at(problem: Problem, y: Tensor, eps: float) -> System:
+    """G, A, and how uncertain G is where y and the operands are known to the rounding ``eps``."""
     A = constraint_jacobian(problem, y)
     # A manifold's own multipliers have another shape than those of its independent constraints.
     nu = None if A is None else least_squares_multipliers(A, problem.gradient(y))
     G = lagrangian_hessian(problem, y, nu)
-    if not measured and not rounding_may_decide(curvature_ratio(G), eps):
-        return System(G, A, None)
-    other, there = moved(problem, y, eps)
-    return System(G, A, (lagrangian_hessian(other, there, nu) - G).abs())
+
+    def measure() -> Tensor:
+        return uncertainty(lagrangian_hessian, G, problem, y, nu, eps)
+
+    return System(G, A, measure)
 
 
 def _in_float64(problem: Problem, y: Tensor) -> System | None:
@@ -126,7 +130,8 @@ def _in_float64(problem: Problem, y: Tensor) -> System | None:
     if instance is None:
         return None
     try:
-        system = system_at(instance, y.double(), torch.finfo(y.dtype).eps, measured=True)
+        system = system_at(instance, y.double(), torch.finfo(y.dtype).eps)
+        system = system._replace(noise=system.measure())
     except Exception:  # whatever a node throws that is not made for float64
         return None
     if system.G.dtype != torch.float64:

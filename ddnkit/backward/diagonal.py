@@ -28,7 +28,7 @@ from ..linalg.kkt import (
 from ..linalg.rows import rows_of
 from ..problem import Problem, flat
 from .form import SystemSolution, SystemSolve
-from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
+from .precision import SAME_OPERATOR, rounding_may_decide, uncertainty, widened
 from .tangent_operator import Operator, hessian_operator
 
 #: G x and g x may differ by so many roundings, in each component.
@@ -60,11 +60,16 @@ def diagonal_solve(
         return None
     eps = torch.finfo(y.dtype).eps
     if rounding_may_decide(g.amax(dim=-1) / g.amin(dim=-1), eps):
-        other, there = moved(instance, point, eps)
-        change = hessian_operator(other, there, nu.to(g.dtype))(torch.ones_like(g)) - g
-        if not bool((change.abs() * NOISE_FACTOR < g).all()):
+        noise = uncertainty(row_sums, g, instance, point, nu.to(g.dtype), eps)
+        if not bool((noise * NOISE_FACTOR < g).all()):
             return None
     return _solve_of(instance, point, g, G, felt=eps if instance is problem else 0.0)
+
+
+def row_sums(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+    """G·1, (B, m)."""
+    assert nu is not None
+    return hessian_operator(problem, y, nu)(torch.ones_like(flat(y)))
 
 
 def _in_float64(

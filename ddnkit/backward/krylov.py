@@ -34,7 +34,7 @@ from ..linalg.replay import Replayed
 from ..problem import Problem, flat
 from .diagonal import diagonal_solve
 from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
-from .precision import SAME_OPERATOR, moved, rounding_may_decide, widened
+from .precision import SAME_OPERATOR, rounding_may_decide, uncertainty, widened
 from .tangent_operator import Operator, Projector, hessian_operator
 
 #: Relative residual of a float32 problem, measured and refined in float64: below the rounding of its
@@ -113,6 +113,10 @@ class Krylov(BackwardForm):
                 better = again & ~(other.residual > residual)
                 z = torch.where(better.unsqueeze(-1), operator.P(other.x), z)
                 residual = torch.where(better, other.residual, residual)
+            if unit is not None:
+                # In units of curvature 1, what the rounding of y makes of G z.
+                felt = torch.finfo(given.dtype).eps * z.norm(dim=-1)
+                residual = residual + torch.where(size > 0, felt / size, 0.0)
             # Before z is rounded: G z − r is at right angles to the tangent space, to the residual above.
             mu = operator.multipliers(r, z).to(given.dtype)
             z = operator.scaled(z).to(given.dtype)
@@ -184,11 +188,15 @@ def _units(problem: Problem, y: Tensor, nu: Tensor, G: Operator) -> Tensor | Non
         return None
     eps = torch.finfo(y.dtype).eps
     if rounding_may_decide(diagonal.amax(dim=-1) / diagonal.amin(dim=-1), eps):
-        other, there = moved(problem, y, eps)
-        change = _diagonal(hessian_operator(other, there, nu), like) - diagonal
-        if not bool((change.abs() * NOISE_FACTOR < diagonal).all()):
+        noise = uncertainty(_diagonal_of, diagonal, problem, y, nu, eps)
+        if not bool((noise * NOISE_FACTOR < diagonal).all()):
             return None
     return diagonal.rsqrt()
+
+
+def _diagonal_of(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+    assert nu is not None
+    return _diagonal(hessian_operator(problem, y, nu), flat(y))
 
 
 def _diagonal(G: Operator, like: Tensor) -> Tensor:

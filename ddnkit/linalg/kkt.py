@@ -52,6 +52,7 @@ regular, or where rows of Ã are so nearly dependent that no digits would be lef
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -171,23 +172,47 @@ def _roundings(K: Tensor) -> int:
     return max(HESSIAN_ROUNDINGS, 4 * K.shape[-1])
 
 
-def _inverse(
-    M: Tensor, singular: str, size: Tensor, noise: Tensor | None = None
-) -> SymmetricInverse:
-    """M⁻¹ by the quickest way that tells whether there is one; ``size`` (B,) bounds its eigenvalues."""
+def clearly_regular(
+    M: Tensor, size: Tensor, ratio: Tensor | float = 1.0, noise: Tensor | None = None
+) -> CholeskyInverse | None:
+    """M⁻¹ where Cholesky's factors show every item regular, whatever rounding has made of G; else None.
+
+    Args:
+        size: (B,), a bound of M's eigenvalues.
+        ratio: (B,), largest over least of the curvatures that were scaled to 1, by which the rounding of
+            the largest may have grown in the least.
+        noise: (B,), what M was measured to be uncertain by; then ``ratio`` has no say.
+    """
     factor, failed = torch.linalg.cholesky_ex(M)
     eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
     # λ_min ≥ 1/‖L⁻¹‖²_F.
     least = 1 / torch.linalg.matrix_norm(inverse).square()
     enough = (_CLEARLY * _roundings(M) * torch.finfo(M.dtype).eps) * size
-    if noise is not None:
+    if noise is None:
+        enough = enough * ratio
+    else:
         enough = torch.maximum(enough, _CLEARLY * NOISE_FACTOR * noise)
-    if bool(((failed == 0) & (least > enough)).all()):
-        return CholeskyInverse(inverse)
+    return CholeskyInverse(inverse) if bool(((failed == 0) & (least > enough)).all()) else None
+
+
+def _inverse(
+    M: Tensor, singular: str, size: Tensor, noise: Tensor | None = None
+) -> SymmetricInverse:
+    """M⁻¹ by the quickest way that tells whether there is one; ``size`` (B,) bounds its eigenvalues."""
+    regular = clearly_regular(M, size, noise=noise)
+    if regular is not None:
+        return regular
     if M.shape[-1] > RANK_REVEALING_SIZE:
         return LUInverse(M)
     return EigenInverse(M, singular, size, noise)
+
+
+def curvature_ratio_of_units(D: Tensor) -> Tensor:
+    """Largest over least curvature (B,) for the units D (B, m) in which each is 1."""
+    if D.shape[-1] == 0:
+        return torch.ones_like(D.sum(dim=-1))
+    return (D.amax(dim=-1) / D.amin(dim=-1)).square()
 
 
 def unit_curvature(G: Tensor, A: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
@@ -234,6 +259,8 @@ class KKTInverse:
     Args:
         noise: (B, m, m), how much each entry of G is uncertain by, where that was measured. Without it,
             `HESSIAN_ROUNDINGS` of G̃ are.
+        measure: measures it, where the rounding of G's largest entries, grown by the units, might make a
+            singular system look regular.
     """
 
     def __init__(
@@ -244,67 +271,85 @@ class KKTInverse:
         singular: str = "minimum_norm",
         schur: bool = False,
         noise: Tensor | None = None,
+        measure: Callable[[], Tensor] | None = None,
     ):
         self.m = G.shape[-1]
         self.p = 0 if A is None else A.shape[-2]
         self._given = G.dtype
+        self.of_whole: EigenInverse | None = None
+        self.null: Tensor | None = None
+        self._null_of_scaled: Tensor | None = None
         wide = wide_dtype(G)
         G = G.to(wide)
         A = G.new_zeros(*G.shape[:-2], 0, self.m) if A is None else A.to(wide)
         self.good = finite_items(G, A)
         G, A = without_bad_items(G, A)
-        damped = singular == "damped" and not schur
+        if singular == "damped" and not schur:
+            self._scale(G, A, torch.ones_like(G[..., 0]))
+            self.schur = False
+            self._prepare_damped()
+            return
+        if noise is None:
+            self._scale(G, A, unit_curvature(G, A))
+            ratio = curvature_ratio_of_units(self.D)
+            by_cholesky = self._by_cholesky(
+                ratio if measure is not None else torch.ones_like(ratio)
+            )
+            if by_cholesky is not None:
+                self.inverse: SymmetricInverse = by_cholesky
+            elif measure is not None:
+                noise = measure()
+            else:
+                self.inverse = self._revealing(singular, None)
         if noise is not None:
             noise = torch.where(self.good.reshape(-1, 1, 1), noise.to(wide), 0.0)
-        of_diagonal = None if noise is None else noise.diagonal(dim1=-2, dim2=-1)
-        D = torch.ones_like(G[..., 0]) if damped else unit_curvature(G, A, of_diagonal)
+            D = unit_curvature(G, A, noise.diagonal(dim1=-2, dim2=-1))
+            self._scale(G, A, D)
+            scaled = (D.unsqueeze(-1) * noise * D.unsqueeze(-2)).flatten(1).norm(dim=1)
+            self.inverse = self._revealing(singular, scaled)
+        # The complement ÃG̃⁻¹Ãᵀ has the square of the rows' condition, and tells no singular system.
+        regular = isinstance(self.inverse, CholeskyInverse)
+        self.schur = schur and regular and not isinstance(self.rows, DependentRows)
+        if self.schur:
+            self._prepare_schur()
+
+    def _scale(self, G: Tensor, A: Tensor, D: Tensor) -> None:
         self.D = D
         self.G = D.unsqueeze(-1) * G * D.unsqueeze(-2)
         self.A = A * D.unsqueeze(-2)
         self.rows: IndependentRows | DependentRows | None = rows_of(self.A) if self.p else None
-        # The complement ÃG̃⁻¹Ãᵀ has the square of the rows' condition.
-        self.schur = schur and not isinstance(self.rows, DependentRows)
+        self.Q = None if self.rows is None else self.rows.basis()
         self.lost = lost_rank(self.rows, A)
         # G̃ − I, and in it 0 for what rounding makes of its diagonal.
         self.apart = self.G.clone()
         of_unit = self.apart.diagonal(dim1=-2, dim2=-1)
         of_unit.sub_(1)
-        of_unit.masked_fill_(of_unit.abs() < 8 * torch.finfo(wide).eps, 0.0)
-        self.of_whole: EigenInverse | None = None
-        self.null: Tensor | None = None
-        self._null_of_scaled: Tensor | None = None
-        if damped:
-            self._prepare_damped()
-            return
-        scaled = None
-        if noise is not None:
-            scaled = (D.unsqueeze(-1) * noise * D.unsqueeze(-2)).flatten(1).norm(dim=1)
-        self._prepare(singular, scaled)
-        # It cannot tell a singular system from another, either.
-        self.schur = self.schur and isinstance(self.inverse, CholeskyInverse)
-        if self.schur:
-            self._prepare_schur()
-
-    # -- factorisation --------------------------------------------------------------------------
-
-    def _prepare(self, singular: str, noise: Tensor | None) -> None:
-        M, self.Q = self.G, None if self.rows is None else self.rows.basis()
+        of_unit.masked_fill_(of_unit.abs() < 8 * torch.finfo(G.dtype).eps, 0.0)
+        self.M = self.G
         if self.Q is not None:
             # P G̃ P + QQᵀ = G̃ − Q Wᵀ − W Qᵀ with W = G̃Q − ½ Q (QᵀG̃Q + I).
             GQ = self.G @ self.Q
             C = self.Q.mT @ GQ
             C.diagonal(dim1=-2, dim2=-1).add_(1)
             WQ = (GQ - 0.5 * (self.Q @ C)) @ self.Q.mT
-            M = self.G - (WQ + WQ.mT)
-        size = torch.linalg.matrix_norm(self.G).clamp(min=1.0)
-        self.inverse = _inverse(M, singular, size, noise)
-        if self.inverse.null is not None:
-            self._null_of_scaled = self.inverse.null
+            self.M = self.G - (WQ + WQ.mT)
+        self.size = torch.linalg.matrix_norm(self.G).clamp(min=1.0)
+
+    # -- factorisation --------------------------------------------------------------------------
+
+    def _by_cholesky(self, ratio: Tensor) -> SymmetricInverse | None:
+        return clearly_regular(self.M, self.size, ratio)
+
+    def _revealing(self, singular: str, noise: Tensor | None) -> SymmetricInverse:
+        inverse = _inverse(self.M, singular, self.size, noise)
+        if inverse.null is not None:
+            self._null_of_scaled = inverse.null
             # D maps null vectors to null vectors, orthonormal ones to others.
-            basis = self.D.unsqueeze(-1) * self.inverse.null
+            basis = self.D.unsqueeze(-1) * inverse.null
             length = torch.linalg.vector_norm(basis, dim=-2, keepdim=True)
             left, sizes, _ = torch.linalg.svd(basis / torch.where(length > 0, length, 1.0))
             self.null = left * (sizes > 1e-6 * sizes[..., :1]).unsqueeze(-2)
+        return inverse
 
     def _prepare_schur(self) -> None:
         unit = self.A if self.rows is None else self.A / self.rows.length
