@@ -1,7 +1,11 @@
 """The costly figures of a certificate: curvature, condition, and a bound on the gradient's error.
 
 Curvatures are eigenvalues of P G P on the tangent space: all of them for few unknowns, the extreme ones
-by Lanczos for many (a lowest one that is then an upper bound).
+by Lanczos for many (a lowest one that is then an upper bound). They are those in y's own units where these
+tell the least from rounding. An entropy's range over any number of decades, in units that nobody has
+chosen: where the least is not told, the unknowns are measured in units of curvature 1
+(`ddnkit.linalg.kkt`), and curvature and condition are those of G̃ = D G D on the null space of A D. Signs
+are the same in either (Sylvester's law of inertia), and so is what is singular.
 
 Error bound, for an incoming gradient v, or of the worst of three where there is none yet. At a point y
 that solves the problem inexactly, one step of Newton's method,
@@ -9,7 +13,9 @@ that solves the problem inexactly, one step of Newton's method,
 lies nearer to the solution by the square of the distance. The gradient there differs from the one at y
 by the error of the latter, up to the same square. With ρ the reduction of ‖∇L‖ by the step, the error
 is estimated as ‖g(y) − g(y⁺)‖ / ((1 − ρ)‖g(y⁺)‖), doubled for safety, plus what rounding and the adjoint
-residual may add. Where the step does not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
+residual may add: the condition times either, and what the gradient moves by when each entry of y is moved
+by a few roundings, which finds terms that cancel in the gradient itself. Where the step does not reduce
+‖∇L‖ by half, y is too far for any estimate: infinity.
 """
 
 from __future__ import annotations
@@ -20,11 +26,13 @@ import torch
 from torch import Tensor
 
 from .backward.form import BackwardForm
+from .backward.precision import uncertainty
 from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import Certificate
 from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
 from .lagrangian import constraint_set, objective_gradient, stationarity
+from .linalg.kkt import NOISE_FACTOR, wide_dtype
 from .linalg.lanczos import extreme_eigenvalues
 from .problem import Problem, flat
 from .solution import Solution
@@ -32,6 +40,8 @@ from .solution import Solution
 #: Unknowns up to which all curvatures are computed.
 _ALL_CURVATURES = 256
 _PROBES = 3
+#: Roundings of its entries that y is moved by.
+_MOVED_BY = 4
 #: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
 _SEED = 0x5EED_A55E
 
@@ -75,7 +85,48 @@ def error_bound(
 
 
 def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
-    P, G = Projector(problem, y), hessian_operator(problem, y, nu)
+    curvature, condition = _curvatures_in(problem, y, nu, None)
+    unit = _units(problem, y, nu, curvature)
+    if unit is None:
+        return curvature, condition
+    scaled, of_scaled = _curvatures_in(problem, y, nu, unit)
+    better = (curvature < _told(y)) & (scaled > curvature)
+    return torch.where(better, scaled, curvature), torch.where(better, of_scaled, condition)
+
+
+def _told(y: Tensor) -> float:
+    return float(torch.finfo(y.dtype).eps ** 0.5)
+
+
+def _units(problem: Problem, y: Tensor, nu: Tensor, curvature: Tensor) -> Tensor | None:
+    """Units of curvature 1, where y's own do not tell the least curvature, and rounding is not what does."""
+    if problem.manifold is not None or bool((curvature >= _told(y)).all()):
+        return None
+
+    def diagonal(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+        assert nu is not None
+        G, ones = hessian_operator(problem, y, nu), torch.ones_like(flat(y))
+        columns = (G(torch.nn.functional.pad(ones[:, j : j + 1], (j, len(ones[0]) - j - 1)))[:, j]
+                   for j in range(ones.shape[-1]))  # fmt: skip
+        return torch.stack(list(columns), dim=-1)
+
+    h = diagonal(problem, y, nu)
+    noise = uncertainty(diagonal, h, problem, y, nu, torch.finfo(y.dtype).eps)
+    if not bool((h > NOISE_FACTOR * noise).any()):
+        return None
+    # A unit for all unknowns of an item, or for none.
+    known = ((h > NOISE_FACTOR * noise) & h.isfinite()).all(dim=-1, keepdim=True)
+    return torch.where(known, torch.where(known, h, 1.0).rsqrt(), 1.0)
+
+
+def _curvatures_in(
+    problem: Problem, y: Tensor, nu: Tensor, unit: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    P, curvature_of = Projector(problem, y, unit), hessian_operator(problem, y, nu)
+
+    def G(v: Tensor) -> Tensor:
+        return curvature_of(v) if unit is None else unit * curvature_of(unit * v)
+
     like = flat(y)
     if like.shape[-1] > _ALL_CURVATURES:
         lowest, largest, _ = extreme_eigenvalues(lambda v: P(G(v)), like, project=P)
@@ -86,9 +137,14 @@ def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor
     finite = matrix.isfinite().flatten(1).all(dim=1) & tangent.isfinite().flatten(1).all(dim=1)
     keep = finite.reshape(-1, 1, 1)
     matrix, tangent = torch.where(keep, matrix, 0.0), torch.where(keep, tangent, 0.0)
+    # LAPACK converges on no float32 matrix whose entries range over its exponents.
+    dtype = wide_dtype(y)
+    matrix, tangent = matrix.to(dtype), tangent.to(dtype)
+    largest_entry = matrix.abs().flatten(1).amax(dim=-1).reshape(-1, 1, 1)
+    matrix = matrix / torch.where(largest_entry > 0, largest_entry, 1.0)
     # Directions normal to the constraints are moved out of the way of both ends.
-    size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(y.dtype).tiny)
-    eye = torch.eye(like.shape[-1], dtype=y.dtype, device=y.device)
+    size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(dtype).tiny)
+    eye = torch.eye(like.shape[-1], dtype=dtype, device=y.device)
     values = torch.linalg.eigvalsh(
         (matrix + matrix.mT) / 2 + 4 * size.reshape(-1, 1, 1) * (eye - tangent)
     )
@@ -101,7 +157,7 @@ def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor
     # No tangent direction at all: the constraints alone determine y.
     curvature = torch.where(count == 0, 1.0, lowest / largest)
     condition = torch.where(count == 0, 1.0, largest / least)
-    return tuple(torch.where(finite, x, torch.nan) for x in (curvature, condition))  # type: ignore[return-value]
+    return tuple(torch.where(finite, x, torch.nan).to(y.dtype) for x in (curvature, condition))  # type: ignore[return-value]
 
 
 def _error_bound(
@@ -119,20 +175,31 @@ def _error_bound(
     exact = certificate.stationarity <= 1e3 * eps
     reduction = torch.where(exact, 0.0, reduction)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
-    changes, sizes = [], []
+    changes, moves, sizes = [], [], []
     for probe in probes:
-        here, there = (_gradient(problem, point, probe, numbers) for point in (y, better))
+        here, there, beside = (
+            _gradient(problem, point, probe, numbers) for point in (y, better, _beside(y))
+        )
         changes.append((here - there).norm(dim=-1))
+        moves.append((here - beside).norm(dim=-1))
         sizes.append(there.norm(dim=-1))
-    change, size = torch.stack(changes), torch.stack(sizes)
+    change, move, size = torch.stack(changes), torch.stack(moves), torch.stack(sizes)
     # A probe may happen to have no gradient, whose relative error would say nothing of the others'.
     size = torch.maximum(size, 0.1 * size.square().mean(dim=0).sqrt())
     error = torch.where(change > 0, change / size, 0.0).amax(dim=0)
+    rounding = torch.where(move > 0, move / size, 0.0).amax(dim=0)
     residual = certificate.adjoint_residual
     solving = eps if residual is None else eps + residual
-    bound = 2 * error / (1 - reduction) + condition * solving
+    bound = 2 * error / (1 - reduction) + condition * solving + rounding
     bound = torch.where(reduction <= 0.5, bound, torch.inf)
     return torch.where(bound.isnan(), torch.inf, bound)
+
+
+def _beside(y: Tensor) -> Tensor:
+    """y with each entry moved by some roundings of itself."""
+    index = torch.arange(1, y.shape[1:].numel() + 1, dtype=torch.float64, device=y.device)
+    pattern = (1.6180339887498949 * index * index).sin().sign().reshape(y.shape[1:])
+    return torch.addcmul(y, y, (_MOVED_BY * torch.finfo(y.dtype).eps * pattern).to(y.dtype))
 
 
 def _newton_step(

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..linalg.kkt import NOISE_FACTOR
+from ..linalg.kkt import NOISE_FACTOR, relative
 from ..linalg.krylov import conjugate_gradient
 from ..linalg.minimal_residuals import minres
 from ..linalg.replay import Replayed
@@ -117,6 +117,9 @@ class Krylov(BackwardForm):
                 # In units of curvature 1, what the rounding of y makes of G z.
                 felt = torch.finfo(given.dtype).eps * z.norm(dim=-1)
                 residual = residual + torch.where(size > 0, felt / size, 0.0)
+                # What a singular system leaves must not be small beside the r of other unknowns.
+                left = operator.unscaled_residual(given, z)
+                residual = torch.where(again, torch.maximum(residual, left), residual)
             # Before z is rounded: G z − r is at right angles to the tangent space, to the residual above.
             mu = operator.multipliers(r, z).to(given.dtype)
             z = operator.scaled(z).to(given.dtype)
@@ -161,6 +164,12 @@ class _Operator:
     def inside(self, v: Tensor) -> Tensor:
         """For the iteration: the right side is tangent, and with it all that is made of it."""
         return self.P.once(self._curvature(v))
+
+    def unscaled_residual(self, given: Tensor, z: Tensor) -> Tensor:
+        """‖P D⁻¹(r̃ − G̃z̃)‖/‖r‖ of D z̃, P in scaled units: of the system as it was given."""
+        assert self.unit is not None
+        left = self.P(self.scaled(given.to(self.dtype)) - self._curvature(z)) / self.unit
+        return relative(left.norm(dim=-1), given.to(self.dtype).norm(dim=-1))
 
     def multipliers(self, r: Tensor, z: Tensor) -> Tensor:
         """μ with G z + Aᵀμ = r, (..., B, p); nothing for a manifold's own constraints."""

@@ -1,21 +1,23 @@
 """What float32 and rounding do to a Hessian: the same problem in float64, and what a figure is uncertain by.
 
-A solution is known to the rounding of its dtype, and so is the data of its problem. What the entries of a
-Hessian are uncertain by is therefore no less than how far they move when both are moved by a few such
-roundings: an entropy's curvature 1/y moves by as many roundings of itself, however small beside others.
-What is left of terms that cancelled need not move at all, as 1 − x²/‖x‖² does not near an axis, and is
-rounded by roundings of these terms. That shows in another precision: the difference of float32 and float64
-is the rounding of the former, and 2⁻²⁹ of it that of the latter.
+A solution is known to the rounding of its dtype, and so is the data of its problem; each operation rounds
+once more. What the entries of a Hessian are uncertain by is how far they move when all of that is moved by
+a few roundings: an entropy's curvature 1/y moves by as many roundings of itself, however small beside
+others; what is left of terms that cancelled moves by roundings of these terms. Moving y and the data alone
+would not show the latter: 1 − x²/‖x‖² does not move with x near an axis, and is rounded all the same.
+(Parker, *Monte Carlo arithmetic*, 1997.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..linalg.kkt import HESSIAN_ROUNDINGS, NOISE_FACTOR, wide_dtype
+from ..linalg.kkt import HESSIAN_ROUNDINGS, NOISE_FACTOR
 from ..problem import Problem
 
 #: value(problem, y, ν)
@@ -23,6 +25,9 @@ Evaluate = Callable[[Problem, Tensor, Tensor | None], Tensor]
 
 #: Roundings that y and the operands are moved by.
 _MOVED_BY = 8
+#: An operation's result is moved by so many of its own.
+_ROUNDED_BY = 2
+_PROBES = 2
 #: How far products in float32 and in float64 may be apart for the rounding of one operator.
 SAME_OPERATOR = 1e-2
 
@@ -38,34 +43,43 @@ def widened(problem: Problem) -> Problem | None:
 def uncertainty(
     evaluate: Evaluate, value: Tensor, problem: Problem, y: Tensor, nu: Tensor | None, eps: float
 ) -> Tensor:
-    """How far each entry of ``value`` may be off where y and the operands are known to the rounding ``eps``."""
-    found = (evaluate(*_moved_problem(problem, y, eps), nu) - value).abs()
-    other = torch.float32 if value.dtype == torch.float64 else wide_dtype(value)
-    if other == value.dtype:
-        return found
-    try:
-        point = y.to(other)
-        with_nu = None if nu is None else nu.to(other)
-        apart = (evaluate(_in_dtype(problem, other), point, with_nu).to(value.dtype) - value).abs()
-    except Exception:  # whatever a node throws that is not made for another dtype
-        return found
-    if other == torch.float32:
-        apart = apart * (torch.finfo(value.dtype).eps / torch.finfo(other).eps)
-    return torch.where(apart.isfinite(), torch.maximum(found, apart), found)
+    """How far each entry of ``value`` may be off where y and operands are known to the rounding ``eps``."""
+    found = torch.zeros_like(value)
+    for probe in range(_PROBES):  # one of them may by chance be rounded as the value was
+        with _Rounded(probe):
+            moved = evaluate(*_moved_problem(problem, y, eps, probe), nu)
+        found = torch.maximum(found, (moved - value).abs())
+    return found
 
 
-def _in_dtype(problem: Problem, dtype: torch.dtype) -> Problem:
-    pair = (torch.float32, torch.float64)
-    return problem.with_operands([x.to(dtype) if x.dtype in pair else x for x in problem.operands])
+class _Rounded(TorchDispatchMode):
+    """Moves the result of every operation by roundings of itself, of its own dtype."""
+
+    def __init__(self, probe: int):
+        super().__init__()
+        self._count = 1000 * probe
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        new = not any(value.alias_info for value in func._schema.returns)
+        if new and isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float64):
+            self._count += 1
+            index = torch.arange(out.numel(), device=out.device, dtype=torch.float64)
+            pattern = (self._count + 1.6180339887498949 * index * index).sin()
+            size = _ROUNDED_BY * torch.finfo(out.dtype).eps
+            out = out + out * (pattern * size).to(out.dtype).reshape(out.shape)
+        return out
 
 
-def _moved_problem(problem: Problem, y: Tensor, eps: float) -> tuple[Problem, Tensor]:
+def _moved_problem(problem: Problem, y: Tensor, eps: float, probe: int) -> tuple[Problem, Tensor]:
     """The problem and y, each entry moved by some roundings ``eps`` of itself, either way."""
     operands = [
-        _moved(x, eps, k) if x.is_floating_point() else x
+        _moved(x, eps, 100 * probe + k) if x.is_floating_point() else x
         for k, x in enumerate(problem.operands, start=1)
     ]
-    return problem.with_operands(operands), _moved(y, eps, 0)
+    return problem.with_operands(operands), _moved(y, eps, 100 * probe)
 
 
 def _moved(x: Tensor, eps: float, stream: int) -> Tensor:

@@ -70,6 +70,8 @@ DAMPING = 1e-6
 HESSIAN_ROUNDINGS = 512
 #: A figure is told from its noise, measured once, where it is larger by this factor.
 NOISE_FACTOR = 16
+#: A scaled entry may have as many roundings of the largest curvature in it, grown by its units.
+_GROWN_ROUNDINGS = 64
 #: So far above that cut-off, a matrix is regular without a look at its eigenvalues.
 _CLEARLY = 8
 #: A residual beyond so many roundings is worth a step of refinement.
@@ -123,6 +125,7 @@ class EigenInverse(SymmetricInverse):
 
     Args:
         size: (B,), what the least eigenvalue is held against; None: the largest.
+        eps: in units of this rounding; None: that of K's dtype.
         noise: (B,), how much the matrix is uncertain by.
     """
 
@@ -131,6 +134,7 @@ class EigenInverse(SymmetricInverse):
         K: Tensor,
         singular: str = "minimum_norm",
         size: Tensor | None = None,
+        eps: float | None = None,
         noise: Tensor | None = None,
     ):
         values, self.vectors = torch.linalg.eigh((K + K.mT) / 2)
@@ -141,7 +145,7 @@ class EigenInverse(SymmetricInverse):
             return
         if size is not None:
             largest = torch.maximum(largest, size.unsqueeze(-1))
-        cutoff = largest * (_roundings(K) * torch.finfo(K.dtype).eps)
+        cutoff = largest * (_roundings(K) * (eps or torch.finfo(K.dtype).eps))
         if noise is not None:
             cutoff = torch.maximum(cutoff, NOISE_FACTOR * noise.unsqueeze(-1))
         kept = values.abs() > cutoff
@@ -173,12 +177,17 @@ def _roundings(K: Tensor) -> int:
 
 
 def clearly_regular(
-    M: Tensor, size: Tensor, ratio: Tensor | float = 1.0, noise: Tensor | None = None
+    M: Tensor,
+    size: Tensor,
+    eps: float,
+    ratio: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> CholeskyInverse | None:
     """M⁻¹ where Cholesky's factors show every item regular, whatever rounding has made of G; else None.
 
     Args:
         size: (B,), a bound of M's eigenvalues.
+        eps: the rounding that G was computed with.
         ratio: (B,), largest over least of the curvatures that were scaled to 1, by which the rounding of
             the largest may have grown in the least.
         noise: (B,), what M was measured to be uncertain by; then ``ratio`` has no say.
@@ -186,26 +195,32 @@ def clearly_regular(
     factor, failed = torch.linalg.cholesky_ex(M)
     eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-    # λ_min ≥ 1/‖L⁻¹‖²_F.
-    least = 1 / torch.linalg.matrix_norm(inverse).square()
-    enough = (_CLEARLY * _roundings(M) * torch.finfo(M.dtype).eps) * size
-    if noise is None:
-        enough = enough * ratio
-    else:
-        enough = torch.maximum(enough, _CLEARLY * NOISE_FACTOR * noise)
-    return CholeskyInverse(inverse) if bool(((failed == 0) & (least > enough)).all()) else None
+    enough = (_CLEARLY * _roundings(M) * eps) * size
+    if noise is not None:
+        enough = enough.maximum(_CLEARLY * NOISE_FACTOR * noise)
+    elif ratio is not None:
+        enough = enough.maximum(_GROWN_ROUNDINGS * eps * ratio * size)
+    # λ_min ≥ 1/tr M⁻¹ = 1/‖L⁻¹‖²_F, and mostly that will do; it is also ≥ 1/‖M⁻¹‖_∞, which is nearer.
+    found = failed == 0
+    if not bool((found & (enough * torch.linalg.matrix_norm(inverse).square() < 1)).all()):
+        rows = (inverse.mT @ inverse).abs().sum(dim=-1).amax(dim=-1)
+        if not bool((found & (enough * rows < 1)).all()):
+            return None
+    return CholeskyInverse(inverse)
 
 
 def _inverse(
-    M: Tensor, singular: str, size: Tensor, noise: Tensor | None = None
+    M: Tensor, singular: str, size: Tensor, eps: float, noise: Tensor | None = None
 ) -> SymmetricInverse:
     """M⁻¹ by the quickest way that tells whether there is one; ``size`` (B,) bounds its eigenvalues."""
-    regular = clearly_regular(M, size, noise=noise)
+    if noise is not None:  # which has the rounding of G in it
+        eps = torch.finfo(M.dtype).eps
+    regular = clearly_regular(M, size, eps, noise=noise)
     if regular is not None:
         return regular
     if M.shape[-1] > RANK_REVEALING_SIZE:
         return LUInverse(M)
-    return EigenInverse(M, singular, size, noise)
+    return EigenInverse(M, singular, size, eps, noise)
 
 
 def curvature_ratio_of_units(D: Tensor) -> Tensor:
@@ -333,15 +348,15 @@ class KKTInverse:
             C.diagonal(dim1=-2, dim2=-1).add_(1)
             WQ = (GQ - 0.5 * (self.Q @ C)) @ self.Q.mT
             self.M = self.G - (WQ + WQ.mT)
-        self.size = torch.linalg.matrix_norm(self.G).clamp(min=1.0)
+        self.size = self.G.abs().sum(dim=-1).amax(dim=-1).clamp(min=1.0)
 
     # -- factorisation --------------------------------------------------------------------------
 
-    def _by_cholesky(self, ratio: Tensor) -> SymmetricInverse | None:
-        return clearly_regular(self.M, self.size, ratio)
+    def _by_cholesky(self, ratio: Tensor | None) -> SymmetricInverse | None:
+        return clearly_regular(self.M, self.size, torch.finfo(self._given).eps, ratio)
 
     def _revealing(self, singular: str, noise: Tensor | None) -> SymmetricInverse:
-        inverse = _inverse(self.M, singular, self.size, noise)
+        inverse = _inverse(self.M, singular, self.size, torch.finfo(self._given).eps, noise)
         if inverse.null is not None:
             self._null_of_scaled = inverse.null
             # D maps null vectors to null vectors, orthonormal ones to others.
@@ -550,7 +565,9 @@ class TangentInverse:
         scale = norm.clamp(min=torch.finfo(wide).tiny) / G.shape[-1] ** 0.5
         matrix = P @ G @ P + scale.reshape(-1, 1, 1) * (eye - P)
         uncertain = None if noise is None else noise.to(wide).flatten(1).norm(dim=1)
-        self.inverse = _inverse(matrix, "minimum_norm", norm, uncertain)
+        self.inverse = _inverse(
+            matrix, "minimum_norm", norm, torch.finfo(self.given).eps, uncertain
+        )
 
     def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., B, m) and the relative residual (..., B)."""
