@@ -13,7 +13,8 @@ that solves the problem inexactly, one step of Newton's method,
 lies nearer to the solution by the square of the distance. The gradient there differs from the one at y
 by the error of the latter, up to the same square. With ρ the reduction of ‖∇L‖ by the step, the error
 is estimated as ‖g(y) − g(y⁺)‖ / ((1 − ρ)‖g(y⁺)‖), doubled for safety, plus what rounding and the adjoint
-residual may add: the condition times either, and what the gradient moves by when each entry of y is moved
+residual may add (and, of a solution to the last digits, its backward error, whose step would be rounding):
+the condition times each, and what the gradient moves by when each entry of y is moved
 by a few roundings, which finds terms that cancel in the gradient itself. Where the step does not reduce
 ‖∇L‖ by half, y is too far for any estimate: infinity.
 """
@@ -42,6 +43,8 @@ _ALL_CURVATURES = 256
 _PROBES = 3
 #: Roundings of its entries that y is moved by.
 _MOVED_BY = 4
+#: What the gradient moves by then may by chance be this much less than what rounding can make of it.
+_CHANCE = 16
 #: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
 _SEED = 0x5EED_A55E
 
@@ -172,8 +175,11 @@ def _error_bound(
     numbers = Numbers(form)
     better, reduction = _newton_step(problem, y, nu, numbers)
     eps = torch.finfo(y.dtype).eps
-    exact = certificate.stationarity <= 1e3 * eps
+    # A step from a solution to the last digit is rounding, and may be larger than an entry near 0 is.
+    backward = torch.maximum(certificate.stationarity, certificate.feasibility)
+    exact = backward <= 1e3 * eps
     reduction = torch.where(exact, 0.0, reduction)
+    better = torch.where(exact.reshape(-1, *[1] * (y.ndim - 1)), y, better)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
     changes, moves, sizes = [], [], []
     for probe in probes:
@@ -190,7 +196,8 @@ def _error_bound(
     rounding = torch.where(move > 0, move / size, 0.0).amax(dim=0)
     residual = certificate.adjoint_residual
     solving = eps if residual is None else eps + residual
-    bound = 2 * error / (1 - reduction) + condition * solving + rounding
+    solving = solving + torch.where(exact, backward, 0.0)
+    bound = 2 * error / (1 - reduction) + condition * solving + _CHANCE * rounding
     bound = torch.where(reduction <= 0.5, bound, torch.inf)
     return torch.where(bound.isnan(), torch.inf, bound)
 

@@ -204,7 +204,8 @@ class Call(Numbers):
         if not bool(sound.any()):
             return torch.full_like(r, torch.nan), None
         copies, source = without(problem, ~sound)
-        z, residual, mu = solved(self._tangent_solve(copies, y[source], nu[source]), r[:, source])
+        solve = self._tangent_solve(copies, y[source], nu[source])
+        z, residual, mu = solved(solve, r[:, source], multipliers)
         self._judge(residual)
         z = torch.where(sound.unsqueeze(-1), z, torch.nan)
         z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)

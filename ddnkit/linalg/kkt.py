@@ -415,6 +415,7 @@ class KKTInverse:
                 return z
             return z - _apply(self.GiA, self.complement(_apply(self.A / self.rows.length, z)))
         if self.of_whole is not None:
+            assert self.Q is not None
             corner = right.new_zeros(*right.shape[:-1], self.Q.shape[-1])
             return self.of_whole(torch.cat([right, corner], -1))[..., : self.m]
         return self._project(self.inverse(self._project(right)))

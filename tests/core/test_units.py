@@ -201,6 +201,31 @@ def test_second_derivatives_of_transport_use_the_same_multipliers():
     assert apart(found, transport_gradients(plan, 10.0, v)) < PROMISED[torch.float32]
 
 
+@pytest.mark.parametrize("form", list(FORMS))
+def test_a_solution_that_is_no_number_leaves_the_multipliers_of_others(form):
+    class Weighted(DeclarativeNode):
+        """min Σ yᵢ log yᵢ, Σyᵢ = t: y = t/m."""
+
+        input_dims = (0,)
+
+        def objective(self, t, y):
+            return (y * y.log()).sum()
+
+        def equality_constraints(self, t, y):
+            return y.sum() - t
+
+        def solve(self, t):
+            return t.expand(4) / 4 * (torch.nan if bool(t > 2) else 1)
+
+    t = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(Weighted(), FORMS[form], policy="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ddnkit.DdnkitWarning)
+        (found,) = torch.autograd.grad(layer(t)[:, 0].sum(), t)
+    assert found[1].isnan()
+    assert (found[[0, 2]] - 0.25).abs().max() < rounding(t, 16)
+
+
 # -- units -----------------------------------------------------------------------------------------
 
 
@@ -243,7 +268,7 @@ def quadratic(log_condition, m, p, unit, dtype, seed, singular=False):
 
 def gradients(H, C, y, x, e, v, form):
     xs = [x.clone().requires_grad_(), e.clone().requires_grad_(), H, C]
-    layer = DeclarativeLayer(Quadratic(y), FORMS[form], policy="nan")
+    layer = DeclarativeLayer(Quadratic(y), FORMS[form])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = torch.autograd.grad(layer(*xs), xs[:2], v)
@@ -269,9 +294,9 @@ def test_units_change_no_gradient_and_raise_no_alarm(log_condition, m, p, unit, 
     K = np.block([[exact(H), exact(C).T], [exact(C), np.full((p, p), mpmath.mpf(0))]])
     right = exact_solution(K, np.concatenate([exact(v), np.full(p, mpmath.mpf(0))]))
     right = torch.tensor(right.astype(float))
-    right = [right[:m] * S, right[m:] / E]
+    right = [right[:m] * S, right[m:] * E]
     # In units that make all of them comparable. What the condition leaves of the digits.
-    error = apart([found[0] * S, found[1] / E], right)
+    error = apart([found[0] * S, found[1] * E], right)
     assert residual <= tolerance
     assert error < 1e-6 if dtype == torch.float64 else error < 1e-3
 
