@@ -91,7 +91,10 @@ def without(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
     source = _source(~aside)
     flags = problem.operands_batched
     operands = [x[source] if own else x for x, own in zip(problem.operands, flags, strict=True)]
-    return problem.with_operands(operands), source
+    problem = problem.with_operands(operands)
+    if problem.kinks is not None:
+        problem = problem.with_kinks(problem.kinks.of_items(source))
+    return problem, source
 
 
 def _names(problem: Problem) -> list[str]:

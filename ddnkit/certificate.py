@@ -22,8 +22,15 @@ import torch
 from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
-from .lagrangian import constraint_jacobian, lagrangian_gradient, multipliers_and_margin
+from .lagrangian import (
+    constraint_jacobian,
+    lagrangian_gradient,
+    multipliers_and_margin,
+    pushforward,
+    stationarity,
+)
 from .linalg.items import apply, distinct
+from .perturbation import STEP, perturbed, relative_changes
 from .problem import Evaluation, Problem, flat
 from .solution import Solution, Status
 
@@ -40,6 +47,10 @@ _SHOWN = 3
 #: From this many unknowns on, one probe gives the scale: the entries average out. Of few, a probe
 #: may by chance leave the residual almost as it is.
 _ONE_PROBE_SIZE = 64
+
+
+#: Differences keep two thirds of the digits, less what the third derivative takes.
+_HIDDEN_PASSES = {torch.float64: 1e-4, torch.float32: 2e-2}
 
 
 class _Figure(NamedTuple):
@@ -92,6 +103,11 @@ class Certificate:
             before that of the worst of three. Measured on request.
         adjoint_difference: how far the node's own adjoint is from a known answer, relative, beyond what
             rounding and an inexact y explain; None where it was not compared.
+        kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
+            where none is active, 0 or less where the solution has no derivative; None without kinks.
+        hidden: how far torch's derivatives of ∇_y L are from differences, relative; None where the
+            evaluation gives no reason to look.
+        at_kinks, hidden_by: what there is to say of the two, a text each.
         tolerance: what the figures are held against.
         form: the backward form that "auto" took.
         finite: which items (B,), in one row, of each input hold neither NaN nor infinity, by its name.
@@ -110,6 +126,10 @@ class Certificate:
     condition: Tensor | None = None
     error_bound: Tensor | None = None
     adjoint_difference: Tensor | None = None
+    kink_margin: Tensor | None = None
+    hidden: Tensor | None = None
+    at_kinks: tuple[str, ...] = ()
+    hidden_by: tuple[str, ...] = ()
     form: str = ""
     finite: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -153,6 +173,12 @@ class Certificate:
             if curvature is not None:
                 limits = -(torch.finfo(curvature.dtype).eps ** 0.5), -self._rounding
                 figures.append(_Figure(-curvature, *limits, _not_unique, acts=2, follows=True))
+        if self.kink_margin is not None:
+            none = -torch.finfo(self.kink_margin.dtype).tiny
+            figures.append(_Figure(-self.kink_margin, none, none, _at_a_kink))
+        if self.hidden is not None:
+            limits = _HIDDEN_PASSES[self.hidden.dtype], _HIDDEN_PASSES[self.hidden.dtype]
+            figures.append(_Figure(self.hidden, *limits, _hidden_input))
         if self.licq is not None:
             nearly = self._nearly_dependent(self.licq)
             figures.append(_Figure(nearly, 0, 1, _nearly_dependent_constraints))
@@ -202,6 +228,10 @@ class Certificate:
             parts.append(f"adjoint residual {_worst(self.adjoint_residual)}")
         if self.adjoint_difference is not None:
             parts.append(f"own adjoint off by {_worst(self.adjoint_difference)}")
+        if self.kink_margin is not None and bool((self.kink_margin < 1).any()):
+            parts.append(f"margin at a kink {_least(self.kink_margin)}")
+        if self.hidden is not None:
+            parts.append(f"derivatives off by {_worst(self.hidden)}")
         if self.curvature is not None:
             parts.append(f"curvature {_least(self.curvature)}")
         if self.condition is not None:
@@ -211,6 +241,13 @@ class Certificate:
         bad = int((~self.differentiable).sum())
         verdict = "passed" if bad == 0 else f"{bad} of {self.stationarity.numel()} failed"
         return f"{verdict}: {', '.join(parts)} (tolerance {self.tolerance:.0e})"
+
+
+def tolerance_of(problem: Problem, y: Tensor, asked: float | None) -> float:
+    """The tolerance asked for, else the node's, else that of the dtype."""
+    if asked is not None:
+        return asked
+    return TOLERANCE[y.dtype] if problem.node.tolerance is None else problem.node.tolerance
 
 
 @torch.no_grad()
@@ -228,37 +265,36 @@ def measure(
         aside: items (B,) that others stand in for, see `ddnkit.aside`: NaN for them.
     """
     y = solution.y
-    if tolerance is None:
-        tolerance = problem.node.tolerance
-    if tolerance is None:
-        tolerance = TOLERANCE[y.dtype]
+    tolerance = tolerance_of(problem, y, tolerance)
     if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
-        stationarity = feasibility = licq = y.new_zeros(problem.batch_size)
+        error = feasibility = licq = y.new_zeros(problem.batch_size)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
-        stationarity, feasibility, licq = _backward_errors(problem, y, gradient)
+        error, feasibility, licq = _backward_errors(problem, y, gradient)
+        if problem.kinks is not None:
+            error = torch.maximum(error, problem.kinks.excess)
     status = torch.as_tensor(solution.status, device=y.device)
     iterations = torch.as_tensor(solution.iterations, device=y.device)
     uniqueness = solution.uniqueness
     if aside is not None:
         status = torch.where(aside, int(Status.NON_FINITE), status)
         iterations = torch.where(aside, -1, iterations)
-        stationarity, feasibility, licq = (
-            x.masked_fill(aside, torch.nan) for x in (stationarity, feasibility, licq)
+        error, feasibility, licq = (
+            x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq)
         )
         uniqueness = None if uniqueness is None else uniqueness.masked_fill(aside, torch.nan)
     return Certificate(
-        stationarity, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
+        error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
+        kink_margin=None if problem.kinks is None else problem.kinks.margin,
+        at_kinks=() if problem.kinks is None else problem.kinks.told,
     )  # fmt: skip
 
 
 def _backward_errors(
     problem: Problem, y: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # The relative step of the probe: small enough to stay inside the domain of a barrier, large
-    # enough that the difference of two gradients keeps half of the digits.
-    step = torch.finfo(y.dtype).eps ** 0.5
+    step = STEP[y.dtype]
     manifold = problem.manifold
     feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
     residual = flat(gradient)
@@ -269,6 +305,8 @@ def _backward_errors(
         jacobian = constraint_jacobian(problem, y)
         assert jacobian is not None
         nu, licq = multipliers_and_margin(jacobian, gradient)
+        if problem.kinks is not None:  # a kink that is not active in an item is a row of zeros
+            licq = _margin_without_kinks(problem, y, gradient)
         residual = residual - apply(jacobian.mT, nu)
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
         sizes = distinct(jacobian)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
@@ -293,19 +331,27 @@ def _backward_errors(
     for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
         flags = problem.operands_batched
         operands = [
-            _perturbed(x, step, k + 1, probe) if own else x
+            perturbed(x, step, k + 1, probe) if own else x
             for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
         ]
         moved = problem.with_operands(operands)
+        if problem.kinks is not None:
+            # A difference across a kink is the jump over the step: the derivative is of the smooth part.
+            normal = residual[:, :0] if nu is None and sigma is None else sigma if nu is None else nu
+            change, change_of_h = _pushed(problem, moved, y, perturbed(y, step, 0, probe), normal)
+            scale = torch.maximum(scale, change.norm(dim=-1) / step)
+            if own is not None:
+                scale_h = torch.maximum(scale_h, change_of_h.norm(dim=-1) / step)
+            continue
         if by_rows:
-            factor = _factor(y, y.shape[1:-1], step, 0, probe).unsqueeze(-1)
-            y_moved = torch.addcmul(y, y, factor)
-            # (G' − N') − (G − N) for the normal part N = G − R and N' = (1 + factor) N.
+            change_of_rows = relative_changes(y, y.shape[1:-1], step, 0, probe).unsqueeze(-1)
+            y_moved = torch.addcmul(y, y, change_of_rows)
+            # (G' − N') − (G − N) for the normal part N = G − R and N' = (1 + c) N.
             change = moved.gradient(y_moved) - gradient
-            change.addcmul_(gradient, factor, value=-1)
-            change = flat(change.addcmul_(residual.reshape(y.shape), factor))
+            change.addcmul_(gradient, change_of_rows, value=-1)
+            change = flat(change.addcmul_(residual.reshape(y.shape), change_of_rows))
         else:
-            y_moved = _perturbed(y, step, 0, probe)
+            y_moved = perturbed(y, step, 0, probe)
             change = of_lagrangian(moved, y_moved)
             # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
             change = change - residual if sigma is None else change.sub_(residual)
@@ -319,35 +365,42 @@ def _backward_errors(
     return _ratio(residual.norm(dim=-1), scale), feasibility, licq
 
 
+def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
+    bare = problem.with_kinks(None)
+    jacobian = constraint_jacobian(bare, y) if bare.has_constraints(y) else None
+    if jacobian is None:
+        return y.new_ones(len(y))
+    return multipliers_and_margin(jacobian, gradient)[1]
+
+
+def _pushed(
+    problem: Problem, moved: Problem, y: Tensor, y_moved: Tensor, nu: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The changes of ∇_y L (B, m) and of h to first order, between a problem with y and another."""
+    primals = [*problem.operands, y]
+    tangents = [
+        b - a if a.is_floating_point() else None
+        for a, b in zip(primals, [*moved.operands, y_moved], strict=True)
+    ]
+
+    def of_all(*values: Tensor) -> Tensor:
+        here = problem.with_operands(values[:-1])
+        slope = stationarity(here, values[-1], nu)
+        if not problem.has_constraints(y):
+            return slope
+        h = here.constraints(values[-1])
+        assert h is not None
+        return torch.cat([slope, h], dim=-1)
+
+    with torch.enable_grad():
+        change = pushforward(of_all, primals, tangents)
+    m = flat(y).shape[1]
+    return change[:, :m], change[:, m:]
+
+
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:
     # 0/0 is an exact solution of a problem that nothing perturbs: 0.
     return torch.where(size == 0, size, size / scale)
-
-
-def _perturbed(x: Any, step: float, stream: int, probe: int) -> Any:
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        return x
-    x = x.detach()
-    factor = _factor(x, x.shape[1:], step, stream, probe)
-    if len(x) == 1:  # in the memory of the pattern
-        return factor.unsqueeze(0).mul_(x).add_(x)
-    return torch.addcmul(x, x, factor)
-
-
-def _factor(like: Tensor, shape: Sequence[int], step: float, stream: int, probe: int) -> Tensor:
-    """Relative changes, of size ¼ to 1 step and either sign, that differ from entry to entry."""
-    # Multiples of an irrational number fill [0, 1) evenly. Each tensor, and each dimension of it, has
-    # its own: were y and x to move in proportion, y might stay a solution and the scale be zero.
-    irrational = (101 * probe + 5 * stream + 2.6180339887498949) ** 0.5
-    sign = 1 if irrational % 1.0 < 0.5 else -1
-    size_of_step = sign * step * (0.5 + irrational * 7 % 0.5)
-    factor = torch.full((), size_of_step, dtype=like.dtype, device=like.device)
-    for k, size in enumerate(shape):
-        index = torch.arange(1, size + 1, device=like.device, dtype=torch.float64)
-        fraction = (index * (irrational + 0.1 * k)) % 1.0
-        pattern = torch.where(fraction < 0.5, fraction + 0.5, -fraction)  # of size ½ to 1
-        factor = factor.unsqueeze(-1) * pattern.to(like.dtype)
-    return factor
 
 
 # -- policy ---------------------------------------------------------------------------------------
@@ -482,6 +535,18 @@ def _adjoint_differs(certificate: Certificate) -> str:
         f"the node's own `{own}` differs from the implicit gradient by "
         f"{_worst(certificate.adjoint_difference)}, relative {_held(certificate)}; `ddnkit check` says "
         "in what, backward='dense' does without it"
+    )
+
+
+def _at_a_kink(certificate: Certificate) -> str:
+    return f"not smooth at the solution: {'; '.join(certificate.at_kinks)}"
+
+
+def _hidden_input(certificate: Certificate) -> str:
+    assert certificate.hidden is not None
+    return (
+        f"{'; '.join(certificate.hidden_by)}: the derivatives that torch finds are off by "
+        f"{_worst(certificate.hidden)}, relative, from differences"
     )
 
 

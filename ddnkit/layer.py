@@ -151,6 +151,8 @@ class DeclarativeLayer(nn.Module):
             start=start,
             show=self._show,
             comparisons=self.comparisons,
+            first=self.certificate is None,
+            wanted=[is_tracked(x) for x in problem.operands],
         )
         if isinstance(self.form, Unrolled):
             y = self._unrolled(call, problem, seen, values)

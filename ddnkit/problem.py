@@ -22,10 +22,12 @@ from torch import Tensor
 
 from .captured import Captured, substituted
 from .errors import InputError
+from .recording import Recorder, Trace
 from .solution import Solution
 from .structure import Structure
 
 if TYPE_CHECKING:
+    from .kinks import Kinks
     from .node import DeclarativeNode
 
 
@@ -40,6 +42,8 @@ class Problem:
         originals: captured tensors, as the node's functions see them.
         captured: what stands for them here; shared by the items, or with a batch dimension.
         captured_batched: which of the two, one flag each.
+        kinks: of the node's functions, where one evaluation has shown some; those that are active
+            are constraints (`ddnkit.kinks`).
     """
 
     def __init__(self, node: DeclarativeNode, inputs: Sequence[Any], batch_size: int):
@@ -50,6 +54,8 @@ class Problem:
         self.originals: tuple[Captured, ...] = ()
         self.captured: tuple[Tensor, ...] = ()
         self.captured_batched: tuple[bool, ...] = ()
+        self.kinks: Kinks | None = None
+        self._traces: list[Trace] | None = None
         # What one evaluation has shown, shared by all that is made from this problem.
         self._shown: dict[str, bool] = {}
 
@@ -84,6 +90,14 @@ class Problem:
             captured=tuple(values),
             captured_batched=(False,) * len(values),
         )
+
+    def with_node(self, node: DeclarativeNode) -> Problem:
+        """The same batch of another node of the class."""
+        return self._changed(node=node)
+
+    def with_kinks(self, kinks: Kinks | None) -> Problem:
+        """The same batch, whose active kinks are known."""
+        return self._changed(kinks=kinks)
 
     def without_scoped(self) -> Problem:
         """The same batch with the captured tensors of enclosing scopes left as the node sees them."""
@@ -136,6 +150,8 @@ class Problem:
         single.batch_size = 1
         single.captured = tuple(self._captured_of(index))
         single.captured_batched = (False,) * len(self.captured)
+        if self.kinks is not None:
+            single.kinks = self.kinks.of_items(slice(index, index + 1))
         return single
 
     def substituted(self, index: int | None = None) -> Any:
@@ -193,7 +209,17 @@ class Problem:
         return values
 
     def constraints(self, y: Tensor) -> Tensor | None:
-        """h of each item, shape (B, p), without the manifold's; None where the node has none."""
+        """h of each item, shape (B, p), without the manifold's; None where there are none.
+
+        The arguments of active kinks come last.
+        """
+        own = self._own_constraints(y)
+        if self.kinks is None or not self.kinks.count:
+            return own
+        held = self.kinks.arguments(self, y)
+        return held if own is None else torch.cat([own, held], dim=-1)
+
+    def _own_constraints(self, y: Tensor) -> Tensor | None:
         if not self.node.constrained:
             return None
         values = flat(self._each(self._flat_constraints, y))
@@ -201,11 +227,13 @@ class Problem:
         return values if values.shape[-1] else None
 
     def has_constraints(self, y: Tensor) -> bool:
-        """Whether the node has constraints of its own, beside a manifold's, for these inputs."""
+        """Whether there are constraints beside a manifold's for these inputs."""
+        if self.kinks is not None and self.kinks.count:
+            return True
         if not self.node.constrained:
             return False
         if "constraints" not in self._shown:
-            self.constraints(y)
+            self._own_constraints(y)
         return self._shown["constraints"]
 
     def _flat_constraints(self, *xs: Any, y: Any) -> Tensor:
@@ -247,7 +275,9 @@ class Problem:
             rest = iter(ones[:count])
             xs = [next(rest) if isinstance(x, Tensor) else x for x in self.inputs]
             extra = {} if v_one is None else {"v": self._split(v_one)}
-            with substituted(self.node, self.originals, ones[count:]):
+            # Made before anything is watched: it looks at the node's tensors.
+            swapped = substituted(self.node, self.originals, ones[count:])
+            with self._watched(function, y_one, ones), swapped:
                 return _tensor(function, function(*xs, y=self._split(y_one), **extra))
 
         def item(i: int) -> Any:
@@ -272,6 +302,22 @@ class Problem:
             with _plainly(function):
                 return torch.stack([item(i) for i in range(self.batch_size)])
 
+    def each(self, function: Callable[..., Tensor], y: Tensor) -> Tensor:
+        """``function(*inputs, y=y)`` of one problem for each item, shape (B, …)."""
+        return self._each(function, y)
+
+    @contextlib.contextmanager
+    def _watched(
+        self, function: Callable[..., Any], y: Tensor, operands: Sequence[Tensor]
+    ) -> Iterator[None]:
+        if self._traces is None:
+            yield
+            return
+        known = [("y", y), *((operand_name(k), x) for k, x in enumerate(operands))]
+        with Recorder(function.__name__.removeprefix("_flat_"), known) as recorder:
+            yield
+        self._traces.append(recorder.trace)
+
     def _split(self, y: Tensor) -> Any:
         return y if self.structure is None else self.structure.split(y)
 
@@ -291,6 +337,23 @@ class Problem:
         with torch.enable_grad():
             point = y.detach().requires_grad_()
             return Evaluation(point, self.objective(point))
+
+    def recorded(self, y: Tensor) -> Recorded:
+        """Objective and constraints at y, each with its graph and what its evaluation shows."""
+        with torch.enable_grad():
+            return self._recorded(y.detach().requires_grad_())
+
+    def traced(self, y: Tensor) -> list[Trace]:
+        """What an evaluation at y shows, without a graph, inside of transforms too."""
+        with torch.no_grad():
+            return self._recorded(y).traces
+
+    def _recorded(self, point: Tensor) -> Recorded:
+        problem = self._changed(_traces=[])
+        values = problem.objective(point)
+        constraints = problem._own_constraints(point)
+        assert problem._traces is not None
+        return Recorded(Evaluation(point, values), constraints, problem._traces)
 
     def hessian_vector(self, y: Tensor, direction: Tensor) -> Tensor:
         """∇²_yy f applied to a direction, per item, shape (B, *y)."""
@@ -340,6 +403,23 @@ def _plainly(function: Callable[..., Any]) -> Iterator[None]:
             f"{name} takes a derivative inside (torch.autograd.grad or backward), which needs a graph that "
             "an evaluation without gradients does not have: write it with torch.func.grad"
         ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """One evaluation of a batch: f, h (B, p) or None, at the same point, and what both have shown.
+
+    There is one trace a function where vmap takes the whole batch at once, else one an item.
+    """
+
+    evaluation: Evaluation
+    constraints: Tensor | None
+    traces: list[Trace]
+
+
+def operand_name(index: int) -> str:
+    """What traces call an operand."""
+    return f"operand {index}"
 
 
 def _parts(y: Any) -> Any:

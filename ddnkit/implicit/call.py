@@ -17,9 +17,11 @@ from ..aside import finite_inputs, may_look, solve_apart, without
 from ..assessment import assess, error_bound
 from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
-from ..certificate import Certificate, act, complaint, measure
+from ..certificate import Certificate, act, complaint, measure, tolerance_of
+from ..observation import Observation, observed, refuse_work_in_place
 from ..fixed_point import FixedPointNode
 from ..problem import Evaluation, Problem, flat
+from ..recording import Held
 from ..solution import Solution
 from ..solving import (
     captured_tensors,
@@ -57,6 +59,8 @@ class Call(Numbers):
         start: Tensor | None,
         show: Callable[[Certificate, Certificate | None], None],
         comparisons: Comparisons,
+        first: bool = False,
+        wanted: Sequence[bool] = (),
     ):
         super().__init__(form)
         self.policy = policy
@@ -65,6 +69,9 @@ class Call(Numbers):
         self.batch_shape = tuple(batch_shape)
         self.start = start
         self._show = show
+        self.first = first
+        self.wanted = tuple(wanted)
+        self.observation: Observation | None = None
         self._comparisons = comparisons
         self.aux_names: tuple[str, ...] = ()
         self.structure: Structure | None = None
@@ -83,8 +90,22 @@ class Call(Numbers):
         self._said: set[str | None] = set()
 
     def structured(self, problem: Problem) -> Problem:
-        """The problem, with the parts of y that its solution turned out to have."""
-        return problem.with_structure(self.structure)
+        """The problem, with the parts of y and the active kinks that its solution turned out to have."""
+        problem = problem.with_structure(self.structure)
+        if problem.kinks is None and self.observation is not None:
+            problem = problem.with_kinks(self.observation.kinks)
+        return problem
+
+    def refuse_changed(self, problem: Problem) -> None:
+        """Raise if an operand is not what it was when the layer was called."""
+        if self.observation is not None:
+            self.observation.refuse_changed(problem)
+
+    def as_solved(self, problem: Problem, y: Tensor) -> Problem:
+        """The problem as it was when it was solved, for a derivative at y."""
+        if self.observation is None or not problem.batch_size or self.nothing_derived:
+            return problem
+        return self.observation.as_solved(problem, y)
 
     # -- forward --------------------------------------------------------------------------------
 
@@ -96,15 +117,35 @@ class Call(Numbers):
             if start is not None and lead:
                 start = start.expand(*lead, *start.shape).flatten(0, len(lead))
             finite = finite_inputs(problem, start)
+            held = [Held(x) for x in problem.operands]
             found, solution, self.aside = solve_apart(problem, start, finite, policy=self.policy)
+            refuse_work_in_place(problem, held, "solve")
             evaluation = None
             if found.batch_size and not self.nothing_sound:
                 before = versions(found.node)
-                evaluation = found.evaluated(solution.y)
+                recorded = found.recorded(solution.y)
+                refuse_work_in_place(problem, held, "objective")
+                evaluation = recorded.evaluation
                 self.discovered = self._discover(found, solution.y, evaluation)
                 reject_changed_state(found.node, before)
+                self.observation = observed(
+                    found,
+                    solution.y,
+                    recorded,
+                    tolerance_of(found, solution.y, self.tolerance),
+                    operands=held,
+                    first=self.first,
+                    wanted=self.wanted,
+                )
+                found = found.with_kinks(self.observation.kinks)
             certificate = measure(found, solution, self.tolerance, evaluation, self.aside)
             certificate = dataclasses.replace(certificate, finite=finite)
+            if self.observation is not None:
+                certificate = dataclasses.replace(
+                    certificate,
+                    hidden=self.observation.hidden,
+                    hidden_by=self.observation.hidden_by,
+                )
             self._solved = found, solution, certificate
             if self.discovered:
                 # The same solution serves once they are operands: the next call takes it from here.
@@ -113,7 +154,10 @@ class Call(Numbers):
         self._solved = None
         if self.discovered:
             whole = problem if self.aside is None else without(problem, self.aside)[0]
-            reject_unfollowed_tensors(whole.with_structure(found.structure), solution.y)
+            whole = whole.with_structure(found.structure)
+            reject_unfollowed_tensors(whole, solution.y)
+            if self.observation is not None:
+                self.observation = self.observation.taken_of(whole, solution.y)
         self.structure = found.structure
         self._name = type(found.node).__name__
         self.form = self.form.taken(found, solution.y.shape[1:].numel())

@@ -207,6 +207,7 @@ class SolutionEquation(Equation):
     ) -> list[Tensor | None]:
         """Bᵀz + Cᵀμ."""
         problem = self.call.structured(self.problem).with_operands(operands)
+        self.call.refuse_changed(problem)
         wrt = [i for i in wrt if operands[i].is_floating_point()]
         gradients: list[Tensor | None] = [None] * len(operands)
         if problem.batch_size == 0:
@@ -223,6 +224,7 @@ class SolutionEquation(Equation):
             problem, y, v = _without_failed(problem, y, v, good)
         if self.call.underived is not None:
             problem, y = _numbers_alone(problem, y)
+        problem = self.call.as_solved(problem, y)
         short = self.call.shortcut(problem, wrt)
         if short:
             equation = AdjointEquation(self.call, problem, short)
@@ -259,6 +261,7 @@ class SolutionEquation(Equation):
     ) -> tuple[Tensor, ...]:
         """n + (P G P)⁺ P(−B dθ − G n), n = −A⁺ C dθ."""
         problem = self.call.structured(self.problem).with_operands(operands)
+        self.call.refuse_changed(problem)
         y = outputs[0]
         if problem.batch_size == 0:
             return (torch.zeros_like(y),)
@@ -266,6 +269,7 @@ class SolutionEquation(Equation):
             t if x.is_floating_point() else None for x, t in zip(operands, tangents, strict=True)
         ]
         if self.call.underived is None:
+            problem = self.call.as_solved(problem, y)
             return (self._moved(problem, y, moving),)
         if self.call.nothing_derived:
             return (torch.full_like(y, self._fill),)

@@ -1,0 +1,282 @@
+"""Operations that have a kink or a jump, by name: where it is, and the slopes on its two sides.
+
+Each is described by an *argument* a that is zero at the kink, and by the slopes of the operation's
+output in a on the left (a < 0) and on the right (a > 0). An operation that is a function of several kinks
+(a clamp from below and above) has several points. Where the slopes are not constants (a tie in a sort, a
+jump) the kink is known, and nothing else.
+
+Not in the table, and so not noticed at a kink: pooling by maximum, margin losses, and operations of other
+libraries. Branches in Python (`if y > 0`) are seen by the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class KinkPoint:
+    """One kink of one operation, entry by entry.
+
+    Attributes:
+        argument: zero at the kink.
+        output: whose derivative is the weight of the kink; None where the slopes are not known.
+        slope: what torch takes for the derivative of the output in the argument here.
+        left, right: the slopes on the two sides.
+        share: by which the output's derivative is to be multiplied (a mean divides it).
+        tied: the arguments are the differences of x to its largest or least entry along these
+            dimensions, and `slope` is torch's derivative of that entry in x; () for all of them.
+    """
+
+    argument: Tensor
+    output: Tensor | None = None
+    slope: Tensor | None = None
+    left: float = 0.0
+    right: float = 0.0
+    share: float = 1.0
+    tied: tuple[int, ...] | None = None
+
+
+Described = Iterator[KinkPoint]
+
+
+def _abs(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    yield KinkPoint(x, out, x.sign(), -1, 1)
+
+
+def _relu(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    yield KinkPoint(x, out, (x > 0).to(x.dtype), 0, 1)
+
+
+def _leaky_relu(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    below = _given(args, kwargs, 1, "negative_slope", 0.01)
+    yield KinkPoint(x, out, torch.where(x > 0, 1.0, below), float(below), 1)
+
+
+def _clamp(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    yield from _between(
+        x, out, _given(args, kwargs, 1, "min", None), _given(args, kwargs, 2, "max", None)
+    )
+
+
+def _clamp_min(args: Any, kwargs: Any, out: Any) -> Described:
+    yield from _between(_first(args, kwargs), out, _given(args, kwargs, 1, "min", None), None)
+
+
+def _clamp_max(args: Any, kwargs: Any, out: Any) -> Described:
+    yield from _between(_first(args, kwargs), out, None, _given(args, kwargs, 1, "max", None))
+
+
+def _hardtanh(args: Any, kwargs: Any, out: Any) -> Described:
+    low = _given(args, kwargs, 1, "min_val", -1.0)
+    high = _given(args, kwargs, 2, "max_val", 1.0)
+    yield from _between(_first(args, kwargs), out, low, high, open_ends=True)
+
+
+def _relu6(args: Any, kwargs: Any, out: Any) -> Described:
+    yield from _between(_first(args, kwargs), out, 0.0, 6.0, open_ends=True)
+
+
+def _between(x: Tensor, out: Tensor, low: Any, high: Any, open_ends: bool = False) -> Described:
+    inside = torch.ones_like(x)
+    if low is not None:
+        inside = inside * ((x > low) if open_ends else (x >= low))
+    if high is not None:
+        inside = inside * ((x < high) if open_ends else (x <= high))
+    if low is not None:
+        yield KinkPoint(x - low, out, inside, 0, 1)
+    if high is not None:
+        yield KinkPoint(x - high, out, inside, 1, 0)
+
+
+def _softshrink(args: Any, kwargs: Any, out: Any) -> Described:
+    x, size = _first(args, kwargs), _given(args, kwargs, 1, "lambd", 0.5)
+    outside = (x.abs() > size).to(x.dtype)
+    yield KinkPoint(x - size, out, outside, 0, 1)
+    yield KinkPoint(x + size, out, outside, 1, 0)
+
+
+def _maximum(args: Any, kwargs: Any, out: Any) -> Described:
+    a = _first(args, kwargs) - _given(args, kwargs, 1, "other", None)
+    yield KinkPoint(a, out, (a.sign() + 1) / 2, 0, 1)
+
+
+def _minimum(args: Any, kwargs: Any, out: Any) -> Described:
+    a = _first(args, kwargs) - _given(args, kwargs, 1, "other", None)
+    yield KinkPoint(a, out, (1 - a.sign()) / 2, 1, 0)
+
+
+def _largest(args: Any, kwargs: Any, out: Any) -> Described:
+    other = _given(args, kwargs, 1, "other", None)
+    if isinstance(other, Tensor):
+        yield from _maximum(args, kwargs, out)
+    else:
+        yield _tie(args, kwargs, out, smallest=False)
+
+
+def _smallest(args: Any, kwargs: Any, out: Any) -> Described:
+    other = _given(args, kwargs, 1, "other", None)
+    if isinstance(other, Tensor):
+        yield from _minimum(args, kwargs, out)
+    else:
+        yield _tie(args, kwargs, out, smallest=True)
+
+
+def _tie(args: Any, kwargs: Any, out: Any, smallest: bool) -> KinkPoint:
+    x = _first(args, kwargs)
+    dim = _given(args, kwargs, 1, "dim", None)
+    indices = None if isinstance(out, Tensor) else out[1]
+    values = out if isinstance(out, Tensor) else out[0]
+    keep = bool(_given(args, kwargs, 2, "keepdim", False))
+    if dim is None or dim == ():
+        dims: tuple[int, ...] = ()
+        best = values.reshape((1,) * x.ndim)
+    else:
+        listed = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+        dims = tuple(sorted(d % x.ndim for d in listed))
+        best = values
+        if not keep:
+            for d in dims:
+                best = best.unsqueeze(d)
+    if indices is None:
+        tied = (x == best).to(x.dtype)
+        slope = tied / (tied.sum(dims, keepdim=True) if dims else tied.sum())
+    else:
+        where = indices if keep else indices.unsqueeze(dims[0])
+        places = torch.arange(x.shape[dims[0]], device=x.device)
+        shape = [1] * x.ndim
+        shape[dims[0]] = -1
+        slope = (places.reshape(shape) == where).to(x.dtype)
+    return KinkPoint(x - best, values, slope, 0, 1, tied=dims)
+
+
+def _l1_loss(args: Any, kwargs: Any, out: Any) -> Described:
+    a = _first(args, kwargs) - _given(args, kwargs, 1, "target", None)
+    reduction = _given(args, kwargs, 4, "reduction", "mean")
+    share = 1 / max(a.numel(), 1) if reduction == "mean" else 1.0
+    yield KinkPoint(a, out, a.sign(), -1, 1, share)
+
+
+def _curved(args: Any, kwargs: Any, out: Any) -> Described:
+    # Its derivative has a kink where the quadratic part ends; the derivative itself is continuous.
+    a = (_first(args, kwargs) - _given(args, kwargs, 1, "target", None)).abs()
+    end = kwargs.get("delta", kwargs.get("beta", 1.0))
+    yield KinkPoint(a - end)
+
+
+def _norm(args: Any, kwargs: Any, out: Any) -> Described:
+    order = _given(args, kwargs, 1, "p", kwargs.get("ord"))
+    x = _first(args, kwargs)
+    if order in (1, 1.0) and (x.ndim == 1 or kwargs.get("dim") is None):
+        yield KinkPoint(x, out, x.sign(), -1, 1)
+    else:
+        yield KinkPoint(out)
+
+
+def _at_zero(args: Any, kwargs: Any, out: Any) -> Described:
+    yield KinkPoint(_first(args, kwargs))
+
+
+def _at_integers(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    yield KinkPoint(x - x.round())
+
+
+def _between_integers(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    yield KinkPoint(x - x.floor() - 0.5)
+
+
+def _compared(args: Any, kwargs: Any, out: Any) -> Described:
+    yield KinkPoint(_first(args, kwargs) - _given(args, kwargs, 1, "other", 0))
+
+
+def _sorted(args: Any, kwargs: Any, out: Any) -> Described:
+    values = out if isinstance(out, Tensor) else out[0]
+    dim = kwargs.get("dim", -1 if values.ndim else 0)
+    if values.ndim and values.shape[dim] > 1:
+        yield KinkPoint(values.diff(dim=dim))
+
+
+def _of_rank(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    dim = _given(args, kwargs, 1, "dim", None)
+    flat = x.reshape(-1) if dim is None else x.movedim(dim, -1)
+    if flat.shape[-1] < 2:
+        return
+    ordered = flat.sort(dim=-1).values
+    middle = (flat.shape[-1] - 1) // 2
+    yield KinkPoint(ordered[..., max(middle - 1, 0) : middle + 2].diff(dim=-1))
+
+
+def _quantile(args: Any, kwargs: Any, out: Any) -> Described:
+    x = _first(args, kwargs)
+    dim = _given(args, kwargs, 2, "dim", None)
+    flat = x.reshape(-1) if dim is None else x.movedim(dim, -1)
+    if flat.shape[-1] < 2:
+        return
+    ordered = flat.sort(dim=-1).values
+    rank = torch.as_tensor(_given(args, kwargs, 1, "q", 0.5)).detach().reshape(-1)
+    for q in rank.tolist():
+        at = q * (flat.shape[-1] - 1)
+        yield KinkPoint(ordered[..., max(int(at) - 1, 0) : int(at) + 3].diff(dim=-1))
+
+
+def _topk(args: Any, kwargs: Any, out: Any) -> Described:
+    x, k = _first(args, kwargs), int(_given(args, kwargs, 1, "k", 1))
+    dim = int(_given(args, kwargs, 2, "dim", -1))
+    if k and k < x.shape[dim]:
+        largest = bool(_given(args, kwargs, 3, "largest", True))
+        ordered = x.movedim(dim, -1).sort(dim=-1, descending=largest).values
+        yield KinkPoint(ordered[..., k - 1] - ordered[..., k])
+
+
+def _first(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else kwargs.get("input", kwargs.get("self"))
+
+
+def _given(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name, default)
+
+
+KINKS: dict[str, Callable[[Any, Any, Any], Described]] = {
+    **dict.fromkeys(["abs", "absolute", "__abs__", "abs_"], _abs),
+    **dict.fromkeys(["relu", "relu_"], _relu),
+    **dict.fromkeys(["leaky_relu", "leaky_relu_"], _leaky_relu),
+    **dict.fromkeys(["clamp", "clip", "clamp_", "clip_"], _clamp),
+    **dict.fromkeys(["clamp_min", "clamp_min_"], _clamp_min),
+    **dict.fromkeys(["clamp_max", "clamp_max_"], _clamp_max),
+    **dict.fromkeys(["hardtanh", "hardtanh_"], _hardtanh),
+    "relu6": _relu6,
+    "softshrink": _softshrink,
+    **dict.fromkeys(["maximum", "fmax"], _maximum),
+    **dict.fromkeys(["minimum", "fmin"], _minimum),
+    **dict.fromkeys(["max", "amax"], _largest),
+    **dict.fromkeys(["min", "amin"], _smallest),
+    "l1_loss": _l1_loss,
+    **dict.fromkeys(["smooth_l1_loss", "huber_loss"], _curved),
+    **dict.fromkeys(["norm", "vector_norm"], _norm),
+    **dict.fromkeys(
+        ["sign", "sgn", "heaviside", "elu", "celu", "selu", "prelu", "hardshrink", "threshold"],
+        _at_zero,
+    ),
+    **dict.fromkeys(["floor", "ceil", "trunc", "fix", "frac"], _at_integers),
+    "round": _between_integers,
+    **dict.fromkeys(
+        ["gt", "lt", "ge", "le", "greater", "less", "greater_equal", "less_equal", "__gt__"],
+        _compared,
+    ),
+    **dict.fromkeys(["sort", "msort", "argsort"], _sorted),
+    **dict.fromkeys(["median", "nanmedian"], _of_rank),
+    **dict.fromkeys(["quantile", "nanquantile"], _quantile),
+    "topk": _topk,
+}

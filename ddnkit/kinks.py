@@ -1,0 +1,349 @@
+"""Kinks at a solution: which are active, and the derivative along them.
+
+Let a term w·φ(a(x, y)) of the objective have a kink at a = 0, with slopes φ'₋ and φ'₊ on its two sides. A
+solution at the kink is stationary if some slope t between them makes it so,
+    ∇(f − w φ(a)) + w t ∇a = 0.
+With t strictly between, the solution stays at the kink for all data nearby: it solves the smooth problem in
+which a = 0 is a constraint. torch takes the slope s there, so that the multiplier of that constraint, from
+∇f − ν ∇a = 0 with torch's ∇f, tells the slope:
+    t = s − ν / w.
+So an active kink is a constraint like any other, and everything that differentiates constrained problems
+applies. It does not matter which slope torch takes: the multiplier makes up for it.
+
+With t at an end of its range the solution leaves the kink to one side, and has a derivative to each side at
+most. With t outside, or where the kink is concave (w (φ'₊ − φ'₋) < 0), the point is no solution at all.
+
+For the largest of several entries, m = max xᵢ with ∇m = Σ sᵢ ∇xᵢ by torch, the constraints are xᵢ − m = 0 for
+those that tie, and any ∇m = Σ tᵢ ∇xᵢ with tᵢ ≥ 0, Σ tᵢ = 1 is one: t = s − (ν − s Σν) / w, within [0, 1].
+
+Source: the active manifolds of Lewis, *Active sets, nonsmoothness, and sensitivity* (SIAM J. Optim.
+2002); strict complementarity is his condition that 0 lies in the relative interior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kink_table import KinkPoint
+from .lagrangian import constraint_jacobian, least_squares_multipliers
+from .perturbation import STEP, perturbed
+from .problem import Problem, Recorded, flat
+from .recording import Recorder, Step, Trace
+
+_functorch = torch._C._functorch
+
+#: What a solution that is good to the tolerance may leave of a slope or an argument, in tolerances.
+_EDGE = 10
+
+
+@dataclass(frozen=True)
+class Column:
+    """Entries of one kink that are held where they are active."""
+
+    function: str
+    point: int
+    entries: Tensor
+
+
+@dataclass(frozen=True)
+class Kinks:
+    """The kinks of a node's functions at a solution.
+
+    Attributes:
+        columns: those that are active in some item, as constraints.
+        active: in which items (B, p), 1 or 0.
+        margin: per item (B,), how far the slopes of the active kinks are from the ends of their
+            ranges, relative to these: 1 where none is active, 0 or less where there is no derivative.
+        excess: per item (B,), how far beyond, where y is no solution; else 0.
+        told: what leaves items without a derivative, a text each.
+    """
+
+    columns: tuple[Column, ...]
+    active: Tensor
+    margin: Tensor
+    excess: Tensor
+    told: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How many constraints they are."""
+        return self.active.shape[-1]
+
+    def of_items(self, items: Any) -> Kinks:
+        """Those of some items of the batch."""
+        return replace(
+            self, active=self.active[items], margin=self.margin[items], excess=self.excess[items]
+        )
+
+    def arguments(self, problem: Problem, y: Tensor) -> Tensor:
+        """a (B, p), zero where it is not active."""
+        values = flat(problem.each(_Arguments(problem, self.columns), y))
+        active = self.active
+        if len(active) != len(values):  # the batch was repeated by a vmap
+            active = active.repeat(len(values) // max(len(active), 1), 1)
+        return torch.where(active > 0, values, 0.0)
+
+
+class _Arguments:
+    """A function of one problem: the arguments of the kinks of ``columns``, in a row."""
+
+    __name__ = "kinks"
+
+    def __init__(self, problem: Problem, columns: Sequence[Column]):
+        self.problem, self.columns = problem, columns
+
+    def __call__(self, *xs: Any, y: Any) -> Tensor:
+        parts = [y] if isinstance(y, Tensor) else list(y.values() if isinstance(y, dict) else y)
+        node = self.problem.node
+        functions = {
+            "objective": node.objective,
+            "equality_constraints": node.equality_constraints,
+        }
+        rows = []
+        for name in dict.fromkeys(column.function for column in self.columns):
+            with Recorder(name, [("y", part) for part in parts]) as recorder:
+                functions[name](*xs, y=y)
+            points = [point for _, point in recorder.trace.kinks]
+            rows += [
+                points[column.point].argument.reshape(-1)[column.entries]
+                for column in self.columns
+                if column.function == name
+            ]
+        return torch.cat(rows)
+
+
+@torch.no_grad()
+def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) -> Kinks | None:
+    """The kinks at y, from one evaluation there; None if the functions have none.
+
+    The evaluation's graph is left in place.
+    """
+    if not any(trace.kinks for trace in recorded.traces):
+        return None
+    B, tried = len(y), _EDGE * tolerance
+    margin, excess, told, known = y.new_ones(B), y.new_zeros(B), [], []
+    for point in _near(problem, y, recorded.traces):
+        candidate = point.distance <= tried
+        if point.tied is not None:  # the largest itself is always at no distance
+            groups = _grouped(candidate.to(y.dtype), point)
+            candidate = candidate & (groups >= 2)
+        if not bool(candidate.any()):
+            continue
+        if point.outputs is None:
+            margin = torch.where(candidate.any(dim=1), 0.0, margin)
+            told.append(f"{point.told} has a kink or a jump, at a distance of {_least(point)}")
+        else:
+            known.append((point, candidate, candidate.any(dim=0).nonzero()[:, 0]))
+    if not known:
+        return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told))
+    columns = tuple(Column(point.function, point.index, entries) for point, _, entries in known)
+    # Held where they may be active: the multipliers tell which of them are.
+    masks = [candidate[:, entries].to(y.dtype) for _, candidate, entries in known]
+    held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, ()))
+    gradient = _gradient(recorded)
+    A = constraint_jacobian(held, y)
+    assert A is not None
+    nu = least_squares_multipliers(A, gradient)
+    own = 0 if recorded.constraints is None else recorded.constraints.shape[-1]
+    weights = _weights(recorded, nu[:, :own], [point for point, _, _ in known])
+    active, at = [], own
+    for (point, candidate, entries), weight in zip(known, weights, strict=True):
+        of_point = torch.zeros_like(point.distance)
+        of_point[:, entries] = nu[:, at : at + len(entries)] * candidate[:, entries]
+        at += len(entries)
+        is_active, inside = _judged(point, candidate, of_point, weight, tolerance)
+        active.append(is_active[:, entries].to(y.dtype))
+        # A slope just beyond an end is at the end, as far as the tolerance tells.
+        edge = _EDGE * tolerance
+        margin = torch.minimum(margin, inside.amin(dim=1) - edge)
+        beyond = (-inside).amax(dim=1)
+        excess = torch.maximum(excess, torch.where(beyond > edge, beyond, 0.0))
+        told += _told(point, inside, edge)
+    return Kinks(columns, torch.cat(active, dim=1), margin, excess, tuple(dict.fromkeys(told)))
+
+
+def _told(point: _Point, inside: Tensor, edge: float) -> list[str]:
+    least = float(inside.min())
+    if least > edge:
+        return []
+    if least >= -edge:
+        return [
+            f"{point.told} is at its kink, and the solution is about to leave it: a derivative to one side "
+            "at most"
+        ]
+    return [f"{point.told} is at its kink, where no slope that it has makes y a solution"]
+
+
+@dataclass
+class _Point:
+    """A kink for the whole batch; arguments (B, n) and the like."""
+
+    function: str
+    index: int
+    told: str
+    argument: Tensor
+    distance: Tensor
+    outputs: list[Tensor] | None
+    slope: Tensor
+    left: float
+    right: float
+    share: float
+    shape: tuple[int, ...]
+    tied: tuple[int, ...] | None
+
+
+def _near(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> list[_Point]:
+    """The kinks of every function, with how near their arguments are to zero: relative to how much
+    they change with a relative change of operands and y, the entries of y taken as at least as large as
+    their root mean square."""
+    points = _points(traces)
+    scales = [torch.zeros_like(point.argument) for point in points]
+    step = STEP[y.dtype]
+    size = flat(y).square().mean(dim=1).sqrt().reshape(-1, *[1] * (y.ndim - 1))
+    flags = problem.operands_batched
+    for probe in range(3):
+        operands = [
+            perturbed(x, step, k + 1, probe) if own else x
+            for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
+        ]
+        moved = y + (perturbed(torch.ones_like(y), step, 0, probe) - 1) * (y.abs() + size)
+        others = _points(problem.with_operands(operands).recorded(moved).traces)
+        if [p.argument.shape for p in others] != [p.argument.shape for p in points]:
+            break  # another branch was taken
+        for k, (point, other) in enumerate(zip(points, others, strict=True)):
+            change = (other.argument - point.argument).abs() / step
+            scales[k] = torch.maximum(scales[k], change)
+    for point, scale in zip(points, scales, strict=True):
+        size = point.argument.abs()
+        # 0/0 is at the kink; what never moves (scale 0) stays where it is.
+        point.distance = torch.where(size == 0, size, size / scale)
+    return points
+
+
+def _points(traces: Sequence[Trace]) -> list[_Point]:
+    functions: dict[str, list[Trace]] = {}
+    for trace in traces:
+        functions.setdefault(trace.function, []).append(trace)
+    points = []
+    for function, items in functions.items():
+        for index in range(max(len(item.kinks) for item in items)):
+            found = [item.kinks[index] for item in items if len(item.kinks) > index]
+            if len(found) == len(items):
+                points.append(_point(function, index, found))
+    return points
+
+
+def _point(function: str, index: int, found: Sequence[tuple[Step, KinkPoint]]) -> _Point:
+    step, first = found[0]
+    parts = [plain(point.argument).detach() for _, point in found]
+    argument = _joined(parts)
+    outputs = None
+    slope = torch.zeros_like(argument)
+    if first.output is not None and all(point.output is not None for _, point in found):
+        outputs = [point.output for _, point in found]
+        slope = _joined([plain(point.slope).detach() for _, point in found])
+    return _Point(
+        function, index, f"`{step.name}`{'' if step.place is None else f' ({step.place})'}",
+        flat(argument), flat(argument), outputs, flat(slope), first.left, first.right, first.share,
+        tuple(argument.shape[1:]), first.tied,
+    )  # fmt: skip
+
+
+def plain(x: Tensor) -> Tensor:
+    """A tensor seen inside of our vmap as the batch of it, (B, …); of one problem, (1, …)."""
+    if not _functorch.is_batchedtensor(x):
+        return x.unsqueeze(0)
+    return _functorch.get_unwrapped(x).movedim(_functorch.maybe_get_bdim(x), 0)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {part.shape for part in parts}
+    return torch.cat(list(parts)) if len(shapes) == 1 else parts[0].new_zeros(len(parts), 0)
+
+
+def _gradient(recorded: Recorded) -> Tensor:
+    evaluation = recorded.evaluation
+    if not evaluation.values.requires_grad:
+        return torch.zeros_like(evaluation.point)
+    with torch.enable_grad():
+        total = evaluation.values.sum()
+    (g,) = torch.autograd.grad(total, evaluation.point, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(evaluation.point) if g is None else g
+
+
+def _weights(recorded: Recorded, nu: Tensor, points: Sequence[_Point]) -> list[Tensor]:
+    """∂L / ∂output of each kink, as large as its argument (B, n)."""
+    with torch.enable_grad():
+        total = recorded.evaluation.values.sum()
+        if recorded.constraints is not None:
+            total = total - (nu * recorded.constraints).sum()
+    raw = [_unwrapped(out) for point in points for out in point.outputs or ()]
+    if not total.requires_grad or not raw:
+        return [torch.zeros_like(point.argument) for point in points]
+    found = iter(torch.autograd.grad(total, raw, retain_graph=True, allow_unused=True))
+    weights = []
+    for point in points:
+        parts = []
+        for out in point.outputs or ():
+            g = next(found)
+            g = torch.zeros_like(_unwrapped(out)) if g is None else g
+            batched = _functorch.is_batchedtensor(out)
+            parts.append(
+                g.movedim(_functorch.maybe_get_bdim(out), 0) if batched else g.unsqueeze(0)
+            )
+        whole = torch.cat(parts)
+        B = len(point.argument)
+        if point.tied:
+            for d in point.tied:
+                if whole.dim() <= len(point.shape):
+                    whole = whole.unsqueeze(d + 1)
+        if whole.dim() == 1:
+            whole = whole.reshape(B, *[1] * len(point.shape))
+        weights.append(flat(whole.expand(B, *point.shape)) * point.share)
+    return weights
+
+
+def _unwrapped(x: Tensor) -> Tensor:
+    return _functorch.get_unwrapped(x) if _functorch.is_batchedtensor(x) else x
+
+
+def _grouped(values: Tensor, point: _Point) -> Tensor:
+    """Sums (B, n) over those that tie for the same entry."""
+    shaped = values.reshape(-1, *point.shape)
+    dims = [d + 1 for d in point.tied] if point.tied else list(range(1, shaped.dim()))
+    return flat(shaped.sum(dims, keepdim=True).expand_as(shaped))
+
+
+def _judged(
+    point: _Point, candidate: Tensor, nu: Tensor, weight: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Which candidates are active (B, n), and how far inside of its range each slope is, 1 if not."""
+    a, eps = point.argument, torch.finfo(nu.dtype).eps
+    counts = candidate & (weight.abs() > eps * weight.abs().amax(dim=1, keepdim=True))
+    multiplier = nu / torch.where(counts, weight, 1.0)
+    if point.tied is not None:
+        multiplier = multiplier - point.slope * _grouped(multiplier, point)
+    t = point.slope - multiplier
+    low, high = min(point.left, point.right), max(point.left, point.right)
+    edge = _EDGE * tolerance
+    inside = torch.minimum(t - low, high - t) / (high - low)
+    inside = torch.where(weight * (point.right - point.left) < 0, -1.0, inside)  # concave
+    # Beside the kink, and stationary with the slope of that side: smooth there.
+    side = torch.where(a > 0, point.right, point.left)
+    beside = (point.distance > 64 * eps) & ((t - side).abs() <= edge * (high - low))
+    active = counts & ~beside
+    if point.tied is not None:
+        # A single one that is left has nothing to tie with.
+        active = active & (_grouped(active.to(nu.dtype), point) >= 2)
+    return active, torch.where(active, inside, 1.0)
+
+
+def _least(point: _Point) -> str:
+    return f"{float(point.distance.min()):.0e}"

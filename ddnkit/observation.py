@@ -1,0 +1,273 @@
+"""Observation: what a node's functions showed when they were solved, held against the way back.
+
+Taken once a call, from one evaluation at the solution (`ddnkit.recording`). It refuses functions that are
+no functions (random numbers, state that changes by itself), measures whether torch sees all that the solution
+depends on where an operation gives reason to doubt it, finds the kinks at the solution, and on the
+way back tells whether what is differentiated is what was solved.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .kinks import Kinks, kinks_of
+from .lagrangian import (
+    constraint_jacobian,
+    lagrangian_gradient,
+    least_squares_multipliers,
+)
+from .node_state import NodeState
+from .perturbation import perturbed
+from .problem import Problem, Recorded, flat, operand_name
+from .recording import Held, Trace, difference
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one call has shown.
+
+    Attributes:
+        traces: of the evaluation at the solution.
+        kinks: at the solution, None if the functions have none.
+        hidden: how far torch's derivatives are from differences (B,), None where there was no reason to
+            look.
+        hidden_by: the reasons, a text each.
+    """
+
+    traces: list[Trace]
+    operands: list[Held]
+    state: NodeState
+    kinks: Kinks | None
+    hidden: Tensor | None
+    hidden_by: tuple[str, ...]
+
+    def refuse_changed(self, problem: Problem) -> None:
+        """Raise if an operand is not what it was when the layer was called."""
+        for k, (held, x) in enumerate(zip(self.operands, problem.operands, strict=False)):
+            # A vmap on the way back repeats them.
+            if held.tensor.shape == x.shape and held.differs(Held(x)):
+                raise InputError(
+                    f"{type(problem.node).__name__}: {operands_called(problem)[k]} was changed in place "
+                    "after the layer was called, so that there is no way back through it: change a copy, "
+                    "or change it after backward()"
+                )
+
+    def as_solved(self, problem: Problem, y: Tensor) -> Problem:
+        """The problem for the way back: with the values that the node held when it was solved.
+
+        Raises:
+            InputError: they have changed, and what they were is not known any more.
+        """
+        name = type(problem.node).__name__
+        changed = self._difference(problem, y)
+        if changed is None:
+            return problem
+        if self.state.changed():
+            before = problem.with_node(self.state.node())
+            if self._difference(before, y) is None:
+                return before
+        raise InputError(
+            f"{name}: its functions are not what they were when the layer was called: {changed}. What "
+            "they use was changed before backward(), so that the gradient would be another problem's: "
+            "call backward() first, or pass it to the layer as an input"
+        )
+
+    def taken_of(self, problem: Problem, y: Tensor) -> Observation:
+        """The same of a problem in which captured tensors have become operands."""
+        return replace(self, traces=problem.traced(y), operands=[Held(x) for x in problem.operands])
+
+    def _difference(self, problem: Problem, y: Tensor) -> str | None:
+        with torch.no_grad():
+            return difference(self.traces, problem.traced(y))
+
+
+def observed(
+    problem: Problem,
+    y: Tensor,
+    recorded: Recorded,
+    tolerance: float,
+    *,
+    operands: list[Held],
+    first: bool,
+    wanted: Sequence[bool],
+) -> Observation:
+    """The observation of one evaluation at y.
+
+    Args:
+        operands: as they were before the solve.
+        first: evaluate twice, to see whether the functions change by themselves.
+        wanted: for each operand, whether a derivative may be asked for.
+
+    Raises:
+        InputError: the functions are no functions of operands and y.
+    """
+    traces = recorded.traces
+    name = type(problem.node).__name__
+    random = [step for trace in traces for step in trace.random]
+    if first or random:
+        again = problem.recorded(y)
+        changed = difference(traces, again.traces) or _other_value(recorded, again)
+        if changed is not None and random:
+            step = random[0]
+            where = "" if step.place is None else f" ({step.place})"
+            raise InputError(
+                f"{name} draws random numbers (`{step.name}`{where}): it is another problem at each "
+                "evaluation, and has no gradient. Draw them outside, and pass them to the layer as an input"
+            )
+        if changed is not None:
+            raise InputError(
+                f"{name} is another problem at each evaluation: {changed}. Its functions must depend on "
+                "their arguments alone, and on what the node holds"
+            )
+    kinks = kinks_of(problem, y, recorded, tolerance)
+    hidden, by = _hidden(problem, y, traces, wanted)
+    return Observation(traces, operands, NodeState(problem.node), kinks, hidden, by)
+
+
+def refuse_work_in_place(problem: Problem, operands: Sequence[Held], function: str) -> None:
+    """Raise if an operand is not what it was: a node's function has written on what it was given."""
+    for k, (held, x) in enumerate(zip(operands, problem.operands, strict=True)):
+        if held.differs(Held(x)):
+            name = type(problem.node).__name__
+            raise InputError(
+                f"{name}.{function} changes {operands_called(problem)[k]} in place, which is the caller's: "
+                "work on a copy (x.clone()), or without the underscore (x / s for x.div_(s))"
+            )
+
+
+def _other_value(before: Recorded, after: Recorded) -> str | None:
+    a, b = before.evaluation.values.detach(), after.evaluation.values.detach()
+    if a.device.type != "cpu" or torch.equal(a, b):
+        return None
+    # Sums of floating-point numbers may come out in another order; half of the digits do not.
+    close = torch.isclose(a, b, rtol=torch.finfo(a.dtype).eps ** 0.5, equal_nan=True)
+    at = int((~close).int().argmax())
+    return None if bool(close.all()) else f"its value was {float(a[at])} and is {float(b[at])}"
+
+
+def _hidden(
+    problem: Problem, y: Tensor, traces: Sequence[Trace], wanted: Sequence[bool]
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """How far the derivative of ∇_y L along a change of operands and y is from a difference (B,).
+
+    Looked at where an operation cuts what autograd sees. A cut does no harm where nothing that is
+    asked for goes through it, as in the sign of a detached tensor.
+    """
+    names = {operand_name(k) for k, want in enumerate(wanted) if want} | {"y"}
+    cuts = [cut for trace in traces for cut in trace.hidden if cut.of & names]
+    if not cuts:
+        return None, ()
+    called = dict(
+        zip(map(operand_name, range(len(wanted))), operands_called(problem), strict=False)
+    )
+    texts = []
+    for cut in cuts:
+        what = " and ".join(called.get(name, name) for name in sorted(cut.of & names))
+        where = "" if cut.place is None else f" ({cut.place})"
+        texts.append(f"{what} hidden from torch by {cut.how}{where}")
+    return _derivative_error(problem, y, wanted), tuple(dict.fromkeys(texts))
+
+
+def _derivative_error(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
+    gradient = problem.gradient(y)
+    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    if A is not None:
+        nu = least_squares_multipliers(A, gradient)
+    elif problem.manifold is not None:
+        nu = problem.manifold.multipliers(y, gradient)
+    else:
+        nu = flat(gradient)[:, :0]
+    step = torch.finfo(y.dtype).eps ** (1 / 3)
+    error = scale = torch.zeros_like(flat(y)[:, 0])
+    moving: list[list[int]] = [
+        [k] for k, want in enumerate(wanted) if want and problem.operands[k].is_floating_point()
+    ]
+    for chosen in [*moving, []]:  # one operand after the other, then y
+        tangents: list[Tensor | None] = [
+            _direction(x, k + 1) if k in chosen else None for k, x in enumerate(problem.operands)
+        ]
+        of_y = None if chosen else _direction(y, 0)
+
+        def moved(sign: float, tangents=tangents, of_y=of_y) -> Tensor:  # type: ignore[no-untyped-def]
+            operands = [
+                x if t is None else x + sign * step * t
+                for x, t in zip(problem.operands, tangents, strict=True)
+            ]
+            point = y if of_y is None else y + sign * step * of_y
+            return _slope(problem.with_operands(operands), point, nu, A is not None)
+
+        found = _pushed(problem, y, nu if A is not None else None, tangents, of_y)
+        seen = (moved(1.0) - moved(-1.0)) / (2 * step)
+        error = torch.maximum(error, (seen - found).norm(dim=1))
+        scale = torch.maximum(scale, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
+    return torch.where(error == 0, error, error / scale)
+
+
+def _pushed(
+    problem: Problem,
+    y: Tensor,
+    nu: Tensor | None,
+    tangents: Sequence[Tensor | None],
+    of_y: Tensor | None,
+) -> Tensor:
+    """The derivative of ∇_y L along the tangents, by autograd alone: torch.func does not let numpy in."""
+    with torch.enable_grad():
+        operands = [
+            x if t is None else x.detach().requires_grad_()
+            for x, t in zip(problem.operands, tangents, strict=True)
+        ]
+        point = y.detach().requires_grad_()
+        slope = lagrangian_gradient(problem.with_operands(operands), point, nu)
+        pairs = [
+            (x, t)
+            for x, t in zip([*operands, point], [*tangents, of_y], strict=True)
+            if t is not None
+        ]
+        if not slope.requires_grad:
+            return torch.zeros_like(flat(slope))
+        u = torch.zeros_like(slope, requires_grad=True)
+        pulled = torch.autograd.grad(
+            slope, [x for x, _ in pairs], u, create_graph=True, allow_unused=True
+        )
+        total = sum(
+            (g * t).sum() for g, (_, t) in zip(pulled, pairs, strict=True) if g is not None
+        )
+        if not isinstance(total, Tensor) or not total.requires_grad:
+            return torch.zeros_like(flat(slope))
+        (found,) = torch.autograd.grad(total, u, allow_unused=True)
+    return torch.zeros_like(flat(slope)) if found is None else flat(found.detach())
+
+
+def _slope(problem: Problem, y: Tensor, nu: Tensor, parametric: bool) -> Tensor:
+    with torch.enable_grad():
+        point = y.detach().requires_grad_()
+        slope = lagrangian_gradient(problem, point, nu if parametric else None).detach()
+    if problem.manifold is not None and not parametric:
+        slope = slope - problem.manifold.normal(y, nu)
+    return flat(slope)
+
+
+def _direction(x: Tensor, stream: int) -> Tensor:
+    size = x.abs().amax() if x.numel() else x.new_ones(())
+    return (perturbed(torch.ones_like(x), 1.0, stream, 0) - 1) * torch.where(size > 0, size, 1.0)
+
+
+def operands_called(problem: Problem) -> list[str]:
+    """What to call each operand: an input by its place and what the objective calls it."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(problem.node.objective).parameters.values()
+    called = [p.name for p in parameters if p.kind in kinds and p.name != "y"]
+    names = []
+    for i, x in enumerate(problem.inputs):
+        if isinstance(x, Tensor):
+            names.append(f"input {i} ({called[i]})" if i < len(called) else f"input {i}")
+    for i, captured in enumerate(problem.originals):
+        name = f"captured tensor {i}" if captured.path is None else f"the node's {captured.path}"
+        names.append(name)
+    return names

@@ -1,0 +1,319 @@
+"""Recording: what one evaluation of a node's functions shows.
+
+The derivative of a solution is computed from the objective as it is evaluated on the way back, and is
+right only if that is the function that was solved, and if torch sees all of it. Neither shows in values: for
+f = λ(y − a)² + (y − b)² at a = b both f and ∇f are 0 for every λ, but dy/da is λ/(1 + λ). What does show
+is the evaluation itself. A `TorchFunctionMode` sees each operation with its numbers, and each tensor
+that comes from outside, with its values:
+
+- two evaluations at the same point are the same function if the operations that operands and y go
+  into, their numbers, and the values of what else goes into them are the same (`difference`);
+- operations that draw random numbers, hide an input from autograd or have a kink are known
+  by name (`Trace.random`, `hidden`, `kinks`).
+
+A number that Python computes from a tensor (`item`) is a number of the trace like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import captured
+from .kink_table import KINKS, KinkPoint
+
+#: Of an outside tensor with more entries than this, so many are compared, spread over it.
+_SAMPLED = 65_536
+
+#: Where frames are not a user's: between what was called and what recorded it.
+_BETWEEN = (__file__, captured.__file__, str(Path(torch.__file__).parent))
+
+#: Operations after which autograd does not know what a value depends on.
+_CUTS = {
+    torch.Tensor.detach: "detach()",
+    torch.detach: "detach()",
+    torch.Tensor.data.__get__: ".data",  # type: ignore[attr-defined]
+    torch.Tensor.item: "item()",
+    torch.Tensor.tolist: "tolist()",
+    torch.Tensor.numpy: "numpy()",
+    torch.Tensor.__array__: "numpy",
+    torch.Tensor.__float__: "float()",
+    torch.Tensor.__int__: "int()",
+    torch.Tensor.__dlpack__: "dlpack",
+}
+
+#: Names of operations that draw random numbers, beside those that are given a generator.
+_RANDOM = {
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal",
+    "normal_", "uniform_", "random_", "bernoulli", "bernoulli_", "exponential_", "geometric_",
+    "cauchy_", "log_normal_", "multinomial", "poisson", "binomial", "rrelu", "gumbel_softmax",
+}  # fmt: skip
+
+#: Those that do so where they are told to train.
+_DROPOUTS = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+    "dropout_", "feature_dropout",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a user's file an operation was called."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}, line {self.line}"
+
+
+@dataclass
+class Step:
+    """One operation that operands or y go into: its name, its numbers, its tensors, who called it.
+
+    Attributes:
+        sources: of each tensor argument: the name of an operand, "y", "#3" for the third operation's
+            result, "@1" for the second tensor that depends on none of them.
+    """
+
+    name: str
+    constants: tuple[Any, ...]
+    sources: tuple[str, ...]
+    place: Place | None
+
+
+@dataclass
+class Hidden:
+    """A value that depends on operands or y, and that autograd loses there."""
+
+    how: str
+    of: frozenset[str]
+    place: Place | None
+
+
+@dataclass
+class Trace:
+    """One evaluation of one function, for one problem or, by vmap, for a batch at once."""
+
+    function: str
+    steps: list[Step] = field(default_factory=list)
+    outside: list[Held] = field(default_factory=list)
+    random: list[Step] = field(default_factory=list)
+    hidden: list[Hidden] = field(default_factory=list)
+    kinks: list[tuple[Step, KinkPoint]] = field(default_factory=list)
+
+
+class Held:
+    """A tensor that an evaluation was not told of, with enough of its values to notice a change."""
+
+    def __init__(self, tensor: Tensor, place: Place | None = None, keep: bool = True):
+        # One that the evaluation made itself is not kept alive.
+        self.tensor, self.place = tensor if keep else None, place
+        self.version = _version(tensor)
+        self._sample = _sample(tensor)
+
+    def differs(self, other: Held) -> bool:
+        """Whether the other holds other values, as far as can be told without waiting for a GPU."""
+        a, b = self._sample, other._sample
+        if a is None or b is None:
+            if self.tensor is None or other.tensor is None or _is_wrapped(other.tensor):
+                return False
+            return self.tensor is not other.tensor or self.version != other.version
+        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+            return True
+        return not torch.equal(a, b) and not bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _is_wrapped(x: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _sample(x: Tensor) -> Tensor | None:
+    """A copy of x or, of a large one, of entries spread over it; None where looking is not allowed."""
+    if _is_wrapped(x) or x.device.type != "cpu":
+        # A GPU would have to be waited for. There, and inside of transforms, versions tell.
+        return None
+    x = x.detach()
+    if x.layout != torch.strided:
+        return None
+    if x.numel() <= _SAMPLED:
+        return x.clone()
+    step = x.numel() // _SAMPLED + 1
+    return x.reshape(-1)[::step].clone() if x.is_contiguous() else x.flatten()[::step].clone()
+
+
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version
+
+
+class Recorder(TorchFunctionMode):
+    """Records one evaluation. Enter it before whatever replaces tensors.
+
+    Args:
+        function: its name.
+        known: the operands and y, by the names that the trace gives them.
+    """
+
+    def __init__(self, function: str, known: Sequence[tuple[str, Tensor]]):
+        super().__init__()
+        self.trace = Trace(function)
+        # By identity, with a reference that tells whether it is still that tensor: results are not
+        # kept alive, so that recording takes no memory.
+        self._made: dict[int, tuple[weakref.ref[Tensor], str, frozenset[str]]] = {}
+        for name, x in known:
+            self._keep(x, name, frozenset([name]))
+        self._constants: dict[int, tuple[weakref.ref[Tensor], Held, str]] = {}
+        self._graph = torch.is_grad_enabled()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        kwargs = kwargs or {}
+        sources: list[str] = []
+        depends: set[str] = set()
+
+        def look(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                name, on = self._source(value)
+                sources.append(name)
+                depends.update(on)
+                return None
+            if type(value) in (list, tuple):
+                return tuple(map(look, value))
+            if type(value) is dict:
+                return tuple((key, look(entry)) for key, entry in value.items())
+            return value.copy() if isinstance(value, np.ndarray) else value
+
+        constants = (look(args), look(kwargs) if kwargs else ())
+        result = func(*args, **kwargs)
+        name = _name(func)
+        trace = self.trace
+        draws = name in _RANDOM or (name in _DROPOUTS and _trains(args, kwargs))
+        if draws or kwargs.get("generator") is not None:
+            trace.random.append(Step(name, constants, tuple(sources), _place()))
+        if depends:
+            step = Step(name, constants, tuple(sources), _place())
+            trace.steps.append(step)
+            self._note_loss(func, step, kwargs, result, depends)
+            if "y" in depends and name in KINKS:
+                trace.kinks += [(step, point) for point in KINKS[name](args, kwargs, result)]
+        self._keep(result, f"#{len(trace.steps)}", frozenset(depends))
+        return result
+
+    def _note_loss(
+        self, func: Any, step: Step, kwargs: Any, result: Any, depends: set[str]
+    ) -> None:
+        how = _CUTS.get(func)
+        if how is None and func is torch.autograd.grad and not kwargs.get("create_graph"):
+            how = "autograd.grad without create_graph"
+        if how is None and self._graph and not torch.is_grad_enabled() and _is_number(result):
+            how = "no_grad()"
+        if how is not None:
+            self.trace.hidden.append(Hidden(how, frozenset(depends), step.place))
+
+    def _source(self, x: Tensor) -> tuple[str, frozenset[str]]:
+        made = self._made.get(id(x))
+        known = made is not None and made[0]() is x
+        if made is not None and known and made[2]:
+            return made[1], made[2]
+        # A constant, from outside or made here: its values count, not where they come from.
+        key = self._constants.get(id(x))
+        if key is None or key[0]() is not x or key[1].version != _version(x):
+            held = Held(x, _place(), keep=not known)
+            key = self._constants[id(x)] = weakref.ref(x), held, f"@{len(self.trace.outside)}"
+            self.trace.outside.append(held)
+        return key[2], frozenset()
+
+    def _keep(self, result: Any, name: str, depends: frozenset[str]) -> None:
+        if isinstance(result, Tensor):
+            if id(result) not in self._made or self._made[id(result)][0]() is not result:
+                self._made[id(result)] = weakref.ref(result), name, depends
+            elif not depends <= self._made[id(result)][2]:  # worked on in place
+                ref, before, on = self._made[id(result)]
+                self._made[id(result)] = ref, before, on | depends
+        elif type(result) in (list, tuple) or isinstance(result, tuple):
+            for k, entry in enumerate(result):
+                self._keep(entry, f"{name}.{k}", depends)
+
+
+def _name(func: Any) -> str:
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":  # an attribute: x.data, x.T
+        return getattr(getattr(func, "__self__", None), "__name__", name)
+    return name
+
+
+def _trains(args: Any, kwargs: Any) -> bool:
+    # dropout(input, p=0.5, training=True, inplace=False)
+    chance = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    return bool(args[2] if len(args) > 2 else kwargs.get("training", True)) and chance != 0
+
+
+def _is_number(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.is_floating_point()
+
+
+def _place() -> Place | None:
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if frame is None else Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def difference(before: Sequence[Trace], after: Sequence[Trace]) -> str | None:
+    """How the second evaluation differs from the first, in a few words with the place; None if not."""
+    for first, second in zip(before, after, strict=False):
+        found = _between(first, second)
+        if found is not None:
+            return found
+    return None
+
+
+def _between(first: Trace, second: Trace) -> str | None:
+    for a, b in zip(first.steps, second.steps, strict=False):
+        if a.name != b.name or a.sources != b.sources:
+            return f"`{b.name}`{_at(b.place)} where it was `{a.name}`{_at(a.place)}"
+        changed = _changed(a.constants, b.constants)
+        if changed is not None:
+            return f"`{b.name}`{_at(b.place)}: {changed}"
+    if len(first.steps) != len(second.steps):
+        return f"{len(second.steps)} operations where there were {len(first.steps)}"
+    for x, z in zip(first.outside, second.outside, strict=False):
+        if x.differs(z):
+            return f"a tensor from outside{_at(z.place)} has other values"
+    return None
+
+
+def _at(place: Place | None) -> str:
+    return "" if place is None else f" ({place})"
+
+
+def _changed(a: Any, b: Any) -> str | None:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        if len(a) != len(b):
+            return "other arguments"
+        for x, z in zip(a, b, strict=True):
+            found = _changed(x, z)
+            if found is not None:
+                return found
+        return None
+    if a is b:
+        return None
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        same = a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return None if same else "an array has other values"
+    if type(a) is not type(b):
+        return f"{a!r:.40} is now {b!r:.40}"
+    if isinstance(a, (int, float, complex, str, bool, torch.dtype, torch.device, slice)):
+        return None if a == b or (a != a and b != b) else f"{a!r:.40} is now {b!r:.40}"
+    # Generators, functions and the like are what they are.
+    return None
