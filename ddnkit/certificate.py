@@ -337,7 +337,9 @@ def _backward_errors(
         moved = problem.with_operands(operands)
         if problem.kinks is not None:
             # A difference across a kink is the jump over the step: the derivative is of the smooth part.
-            normal = residual[:, :0] if nu is None and sigma is None else sigma if nu is None else nu
+            normal = (
+                residual[:, :0] if nu is None and sigma is None else sigma if nu is None else nu
+            )
             change, change_of_h = _pushed(problem, moved, y, perturbed(y, step, 0, probe), normal)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
             if own is not None:

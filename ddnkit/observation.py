@@ -235,9 +235,7 @@ def _pushed(
         pulled = torch.autograd.grad(
             slope, [x for x, _ in pairs], u, create_graph=True, allow_unused=True
         )
-        total = sum(
-            (g * t).sum() for g, (_, t) in zip(pulled, pairs, strict=True) if g is not None
-        )
+        total = sum((g * t).sum() for g, (_, t) in zip(pulled, pairs, strict=True) if g is not None)
         if not isinstance(total, Tensor) or not total.requires_grad:
             return torch.zeros_like(flat(slope))
         (found,) = torch.autograd.grad(total, u, allow_unused=True)

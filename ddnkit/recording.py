@@ -128,27 +128,38 @@ class Held:
             if self.tensor is None or other.tensor is None or _is_wrapped(other.tensor):
                 return False
             return self.tensor is not other.tensor or self.version != other.version
-        if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        if a.shape != b.shape or a.dtype != b.dtype:
             return True
-        return not torch.equal(a, b) and not bool(((a == b) | ((a != a) & (b != b))).all())
+        if a.tobytes() == b.tobytes():
+            return False
+        if (self.tensor is not None and other.tensor is not None) or a.dtype.kind != "f":
+            return True
+        # A constant that is computed anew may come out otherwise in its last digits.
+        close = np.finfo(a.dtype).eps ** 0.5
+        limit = (
+            close * np.abs(a)
+            + close**1.5 * np.abs(a, where=np.isfinite(a), out=np.zeros_like(a)).max()
+        )
+        return not bool(((a == b) | (np.abs(a - b) <= limit) | ((a != a) & (b != b))).all())
 
 
 def _is_wrapped(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def _sample(x: Tensor) -> Tensor | None:
+def _sample(x: Tensor) -> np.ndarray[Any, Any] | None:
     """A copy of x or, of a large one, of entries spread over it; None where looking is not allowed."""
-    if _is_wrapped(x) or x.device.type != "cpu":
+    if _is_wrapped(x) or x.device.type != "cpu" or x.layout != torch.strided:
         # A GPU would have to be waited for. There, and inside of transforms, versions tell.
         return None
-    x = x.detach()
-    if x.layout != torch.strided:
-        return None
+    # Through numpy: no operation of torch, which others may be watching, and a tenth of its time.
+    x = x.detach() if x.requires_grad else x
+    if x.dtype is torch.bfloat16:
+        x = x.view(torch.int16)
+    values = x.numpy(force=x.is_conj() or x.is_neg())
     if x.numel() <= _SAMPLED:
-        return x.clone()
-    step = x.numel() // _SAMPLED + 1
-    return x.reshape(-1)[::step].clone() if x.is_contiguous() else x.flatten()[::step].clone()
+        return values.copy()
+    return values.reshape(-1)[:: x.numel() // _SAMPLED + 1].copy()
 
 
 def _version(x: Tensor) -> int:

@@ -18,8 +18,8 @@ from ..assessment import assess, error_bound
 from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
-from ..observation import Observation, observed, refuse_work_in_place
 from ..fixed_point import FixedPointNode
+from ..observation import Observation, observed, refuse_work_in_place
 from ..problem import Evaluation, Problem, flat
 from ..recording import Held
 from ..solution import Solution
@@ -101,8 +101,15 @@ class Call(Numbers):
         if self.observation is not None:
             self.observation.refuse_changed(problem)
 
-    def as_solved(self, problem: Problem, y: Tensor) -> Problem:
-        """The problem as it was when it was solved, for a derivative at y."""
+    def as_solved(self, problem: Problem, y: Tensor, by_its_own: bool = False) -> Problem:
+        """The problem as it was when it was solved, for a derivative at y.
+
+        Args:
+            by_its_own: the node's own adjoint gives it, which does not evaluate the objective: what the
+                node holds is looked at alone.
+        """
+        if by_its_own and self.observation is not None and not self.observation.state.changed():
+            return problem
         if self.observation is None or not problem.batch_size or self.nothing_derived:
             return problem
         return self.observation.as_solved(problem, y)

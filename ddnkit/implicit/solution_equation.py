@@ -224,8 +224,8 @@ class SolutionEquation(Equation):
             problem, y, v = _without_failed(problem, y, v, good)
         if self.call.underived is not None:
             problem, y = _numbers_alone(problem, y)
-        problem = self.call.as_solved(problem, y)
         short = self.call.shortcut(problem, wrt)
+        problem = self.call.as_solved(problem, y, by_its_own=len(short) == len(wrt))
         if short:
             equation = AdjointEquation(self.call, problem, short)
             found = solution_of(equation, *problem.operands, y, v, *aux)
