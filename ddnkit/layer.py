@@ -87,6 +87,8 @@ class DeclarativeLayer(nn.Module):
         self.tolerance = validated_tolerance(tolerance)
         self.certify = validated_certify(certify)
         self.certificate: Certificate | None = None
+        #: Whether derivatives are held against differences where an operation hides what it is given.
+        self.looks_for_hidden = True
         self._sample_dims: tuple[int | None, ...] | None = None
         #: When the node's own adjoint is held against a known answer.
         self.comparisons = Comparisons()
@@ -152,7 +154,7 @@ class DeclarativeLayer(nn.Module):
             show=self._show,
             comparisons=self.comparisons,
             first=self.certificate is None,
-            wanted=[is_tracked(x) for x in problem.operands],
+            wanted=[self.looks_for_hidden and is_tracked(x) for x in problem.operands],
         )
         if isinstance(self.form, Unrolled):
             y = self._unrolled(call, problem, seen, values)

@@ -159,6 +159,8 @@ def _hidden(
     Looked at where an operation cuts what autograd sees. A cut does no harm where nothing that is
     asked for goes through it, as in the sign of a detached tensor.
     """
+    if not any(wanted):
+        return None, ()
     names = {operand_name(k) for k, want in enumerate(wanted) if want} | {"y"}
     cuts = [cut for trace in traces for cut in trace.hidden if cut.of & names]
     if not cuts:

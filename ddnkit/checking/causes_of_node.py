@@ -132,6 +132,18 @@ def infeasible(findings: Findings) -> Cause | None:
     )
 
 
+def not_smooth(findings: Findings) -> Cause | None:
+    """A kink of the objective or a constraint at the solution that leaves it without a gradient."""
+    certificate = findings.certificate
+    if certificate is None or not findings.failed("smooth at the solution"):
+        return None
+    return Cause(
+        f"not smooth at the solution: {'; '.join(certificate.at_kinks)}",
+        "see that `solve` returns a minimum; where it does, the solution has no gradient there: smooth the "
+        "operation (softplus for relu, sqrt(z² + δ²) for |z|), or use policy='mask' in the layer",
+    )
+
+
 def not_stationary(findings: Findings) -> Cause | None:
     """∇_y L is not zero: by which of several causes."""
     certificate, solved = findings.certificate, findings.solved

@@ -12,6 +12,7 @@ _OF_NODE = (
     causes_of_node.batch_leak,
     causes_of_node.not_finite,
     causes_of_node.infeasible,
+    causes_of_node.not_smooth,
     causes_of_node.not_stationary,
     causes_of_node.no_solution,
 )

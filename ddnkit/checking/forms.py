@@ -73,7 +73,7 @@ def compare_forms(findings: Findings) -> None:
         return
     reference = names[-1]
     expected = torch.cat([g.reshape(-1) for g in findings.gradients[reference]])
-    size = max(float(expected.norm()), 1e-300)
+    size = max(float(expected.norm()), _least_gradient(findings), 1e-300)
     double = expected.dtype == torch.float64
     for name in names[:-1]:
         found = torch.cat([g.reshape(-1) for g in findings.gradients[name]])
@@ -81,6 +81,15 @@ def compare_forms(findings: Findings) -> None:
         limit = (1e-7 if name != "unrolled" else 1e-4) if double else 1e-2
         error = float((found - expected).norm()) / size
         compare_form(findings, name, f"against {reference}", error, limit)
+
+
+def _least_gradient(findings: Findings) -> float:
+    """A thousandth of the gradient of a y that moves as much as the inputs do: a gradient may be zero."""
+    assert findings.v is not None and findings.solved is not None
+    inputs = [x for x in findings.inputs if isinstance(x, Tensor) and x.is_floating_point()]
+    size = float(torch.stack([x.double().norm() for x in inputs]).norm()) if inputs else 0.0
+    moves = float(findings.v.norm() * findings.solved.y.norm())
+    return 1e-3 * moves / size if size else 0.0
 
 
 def compare_forward(findings: Findings, solved: Solved) -> None:

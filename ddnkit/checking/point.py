@@ -35,6 +35,8 @@ def compare_solution(findings: Findings, solved: Solved) -> None:
         findings.compare("solver's status", 1.0, 0.0, status.name)
     if not bool(solved.y.isfinite().all()):
         return
+    if certificate.kink_margin is not None:
+        findings.compare("smooth at the solution", (certificate.kink_margin <= 0).sum(), 0.0)
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
     findings.compare("same solution when solved again", relative(again.y, solved.y), 1e3 * rounding)

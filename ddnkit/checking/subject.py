@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ..backward.form import BackwardForm
 from ..captured import Captured, attributes, versions
-from ..certificate import Certificate, measure
+from ..certificate import Certificate, measure, tolerance_of
 from ..errors import DdnkitError
 from ..implicit.own_adjoint import Comparisons
+from ..kinks import Kinks
 from ..layer import DeclarativeLayer, batched_inputs
 from ..members import read
 from ..node import DeclarativeNode
+from ..observation import observed
 from ..problem import Problem, flat
 from ..solution import Solution
 from ..solving import captured_tensors, reject_changed_state, solve
@@ -121,6 +123,8 @@ class Subject:
         )
         # An own adjoint that is wrong is found, and told how, by the differences.
         layer.comparisons = Comparisons(every=0)
+        # So is an input that is hidden from torch.
+        layer.looks_for_hidden = False
         return layer
 
     def has_adjoint(self, form: BackwardForm, solved: Solved) -> bool:
@@ -136,7 +140,22 @@ class Subject:
         captured = self.captured(problem, solution.y)
         reject_changed_state(self.node, before)
         values = [c.tensor.detach() for c in captured]
-        return Solved(problem.with_captured(captured, values), solution, shape)
+        problem = problem.with_captured(captured, values)
+        if problem.batch_size and bool(solution.y.isfinite().all()):
+            problem = problem.with_kinks(self._kinks(problem, solution.y))
+        return Solved(problem, solution, shape)
+
+    def _kinks(self, problem: Problem, y: Tensor) -> Kinks | None:
+        shown = observed(
+            problem,
+            y,
+            problem.recorded(y),
+            tolerance_of(problem, y, self.tolerance),
+            operands=[],
+            first=True,
+            wanted=(),
+        )
+        return shown.kinks
 
     def resolve(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
         """y (B, m) of each problem, from ``start`` (B, *y) where the node's solver takes one."""
