@@ -24,10 +24,9 @@ from torch import Tensor
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
 from .lagrangian import (
     constraint_jacobian,
+    first_order_change,
     lagrangian_gradient,
     multipliers_and_margin,
-    pushforward,
-    stationarity,
 )
 from .linalg.items import apply, distinct
 from .perturbation import STEP, perturbed, relative_changes
@@ -340,7 +339,8 @@ def _backward_errors(
             normal = (
                 residual[:, :0] if nu is None and sigma is None else sigma if nu is None else nu
             )
-            change, change_of_h = _pushed(problem, moved, y, perturbed(y, step, 0, probe), normal)
+            y_moved = perturbed(y, step, 0, probe)
+            change, change_of_h = first_order_change(problem, y, normal, moved.operands, y_moved)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
             if own is not None:
                 scale_h = torch.maximum(scale_h, change_of_h.norm(dim=-1) / step)
@@ -373,31 +373,6 @@ def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor) -> Tens
     if jacobian is None:
         return y.new_ones(len(y))
     return multipliers_and_margin(jacobian, gradient)[1]
-
-
-def _pushed(
-    problem: Problem, moved: Problem, y: Tensor, y_moved: Tensor, nu: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The changes of ∇_y L (B, m) and of h to first order, between a problem with y and another."""
-    primals = [*problem.operands, y]
-    tangents = [
-        b - a if a.is_floating_point() else None
-        for a, b in zip(primals, [*moved.operands, y_moved], strict=True)
-    ]
-
-    def of_all(*values: Tensor) -> Tensor:
-        here = problem.with_operands(values[:-1])
-        slope = stationarity(here, values[-1], nu)
-        if not problem.has_constraints(y):
-            return slope
-        h = here.constraints(values[-1])
-        assert h is not None
-        return torch.cat([slope, h], dim=-1)
-
-    with torch.enable_grad():
-        change = pushforward(of_all, primals, tangents)
-    m = flat(y).shape[1]
-    return change[:, :m], change[:, m:]
 
 
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ libraries. Branches in Python (`if y > 0`) are seen by the comparison.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,20 +27,22 @@ class KinkPoint:
     Attributes:
         argument: zero at the kink.
         output: whose derivative is the weight of the kink; None where the slopes are not known.
-        slope: what torch takes for the derivative of the output in the argument here.
         left, right: the slopes on the two sides.
+        tie: what torch takes for the slope at the kink; None for what it does with a clamp.
         share: by which the output's derivative is to be multiplied (a mean divides it).
         tied: the arguments are the differences of x to its largest or least entry along these
-            dimensions, and `slope` is torch's derivative of that entry in x; () for all of them.
+            dimensions; () for all of them.
+        slope: then, torch's derivative of that entry in x.
     """
 
     argument: Tensor
     output: Tensor | None = None
-    slope: Tensor | None = None
     left: float = 0.0
     right: float = 0.0
+    tie: float | None = 0.0
     share: float = 1.0
     tied: tuple[int, ...] | None = None
+    slope: Tensor | None = None
 
 
 Described = Iterator[KinkPoint]
@@ -47,72 +50,66 @@ Described = Iterator[KinkPoint]
 
 def _abs(args: Any, kwargs: Any, out: Any) -> Described:
     x = _first(args, kwargs)
-    yield KinkPoint(x, out, x.sign(), -1, 1)
+    yield KinkPoint(x, out, -1, 1)
 
 
 def _relu(args: Any, kwargs: Any, out: Any) -> Described:
     x = _first(args, kwargs)
-    yield KinkPoint(x, out, (x > 0).to(x.dtype), 0, 1)
+    yield KinkPoint(x, out, 0, 1)
 
 
 def _leaky_relu(args: Any, kwargs: Any, out: Any) -> Described:
     x = _first(args, kwargs)
-    below = _given(args, kwargs, 1, "negative_slope", 0.01)
-    yield KinkPoint(x, out, torch.where(x > 0, 1.0, below), float(below), 1)
+    below = float(_given(args, kwargs, 1, "negative_slope", 0.01))
+    yield KinkPoint(x, out, below, 1, tie=below)
 
 
 def _clamp(args: Any, kwargs: Any, out: Any) -> Described:
     x = _first(args, kwargs)
     yield from _between(
-        x, out, _given(args, kwargs, 1, "min", None), _given(args, kwargs, 2, "max", None)
+        x, out, _given(args, kwargs, 1, "min", None), _given(args, kwargs, 2, "max", None), None
     )
 
 
 def _clamp_min(args: Any, kwargs: Any, out: Any) -> Described:
-    yield from _between(_first(args, kwargs), out, _given(args, kwargs, 1, "min", None), None)
+    yield from _between(_first(args, kwargs), out, _given(args, kwargs, 1, "min", None), None, None)
 
 
 def _clamp_max(args: Any, kwargs: Any, out: Any) -> Described:
-    yield from _between(_first(args, kwargs), out, None, _given(args, kwargs, 1, "max", None))
+    yield from _between(_first(args, kwargs), out, None, _given(args, kwargs, 1, "max", None), None)
 
 
 def _hardtanh(args: Any, kwargs: Any, out: Any) -> Described:
     low = _given(args, kwargs, 1, "min_val", -1.0)
     high = _given(args, kwargs, 2, "max_val", 1.0)
-    yield from _between(_first(args, kwargs), out, low, high, open_ends=True)
+    yield from _between(_first(args, kwargs), out, low, high, 0.0)
 
 
 def _relu6(args: Any, kwargs: Any, out: Any) -> Described:
-    yield from _between(_first(args, kwargs), out, 0.0, 6.0, open_ends=True)
+    yield from _between(_first(args, kwargs), out, 0.0, 6.0, 0.0)
 
 
-def _between(x: Tensor, out: Tensor, low: Any, high: Any, open_ends: bool = False) -> Described:
-    inside = torch.ones_like(x)
+def _between(x: Tensor, out: Tensor, low: Any, high: Any, tie: float | None) -> Described:
     if low is not None:
-        inside = inside * ((x > low) if open_ends else (x >= low))
+        yield KinkPoint(x - low, out, 0, 1, tie)
     if high is not None:
-        inside = inside * ((x < high) if open_ends else (x <= high))
-    if low is not None:
-        yield KinkPoint(x - low, out, inside, 0, 1)
-    if high is not None:
-        yield KinkPoint(x - high, out, inside, 1, 0)
+        yield KinkPoint(x - high, out, 1, 0, tie)
 
 
 def _softshrink(args: Any, kwargs: Any, out: Any) -> Described:
     x, size = _first(args, kwargs), _given(args, kwargs, 1, "lambd", 0.5)
-    outside = (x.abs() > size).to(x.dtype)
-    yield KinkPoint(x - size, out, outside, 0, 1)
-    yield KinkPoint(x + size, out, outside, 1, 0)
+    yield KinkPoint(x - size, out, 0, 1)
+    yield KinkPoint(x + size, out, 1, 0)
 
 
 def _maximum(args: Any, kwargs: Any, out: Any) -> Described:
     a = _first(args, kwargs) - _given(args, kwargs, 1, "other", None)
-    yield KinkPoint(a, out, (a.sign() + 1) / 2, 0, 1)
+    yield KinkPoint(a, out, 0, 1, tie=0.5)
 
 
 def _minimum(args: Any, kwargs: Any, out: Any) -> Described:
     a = _first(args, kwargs) - _given(args, kwargs, 1, "other", None)
-    yield KinkPoint(a, out, (1 - a.sign()) / 2, 1, 0)
+    yield KinkPoint(a, out, 1, 0, tie=0.5)
 
 
 def _largest(args: Any, kwargs: Any, out: Any) -> Described:
@@ -156,14 +153,15 @@ def _tie(args: Any, kwargs: Any, out: Any, smallest: bool) -> KinkPoint:
         shape = [1] * x.ndim
         shape[dims[0]] = -1
         slope = (places.reshape(shape) == where).to(x.dtype)
-    return KinkPoint(x - best, values, slope, 0, 1, tied=dims)
+    left, right = (1, 0) if smallest else (0, 1)
+    return KinkPoint(x - best, values, left, right, tied=dims, slope=slope)
 
 
 def _l1_loss(args: Any, kwargs: Any, out: Any) -> Described:
     a = _first(args, kwargs) - _given(args, kwargs, 1, "target", None)
     reduction = _given(args, kwargs, 4, "reduction", "mean")
     share = 1 / max(a.numel(), 1) if reduction == "mean" else 1.0
-    yield KinkPoint(a, out, a.sign(), -1, 1, share)
+    yield KinkPoint(a, out, -1, 1, share=share)
 
 
 def _curved(args: Any, kwargs: Any, out: Any) -> Described:
@@ -177,7 +175,7 @@ def _norm(args: Any, kwargs: Any, out: Any) -> Described:
     order = _given(args, kwargs, 1, "p", kwargs.get("ord"))
     x = _first(args, kwargs)
     if order in (1, 1.0) and (x.ndim == 1 or kwargs.get("dim") is None):
-        yield KinkPoint(x, out, x.sign(), -1, 1)
+        yield KinkPoint(x, out, -1, 1)
     else:
         yield KinkPoint(out)
 
@@ -248,6 +246,15 @@ def _given(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 
+@functools.cache
+def slope_of_a_clamp_at_its_end() -> float:
+    """What this torch takes for it: 1 in some versions, 0 in others."""
+    with torch.enable_grad():
+        x = torch.zeros(1, requires_grad=True)
+        (slope,) = torch.autograd.grad(x.clamp(min=0).sum(), x)
+    return float(slope)
+
+
 KINKS: dict[str, Callable[[Any, Any, Any], Described]] = {
     **dict.fromkeys(["abs", "absolute", "__abs__", "abs_"], _abs),
     **dict.fromkeys(["relu", "relu_"], _relu),
@@ -264,7 +271,7 @@ KINKS: dict[str, Callable[[Any, Any, Any], Described]] = {
     **dict.fromkeys(["min", "amin"], _smallest),
     "l1_loss": _l1_loss,
     **dict.fromkeys(["smooth_l1_loss", "huber_loss"], _curved),
-    **dict.fromkeys(["norm", "vector_norm"], _norm),
+    **dict.fromkeys(["norm", "vector_norm", "linalg_norm", "linalg_vector_norm"], _norm),
     **dict.fromkeys(
         ["sign", "sgn", "heaviside", "elu", "celu", "selu", "prelu", "hardshrink", "threshold"],
         _at_zero,

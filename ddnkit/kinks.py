@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kink_table import KinkPoint
-from .lagrangian import constraint_jacobian, least_squares_multipliers
+from .kink_table import KinkPoint, slope_of_a_clamp_at_its_end
+from .lagrangian import constraint_jacobian, first_order_change, least_squares_multipliers
 from .perturbation import STEP, perturbed
 from .problem import Problem, Recorded, flat
 from .recording import Recorder, Step, Trace
@@ -145,26 +145,118 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     # Held where they may be active: the multipliers tell which of them are.
     masks = [candidate[:, entries].to(y.dtype) for _, candidate, entries in known]
     held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, ()))
-    gradient = _gradient(recorded)
+    gradient = flat(_gradient(recorded))
     A = constraint_jacobian(held, y)
     assert A is not None
     nu = least_squares_multipliers(A, gradient)
     own = 0 if recorded.constraints is None else recorded.constraints.shape[-1]
     weights = _weights(recorded, nu[:, :own], [point for point, _, _ in known])
-    active, at = [], own
-    for (point, candidate, entries), weight in zip(known, weights, strict=True):
-        of_point = torch.zeros_like(point.distance)
-        of_point[:, entries] = nu[:, at : at + len(entries)] * candidate[:, entries]
-        at += len(entries)
-        is_active, inside = _judged(point, candidate, of_point, weight, tolerance)
+    edge = _EDGE * tolerance
+    visible = _visible(held, y, nu, A[:, own:], known, weights) > edge
+    known = [
+        (point, candidate & _with_its_group(point, of_point), entries)
+        for (point, candidate, entries), of_point in zip(
+            known, _spread(known, visible), strict=True
+        )
+    ]
+    judged = _all_judged(known, nu[:, own:], weights, edge)
+    failed = torch.cat([inside for _, inside in judged], dim=1).amin(dim=1) <= edge
+    if bool(failed.any()):
+        # Multipliers of dependent kinks are not unique: those nearest to the middles of their ranges.
+        other = _central(known, nu, own, weights, A, gradient)
+        nu = torch.where(failed.unsqueeze(1), other, nu)
+        judged = _all_judged(known, nu[:, own:], weights, edge)
+    active = []
+    for (point, _, entries), (is_active, inside) in zip(known, judged, strict=True):
         active.append(is_active[:, entries].to(y.dtype))
         # A slope just beyond an end is at the end, as far as the tolerance tells.
-        edge = _EDGE * tolerance
         margin = torch.minimum(margin, inside.amin(dim=1) - edge)
         beyond = (-inside).amax(dim=1)
         excess = torch.maximum(excess, torch.where(beyond > edge, beyond, 0.0))
         told += _told(point, inside, edge)
     return Kinks(columns, torch.cat(active, dim=1), margin, excess, tuple(dict.fromkeys(told)))
+
+
+#: A kink, where it may be active (B, n), and in which entries it is in some item.
+_Known = tuple["_Point", Tensor, Tensor]
+
+
+def _visible(
+    held: Problem,
+    y: Tensor,
+    nu: Tensor,
+    rows: Tensor,
+    known: Sequence[_Known],
+    weights: Sequence[Tensor],
+) -> Tensor:
+    """By how much each kink changes ∇_y L (B, p), relative to the terms that meet in its entries.
+
+    That of relu(a)² has a weight of 2 relu(a), and is none.
+    """
+    jumps = torch.cat(
+        [
+            weight[:, entries] * abs(point.right - point.left)
+            for (point, _, entries), weight in zip(known, weights, strict=True)
+        ],
+        dim=1,
+    )
+    step, scale = STEP[y.dtype], torch.zeros_like(flat(y))
+    for probe in range(3):
+        operands = _moved_operands(held, probe)
+        moved = perturbed(y, step, 0, probe)
+        change, _ = first_order_change(held, y, nu, operands, moved)
+        scale = torch.maximum(scale, change.abs() / step)
+    size = (jumps.unsqueeze(-1) * rows[:, : jumps.shape[1]]).abs()
+    return torch.where(size == 0, size, size / scale.unsqueeze(1)).amax(dim=-1)
+
+
+def _spread(known: Sequence[_Known], columns: Tensor) -> list[Tensor]:
+    """What is said of columns (B, p), for all entries of each kink."""
+    found, at = [], 0
+    for point, _, entries in known:
+        of_point = torch.zeros_like(point.distance, dtype=columns.dtype)
+        of_point[:, entries] = columns[:, at : at + len(entries)]
+        at += len(entries)
+        found.append(of_point)
+    return found
+
+
+def _moved_operands(problem: Problem, probe: int) -> list[Tensor]:
+    return [
+        perturbed(x, STEP[x.dtype], k + 1, probe) if own and x.dtype in STEP else x
+        for k, (x, own) in enumerate(zip(problem.operands, problem.operands_batched, strict=True))
+    ]
+
+
+def _all_judged(
+    known: Sequence[_Known], nu: Tensor, weights: Sequence[Tensor], edge: float
+) -> list[tuple[Tensor, Tensor]]:
+    return [
+        _judged(point, candidate, of_point * candidate, weight, edge)
+        for (point, candidate, _), of_point, weight in zip(
+            known, _spread(known, nu), weights, strict=True
+        )
+    ]
+
+
+def _central(
+    known: Sequence[_Known], nu: Tensor, own: int, weights: Sequence[Tensor], A: Tensor, g: Tensor
+) -> Tensor:
+    """The ν with Aᵀν = g whose slopes are nearest to the middles of their ranges, relative to these."""
+    middle, half, at = torch.zeros_like(nu), torch.zeros_like(nu), own
+    for (point, _, entries), weight in zip(known, weights, strict=True):
+        w, columns = weight[:, entries], slice(at, at + len(entries))
+        at += len(entries)
+        half[:, columns] = w.abs() * abs(point.right - point.left) / 2
+        if point.tied is None:
+            middle[:, columns] = w * (point.slope[:, entries] - (point.left + point.right) / 2)
+    # The others may be what they like.
+    free = 1e3 * half.amax(dim=1, keepdim=True)
+    half[:, :own] = free
+    half[:, at:] = free
+    rows = half.unsqueeze(-1) * A
+    rest = g - (A.mT @ middle.unsqueeze(-1)).squeeze(-1)
+    return middle + half * least_squares_multipliers(rows, rest)
 
 
 def _told(point: _Point, inside: Tensor, edge: float) -> list[str]:
@@ -205,12 +297,8 @@ def _near(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> list[_Point]:
     scales = [torch.zeros_like(point.argument) for point in points]
     step = STEP[y.dtype]
     size = flat(y).square().mean(dim=1).sqrt().reshape(-1, *[1] * (y.ndim - 1))
-    flags = problem.operands_batched
     for probe in range(3):
-        operands = [
-            perturbed(x, step, k + 1, probe) if own else x
-            for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
-        ]
+        operands = _moved_operands(problem, probe)
         moved = y + (perturbed(torch.ones_like(y), step, 0, probe) - 1) * (y.abs() + size)
         others = _points(problem.with_operands(operands).recorded(moved).traces)
         if [p.argument.shape for p in others] != [p.argument.shape for p in points]:
@@ -243,10 +331,16 @@ def _point(function: str, index: int, found: Sequence[tuple[Step, KinkPoint]]) -
     parts = [plain(point.argument).detach() for _, point in found]
     argument = _joined(parts)
     outputs = None
-    slope = torch.zeros_like(argument)
-    if first.output is not None and all(point.output is not None for _, point in found):
-        outputs = [point.output for _, point in found]
-        slope = _joined([plain(point.slope).detach() for _, point in found])
+    if first.output is not None:
+        outputs = [point.output for _, point in found if point.output is not None]
+    if first.slope is not None:
+        slope = _joined([plain(p.slope).detach() for _, p in found if p.slope is not None])
+    else:
+        tie = slope_of_a_clamp_at_its_end() if first.tie is None else first.tie
+        at_tie = torch.full_like(argument, tie)
+        slope = torch.where(
+            argument > 0, first.right, torch.where(argument < 0, first.left, at_tie)
+        )
     return _Point(
         function, index, f"`{step.name}`{'' if step.place is None else f' ({step.place})'}",
         flat(argument), flat(argument), outputs, flat(slope), first.left, first.right, first.share,
@@ -321,18 +415,26 @@ def _grouped(values: Tensor, point: _Point) -> Tensor:
     return flat(shaped.sum(dims, keepdim=True).expand_as(shaped))
 
 
+def _with_its_group(point: _Point, seen: Tensor) -> Tensor:
+    # The difference of the largest entry to itself has no gradient.
+    return seen if point.tied is None else _grouped(seen.to(point.distance.dtype), point) > 0
+
+
 def _judged(
-    point: _Point, candidate: Tensor, nu: Tensor, weight: Tensor, tolerance: float
+    point: _Point, candidate: Tensor, nu: Tensor, weight: Tensor, edge: float
 ) -> tuple[Tensor, Tensor]:
-    """Which candidates are active (B, n), and how far inside of its range each slope is, 1 if not."""
+    """Which candidates are active (B, n), and how far inside of its range each slope is, 1 if not.
+
+    Args:
+        edge: what a solution that is good to the tolerance leaves of a slope, relative to its range.
+    """
     a, eps = point.argument, torch.finfo(nu.dtype).eps
-    counts = candidate & (weight.abs() > eps * weight.abs().amax(dim=1, keepdim=True))
+    counts = candidate & (weight != 0)
     multiplier = nu / torch.where(counts, weight, 1.0)
     if point.tied is not None:
         multiplier = multiplier - point.slope * _grouped(multiplier, point)
     t = point.slope - multiplier
     low, high = min(point.left, point.right), max(point.left, point.right)
-    edge = _EDGE * tolerance
     inside = torch.minimum(t - low, high - t) / (high - low)
     inside = torch.where(weight * (point.right - point.left) < 0, -1.0, inside)  # concave
     # Beside the kink, and stationary with the slope of that side: smooth there.

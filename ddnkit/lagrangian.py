@@ -293,6 +293,35 @@ def pushforward(
     return grad(paired)(torch.zeros_like(out))
 
 
+def first_order_change(
+    problem: Problem, y: Tensor, nu: Tensor, operands: Sequence[Tensor], moved: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How ∇_y L (B, m) and h (B, p) change on the way to other operands and another y, to first order.
+
+    At fixed multipliers ν, as `stationarity` takes them; p = 0 without constraints.
+    """
+    primals = [*problem.operands, y]
+    tangents = [
+        b - a if a.is_floating_point() else None
+        for a, b in zip(primals, [*operands, moved], strict=True)
+    ]
+    constrained = problem.has_constraints(y)
+
+    def of_all(*values: Tensor) -> Tensor:
+        here = problem.with_operands(values[:-1])
+        slope = stationarity(here, values[-1], nu)
+        if not constrained:
+            return slope
+        h = here.constraints(values[-1])
+        assert h is not None
+        return torch.cat([slope, h], dim=-1)
+
+    with torch.enable_grad():
+        change = pushforward(of_all, primals, tangents)
+    m = flat(y).shape[1]
+    return change[:, :m], change[:, m:]
+
+
 def flat_after(x: Tensor, dims: int) -> Tensor:
     """(a, B, *y) as (a, B, m)."""
     return x.reshape(*x.shape[:dims], x.shape[dims:].numel())

@@ -314,7 +314,8 @@ class Problem:
             yield
             return
         known = [("y", y), *((operand_name(k), x) for k, x in enumerate(operands))]
-        with Recorder(function.__name__.removeprefix("_flat_"), known) as recorder:
+        name = "equality_constraints" if function == self._flat_constraints else function.__name__
+        with Recorder(name, known) as recorder:
             yield
         self._traces.append(recorder.trace)
 

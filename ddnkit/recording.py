@@ -156,7 +156,10 @@ def _sample(x: Tensor) -> np.ndarray[Any, Any] | None:
     x = x.detach() if x.requires_grad else x
     if x.dtype is torch.bfloat16:
         x = x.view(torch.int16)
-    values = x.numpy(force=x.is_conj() or x.is_neg())
+    try:
+        values = x.numpy(force=x.is_conj() or x.is_neg())
+    except RuntimeError:  # a tensor of a transform that does not say so has no memory of its own
+        return None
     if x.numel() <= _SAMPLED:
         return values.copy()
     return values.reshape(-1)[:: x.numel() // _SAMPLED + 1].copy()

@@ -1,0 +1,291 @@
+"""Solutions at a kink of the objective or of a constraint: the derivative along it, or none, told."""
+
+import warnings
+
+import pytest
+import torch
+from bounds import eps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import hessian, jacfwd, jacrev, vmap
+
+import ddnkit
+from ddnkit import DeclarativeLayer, DeclarativeNode, UntrustedGradientError
+
+
+class SoftThreshold(DeclarativeNode):
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return (y - x).square().sum() / 2 + y.abs().sum()
+
+    def solve(self, x):
+        return torch.nn.functional.softshrink(x, 1.0)
+
+
+class ByFormula(DeclarativeNode):
+    """A term in y with kinks, beside a square; y is given in closed form."""
+
+    input_dims = (1,)
+
+    def __init__(self, term, solution):
+        self.term, self.solution = term, solution
+
+    def objective(self, x, y):
+        return (y - x).square().sum() / 2 + self.term(y)
+
+    def solve(self, x):
+        return self.solution(x)
+
+
+def shrink(x, below, above):
+    """The minimum of (y − x)²/2 with slopes ``below`` left and ``above`` right of 0."""
+    return torch.where(x > above, x - above, torch.where(x < below, x - below, 0.0))
+
+
+def tied(x):
+    """x with its two largest entries lowered to where they tie, for a weight of 1 on the largest."""
+    order = x.argsort(descending=True)
+    level = (x[order[:2]].sum() - 1) / 2
+    return x.scatter(0, order[:2], level.expand(2))
+
+
+F = torch.nn.functional
+EXACT = {
+    "abs": (lambda y: y.abs().sum(), lambda x: shrink(x, -1, 1)),
+    "relu": (lambda y: torch.relu(y).sum(), lambda x: shrink(x, 0, 1)),
+    "leaky_relu": (lambda y: F.leaky_relu(y, 0.25).sum(), lambda x: shrink(x, 0.25, 1)),
+    "clamp": (lambda y: y.clamp(min=0).sum(), lambda x: shrink(x, 0, 1)),
+    "clamp from both sides": (lambda y: 2 * y.clamp(0, 50).sum(), lambda x: shrink(x, 0, 2)),
+    "maximum": (lambda y: torch.maximum(y, -2 * y).sum(), lambda x: shrink(x, -2, 1)),
+    "minimum": (lambda y: -torch.minimum(y, 3 * y).sum() + 3 * y.sum(),
+                lambda x: shrink(x, 0, 2)),
+    "l1_loss": (lambda y: F.l1_loss(y, torch.zeros_like(y), reduction="sum"),
+                lambda x: shrink(x, -1, 1)),
+    "a mean": (lambda y: y.numel() * F.l1_loss(y, torch.zeros_like(y)),
+               lambda x: shrink(x, -1, 1)),
+    "a norm": (lambda y: torch.linalg.vector_norm(y, 1), lambda x: shrink(x, -1, 1)),
+    "written twice": (lambda y: (y.abs() + torch.relu(y)).sum(), lambda x: shrink(x, -1, 2)),
+    "amax": (lambda y: y.amax(), tied),
+    "max along a dimension": (lambda y: y.max(dim=0).values, tied),
+    "max": (lambda y: y.max(), tied),
+    "min": (lambda y: -y.neg().min(), tied),
+}  # fmt: skip
+
+#: Away from where a kink begins and ends to bind; of "max" the two largest tie.
+INPUTS = torch.tensor([[-3.0, 0.4, 3.5, 3.8], [0.6, -0.5, 2.5, 2.2], [1.5, 1.7, 0.1, -4.0]])
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("form", ["auto", "dense", "krylov", "embedded_field"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_derivative_at_a_kink_is_that_along_it(name, form, dtype):
+    term, solution = EXACT[name]
+    layer = DeclarativeLayer(ByFormula(term, solution), form, policy="raise")
+    X = INPUTS.to(dtype)
+    for x in X:
+        found = jacrev(layer)(x)
+        expected = jacrev(solution)(x)
+        # The projection on the kinks is of condition 1.
+        assert torch.allclose(found, expected, atol=64 * eps(dtype))
+        assert torch.allclose(jacfwd(layer)(x), expected, atol=64 * eps(dtype))
+    x = X.clone().requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, torch.stack([solution(one) for one in X]))
+    assert layer.certificate.verdicts() == ["trusted"] * 3
+    (together,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    alone = torch.stack([jacrev(solution)(one).sum(dim=0) for one in X])
+    assert torch.allclose(together, alone, atol=64 * eps(dtype))
+    assert torch.allclose(vmap(jacrev(layer))(X)[0], jacrev(solution)(X[0]), atol=64 * eps(dtype))
+
+
+def test_derivatives_of_higher_order_are_those_along_it():
+    layer = DeclarativeLayer(SoftThreshold(), policy="raise")
+    x = torch.tensor([-3.0, 0.4, 1.5], dtype=torch.float64)
+    assert not hessian(lambda x: layer(x).sum())(x).any()
+    assert torch.allclose(
+        hessian(lambda x: layer(x).square().sum() / 2)(x),
+        torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)),
+        atol=64 * eps(torch.float64),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(-40, 40), min_size=1, max_size=6),
+    st.floats(0.01, 100),
+    st.sampled_from([torch.float64, torch.float32]),
+)
+def test_soft_thresholds_of_any_size(entries, scale, dtype):
+    class Scaled(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return scale * ((y - x).square().sum() / 2 + scale * y.abs().sum())
+
+        def solve(self, x):
+            return F.softshrink(x, scale)
+
+    x = scale * torch.tensor(entries, dtype=dtype)
+    inside = (x.abs() / scale < 0.98).to(dtype)
+    outside = (x.abs() / scale > 1.02).to(dtype)
+    x = torch.where(inside + outside > 0, x, 0.0)
+    inside = 1 - outside
+    layer = DeclarativeLayer(Scaled(), policy="raise")
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert layer.certificate.verdicts() == ["trusted"]
+    assert torch.allclose(x.grad, outside, atol=64 * eps(dtype))
+
+
+class L1Sphere(DeclarativeNode):
+    """The nearest point with Σ|yᵢ| = 1 of an x beyond it: its kinks are in the constraint."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return (y - x).square().sum() / 2
+
+    def equality_constraints(self, x, y):
+        return y.abs().sum() - 1
+
+    def solve(self, x):
+        size = x.abs().sort(descending=True).values
+        sums = (size.cumsum(0) - 1) / torch.arange(1, len(x) + 1, dtype=x.dtype)
+        level = sums[(size > sums).sum() - 1]
+        return x.sign() * (x.abs() - level).clamp(min=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 8))
+def test_kinks_of_a_constraint(seed, m):
+    x = torch.randn(m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = 2 * x / x.abs().sum()
+    node = L1Sphere()
+    y = node.solve(x)
+    # How far the entries at zero are from leaving it.
+    level = (x - y).abs().max()
+    if bool(((x.abs() - level).abs() < 1e-3).any()):
+        return
+    layer = DeclarativeLayer(node, policy="raise")
+    found = jacrev(layer)(x)
+    active = (y != 0).to(x.dtype)
+    sign = y.sign()
+    expected = torch.diag(active) - torch.outer(sign, sign) / active.sum()
+    assert torch.allclose(found, expected, atol=64 * m * eps(torch.float64))
+
+
+def test_newton_stops_at_kinks_it_steps_on():
+    class TotalVariation(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (y - x).square().sum() / 2 + (y[1] - y[0]).abs()
+
+        def initial_point(self, x):
+            return x
+
+    x = torch.tensor([1.0, 1.5], dtype=torch.float64)
+    layer = DeclarativeLayer(TotalVariation(), policy="raise")
+    half = torch.full((2, 2), 0.5, dtype=torch.float64)
+    assert torch.allclose(jacrev(layer)(x), half)
+
+
+class Beyond(DeclarativeNode):
+    """(y − x)²/2 + |y − 1|, with a `solve` that returns 1 whatever x is."""
+
+    input_dims = (0,)
+
+    def objective(self, x, y):
+        return (y - x).square() / 2 + (y - 1).abs()
+
+    def solve(self, x):
+        return torch.ones_like(x)
+
+
+def test_a_kink_is_no_excuse_for_a_wrong_point():
+    x = torch.tensor([1.5, 10.0, 50.0, -1000.0], dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(Beyond(), policy="mask")
+    layer(x).sum().backward()
+    assert layer.certificate.verdicts() == ["trusted", "invalid", "invalid", "invalid"]
+    assert layer.certificate.solved.tolist() == [True, False, False, False]
+    assert "test_kinks.py" in " ".join(layer.certificate.causes())
+    assert torch.allclose(x.grad, torch.zeros(4, dtype=torch.float64), atol=64 * eps(torch.float64))
+
+
+@pytest.mark.parametrize("policy", ddnkit.certificate.POLICIES)
+def test_where_a_kink_begins_to_bind_there_is_no_derivative(policy):
+    layer = DeclarativeLayer(SoftThreshold(), policy=policy)
+    x = torch.tensor([[1.0, 3.0], [0.5, 3.0]], dtype=torch.float64, requires_grad=True)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        y = layer(x)
+        assert layer.certificate.solved.all()
+        if policy == "raise":
+            with pytest.raises(UntrustedGradientError, match=r"abs.*test_kinks\.py"):
+                y.sum().backward()
+            return
+        y.sum().backward()
+    assert layer.certificate.verdicts() == ["invalid", "trusted"]
+    assert len(heard) == (policy == "warn")
+    if policy == "nan":
+        assert x.grad[0].isnan().all()
+    if policy == "mask":
+        assert not x.grad[0].any()
+    assert torch.allclose(x.grad[1], torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
+def test_a_concave_kink_holds_no_minimum():
+    node = ByFormula(lambda y: -y.abs().sum(), lambda x: x - x)
+    layer = DeclarativeLayer(node, policy="mask")
+    layer(torch.tensor([0.0, 0.5], dtype=torch.float64))
+    assert layer.certificate.verdicts() == ["invalid"]
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-9])
+def test_beside_a_kink_the_solution_is_smooth(distance):
+    x = torch.tensor([1 + distance, -1 - distance, 0.2], dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(SoftThreshold(), policy="raise")
+    layer(x).sum().backward()
+    assert torch.allclose(x.grad, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+
+
+JUMPS = {
+    "median": lambda y: y.sort().values.median(),
+    "quantile": lambda y: torch.quantile(y, 0.5),
+    "sort": lambda y: (y.sort().values * torch.tensor([1.0, 2.0, 3.0], dtype=y.dtype)).sum(),
+    "topk": lambda y: y.topk(2).values.sum(),
+    "a branch": lambda y: (y if bool(y[0] > y[1]) else 2 * y).sum(),
+    "where": lambda y: torch.where(y > y.flip(0), y, 2 * y).sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", JUMPS)
+def test_ties_without_a_rule_are_told(name):
+    node = ByFormula(JUMPS[name], lambda x: torch.ones_like(x))
+    layer = DeclarativeLayer(node, policy="mask")
+    layer(torch.tensor([[1.0, 1.1, 1.2], [0.3, 0.4, 0.5]], dtype=torch.float64))
+    assert layer.certificate.verdicts() == ["invalid", "invalid"]
+    assert layer.certificate.kink_margin.tolist() == [0, 0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([torch.float64, torch.float32]))
+def test_a_network_with_kinks_elsewhere_raises_no_alarm(seed, dtype):
+    made = torch.Generator().manual_seed(seed)
+    W = torch.randn(30, 4, generator=made, dtype=dtype) / 10
+
+    class Energy(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (y - x).square().sum() + torch.relu(W @ y + 0.05).square().sum()
+
+        def initial_point(self, x):
+            return x
+
+    layer = DeclarativeLayer(Energy())
+    x = torch.randn(8, 4, generator=made, dtype=dtype, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.certificate.verdicts() == ["trusted"] * 8
