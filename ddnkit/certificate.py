@@ -336,9 +336,9 @@ def _backward_errors(
         moved = problem.with_operands(operands)
         if problem.kinks is not None:
             # A difference across a kink is the jump over the step: the derivative is of the smooth part.
-            normal = (
-                residual[:, :0] if nu is None and sigma is None else sigma if nu is None else nu
-            )
+            normal = residual[:, :0]
+            for multipliers in (sigma, nu):
+                normal = normal if multipliers is None else multipliers
             y_moved = perturbed(y, step, 0, probe)
             change, change_of_h = first_order_change(problem, y, normal, moved.operands, y_moved)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)

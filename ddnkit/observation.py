@@ -51,7 +51,7 @@ class Observation:
         """Raise if an operand is not what it was when the layer was called."""
         for k, (held, x) in enumerate(zip(self.operands, problem.operands, strict=False)):
             # A vmap on the way back repeats them.
-            if held.tensor.shape == x.shape and held.differs(Held(x)):
+            if held.shape == x.shape and held.differs(Held(x)):
                 raise InputError(
                     f"{type(problem.node).__name__}: {operands_called(problem)[k]} was changed in place "
                     "after the layer was called, so that there is no way back through it: change a copy, "

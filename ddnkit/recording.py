@@ -118,16 +118,24 @@ class Held:
     def __init__(self, tensor: Tensor, place: Place | None = None, keep: bool = True):
         # One that the evaluation made itself is not kept alive.
         self.tensor, self.place = tensor if keep else None, place
-        self.version = _version(tensor)
+        self.shape, self.version = tensor.shape, _version(tensor)
         self._sample = _sample(tensor)
 
     def differs(self, other: Held) -> bool:
         """Whether the other holds other values, as far as can be told without waiting for a GPU."""
         a, b = self._sample, other._sample
         if a is None or b is None:
-            if self.tensor is None or other.tensor is None or _is_wrapped(other.tensor):
+            a_tensor, b_tensor = self.tensor, other.tensor
+            if (
+                a_tensor is None
+                or b_tensor is None
+                or _is_wrapped(a_tensor)
+                or _is_wrapped(b_tensor)
+            ):
                 return False
-            return self.tensor is not other.tensor or self.version != other.version
+            # Not by identity: what autograd has kept comes back as another object.
+            same_memory = a_tensor.data_ptr() == b_tensor.data_ptr()
+            return not same_memory or self.version != other.version
         if a.shape != b.shape or a.dtype != b.dtype:
             return True
         if a.tobytes() == b.tobytes():
