@@ -14,7 +14,6 @@ itself (`Solver.keeps_items_apart`). If the solve then fails, that is the time t
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .errors import DdnkitError, InputError, UntrustedGradientError
 from .node import DeclarativeNode
+from .observation import operands_called
 from .problem import Problem, flat
 from .solution import Solution, Status
 from .solver import as_solver
@@ -66,7 +66,7 @@ def solve_apart(
 def finite_inputs(problem: Problem, start: Tensor | None = None) -> dict[str, Tensor]:
     """Which items of each tensor that the solution depends on are finite, (B,), by its name."""
     size = problem.batch_size
-    names = _names(problem)
+    names = operands_called(problem)
     pairs = list(zip(names, problem.operands, problem.operands_batched, strict=True))
     if start is not None:
         pairs.append(("start", start, True))
@@ -95,21 +95,6 @@ def without(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
     if problem.kinks is not None:
         problem = problem.with_kinks(problem.kinks.of_items(source))
     return problem, source
-
-
-def _names(problem: Problem) -> list[str]:
-    """What to call each operand: an input by its place and what the objective calls it."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(problem.node.objective).parameters.values()
-    called = [p.name for p in parameters if p.kind in kinds and p.name != "y"]
-    names = []
-    for i, x in enumerate(problem.inputs):
-        if isinstance(x, Tensor):
-            names.append(f"input {i} ({called[i]})" if i < len(called) else f"input {i}")
-    for i, captured in enumerate(problem.originals):
-        name = f"captured tensor {i}" if captured.path is None else f"the node's {captured.path}"
-        names.append(name)
-    return names
 
 
 def _finite(x: Tensor, size: int | None) -> Tensor:
