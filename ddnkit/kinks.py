@@ -143,7 +143,8 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told))
     columns = tuple(Column(point.function, point.index, entries) for point, _, entries in known)
     # Held where they may be active: the multipliers tell which of them are.
-    masks = [candidate[:, entries].to(y.dtype) for _, candidate, entries in known]
+    masks = [(candidate & ~_leading(p, candidate))[:, entries].to(y.dtype)
+             for p, candidate, entries in known]  # fmt: skip
     held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, ()))
     gradient = flat(_gradient(recorded))
     A = constraint_jacobian(held, y)
@@ -167,8 +168,9 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         nu = torch.where(failed.unsqueeze(1), other, nu)
         judged = _all_judged(known, nu[:, own:], weights, edge)
     active = []
-    for (point, _, entries), (is_active, inside) in zip(known, judged, strict=True):
-        active.append(is_active[:, entries].to(y.dtype))
+    for (point, candidate, entries), (is_active, inside) in zip(known, judged, strict=True):
+        held_there = is_active & ~_leading(point, candidate)
+        active.append(held_there[:, entries].to(y.dtype))
         # A slope just beyond an end is at the end, as far as the tolerance tells.
         margin = torch.minimum(margin, inside.amin(dim=1) - edge)
         beyond = (-inside).amax(dim=1)
@@ -418,6 +420,21 @@ def _grouped(values: Tensor, point: _Point) -> Tensor:
 def _with_its_group(point: _Point, seen: Tensor) -> Tensor:
     # The difference of the largest entry to itself has no gradient.
     return seen if point.tied is None else _grouped(seen.to(point.distance.dtype), point) > 0
+
+
+def _leading(point: _Point, candidate: Tensor) -> Tensor:
+    """Of those that tie, the one whose row is left out: it would only depend on the others'."""
+    if point.tied is None:
+        return torch.zeros_like(candidate)
+    best = (candidate & (point.argument == 0)).reshape(-1, *point.shape)
+    dims = [d + 1 for d in point.tied] if point.tied else list(range(1, best.dim()))
+    rest = [d for d in range(best.dim()) if d not in dims]
+    grouped = best.permute(*rest, *dims)
+    flat_groups = grouped.reshape(*grouped.shape[: len(rest)], -1)
+    first = flat_groups & (flat_groups.cumsum(dim=-1) == 1)
+    order = [*rest, *dims]
+    back = [order.index(d) for d in range(best.dim())]
+    return flat(first.reshape(grouped.shape).permute(*back))
 
 
 def _judged(
