@@ -287,3 +287,18 @@ KINKS: dict[str, Callable[[Any, Any, Any], Described]] = {
     **dict.fromkeys(["quantile", "nanquantile"], _quantile),
     "topk": _topk,
 }
+
+
+def kink_points(name: str, args: Any, kwargs: Any, out: Any) -> list[KinkPoint]:
+    """The kinks of one call of an operation of the table; those of real numbers alone.
+
+    A whole number or a truth value jumps where what it was computed from does, which is noticed there. The
+    size of a complex number has its kink where it is zero.
+    """
+    x = _first(args, kwargs)
+    if isinstance(x, Tensor) and x.is_complex():
+        real = isinstance(out, Tensor) and out.is_floating_point()
+        return [KinkPoint(out)] if real else []
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return []
+    return list(KINKS[name](args, kwargs, out))

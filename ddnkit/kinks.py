@@ -383,7 +383,12 @@ def _weights(recorded: Recorded, nu: Tensor, points: Sequence[_Point]) -> list[T
     raw = [_unwrapped(out) for point in points for out in point.outputs or ()]
     if not total.requires_grad or not raw:
         return [torch.zeros_like(point.argument) for point in points]
-    found = iter(torch.autograd.grad(total, raw, retain_graph=True, allow_unused=True))
+    # One that is detached has no weight.
+    on_graph = [out for out in raw if out.requires_grad]
+    if not on_graph:
+        return [torch.zeros_like(point.argument) for point in points]
+    rest = iter(torch.autograd.grad(total, on_graph, retain_graph=True, allow_unused=True))
+    found = iter([next(rest) if out.requires_grad else None for out in raw])
     weights = []
     for point in points:
         parts = []

@@ -29,6 +29,7 @@ from .implicit.solution_equation import SolutionEquation
 from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
 from .problem import Problem
+from .recording import as_one_step
 from .solving import solve
 from .structure import Structure
 from .transforms import under_transform
@@ -117,7 +118,7 @@ class DeclarativeLayer(nn.Module):
     def _call(self, xs: Sequence[Any], start: Any) -> Any:
         kept = running_statistics(self.node)
         try:
-            return self._called(xs, start)
+            return as_one_step("a layer", (xs, start), lambda: self._called(xs, start))
         except InputError:
             # A call that is refused has not happened.
             for buffer, value in kept:

@@ -127,6 +127,8 @@ def observed(
             )
     kinks = kinks_of(problem, y, recorded, tolerance)
     hidden, by = _hidden(problem, y, traces, wanted)
+    for trace in traces:
+        trace.kinks.clear()  # they would hold the evaluation's graph for as long as y has its own
     return Observation(traces, operands, NodeState(problem.node), kinks, hidden, by)
 
 

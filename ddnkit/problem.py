@@ -277,8 +277,11 @@ class Problem:
             extra = {} if v_one is None else {"v": self._split(v_one)}
             # Made before anything is watched: it looks at the node's tensors.
             swapped = substituted(self.node, self.originals, ones[count:])
-            with self._watched(function, y_one, ones), swapped:
-                return _tensor(function, function(*xs, y=self._split(y_one), **extra))
+            with self._watched(function, y_one, ones) as recorder, swapped:
+                value = _tensor(function, function(*xs, y=self._split(y_one), **extra))
+                if recorder is not None:
+                    recorder.returns(value)
+                return value
 
         def item(i: int) -> Any:
             own = (at(x, i) if each else x for x, each in zip(tensors, batched, strict=True))
@@ -309,14 +312,14 @@ class Problem:
     @contextlib.contextmanager
     def _watched(
         self, function: Callable[..., Any], y: Tensor, operands: Sequence[Tensor]
-    ) -> Iterator[None]:
+    ) -> Iterator[Recorder | None]:
         if self._traces is None:
-            yield
+            yield None
             return
         known = [("y", y), *((operand_name(k), x) for k, x in enumerate(operands))]
-        name = "equality_constraints" if function == self._flat_constraints else function.__name__
+        name = "equality_constraints" if function == self._flat_constraints else "objective"
         with Recorder(name, known) as recorder:
-            yield
+            yield recorder
         self._traces.append(recorder.trace)
 
     def _split(self, y: Tensor) -> Any:

@@ -17,8 +17,9 @@ A number that Python computes from a tensor (`item`) is a number of the trace li
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import captured
-from .kink_table import KINKS, KinkPoint
+from .kink_table import KINKS, KinkPoint, kink_points
 
 #: Of an outside tensor with more entries than this, so many are compared, spread over it.
 _SAMPLED = 65_536
@@ -41,6 +42,14 @@ _BETWEEN = (__file__, captured.__file__, str(Path(torch.__file__).parent))
 _CUTS = {
     torch.Tensor.detach: "detach()",
     torch.detach: "detach()",
+    torch.Tensor.detach_: "detach_()",
+    torch.detach_: "detach_()",
+    torch.Tensor.requires_grad_: "requires_grad_()",
+    torch.tensor: "torch.tensor",
+    torch.asarray: "torch.asarray",
+    torch.Tensor.new_tensor: "new_tensor",
+    torch.Tensor.__complex__: "complex()",
+    torch.Tensor.__index__: "an index",
     torch.Tensor.data.__get__: ".data",  # type: ignore[attr-defined]
     torch.Tensor.item: "item()",
     torch.Tensor.tolist: "tolist()",
@@ -83,12 +92,14 @@ class Step:
     Attributes:
         sources: of each tensor argument: the name of an operand, "y", "#3" for the third operation's
             result, "@1" for the second tensor that depends on none of them.
+        writes: whether it works in place, so that its result may be used under another name.
     """
 
     name: str
     constants: tuple[Any, ...]
     sources: tuple[str, ...]
     place: Place | None
+    writes: bool = False
 
 
 @dataclass
@@ -110,6 +121,42 @@ class Trace:
     random: list[Step] = field(default_factory=list)
     hidden: list[Hidden] = field(default_factory=list)
     kinks: list[tuple[Step, KinkPoint]] = field(default_factory=list)
+    output: str | None = None
+
+    def live(self) -> tuple[list[tuple[Step, tuple[str, ...]]], list[Held]]:
+        """The steps that the output comes from, and what goes into them from outside, by new numbers.
+
+        What is computed for a log, a check or a cache is none of them, and may differ. An output of code that
+        is not recorded (a compiled function, say) may come from anything.
+        """
+        needed = set(range(len(self.steps)))
+        if self.output is not None and self.output.startswith("#"):
+            needed = {k for k, step in enumerate(self.steps) if step.writes}
+            ahead = [self.output, *(s for k in needed for s in self.steps[k].sources)]
+            while ahead:
+                k = _number(ahead.pop())
+                if k is not None and k not in needed:
+                    needed.add(k)
+                    ahead.extend(self.steps[k].sources)
+        names: dict[str, str] = {}
+        outside: list[Held] = []
+        live = []
+        for k in sorted(needed):
+            sources = []
+            for source in self.steps[k].sources:
+                if source.startswith("@") and source not in names:
+                    names[source] = f"@{len(outside)}"
+                    outside.append(self.outside[int(source[1:])])
+                head, dot, part = source.partition(".")
+                sources.append(names.get(head, head) + dot + part)
+            names[f"#{k + 1}"] = f"#{len(live) + 1}"
+            live.append((self.steps[k], tuple(sources)))
+        return live, outside
+
+
+def _number(source: str) -> int | None:
+    """Of which step it is a result."""
+    return int(source[1:].partition(".")[0]) - 1 if source.startswith("#") else None
 
 
 class Held:
@@ -166,11 +213,12 @@ def _sample(x: Tensor) -> np.ndarray[Any, Any] | None:
         x = x.view(torch.int16)
     try:
         values = x.numpy(force=x.is_conj() or x.is_neg())
-    except RuntimeError:  # a tensor of a transform that does not say so has no memory of its own
+    except (RuntimeError, TypeError):  # a type that numpy does not have; a tensor of a transform that does not say so has no memory of its own
         return None
     if x.numel() <= _SAMPLED:
         return values.copy()
-    return values.reshape(-1)[:: x.numel() // _SAMPLED + 1].copy()
+    # `flat` copies no more than it is asked for, of expanded and transposed tensors too.
+    return np.asarray(values.flat[:: x.numel() // _SAMPLED + 1])
 
 
 def _version(x: Tensor) -> int:
@@ -195,11 +243,14 @@ class Recorder(TorchFunctionMode):
             self._keep(x, name, frozenset([name]))
         self._constants: dict[int, tuple[weakref.ref[Tensor], Held, str]] = {}
         self._graph = torch.is_grad_enabled()
+        self.paused = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         sources: list[str] = []
         depends: set[str] = set()
 
@@ -216,20 +267,44 @@ class Recorder(TorchFunctionMode):
             return value.copy() if isinstance(value, np.ndarray) else value
 
         constants = (look(args), look(kwargs) if kwargs else ())
-        result = func(*args, **kwargs)
         name = _name(func)
+        writes = _in_place(name) or "out" in kwargs or kwargs.get("inplace") is True
+        given = args
+        if writes and "y" in depends and name in KINKS and args:
+            given = (args[0].clone(), *args[1:])  # what it was, to tell where it is from the kink
+        result = func(*args, **kwargs)
         trace = self.trace
         draws = name in _RANDOM or (name in _DROPOUTS and _trains(args, kwargs))
         if draws or kwargs.get("generator") is not None:
             trace.random.append(Step(name, constants, tuple(sources), _place()))
         if depends:
-            step = Step(name, constants, tuple(sources), _place())
-            trace.steps.append(step)
+            writes = writes or result is None
+            step = Step(name, constants, tuple(sources), _place(), writes)
+            if writes or _has_tensor(result):
+                # What says a type, a shape or a number goes on as a number of another step.
+                trace.steps.append(step)
             self._note_loss(func, step, kwargs, result, depends)
             if "y" in depends and name in KINKS:
-                trace.kinks += [(step, point) for point in KINKS[name](args, kwargs, result)]
-        self._keep(result, f"#{len(trace.steps)}", frozenset(depends))
+                trace.kinks += [(step, point) for point in kink_points(name, given, kwargs, result)]
+        made, on = f"#{len(trace.steps)}", frozenset(depends)
+        self._keep(result, made, on)
+        if depends and _in_place(name) and args and isinstance(args[0], Tensor):
+            self._keep(args[0], made, on)
+            if args[0]._base is not None:
+                self._keep(args[0]._base, made, on)
         return result
+
+    def returns(self, output: Any) -> None:
+        """Say what the function returned."""
+        if isinstance(output, Tensor):
+            self.trace.output = self._source(output)[0]
+
+    def took(self, name: str, inputs: Any, inner: Sequence[Trace], result: Any) -> None:
+        """Record as one operation what was computed while this was paused."""
+        sources = [self._source(x)[0] for x in _tensors(inputs)]
+        on = frozenset().union(*(of for _, _, of in self._made.values()))
+        self.trace.steps.append(Step(name, (Inner(tuple(inner)),), tuple(sources), _place()))
+        self._keep(result, f"#{len(self.trace.steps)}", on)
 
     def _note_loss(
         self, func: Any, step: Step, kwargs: Any, result: Any, depends: set[str]
@@ -262,9 +337,81 @@ class Recorder(TorchFunctionMode):
             elif not depends <= self._made[id(result)][2]:  # worked on in place
                 ref, before, on = self._made[id(result)]
                 self._made[id(result)] = ref, before, on | depends
-        elif type(result) in (list, tuple) or isinstance(result, tuple):
+        elif isinstance(result, (list, tuple)):
             for k, entry in enumerate(result):
                 self._keep(entry, f"{name}.{k}", depends)
+        elif isinstance(result, dict):
+            for key, entry in result.items():
+                self._keep(entry, f"{name}.{key}", depends)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What a layer that an objective calls has shown, as a constant of the step that it is."""
+
+    traces: tuple[Trace, ...]
+
+
+_PAUSED = threading.local()
+
+
+def as_one_step(name: str, inputs: Any, compute: Callable[[], Any]) -> Any:
+    """compute(), which a recording around it takes for one operation: a layer inside an objective.
+
+    It has solvers, certificates and comparisons inside, which are no part of the function.
+    """
+    if not torch._C._len_torch_function_stack():
+        return compute()
+    stack = torch.overrides._get_current_function_mode_stack()
+    recorders = [mode for mode in stack if isinstance(mode, Recorder) and not mode.paused]
+    if not recorders:
+        return compute()
+    outer, _PAUSED.inner = getattr(_PAUSED, "inner", None), []
+    for recorder in recorders:
+        recorder.paused = True
+    try:
+        result = compute()
+    finally:
+        inner, _PAUSED.inner = _PAUSED.inner, outer
+        for recorder in recorders:
+            recorder.paused = False
+    for recorder in recorders:
+        recorder.took(name, inputs, inner, result)
+    return result
+
+
+def tell(traces: Sequence[Trace]) -> None:
+    """Hand what a layer has shown to a recording around it."""
+    inner = getattr(_PAUSED, "inner", None)
+    if inner is not None:
+        inner.extend(traces)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _tensors(entry)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _has_tensor(result: Any) -> bool:
+    return isinstance(result, Tensor) or next(_tensors(result), None) is not None
+
+
+def _in_place(name: str) -> bool:
+    if name.endswith("__"):
+        return name in _WRITING
+    return name.endswith("_")
+
+
+#: Operators that work in place.
+_WRITING = {
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__",
+    "__ifloordiv__", "__imod__", "__iand__", "__ior__", "__ixor__", "__set__",
+}  # fmt: skip
 
 
 def _name(func: Any) -> str:
@@ -301,15 +448,16 @@ def difference(before: Sequence[Trace], after: Sequence[Trace]) -> str | None:
 
 
 def _between(first: Trace, second: Trace) -> str | None:
-    for a, b in zip(first.steps, second.steps, strict=False):
-        if a.name != b.name or a.sources != b.sources:
+    (before, held), (after, now) = first.live(), second.live()
+    for (a, of_a), (b, of_b) in zip(before, after, strict=False):
+        if a.name != b.name or of_a != of_b:
             return f"`{b.name}`{_at(b.place)} where it was `{a.name}`{_at(a.place)}"
         changed = _changed(a.constants, b.constants)
         if changed is not None:
             return f"`{b.name}`{_at(b.place)}: {changed}"
-    if len(first.steps) != len(second.steps):
-        return f"{len(second.steps)} operations where there were {len(first.steps)}"
-    for x, z in zip(first.outside, second.outside, strict=False):
+    if len(before) != len(after):
+        return f"{len(after)} operations where there were {len(before)}"
+    for x, z in zip(held, now, strict=False):
         if x.differs(z):
             return f"a tensor from outside{_at(z.place)} has other values"
     return None
@@ -333,6 +481,8 @@ def _changed(a: Any, b: Any) -> str | None:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         same = a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
         return None if same else "an array has other values"
+    if isinstance(a, Inner) and isinstance(b, Inner):
+        return difference(a.traces, b.traces)
     if type(a) is not type(b):
         return f"{a!r:.40} is now {b!r:.40}"
     if isinstance(a, (int, float, complex, str, bool, torch.dtype, torch.device, slice)):

@@ -6,6 +6,7 @@ call may be folded into a larger batch by vmap; figures are then kept for that b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from ..certificate import Certificate, act, complaint, measure, tolerance_of
 from ..fixed_point import FixedPointNode
 from ..observation import Observation, observed, refuse_work_in_place
 from ..problem import Evaluation, Problem, flat
-from ..recording import Held
+from ..recording import Held, tell
 from ..solution import Solution
 from ..solving import (
     captured_tensors,
@@ -118,6 +119,10 @@ class Call(Numbers):
 
     def solve(self, problem: Problem, lead: Sequence[int]) -> tuple[Tensor, ...]:
         """y and what the solver kept. Sets `discovered`, and then the result is to be thrown away."""
+        with _graphs_of_its_own():
+            return self._solve(problem, lead)
+
+    def _solve(self, problem: Problem, lead: Sequence[int]) -> tuple[Tensor, ...]:
         self._shape = (*lead, *self.batch_shape)
         if self._solved is None:
             start = self.start
@@ -144,6 +149,7 @@ class Call(Numbers):
                     first=self.first,
                     wanted=self.wanted,
                 )
+                tell(self.observation.traces)
                 found = found.with_kinks(self.observation.kinks)
             certificate = measure(found, solution, self.tolerance, evaluation, self.aside)
             certificate = dataclasses.replace(certificate, finite=finite)
@@ -384,3 +390,14 @@ def _apart(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
 
 def _where(good: Tensor, x: Tensor, fill: float) -> Tensor:
     return torch.where(good.reshape(-1, *[1] * (x.ndim - 1)), x, fill)
+
+
+def _graphs_of_its_own() -> contextlib.AbstractContextManager[Any]:
+    """Graphs that serve a solve alone, hidden from what watches the tensors that graphs save.
+
+    Checkpointing counts them, and refuses a call that saves others than the one that it repeats: a first
+    call looks closer than later ones.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
