@@ -35,11 +35,18 @@ class Captured:
 
 
 class _Substitution(TorchFunctionMode):
-    """Replaces tensors by identity in the arguments of every torch function."""
+    """Replaces tensors by identity in the arguments of every torch function.
 
-    def __init__(self, replacements: Mapping[int, Tensor]):
+    Args:
+        replacements: by the identity of what they replace.
+        replaced: what is kept alive meanwhile, so that no identity is given out twice: an objective may
+            set an attribute anew.
+    """
+
+    def __init__(self, replacements: Mapping[int, Tensor], replaced: Sequence[Tensor] = ()):
         super().__init__()
         self.replacements = replacements
+        self.replaced = replaced
         self.used: set[int] = set()
 
     def __torch_function__(
@@ -97,12 +104,13 @@ def substituted(
     if not captured:
         return contextlib.nullcontext()
     table = {id(c.tensor): value for c, value in zip(captured, values, strict=True)}
+    now: dict[str, Tensor] = {}
     if any(c.path is not None for c in captured):
         now = dict(attributes(node))
         for c, value in zip(captured, values, strict=True):
             if c.path in now:
                 table[id(now[c.path])] = value
-    return _Substitution(table)
+    return _Substitution(table, list(now.values()))
 
 
 def unused(
@@ -128,6 +136,14 @@ def is_tracked(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and (
         tensor.requires_grad or is_wrapped(tensor) or _has_tangent(tensor)
     )
+
+
+def has_escaped(tensor: Tensor) -> bool:
+    """Whether ``tensor`` belongs to a torch.func transform that is over: an objective has kept it."""
+    if not is_wrapped(tensor):
+        return False
+    top = torch._C._functorch.peek_interpreter_stack()
+    return bool(torch._C._functorch.maybe_get_level(tensor) > (0 if top is None else top.level()))
 
 
 def is_wrapped(tensor: Tensor) -> bool:
@@ -187,7 +203,7 @@ def attributes(owner: object) -> Iterator[tuple[str, Tensor]]:
         values.update(_of_module(owner))
     for name, value in values.items():
         if not name.startswith("_") or isinstance(value, Tensor):
-            yield from _tensors(name, value)
+            yield from (pair for pair in _tensors(name, value) if not has_escaped(pair[1]))
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -153,29 +153,37 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     own = 0 if recorded.constraints is None else recorded.constraints.shape[-1]
     weights = _weights(recorded, nu[:, :own], [point for point, _, _ in known])
     edge = _EDGE * tolerance
-    visible = _visible(held, y, nu, A[:, own:], known, weights) > edge
+    visible = _visible(held, y, nu, A[:, own:], known, weights)
     known = [
         (point, candidate & _with_its_group(point, of_point), entries)
         for (point, candidate, entries), of_point in zip(
-            known, _spread(known, visible), strict=True
+            known, _spread(known, visible > edge), strict=True
         )
     ]
-    judged = _all_judged(known, nu[:, own:], weights, edge)
-    failed = torch.cat([inside for _, inside in judged], dim=1).amin(dim=1) <= edge
+    # What the tolerance leaves is relative to the terms that meet: of a steep kink, an exact penalty's, it
+    # is less of the range.
+    least = 64 * torch.finfo(y.dtype).eps
+    edges = _spread(known, (edge / visible.clamp(min=1.0)).clamp(min=least))
+    edges = [torch.where(of_point > 0, of_point, edge) for of_point in edges]
+    judged = _all_judged(known, nu[:, own:], weights, edges)
+    room = [inside - of_point for (_, inside), of_point in zip(judged, edges, strict=True)]
+    failed = torch.cat(room, dim=1).amin(dim=1) <= 0
     if bool(failed.any()):
         # Multipliers of dependent kinks are not unique: those nearest to the middles of their ranges.
         other = _central(known, nu, own, weights, A, gradient)
         nu = torch.where(failed.unsqueeze(1), other, nu)
-        judged = _all_judged(known, nu[:, own:], weights, edge)
+        judged = _all_judged(known, nu[:, own:], weights, edges)
     active = []
-    for (point, candidate, entries), (is_active, inside) in zip(known, judged, strict=True):
+    for (point, candidate, entries), (is_active, inside), ends in zip(
+        known, judged, edges, strict=True
+    ):
         held_there = is_active & ~_leading(point, candidate)
         active.append(held_there[:, entries].to(y.dtype))
         # A slope just beyond an end is at the end, as far as the tolerance tells.
-        margin = torch.minimum(margin, inside.amin(dim=1) - edge)
-        beyond = (-inside).amax(dim=1)
-        excess = torch.maximum(excess, torch.where(beyond > edge, beyond, 0.0))
-        told += _told(point, inside, edge)
+        margin = torch.minimum(margin, (inside - ends).amin(dim=1))
+        beyond = torch.where(-inside > ends, -inside, 0.0).amax(dim=1)
+        excess = torch.maximum(excess, beyond)
+        told += _told(point, inside, ends)
     return Kinks(columns, torch.cat(active, dim=1), margin, excess, tuple(dict.fromkeys(told)))
 
 
@@ -231,12 +239,12 @@ def _moved_operands(problem: Problem, probe: int) -> list[Tensor]:
 
 
 def _all_judged(
-    known: Sequence[_Known], nu: Tensor, weights: Sequence[Tensor], edge: float
+    known: Sequence[_Known], nu: Tensor, weights: Sequence[Tensor], edges: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
     return [
         _judged(point, candidate, of_point * candidate, weight, edge)
-        for (point, candidate, _), of_point, weight in zip(
-            known, _spread(known, nu), weights, strict=True
+        for (point, candidate, _), of_point, weight, edge in zip(
+            known, _spread(known, nu), weights, edges, strict=True
         )
     ]
 
@@ -261,11 +269,10 @@ def _central(
     return middle + half * least_squares_multipliers(rows, rest)
 
 
-def _told(point: _Point, inside: Tensor, edge: float) -> list[str]:
-    least = float(inside.min())
-    if least > edge:
+def _told(point: _Point, inside: Tensor, edges: Tensor) -> list[str]:
+    if bool((inside > edges).all()):
         return []
-    if least >= -edge:
+    if bool((inside >= -edges).all()):
         return [
             f"{point.told} is at its kink, and the solution is about to leave it: a derivative to one side "
             "at most"
@@ -443,7 +450,7 @@ def _leading(point: _Point, candidate: Tensor) -> Tensor:
 
 
 def _judged(
-    point: _Point, candidate: Tensor, nu: Tensor, weight: Tensor, edge: float
+    point: _Point, candidate: Tensor, nu: Tensor, weight: Tensor, edge: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Which candidates are active (B, n), and how far inside of its range each slope is, 1 if not.
 

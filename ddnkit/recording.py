@@ -74,6 +74,17 @@ _DROPOUTS = {
 }  # fmt: skip
 
 
+#: Names of operations that take a shape and a type from a tensor, and no values.
+_LIKE = {
+    "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
+    "new_empty", "new_empty_strided",
+}  # fmt: skip
+
+
+#: Those that do not fill what they make.
+_BLANK = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in a user's file an operation was called."""
@@ -162,11 +173,14 @@ def _number(source: str) -> int | None:
 class Held:
     """A tensor that an evaluation was not told of, with enough of its values to notice a change."""
 
-    def __init__(self, tensor: Tensor, place: Place | None = None, keep: bool = True):
+    def __init__(
+        self, tensor: Tensor, place: Place | None = None, keep: bool = True, blank: bool = False
+    ):
         # One that the evaluation made itself is not kept alive.
         self.tensor, self.place = tensor if keep else None, place
         self.shape, self.version = tensor.shape, _version(tensor)
-        self._sample = _sample(tensor)
+        # A blank one holds what was in that memory before.
+        self._sample = None if blank else _sample(tensor)
 
     def differs(self, other: Held) -> bool:
         """Whether the other holds other values, as far as can be told without waiting for a GPU."""
@@ -268,6 +282,8 @@ class Recorder(TorchFunctionMode):
 
         constants = (look(args), look(kwargs) if kwargs else ())
         name = _name(func)
+        if name in _LIKE and not depends.difference(self._source(args[0])[1] if args else ()):
+            depends.clear()  # its shape and type alone; what it holds is compared by value
         writes = _in_place(name) or "out" in kwargs or kwargs.get("inplace") is True
         given = args
         if writes and "y" in depends and name in KINKS and args:
@@ -287,12 +303,20 @@ class Recorder(TorchFunctionMode):
             if "y" in depends and name in KINKS:
                 trace.kinks += [(step, point) for point in kink_points(name, given, kwargs, result)]
         made, on = f"#{len(trace.steps)}", frozenset(depends)
+        if name in _BLANK and isinstance(result, Tensor):
+            made = f"blank {_version(result)}"
         self._keep(result, made, on)
         if depends and _in_place(name) and args and isinstance(args[0], Tensor):
-            self._keep(args[0], made, on)
+            self._wrote(args[0], made, on)
             if args[0]._base is not None:
-                self._keep(args[0]._base, made, on)
+                self._wrote(args[0]._base, made, on)
         return result
+
+    def _wrote(self, x: Tensor, name: str, on: frozenset[str]) -> None:
+        made = self._made.get(id(x))
+        if made is not None and made[0]() is x:
+            on = on | made[2]
+        self._made[id(x)] = weakref.ref(x), name, on
 
     def returns(self, output: Any) -> None:
         """Say what the function returned."""
@@ -325,7 +349,8 @@ class Recorder(TorchFunctionMode):
         # A constant, from outside or made here: its values count, not where they come from.
         key = self._constants.get(id(x))
         if key is None or key[0]() is not x or key[1].version != _version(x):
-            held = Held(x, _place(), keep=not known)
+            blank = known and made is not None and made[1] == f"blank {_version(x)}"
+            held = Held(x, _place(), keep=not known, blank=blank)
             key = self._constants[id(x)] = weakref.ref(x), held, f"@{len(self.trace.outside)}"
             self.trace.outside.append(held)
         return key[2], frozenset()

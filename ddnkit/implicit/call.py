@@ -20,6 +20,7 @@ from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
 from ..fixed_point import FixedPointNode
+from ..kinks import kinks_of
 from ..observation import Observation, observed, refuse_work_in_place
 from ..problem import Evaluation, Problem, flat
 from ..recording import Held, tell
@@ -217,6 +218,10 @@ class Call(Numbers):
         self._shape = (*lead, *self.batch_shape)
         self._name = type(problem.node).__name__
         solution = Solution(y).batched(len(y))
+        if len(y) and not self.nothing_sound:
+            with _graphs_of_its_own():
+                limit = tolerance_of(problem, y, self.tolerance)
+                problem = problem.with_kinks(kinks_of(problem, y, problem.recorded(y), limit))
         certificate = measure(problem, solution, self.tolerance, aside=self.aside)
         certificate = dataclasses.replace(certificate, finite=self._finite)
         self._conclude(dataclasses.replace(certificate, form=self.form.name), backward=False)
