@@ -227,7 +227,9 @@ def _sample(x: Tensor) -> np.ndarray[Any, Any] | None:
         x = x.view(torch.int16)
     try:
         values = x.numpy(force=x.is_conj() or x.is_neg())
-    except (RuntimeError, TypeError):  # a type that numpy does not have; a tensor of a transform that does not say so has no memory of its own
+    except (RuntimeError, TypeError):
+        # A type that numpy does not have, or a tensor of a transform, which has no memory of its own
+        # and does not say so.
         return None
     if x.numel() <= _SAMPLED:
         return values.copy()
@@ -288,10 +290,14 @@ class Recorder(TorchFunctionMode):
         given = args
         if writes and "y" in depends and name in KINKS and args:
             given = (args[0].clone(), *args[1:])  # what it was, to tell where it is from the kink
+        draws = name in _RANDOM or (name in _DROPOUTS and _trains(args, kwargs))
+        draws = draws or kwargs.get("generator") is not None
+        if draws:
+            # Zeros are zeros whatever is dropped of them: where the numbers come from tells.
+            constants = (constants, _generator_state(kwargs.get("generator"), args))
         result = func(*args, **kwargs)
         trace = self.trace
-        draws = name in _RANDOM or (name in _DROPOUTS and _trains(args, kwargs))
-        if draws or kwargs.get("generator") is not None:
+        if draws:
             trace.random.append(Step(name, constants, tuple(sources), _place()))
         if depends:
             writes = writes or result is None
@@ -452,6 +458,15 @@ def _trains(args: Any, kwargs: Any) -> bool:
     return bool(args[2] if len(args) > 2 else kwargs.get("training", True)) and chance != 0
 
 
+def _generator_state(generator: torch.Generator | None, args: Any) -> bytes:
+    if generator is not None:
+        return generator.get_state().numpy().tobytes()
+    x = next(_tensors(args), None)
+    if x is not None and x.device.type == "cuda":
+        return torch.cuda.get_rng_state(x.device).numpy().tobytes()
+    return torch.get_rng_state().numpy().tobytes()
+
+
 def _is_number(result: Any) -> bool:
     return isinstance(result, Tensor) and result.is_floating_point()
 
@@ -506,6 +521,8 @@ def _changed(a: Any, b: Any) -> str | None:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         same = a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
         return None if same else "an array has other values"
+    if isinstance(a, bytes) and isinstance(b, bytes):
+        return None if a == b else "other random numbers"
     if isinstance(a, Inner) and isinstance(b, Inner):
         return difference(a.traces, b.traces)
     if type(a) is not type(b):
