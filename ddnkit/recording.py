@@ -151,7 +151,7 @@ class Trace:
                     ahead.extend(self.steps[k].sources)
         names: dict[str, str] = {}
         outside: list[Held] = []
-        live = []
+        live: list[tuple[Step, tuple[str, ...]]] = []
         for k in sorted(needed):
             sources = []
             for source in self.steps[k].sources:

@@ -148,7 +148,7 @@ class Call(Numbers):
                     tolerance_of(found, solution.y, self.tolerance),
                     operands=held,
                     first=self.first,
-                    wanted=self.wanted,
+                    wanted=self._by_objective(found, solution.y),
                 )
                 tell(self.observation.traces)
                 found = found.with_kinks(self.observation.kinks)
@@ -195,6 +195,15 @@ class Call(Numbers):
             aux["good"] = good if self.underived is None else good & ~self.underived
         self.aux_names = tuple(aux)
         return (y, *aux.values())
+
+    def _by_objective(self, problem: Problem, y: Tensor) -> list[bool]:
+        """For each operand, whether the objective's derivatives may be asked for its gradient.
+
+        A node's own adjoint gives those of inputs, and is held against a known answer itself.
+        """
+        own = self.form.taken(problem, y.shape[1:].numel()).has_adjoint
+        inputs = len(problem.operands) - len(problem.captured)
+        return [want and not (own and k < inputs) for k, want in enumerate(self.wanted)]
 
     def set_aside(self, aside: Tensor | None, finite: Mapping[str, Tensor]) -> None:
         """Take in what a solve outside of this call has found, for `measured`."""

@@ -410,5 +410,6 @@ def test_nothing_of_a_call_stays():
         seen += [weakref.ref(x), weakref.ref(y)]
     del x, y
     gc.collect()
+    gc.collect()  # graphs hold tensors that are found by a second look
     assert not [ref for ref in seen if ref() is not None]
     assert not ddnkit.DeclarativeLayer(layer.node).state_dict()
