@@ -113,6 +113,8 @@ def observed(
     if first or random:
         again = problem.recorded(y)
         changed = difference(traces, again.traces) or _other_value(recorded, again)
+        if changed is None and random and _draws(problem, y, again.traces):
+            changed = "it moves a random generator on"
         if changed is not None and random:
             step = random[0]
             where = "" if step.place is None else f" ({step.place})"
@@ -141,6 +143,28 @@ def refuse_work_in_place(problem: Problem, operands: Sequence[Held], function: s
                 f"{name}.{function} changes {operands_called(problem)[k]} in place, which is the caller's: "
                 "work on a copy (x.clone()), or without the underscore (x / s for x.div_(s))"
             )
+
+
+def _draws(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> bool:
+    """Whether an evaluation leaves a generator elsewhere than the one before: it is not seeded in there.
+
+    Of few random bits two evaluations are often alike; this does not depend on luck.
+    """
+    generators = [
+        value
+        for trace in traces
+        for step in trace.random
+        for _, value in step.constants[1]
+        if isinstance(value, torch.Generator)
+    ]
+
+    def states() -> list[Tensor]:
+        found = [torch.get_rng_state(), *(generator.get_state() for generator in generators)]
+        return [*found, torch.cuda.get_rng_state(y.device)] if y.is_cuda else found
+
+    before = states()
+    problem.recorded(y)
+    return not all(map(torch.equal, before, states()))
 
 
 def _other_value(before: Recorded, after: Recorded) -> str | None:
@@ -221,7 +245,21 @@ def _error_at(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
     else:
         nu = flat(gradient)[:, :0]
     step = torch.finfo(y.dtype).eps ** (1 / 3)
-    error = scale = torch.zeros_like(flat(y)[:, 0])
+    m = flat(y).shape[1]
+
+    def tangential(change: Tensor) -> Tensor:
+        # Of ∇_y L only what is tangent counts: the multipliers take up the rest.
+        if A is not None:
+            normal = least_squares_multipliers(A, change.reshape(y.shape)).unsqueeze(-1)
+            return change - (A.mT @ normal).squeeze(-1)
+        if problem.manifold is not None:
+            shaped = change.reshape(y.shape)
+            sigma = problem.manifold.multipliers(y, shaped)
+            return flat(problem.manifold.less_normal(shaped, y, sigma))
+        return change
+
+    error = scale = whole = torch.zeros_like(flat(y)[:, 0])
+    error_h = scale_h = error
     moving: list[list[int]] = [
         [k] for k, want in enumerate(wanted) if want and problem.operands[k].is_floating_point()
     ]
@@ -241,9 +279,20 @@ def _error_at(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
 
         found = _pushed(problem, y, nu if A is not None else None, tangents, of_y)
         seen = (moved(1.0) - moved(-1.0)) / (2 * step)
+        apart = (seen - found)[:, m:].norm(dim=1)
+        error_h = torch.maximum(error_h, apart)
+        scale_h = torch.maximum(
+            scale_h, torch.maximum(seen[:, m:].norm(dim=1), found[:, m:].norm(dim=1))
+        )
+        seen, found = seen[:, :m], found[:, :m]
+        whole = torch.maximum(whole, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
+        seen, found = tangential(seen), tangential(found)
         error = torch.maximum(error, (seen - found).norm(dim=1))
         scale = torch.maximum(scale, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
-    return torch.where(error == 0, error, error / scale)
+    # Below that differences are rounding.
+    scale = torch.maximum(scale, step * whole)
+    of_slope = torch.where(error == 0, error, error / scale)
+    return torch.maximum(of_slope, torch.where(error_h == 0, error_h, error_h / scale_h))
 
 
 def _pushed(
@@ -253,14 +302,19 @@ def _pushed(
     tangents: Sequence[Tensor | None],
     of_y: Tensor | None,
 ) -> Tensor:
-    """The derivative of ∇_y L along the tangents, by autograd alone: torch.func does not let numpy in."""
+    """The derivative of ∇_y L and h along the tangents, by autograd: torch.func does not let numpy in."""
     with torch.enable_grad():
         operands = [
             x if t is None else x.detach().requires_grad_()
             for x, t in zip(problem.operands, tangents, strict=True)
         ]
         point = y.detach().requires_grad_()
-        slope = lagrangian_gradient(problem.with_operands(operands), point, nu)
+        here = problem.with_operands(operands)
+        slope = flat(lagrangian_gradient(here, point, nu))
+        if nu is not None:
+            h = here.constraints(point)
+            assert h is not None
+            slope = torch.cat([slope, h], dim=1)
         pairs = [
             (x, t)
             for x, t in zip([*operands, point], [*tangents, of_y], strict=True)
@@ -283,7 +337,11 @@ def _slope(problem: Problem, y: Tensor, nu: Tensor, parametric: bool) -> Tensor:
     with torch.enable_grad():
         point = y.detach().requires_grad_()
         slope = lagrangian_gradient(problem, point, nu if parametric else None).detach()
-    if problem.manifold is not None and not parametric:
+    if parametric:
+        h = problem.constraints(y)
+        assert h is not None
+        return torch.cat([flat(slope), h.detach()], dim=1)
+    if problem.manifold is not None:
         slope = slope - problem.manifold.normal(y, nu)
     return flat(slope)
 
