@@ -394,12 +394,25 @@ class Evaluation:
         return False
 
 
+class OutOfTorchError(InputError, RuntimeError):
+    """A function took values where a transform of torch has none: whoever has another way catches it."""
+
+
 @contextlib.contextmanager
 def _plainly(function: Callable[..., Any]) -> Iterator[None]:
-    """Have what torch says of a gradient taken inside of ``function`` name it, and the way out."""
+    """Have what torch says of a gradient taken inside of ``function``, or of values that it takes out of
+    torch, name it, and the way out.
+    """
     try:
         yield
     except RuntimeError as error:
+        if "data pointer" in str(error) or "storage" in str(error):
+            name = getattr(function, "__qualname__", function)
+            raise OutOfTorchError(
+                f"{name} takes values out of torch (numpy, or torch.tensor of a tensor), which the "
+                "derivatives asked for here cannot follow: they are those at a kink, of certify='full', "
+                "or of a transform. Write it with operations of torch"
+            ) from error
         if "does not require grad and does not have a grad_fn" not in str(error):
             raise
         name = getattr(function, "__qualname__", function)
