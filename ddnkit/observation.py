@@ -9,7 +9,7 @@ way back tells whether what is differentiated is what was solved.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -113,8 +113,6 @@ def observed(
     if first or random:
         again = problem.recorded(y)
         changed = difference(traces, again.traces) or _other_value(recorded, again)
-        if changed is None and random and _draws(problem, y, again.traces):
-            changed = "it moves a random generator on"
         if changed is not None and random:
             step = random[0]
             where = "" if step.place is None else f" ({step.place})"
@@ -129,6 +127,8 @@ def observed(
             )
     kinks = kinks_of(problem, y, recorded, tolerance)
     hidden, by = _hidden(problem, y, traces, wanted)
+    if hidden is not None and kinks is not None and kinks.count:
+        hidden = torch.maximum(hidden, _argument_error(problem, kinks, y, wanted))
     for trace in traces:
         trace.kinks.clear()  # they would hold the evaluation's graph for as long as y has its own
     return Observation(traces, operands, NodeState(problem.node), kinks, hidden, by)
@@ -143,28 +143,6 @@ def refuse_work_in_place(problem: Problem, operands: Sequence[Held], function: s
                 f"{name}.{function} changes {operands_called(problem)[k]} in place, which is the caller's: "
                 "work on a copy (x.clone()), or without the underscore (x / s for x.div_(s))"
             )
-
-
-def _draws(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> bool:
-    """Whether an evaluation leaves a generator elsewhere than the one before: it is not seeded in there.
-
-    Of few random bits two evaluations are often alike; this does not depend on luck.
-    """
-    generators = [
-        value
-        for trace in traces
-        for step in trace.random
-        for _, value in step.constants[1]
-        if isinstance(value, torch.Generator)
-    ]
-
-    def states() -> list[Tensor]:
-        found = [torch.get_rng_state(), *(generator.get_state() for generator in generators)]
-        return [*found, torch.cuda.get_rng_state(y.device)] if y.is_cuda else found
-
-    before = states()
-    problem.recorded(y)
-    return not all(map(torch.equal, before, states()))
 
 
 def _other_value(before: Recorded, after: Recorded) -> str | None:
@@ -302,35 +280,71 @@ def _pushed(
     tangents: Sequence[Tensor | None],
     of_y: Tensor | None,
 ) -> Tensor:
-    """The derivative of ∇_y L and h along the tangents, by autograd: torch.func does not let numpy in."""
+    """The derivative of ∇_y L and h along the tangents."""
+
+    def slope_and_constraints(here: Problem, point: Tensor) -> Tensor:
+        slope = flat(lagrangian_gradient(here, point, nu))
+        if nu is None:
+            return slope
+        h = here.constraints(point)
+        assert h is not None
+        return torch.cat([slope, h], dim=1)
+
+    return _along(slope_and_constraints, problem, y, tangents, of_y)
+
+
+def _along(
+    function: Callable[[Problem, Tensor], Tensor],
+    problem: Problem,
+    y: Tensor,
+    tangents: Sequence[Tensor | None],
+    of_y: Tensor | None,
+) -> Tensor:
+    """The derivative of a function of operands and y, by autograd: torch.func does not let numpy in."""
     with torch.enable_grad():
         operands = [
             x if t is None else x.detach().requires_grad_()
             for x, t in zip(problem.operands, tangents, strict=True)
         ]
         point = y.detach().requires_grad_()
-        here = problem.with_operands(operands)
-        slope = flat(lagrangian_gradient(here, point, nu))
-        if nu is not None:
-            h = here.constraints(point)
-            assert h is not None
-            slope = torch.cat([slope, h], dim=1)
+        value = flat(function(problem.with_operands(operands), point))
         pairs = [
             (x, t)
             for x, t in zip([*operands, point], [*tangents, of_y], strict=True)
             if t is not None
         ]
-        if not slope.requires_grad:
-            return torch.zeros_like(flat(slope))
-        u = torch.zeros_like(slope, requires_grad=True)
+        if not value.requires_grad:
+            return torch.zeros_like(value)
+        u = torch.zeros_like(value, requires_grad=True)
         pulled = torch.autograd.grad(
-            slope, [x for x, _ in pairs], u, create_graph=True, allow_unused=True
+            value, [x for x, _ in pairs], u, create_graph=True, allow_unused=True
         )
         total = sum((g * t).sum() for g, (_, t) in zip(pulled, pairs, strict=True) if g is not None)
         if not isinstance(total, Tensor) or not total.requires_grad:
-            return torch.zeros_like(flat(slope))
+            return torch.zeros_like(value.detach())
         (found,) = torch.autograd.grad(total, u, allow_unused=True)
-    return torch.zeros_like(flat(slope)) if found is None else flat(found.detach())
+    return torch.zeros_like(value.detach()) if found is None else flat(found.detach())
+
+
+def _argument_error(problem: Problem, kinks: Kinks, y: Tensor, wanted: Sequence[bool]) -> Tensor:
+    """The same error of the arguments of active kinks, which are smooth where the functions are not."""
+    step = torch.finfo(y.dtype).eps ** (1 / 3)
+    error = scale = y.new_zeros(len(y))
+    for k, x in enumerate(problem.operands):
+        if not (wanted[k] and x.is_floating_point()):
+            continue
+        tangents = [_direction(x, k + 1) if i == k else None for i in range(len(wanted))]
+
+        def moved(sign: float, k: int = k) -> Tensor:
+            operands = problem.operands
+            operands[k] = operands[k] + sign * step * _direction(operands[k], k + 1)
+            return kinks.arguments(problem.with_operands(operands), y).detach()
+
+        found = _along(kinks.arguments, problem, y, tangents, None)
+        seen = (moved(1.0) - moved(-1.0)) / (2 * step)
+        error = torch.maximum(error, (seen - found).norm(dim=1))
+        scale = torch.maximum(scale, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
+    return torch.where(error == 0, error, error / scale)
 
 
 def _slope(problem: Problem, y: Tensor, nu: Tensor, parametric: bool) -> Tensor:

@@ -179,11 +179,14 @@ class Held:
         # One that the evaluation made itself is not kept alive.
         self.tensor, self.place = tensor if keep else None, place
         self.shape, self.version = tensor.shape, _version(tensor)
+        self.drawn: bytes | None = None
         # A blank one holds what was in that memory before.
         self._sample = None if blank else _sample(tensor)
 
     def differs(self, other: Held) -> bool:
         """Whether the other holds other values, as far as can be told without waiting for a GPU."""
+        if self.drawn != other.drawn:
+            return True
         a, b = self._sample, other._sample
         if a is None or b is None:
             a_tensor, b_tensor = self.tensor, other.tensor
@@ -257,6 +260,7 @@ class Recorder(TorchFunctionMode):
         self._made: dict[int, tuple[weakref.ref[Tensor], str, frozenset[str]]] = {}
         for name, x in known:
             self._keep(x, name, frozenset([name]))
+        self._drawn: dict[int, tuple[weakref.ref[Tensor], bytes]] = {}
         self._constants: dict[int, tuple[weakref.ref[Tensor], Held, str]] = {}
         self._graph = torch.is_grad_enabled()
         self.paused = False
@@ -297,6 +301,7 @@ class Recorder(TorchFunctionMode):
             constants = (constants, _generator_state(kwargs.get("generator"), args))
         result = func(*args, **kwargs)
         trace = self.trace
+        self._keep_drawn(result, constants[1] if draws else self._drawn_from(args))
         if draws:
             trace.random.append(Step(name, constants, tuple(sources), _place()))
         if depends:
@@ -317,6 +322,18 @@ class Recorder(TorchFunctionMode):
             if args[0]._base is not None:
                 self._wrote(args[0]._base, made, on)
         return result
+
+    def _keep_drawn(self, result: Any, state: Any) -> None:
+        # Few random numbers come out alike by luck: the generator's state does not.
+        if isinstance(result, Tensor) and isinstance(state, bytes):
+            self._drawn[id(result)] = weakref.ref(result), state
+
+    def _drawn_from(self, args: Any) -> bytes | None:
+        for value in args if self._drawn else ():
+            found = self._drawn.get(id(value))
+            if found is not None and found[0]() is value:
+                return found[1]
+        return None
 
     def _wrote(self, x: Tensor, name: str, on: frozenset[str]) -> None:
         made = self._made.get(id(x))
@@ -357,6 +374,7 @@ class Recorder(TorchFunctionMode):
         if key is None or key[0]() is not x or key[1].version != _version(x):
             blank = known and made is not None and made[1] == f"blank {_version(x)}"
             held = Held(x, _place(), keep=not known, blank=blank)
+            held.drawn = self._drawn_from([x])
             key = self._constants[id(x)] = weakref.ref(x), held, f"@{len(self.trace.outside)}"
             self.trace.outside.append(held)
         return key[2], frozenset()

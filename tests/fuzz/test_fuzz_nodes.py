@@ -20,8 +20,6 @@ SILENT_TODAY = {
 }
 #: The same of false alarms.
 ALARMS_TODAY = {
-    "ill-conditioned": "6 of 100, all with certify='full': uniqueness is judged by curvatures that are not "
-    "scaled, so that an entropy's 1/y, all of them right, are called nearly not unique",
     "harmless": "2 of 100: certify='full' cannot differentiate through numpy, also where that does no harm",
 }
 #: Errors beyond the bound of certify="full", all in float32 and by rounding: at most 4e-6 above it.
