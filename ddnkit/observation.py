@@ -236,61 +236,60 @@ def _error_at(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
             return flat(problem.manifold.less_normal(shaped, y, sigma))
         return change
 
+    def slope_and_constraints(here: Problem, point: Tensor) -> Tensor:
+        # Seen at fixed multipliers, of which a manifold's normal part moves with y.
+        slope = lagrangian_gradient(here, point, nu if A is not None else None)
+        if A is None:
+            manifold = problem.manifold
+            return flat(slope if manifold is None else slope - manifold.normal(point, nu))
+        h = here.constraints(point)
+        assert h is not None
+        return torch.cat([flat(slope), h], dim=1)
+
     error = scale = whole = torch.zeros_like(flat(y)[:, 0])
     error_h = scale_h = error
-    moving: list[list[int]] = [
-        [k] for k, want in enumerate(wanted) if want and problem.operands[k].is_floating_point()
-    ]
-    for chosen in [*moving, []]:  # one operand after the other, then y
-        tangents: list[Tensor | None] = [
-            _direction(x, k + 1) if k in chosen else None for k, x in enumerate(problem.operands)
-        ]
-        of_y = None if chosen else _direction(y, 0)
-
-        def moved(sign: float, tangents=tangents, of_y=of_y) -> Tensor:  # type: ignore[no-untyped-def]
-            operands = [
-                x if t is None else x + sign * step * t
-                for x, t in zip(problem.operands, tangents, strict=True)
-            ]
-            point = y if of_y is None else y + sign * step * of_y
-            return _slope(problem.with_operands(operands), point, nu, A is not None)
-
-        found = _pushed(problem, y, nu if A is not None else None, tangents, of_y)
-        seen = (moved(1.0) - moved(-1.0)) / (2 * step)
-        apart = (seen - found)[:, m:].norm(dim=1)
-        error_h = torch.maximum(error_h, apart)
-        scale_h = torch.maximum(
-            scale_h, torch.maximum(seen[:, m:].norm(dim=1), found[:, m:].norm(dim=1))
-        )
+    # One operand after the other, then y.
+    for chosen in [*(k for k, want in enumerate(wanted) if want), None]:
+        seen, found = _both_ways(slope_and_constraints, problem, y, chosen, step)
+        error_h = torch.maximum(error_h, (seen - found)[:, m:].norm(dim=1))
+        scale_h = torch.maximum(scale_h, _larger(seen[:, m:], found[:, m:]))
         seen, found = seen[:, :m], found[:, :m]
-        whole = torch.maximum(whole, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
+        whole = torch.maximum(whole, _larger(seen, found))
         seen, found = tangential(seen), tangential(found)
         error = torch.maximum(error, (seen - found).norm(dim=1))
-        scale = torch.maximum(scale, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
+        scale = torch.maximum(scale, _larger(seen, found))
     # Below that differences are rounding.
     scale = torch.maximum(scale, step * whole)
     of_slope = torch.where(error == 0, error, error / scale)
     return torch.maximum(of_slope, torch.where(error_h == 0, error_h, error_h / scale_h))
 
 
-def _pushed(
+def _both_ways(
+    function: Callable[[Problem, Tensor], Tensor],
     problem: Problem,
     y: Tensor,
-    nu: Tensor | None,
-    tangents: Sequence[Tensor | None],
-    of_y: Tensor | None,
-) -> Tensor:
-    """The derivative of ∇_y L and h along the tangents."""
+    chosen: int | None,
+    step: float,
+) -> tuple[Tensor, Tensor]:
+    """The derivative (B, q) along a change of one operand, or of y (None): differences, and autograd."""
+    tangents: list[Tensor | None] = [
+        _direction(x, k + 1) if k == chosen else None for k, x in enumerate(problem.operands)
+    ]
+    of_y = _direction(y, 0) if chosen is None else None
 
-    def slope_and_constraints(here: Problem, point: Tensor) -> Tensor:
-        slope = flat(lagrangian_gradient(here, point, nu))
-        if nu is None:
-            return slope
-        h = here.constraints(point)
-        assert h is not None
-        return torch.cat([slope, h], dim=1)
+    def moved(by: float) -> Tensor:
+        pairs = zip(problem.operands, tangents, strict=True)
+        here = problem.with_operands([x if t is None else x + by * t for x, t in pairs])
+        with torch.enable_grad():
+            point = (y if of_y is None else y + by * of_y).detach().requires_grad_()
+            return function(here, point).detach()
 
-    return _along(slope_and_constraints, problem, y, tangents, of_y)
+    seen = (moved(step) - moved(-step)) / (2 * step)
+    return seen, _along(function, problem, y, tangents, of_y)
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    return torch.maximum(a.norm(dim=1), b.norm(dim=1))
 
 
 def _along(
@@ -330,34 +329,12 @@ def _argument_error(problem: Problem, kinks: Kinks, y: Tensor, wanted: Sequence[
     """The same error of the arguments of active kinks, which are smooth where the functions are not."""
     step = torch.finfo(y.dtype).eps ** (1 / 3)
     error = scale = y.new_zeros(len(y))
-    for k, x in enumerate(problem.operands):
-        if not (wanted[k] and x.is_floating_point()):
-            continue
-        tangents = [_direction(x, k + 1) if i == k else None for i in range(len(wanted))]
-
-        def moved(sign: float, k: int = k) -> Tensor:
-            operands = problem.operands
-            operands[k] = operands[k] + sign * step * _direction(operands[k], k + 1)
-            return kinks.arguments(problem.with_operands(operands), y).detach()
-
-        found = _along(kinks.arguments, problem, y, tangents, None)
-        seen = (moved(1.0) - moved(-1.0)) / (2 * step)
-        error = torch.maximum(error, (seen - found).norm(dim=1))
-        scale = torch.maximum(scale, torch.maximum(seen.norm(dim=1), found.norm(dim=1)))
+    for k, want in enumerate(wanted):
+        if want:
+            seen, found = _both_ways(kinks.arguments, problem, y, k, step)
+            error = torch.maximum(error, (seen - found).norm(dim=1))
+            scale = torch.maximum(scale, _larger(seen, found))
     return torch.where(error == 0, error, error / scale)
-
-
-def _slope(problem: Problem, y: Tensor, nu: Tensor, parametric: bool) -> Tensor:
-    with torch.enable_grad():
-        point = y.detach().requires_grad_()
-        slope = lagrangian_gradient(problem, point, nu if parametric else None).detach()
-    if parametric:
-        h = problem.constraints(y)
-        assert h is not None
-        return torch.cat([flat(slope), h.detach()], dim=1)
-    if problem.manifold is not None:
-        slope = slope - problem.manifold.normal(y, nu)
-    return flat(slope)
 
 
 def _direction(x: Tensor, stream: int) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import eps
+from ddnkit_manifolds import Sphere
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -408,3 +409,30 @@ def test_nothing_of_a_call_stays():
     gc.collect()  # graphs hold tensors that are found by a second look
     assert not [ref for ref in seen if ref() is not None]
     assert not ddnkit.DeclarativeLayer(layer.node).state_dict()
+
+
+class OnSphere(DeclarativeNode):
+    """The point of the sphere nearest to x, or to what is left of it."""
+
+    manifold = Sphere()
+    input_dims = (1,)
+
+    def __init__(self, cut):
+        self.cut = cut
+
+    def objective(self, x, y):
+        assert float(x.detach().abs().sum()) > 0  # a cut that does no harm
+        return (y - self.cut(x)).square().sum()
+
+    def solve(self, x):
+        return x / x.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("harm", [False, True])
+def test_cuts_in_a_node_on_a_manifold(dtype, batch, harm):
+    x = torch.randn(batch, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    layer = DeclarativeLayer(OnSphere(torch.detach if harm else torch.clone), policy="mask")
+    layer(x.requires_grad_()).sum().backward()
+    assert layer.certificate.verdicts() == [("invalid" if harm else "trusted")] * batch
