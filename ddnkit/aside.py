@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .captured import is_wrapped
 from .errors import DdnkitError, InputError, UntrustedGradientError
 from .node import DeclarativeNode
 from .observation import operands_called
@@ -92,7 +93,9 @@ def without(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
     flags = problem.operands_batched
     operands = [x[source] if own else x for x, own in zip(problem.operands, flags, strict=True)]
     problem = problem.with_operands(operands)
-    if problem.kinks is not None:
+    # Inside of a transform, whose tensors must not stay on the problem, a copy keeps the kinks of its item:
+    # nothing comes of it.
+    if problem.kinks is not None and not is_wrapped(source):
         problem = problem.with_kinks(problem.kinks.of_items(source))
     return problem, source
 

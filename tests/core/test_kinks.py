@@ -175,6 +175,16 @@ def test_kinks_of_a_constraint(seed, m):
     assert torch.allclose(found, expected, atol=64 * m * eps(torch.float64))
 
 
+@pytest.mark.parametrize("policy", ["mask", "nan"])
+def test_a_vmap_of_a_derivative_keeps_no_tensor_of_it(policy):
+    layer = DeclarativeLayer(SoftThreshold(), policy=policy)
+    X = INPUTS.double()
+    found = vmap(jacrev(layer))(X)
+    expected = torch.diag_embed((X.abs() > 1).double())
+    assert torch.allclose(found, expected, atol=64 * eps(torch.float64))
+    assert torch.allclose(jacrev(layer)(X[0]), expected[0], atol=64 * eps(torch.float64))
+
+
 def test_newton_stops_at_kinks_it_steps_on():
     class TotalVariation(DeclarativeNode):
         input_dims = (1,)
