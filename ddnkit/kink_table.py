@@ -206,27 +206,26 @@ def _sorted(args: Any, kwargs: Any, out: Any) -> Described:
 
 
 def _of_rank(args: Any, kwargs: Any, out: Any) -> Described:
-    x = _first(args, kwargs)
-    dim = _given(args, kwargs, 1, "dim", None)
-    flat = x.reshape(-1) if dim is None else x.movedim(dim, -1)
-    if flat.shape[-1] < 2:
-        return
-    ordered = flat.sort(dim=-1).values
-    middle = (flat.shape[-1] - 1) // 2
-    yield KinkPoint(ordered[..., max(middle - 1, 0) : middle + 2].diff(dim=-1))
+    ordered = _ordered(_first(args, kwargs), _given(args, kwargs, 1, "dim", None))
+    middle = (ordered.shape[-1] - 1) // 2
+    yield from _ties(ordered[..., max(middle - 1, 0) : middle + 2])
 
 
 def _quantile(args: Any, kwargs: Any, out: Any) -> Described:
-    x = _first(args, kwargs)
-    dim = _given(args, kwargs, 2, "dim", None)
-    flat = x.reshape(-1) if dim is None else x.movedim(dim, -1)
-    if flat.shape[-1] < 2:
-        return
-    ordered = flat.sort(dim=-1).values
-    rank = torch.as_tensor(_given(args, kwargs, 1, "q", 0.5)).detach().reshape(-1)
-    for q in rank.tolist():
-        at = q * (flat.shape[-1] - 1)
-        yield KinkPoint(ordered[..., max(int(at) - 1, 0) : int(at) + 3].diff(dim=-1))
+    ordered = _ordered(_first(args, kwargs), _given(args, kwargs, 2, "dim", None))
+    ranks = torch.as_tensor(_given(args, kwargs, 1, "q", 0.5)).detach().reshape(-1)
+    for q in ranks.tolist():
+        at = int(q * (ordered.shape[-1] - 1))
+        yield from _ties(ordered[..., max(at - 1, 0) : at + 3])
+
+
+def _ordered(x: Tensor, dim: int | None) -> Tensor:
+    return (x.reshape(-1) if dim is None else x.movedim(dim, -1)).sort(dim=-1).values
+
+
+def _ties(neighbours: Tensor) -> Described:
+    if neighbours.shape[-1] > 1:
+        yield KinkPoint(neighbours.diff(dim=-1))
 
 
 def _topk(args: Any, kwargs: Any, out: Any) -> Described:
