@@ -81,3 +81,6 @@ if __name__ == "__main__":
     rank, world, *jobs = sys.argv[1:]
     for how, recipe, folder in zip(jobs[::3], jobs[1::3], jobs[2::3], strict=True):
         main(recipe, folder, int(rank), int(world), how)
+    # As a run of its own ends: a group's threads that outlive the interpreter abort the process.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
