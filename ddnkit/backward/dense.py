@@ -36,11 +36,12 @@ Solve = Callable[[Tensor], SystemSolution]
 
 
 class System(NamedTuple):
-    """G (B, m, m), A (B, p, m) or None, and what the entries of G are uncertain by: how that is measured,
-    and the figures where they must be."""
+    """G (B, m, m), A (B, p, m) or None, the rounding that y and the operands are known to, and what the
+    entries of G are uncertain by: how that is measured, and the figures where they must be."""
 
     G: Tensor
     A: Tensor | None
+    eps: float
     measure: Callable[[], Tensor]
     noise: Tensor | None = None
 
@@ -78,6 +79,7 @@ class Dense(BackwardForm):
             schur=self.schur,
             noise=system.noise,
             measure=system.measure,
+            eps=system.eps,
         )
 
         def solve(r: Tensor) -> SystemSolution:
@@ -122,7 +124,7 @@ def system_at(problem: Problem, y: Tensor, eps: float) -> System:
     def measure() -> Tensor:
         return uncertainty(lagrangian_hessian, G, problem, y, nu, eps)
 
-    return System(G, A, measure)
+    return System(G, A, eps, measure)
 
 
 def _in_float64(problem: Problem, y: Tensor) -> System | None:

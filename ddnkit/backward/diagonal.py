@@ -63,7 +63,7 @@ def diagonal_solve(
         noise = uncertainty(row_sums, g, instance, point, nu.to(g.dtype), eps)
         if not bool((noise * NOISE_FACTOR < g).all()):
             return None
-    return _solve_of(instance, point, g, G, felt=eps if instance is problem else 0.0)
+    return _solve_of(instance, point, g, G, eps, felt=eps if instance is problem else 0.0)
 
 
 def row_sums(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
@@ -92,7 +92,7 @@ def _in_float64(
 
 
 def _solve_of(
-    problem: Problem, y: Tensor, g: Tensor, G: Operator, felt: float
+    problem: Problem, y: Tensor, g: Tensor, G: Operator, eps: float, felt: float
 ) -> SystemSolve | None:
     wide = wide_dtype(g)
     D = g.to(wide).rsqrt()
@@ -107,8 +107,8 @@ def _solve_of(
             (A,) = without_bad_items(A)
         given = A.to(wide)
         A = given * D.unsqueeze(-2)
-        rows = rows_of(A)
-        lost = lost_rank(rows, given)
+        rows = rows_of(A, eps)
+        lost = lost_rank(rows, given, eps)
 
     def project(v: Tensor) -> Tensor:
         return v if rows is None else rows.without(rows.without(v))

@@ -28,7 +28,8 @@ TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 class SystemSolution(NamedTuple):
     """Of one linear system: z (k, B, m), its residual (k, B), μ (k, B, p) with G z + Aᵀμ = r, and how far μ
-    may be wrong although the residual is small, relative to it, (k, B); None: as far as the residual says."""
+    may be wrong although the residual is small, relative to the larger of it and r, (k, B); None: as far as
+    the residual says."""
 
     z: Tensor
     residual: Tensor

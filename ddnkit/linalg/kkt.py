@@ -89,7 +89,8 @@ SINGULAR = ("minimum_norm", "damped", "error")
 class KKTSolution:
     """z (B, m), μ (B, p), and the relative residual of the system, (B,).
 
-    `doubt`: how far μ may be wrong although the residual is small, (B,); None: as far as that says.
+    `doubt`: how far μ may be wrong although the residual is small, relative to the larger of it and r̃, (B,);
+    None: as far as that says.
     """
 
     z: Tensor
@@ -276,6 +277,7 @@ class KKTInverse:
             `HESSIAN_ROUNDINGS` of G̃ are.
         measure: measures it, where the rounding of G's largest entries, grown by the units, might make a
             singular system look regular.
+        eps: what the entries of A are known to; None: the rounding of G's dtype.
     """
 
     def __init__(
@@ -287,8 +289,10 @@ class KKTInverse:
         schur: bool = False,
         noise: Tensor | None = None,
         measure: Callable[[], Tensor] | None = None,
+        eps: float | None = None,
     ):
         self.m = G.shape[-1]
+        self._eps = torch.finfo(G.dtype).eps if eps is None else eps
         self.p = 0 if A is None else A.shape[-2]
         self._given = G.dtype
         self.of_whole: EigenInverse | None = None
@@ -332,9 +336,11 @@ class KKTInverse:
         self.D = D
         self.G = D.unsqueeze(-1) * G * D.unsqueeze(-2)
         self.A = A * D.unsqueeze(-2)
-        self.rows: IndependentRows | DependentRows | None = rows_of(self.A) if self.p else None
+        self.rows: IndependentRows | DependentRows | None = (
+            rows_of(self.A, self._eps) if self.p else None
+        )
         self.Q = None if self.rows is None else self.rows.basis()
-        self.lost = lost_rank(self.rows, A)
+        self.lost = lost_rank(self.rows, A, self._eps)
         # G̃ − I, and in it 0 for what rounding makes of its diagonal.
         self.apart = self.G.clone()
         of_unit = self.apart.diagonal(dim1=-2, dim2=-1)
@@ -456,7 +462,9 @@ def solve_scaled(
     −Ãz̃: with n the shortest vector of −Ãz̃, dz = n + P M⁻¹P(f − G̃n) and Ãᵀdμ = f − G̃dz. It makes the
     components of z̃ right beside themselves, not beside the largest (Skeel, *Iterative refinement implies
     numerical stability for Gaussian elimination*, 1980), and with them μ, in which a singular value σ of
-    Ã's rows makes an error of eps |z̃|/σ². No residual shows that error; ‖dμ‖/‖μ‖ of the last two does.
+    Ã's rows makes an error of eps |z̃|/σ². No residual shows that error; ‖dμ‖ of the last two does. With
+    unit rows μ has the unit of r̃, and ‖dμ‖ is taken relative to the larger of the two: the μ of an r̃ at
+    right angles to the rows is nothing but the rounding of r̃, which changes with every step.
     """
     z = step(right)
     dependent = isinstance(rows, DependentRows)
@@ -480,8 +488,8 @@ def solve_scaled(
             assert rows is not None
             better = residual_again <= torch.maximum(2 * residual, rounding)
             length = rows.length.squeeze(-1)
-            change, size = (dmu * length).norm(dim=-1), (again[1] * length).norm(dim=-1)
-            changes.append(relative(change, size))
+            size = torch.maximum((again[1] * length).norm(dim=-1), right.norm(dim=-1))
+            changes.append(relative((dmu * length).norm(dim=-1), size))
         mask = better.unsqueeze(-1)
         z, mu, left = (
             torch.where(mask, b, a) for a, b in ((z, again[0]), (mu, again[1]), (left, left_again))
@@ -513,7 +521,7 @@ def _left(
     return left, off, torch.hypot(left.norm(dim=-1), off.norm(dim=-1))
 
 
-def lost_rank(rows: IndependentRows | DependentRows | None, A: Tensor) -> Tensor | None:
+def lost_rank(rows: IndependentRows | DependentRows | None, A: Tensor, eps: float) -> Tensor | None:
     """Items (B,) whose Ã has fewer independent rows than A itself, to working precision; None: none has.
 
     Units change no rank, so these rows are independent, by less than the rounding of Ã can tell.
@@ -521,7 +529,7 @@ def lost_rank(rows: IndependentRows | DependentRows | None, A: Tensor) -> Tensor
     if not isinstance(rows, DependentRows):
         return None
     rank = (rows.sizes > 0).sum(dim=-1)
-    own = rows_of(A)
+    own = rows_of(A, eps)
     return rank < ((own.sizes > 0).sum(dim=-1) if isinstance(own, DependentRows) else A.shape[-2])
 
 

@@ -131,8 +131,12 @@ class IndependentRows(NamedTuple):
         return torch.linalg.solve_triangular(again, Q, upper=False).mT
 
 
-def rows_of(A: Tensor) -> IndependentRows | DependentRows:
-    """The rows of A, which holds no NaN: by their Gram matrix, or by singular values."""
+def rows_of(A: Tensor, eps: float | None = None) -> IndependentRows | DependentRows:
+    """The rows of A, which holds no NaN: by their Gram matrix, or by singular values.
+
+    Args:
+        eps: what each entry of A is known to; None: the rounding of A's dtype.
+    """
     rows = independent_rows(A)
     if rows is not None:
         return rows
@@ -147,7 +151,22 @@ def rows_of(A: Tensor) -> IndependentRows | DependentRows:
         left, sizes, right = torch.linalg.svd(unit, full_matrices=False)
     rounding = max(A.shape[-2:]) * torch.finfo(A.dtype).eps
     sizes = torch.where(sizes > rounding * sizes[..., :1], sizes, 0.0)
+    if eps is not None and eps > torch.finfo(A.dtype).eps:
+        sizes = torch.where(_dependent_to(eps, unit, left), 0.0, sizes)
     return DependentRows(length, left, sizes, right)
+
+
+def _dependent_to(eps: float, unit: Tensor, left: Tensor) -> Tensor:
+    """Which left vectors u (B, p, k) give uᵀ(A + E) = 0 for some |E| ≤ eps |A|, entry by entry, (B, k).
+
+    By Oettli and Prager's theorem where |uᵀA| ≤ eps |u|ᵀ|A|, with a few roundings let through; what u has
+    of a row only to fit the roundings of others is left out of it. No unit of an unknown changes the
+    answer, and a small entry is one that is known: a row that differs from another in that alone is
+    independent.
+    """
+    size = left.abs()
+    u = torch.where(size > 64 * eps * size.amax(dim=-2, keepdim=True), left, 0.0).mT
+    return ((u @ unit).abs() <= 4 * eps * (u.abs() @ unit.abs())).all(dim=-1)
 
 
 def independent_rows(A: Tensor) -> IndependentRows | None:

@@ -108,3 +108,24 @@ def test_nearly_dependent_constraints_are_said_to_be(log_condition, verdict):
         y = DeclarativeLayer(Projection(), "krylov", policy="warn")(t, A)
         with pytest.warns(DdnkitWarning, match="dependent"):
             torch.autograd.grad(y.sum(), t)
+
+
+@pytest.mark.parametrize("form", ["dense", "krylov", "embedded_field"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_constraints_do_not_feel_is_no_doubt_about_their_multipliers(form, dtype):
+    """One constraint written twice, and an incoming gradient at right angles to it: μ is 0, and what is
+    computed for it is rounding alone, which changes with each step of refinement."""
+    torch.manual_seed(0)
+    t, A = torch.randn(8, 9).double(), torch.randn(8, 2, 9).double()
+    v = torch.stack([projected(*item) for item in zip(torch.randn(8, 9).double(), A, strict=True)])
+    A = torch.cat([A, 3.7 * A[:, :1]], dim=1)
+    given = [x.to(dtype, copy=True).requires_grad_() for x in (t, A)]
+    layer = DeclarativeLayer(Projection(), form, policy="raise")
+    found = torch.autograd.grad(layer(*given), given, v.to(dtype))
+    # v·(I − A⁺A)t at A + dA, of the same rank, is to first order −v·dAᵀ(A⁺)ᵀt.
+    pseudo = torch.linalg.pinv(A, rtol=1e-10)
+    right = v, -(pseudo.mT @ t.unsqueeze(-1)) * v.unsqueeze(-2)
+    kappa = max(1 / float(torch.linalg.svdvals(item)[1]) for item in A)
+    bound = factorised(dtype, 9, condition=kappa**2 * condition(A[:, :2])) + 10 * 1e-12
+    for a, b in zip(found, right, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=bound * float(b.norm()))
