@@ -119,6 +119,8 @@ class Rounding(TorchDispatchMode):
             squares = torch.matmul(a.double().square(), b.double().square())
             return _others(a, b), squares
         x = args[0]
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+        func = func.overloadpacket
         if name in _SUMS:
             if _short(x) and x.numel() * _largest(x) < 2.0**12:
                 return None
