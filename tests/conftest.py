@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from rounding import Rounding
 
 # The suite's matrices are tiny: a second thread costs more in hand-over than it saves. `kernels.py`
@@ -21,6 +24,18 @@ def pytest_addoption(parser):
     )
 
 
+# What hypothesis draws is the same in every run, so that a change and nothing else makes a test fail;
+# `make fuzz` draws anew, and `--hypothesis-seed` draws what that seed gives.
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("new", derandomize=False, database=None, deadline=None, print_blob=True)
+
+
+def pytest_configure(config):
+    seed = config.getoption("--hypothesis-seed", default=None)
+    anew = os.environ.get("DDNKIT_DRAW") == "random" or seed is not None
+    settings.load_profile("new" if anew else "same")
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
@@ -33,6 +48,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)
