@@ -17,6 +17,7 @@ A figure that one machine gave is none of them. `pytest --rounding SEED` shows w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -132,10 +133,39 @@ def _solved(
     s = sum(float(D.norm()) * size for D, size in zip(curves, sizes, strict=True))
     t = sum(float(D.norm()) * size for D, size in zip(slopes, sizes, strict=True))
     t = max(t, float(A.norm()) * len(A) ** 0.5 * max(sizes[0], 1e-3 * start))
-    zero = A.new_zeros(len(A), len(A))
-    K = torch.cat([torch.cat([curves[0], A.T], dim=1), torch.cat([A, zero], dim=1)])
-    inverse = float(torch.linalg.pinv(K, rtol=1e-10).norm(2))
+    inverse = 1 / _sizes(curves[0], A)[1]
     return 2 * tolerance * inverse * math.hypot(s, t), 2 * tolerance * s, 2 * tolerance * t
+
+
+def system_condition(node: DeclarativeNode, inputs: Sequence[Tensor], y: Tensor) -> float:
+    """‖K‖‖K⁺‖ of the matrix of `solved` at the solution ``y`` of one problem.
+
+    The relative error of a right side, or of the matrix, grows by no more than that on its way into a
+    solution, and so into a derivative, which is one. That of a derivative of order n is the right side
+    of the n + 1st: it grows by one factor more with each order.
+    """
+    problem = Problem.single(node, [x.detach().double() if _is_real(x) else x for x in inputs])
+    y = y.detach().double()
+
+    def f(y: Tensor) -> Tensor:
+        return problem.objective(y[None])[0]
+
+    def h(y: Tensor) -> Tensor:
+        values = problem.all_constraints(y[None])
+        return y.sum()[None] * 0 if values is None else values[0]
+
+    A = jacobian(h, y).reshape(-1, y.numel())
+    nu = torch.linalg.pinv(A.T) @ torch.func.grad(f)(y).reshape(-1)
+    largest, least = _sizes(hessian(lambda y: f(y) - nu @ h(y), y).reshape(y.numel(), -1), A)
+    return largest / least
+
+
+def _sizes(G: Tensor, A: Tensor) -> tuple[float, float]:
+    """Largest and least singular value of the KKT matrix, without what dependent rows make 0."""
+    zero = A.new_zeros(len(A), len(A))
+    K = torch.cat([torch.cat([G, A.T], dim=1), torch.cat([A, zero], dim=1)])
+    values = torch.linalg.svdvals(K)
+    return float(values[0]), float(values[values > 1e-10 * values[0]][-1])
 
 
 def _is_real(x: object) -> bool:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from bounds import rounding
+from bounds import condition, factorised, rounding, system_condition
 from ddnkit_manifolds import Sphere
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -63,11 +63,6 @@ class Equilibrium(ddnkit.FixedPointNode):
         return torch.zeros_like(x)
 
 
-#: krylov solves to 1e-12, promised, three systems in turn for a third derivative, each at a condition
-#: below 100; other forms to less.
-CLOSE = 1e-8
-
-
 CASES = [
     (Curved(), "dense"),
     pytest.param(Curved(), "embedded_field", marks=pytest.mark.long),
@@ -97,6 +92,20 @@ def scalar(layer):
     return lambda x, b: (layer(x, b) ** 3).sum()
 
 
+def close(node, order, *inputs, like):
+    """What two derivatives of that order may be apart, as figures of the size of ``like``: each order is a
+    solve, to the 1e-12 that krylov promises or to the rounding of a factorisation, and what it is off by
+    grows by the condition in each solve that follows."""
+    y = DeclarativeLayer(node)(*inputs)
+    if isinstance(node, Equilibrium):
+        slope = jacrev(lambda y: y - node.fixed_point(*inputs, y))(y)
+        kappa = condition(slope)
+    else:
+        kappa = system_condition(node, inputs, y)
+    solve = 1e-12 + factorised(y, 2 * len(y))
+    return order * kappa**order * solve * float(like.abs().max())
+
+
 @each_case
 def test_derivatives_of_first_and_second_order_in_both_directions(node, form):
     layer = DeclarativeLayer(node, form, policy="raise")
@@ -114,11 +123,13 @@ def test_every_nesting_gives_the_same_hessian(node, form):
     f = scalar(DeclarativeLayer(node, form, policy="raise"))
     xs = inputs()
     first = hessian(f, argnums=(0, 1))(*xs)
-    assert max(entry.abs().max() for row in first for entry in row) > 1e-3
+    largest = max(entry.abs().max() for row in first for entry in row)
+    assert largest > 1e-3
+    bound = close(node, 2, *xs, like=largest)
     for outer, inner in ((jacrev, jacrev), (jacfwd, jacfwd), (jacrev, jacfwd)):
         other = outer(inner(f, argnums=(0, 1)), argnums=(0, 1))(*xs)
         for a, b in zip(sum(first, ()), sum(other, ()), strict=True):
-            torch.testing.assert_close(a, b, rtol=CLOSE, atol=CLOSE)
+            torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
 
 @each_case
@@ -127,13 +138,17 @@ def test_third_derivatives(node, form):
     x, b = inputs()
     along = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     forward = jacfwd(jacfwd(jacfwd(f)))(x, b)
-    step = 1e-4
-    difference = (
-        hessian(f)(x + step * along, b) - hessian(f)(x - step * along, b)
-    ) / (2 * step)  # fmt: skip
-    # Central differences: CLOSE over the step, and the fifth derivative times its square.
-    torch.testing.assert_close(forward @ along, difference, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(jacrev(jacfwd(jacrev(f)))(x, b), forward, rtol=CLOSE, atol=CLOSE)
+    step = 1e-3
+
+    def difference(step):
+        return (hessian(f)(x + step * along, b) - hessian(f)(x - step * along, b)) / (2 * step)
+
+    near, far = difference(step), difference(2 * step)
+    # Four times as far from the derivative at twice the step; and what the Hessians are off by.
+    bound = (far - near).abs().max() + close(node, 2, x, b, like=hessian(f)(x, b)) / step
+    torch.testing.assert_close(forward @ along, near, rtol=0, atol=float(bound))
+    bound = close(node, 3, x, b, like=forward)
+    torch.testing.assert_close(jacrev(jacfwd(jacrev(f)))(x, b), forward, rtol=0, atol=bound)
 
 
 @each_case
@@ -146,11 +161,9 @@ def test_vmap_is_a_loop(node, form):
         together, torch.stack([layer(x, b) for x, b in zip(xs, bs, strict=True)])
     )
     f = scalar(layer)
-    torch.testing.assert_close(
-        vmap(hessian(f))(xs, bs),
-        torch.stack([hessian(f)(x, b) for x, b in zip(xs, bs, strict=True)]),
-        rtol=CLOSE, atol=CLOSE,
-    )  # fmt: skip
+    alone = torch.stack([hessian(f)(x, b) for x, b in zip(xs, bs, strict=True)])
+    bound = max(close(node, 2, x, b, like=alone) for x, b in zip(xs, bs, strict=True))
+    torch.testing.assert_close(vmap(hessian(f))(xs, bs), alone, rtol=0, atol=bound)
 
 
 def test_nested_vmap_and_batch_dimensions():
@@ -176,7 +189,15 @@ def test_vjp_and_jvp_are_transposes():
     _, pull = vjp(layer, x, b)
     gx, gb = pull(v)
     torch.testing.assert_close(
-        v @ dy, gx @ dx + gb @ db, rtol=0, atol=rounding(v, 30, condition=100)
+        v @ dy,
+        gx @ dx + gb @ db,
+        rtol=0,
+        atol=rounding(
+            v,
+            30,
+            size=float(v.norm() * dy.norm()),
+            condition=system_condition(layer.node, (x, b), layer(x, b)),
+        ),
     )
 
 

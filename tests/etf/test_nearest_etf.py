@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bounds import rounding
+from bounds import rounding, system_condition
 from ddnkit_etf import NearestETF, canonical_frame, etf_of_frame, haar_frame, nearest_etf
 
 import ddnkit
@@ -58,8 +58,9 @@ def test_forms_agree_with_each_other_and_with_differences(d, C, kind):
     found = {form: gradients(H, P, V, backward=form)[1] for form in FORMS}
     size = found["dense"].norm()
     assert all(g.isfinite().all() for g in found.values())
-    # A dense solve of up to 455 unknowns and multipliers, at a condition of up to 1/δ.
-    rounded = rounding(size, d * C, condition=1e4)
+    # A dense solve of up to 455 unknowns and multipliers.
+    kappa = system_condition(NearestETF(), (H, P), nearest_etf(H, P))
+    rounded = rounding(size, d * C, condition=kappa)
     assert (found["closed_form"] - found["dense"]).norm() < rounded * size
     assert (found["embedded_field"] - found["dense"]).norm() < rounded * size
     differences = central_differences(H, P, V)
@@ -111,8 +112,9 @@ def test_reduced_form(d, delta):
     layers = [DeclarativeLayer(NearestETF(delta, reduced=True), form) for form in FORMS]
     V = torch.randn(d, C - 1, **DOUBLE)
     found = [torch.autograd.grad(layer(H, P), H, V)[0] for layer in layers]
-    # Solves of 20 unknowns and 10 multipliers, at a condition below 1e4.
-    tolerance = rounding(V, 30, size=float(found[0].abs().max()), condition=1e4)
+    # Solves of up to 36 unknowns and 10 multipliers.
+    kappa = system_condition(layers[0].node, (H, P), layers[0](H, P))
+    tolerance = rounding(V, V.numel() + 10, size=float(found[0].norm()), condition=kappa)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=tolerance)
     torch.testing.assert_close(found[0], found[2], rtol=0, atol=tolerance)
     if delta == 0 and d >= C:  # the same ETF as the full form without a proximal term
@@ -154,7 +156,7 @@ def test_lower_precision_against_float64(dtype):
     assert H.grad.dtype == dtype
     # A in float32 moves the null direction of U, whose singular value is δ, by u/δ, and the gradient as
     # much; bfloat16 has one rounding more, of the gradient.
-    tolerance = rounding(U, 4, condition=1e3)
+    tolerance = rounding(U, 4, condition=1 / NearestETF().delta)
     assert (U.double() - expected).norm() < tolerance
     error = (H.grad.double() - expected_gradient[:, :10]).norm() / expected_gradient.norm()
     assert error < tolerance + (rounding(dtype) if dtype == torch.bfloat16 else 0)

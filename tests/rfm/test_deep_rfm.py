@@ -426,8 +426,11 @@ def test_neither_measure_depends_on_class_sizes_scale_offset_or_empty_classes(
     first = y == y[0]
     more = torch.cat([X, *[X[first]] * copies])
     more_y = torch.cat([y, *[y[first]] * copies])
-    # Sums of up to 60 terms; class means as near as a thousandth of the offset.
-    rtol = rounding(X, 60, condition=1e6)
+    # Sums of up to 60 terms, and squares of what is left of samples where class means are taken off.
+    for samples, labels in ((X, y), (more, more_y)):
+        means = torch.stack([samples[labels == c].mean(0) for c in labels.unique()])
+    nearest = float((means - means.mean(0)).norm(dim=1).min())
+    rtol = rounding(X, 60, condition=((float(X.norm(dim=1).max()) + 2 * 3**0.5) / nearest) ** 2)
     for measure in (dnc1, dnc2):
         expected = measure(X, y)
         same: list[tuple[Tensor, Tensor]] = [
