@@ -164,8 +164,7 @@ def _dependent_to(eps: float, unit: Tensor, left: Tensor) -> Tensor:
     answer, and a small entry is one that is known: a row that differs from another in that alone is
     independent.
     """
-    size = left.abs()
-    u = torch.where(size > 64 * eps * size.amax(dim=-2, keepdim=True), left, 0.0).mT
+    u = torch.where(left.abs() > 64 * eps, left, 0.0).mT
     return ((u @ unit).abs() <= 4 * eps * (u.abs() @ unit.abs())).all(dim=-1)
 
 
