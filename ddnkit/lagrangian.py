@@ -84,15 +84,15 @@ def pseudo_inverse(jacobian: Tensor) -> Tensor:
     return rows_of(A).pseudo_inverse().expand(len(jacobian), -1, -1)
 
 
-def row_basis(jacobian: Tensor) -> Tensor:
+def row_basis(jacobian: Tensor, eps: float | None = None) -> Tensor:
     """Orthonormal columns (B, m, min(p, m)) that span the rows of A, with columns of zero for those
-    that depend on others; nothing for a bad item.
+    that depend on others, to what the entries are known to (`rows_of`); nothing for a bad item.
 
     Not through a Gram matrix where rows are nearly dependent: it has the square of their condition,
     and half of the digits would tell two constraints for one.
     """
     (A,) = without_bad_items(distinct(jacobian))
-    return rows_of(A).basis().expand(len(jacobian), -1, -1)
+    return rows_of(A, eps).basis().expand(len(jacobian), -1, -1)
 
 
 def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:

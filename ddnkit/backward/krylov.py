@@ -145,10 +145,17 @@ class Krylov(BackwardForm):
 class _Operator:
     """P G at a solution, which keeps tangent vectors tangent; in given units D, P D G D."""
 
-    def __init__(self, problem: Problem, y: Tensor, G: Operator, unit: Tensor | None):
+    def __init__(
+        self,
+        problem: Problem,
+        y: Tensor,
+        G: Operator,
+        unit: Tensor | None,
+        eps: float | None = None,
+    ):
         self.dtype = y.dtype
         self.unit = None if unit is None else unit.to(y.dtype)
-        self.P = Projector(problem, y, self.unit)
+        self.P = Projector(problem, y, self.unit, eps)
         self._G = G
 
     def scaled(self, v: Tensor) -> Tensor:
@@ -238,7 +245,7 @@ def _widened(
     probe = _probe(flat(y).double())
     try:
         G = hessian_operator(instance, y.double(), nu.double())
-        operator = _Operator(instance, y.double(), G, unit)
+        operator = _Operator(instance, y.double(), G, unit, torch.finfo(y.dtype).eps)
         wide = operator(probe)
     except Exception:  # whatever a node throws that is not made for float64
         return None

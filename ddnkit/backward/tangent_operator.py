@@ -22,11 +22,13 @@ class Projector:
     P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent. Called, it is
     applied twice: what rounding leaves of the normal part (of a basis, or of a point that is on its
     manifold to rounding) is removed by the second. With `unit` (B, m) of the unknowns, in those: the
-    constraint gradients are A·unit then.
+    constraint gradients are A·unit then. `eps`: what they are known to, where that is less than y's dtype.
     """
 
-    def __init__(self, problem: Problem, y: Tensor, unit: Tensor | None = None):
-        self._y = y
+    def __init__(
+        self, problem: Problem, y: Tensor, unit: Tensor | None = None, eps: float | None = None
+    ):
+        self._y, self._eps = y, eps
         self._manifold = problem.manifold
         self._basis: Tensor | None = None
         #: the constraint gradients that are not a manifold's alone
@@ -35,14 +37,14 @@ class Projector:
             A = constraint_jacobian(problem, y)
             assert A is not None
             self.A = A if unit is None else A * unit.unsqueeze(-2)
-            self._basis = row_basis(self.A)
+            self._basis = row_basis(self.A, eps)
 
     def multipliers(self, v: Tensor) -> Tensor:
         """μ (..., B, p) that minimises ‖v − Aᵀμ‖, with nothing for a manifold's own constraints."""
         if self.A is None:
             return v[..., :0]
         (A,) = without_bad_items(distinct(self.A))
-        return rows_of(A).multipliers(v)
+        return rows_of(A, self._eps).multipliers(v)
 
     def __call__(self, v: Tensor) -> Tensor:
         """P v."""
