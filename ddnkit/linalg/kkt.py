@@ -419,7 +419,9 @@ class KKTInverse:
             z = self.by_G(right)
             if self.rows is None:
                 return z
-            return z - _apply(self.GiA, self.complement(_apply(self.A / self.rows.length, z)))
+            z = z - _apply(self.GiA, self.complement(_apply(self.A / self.rows.length, z)))
+            # What an entry that is nearly all of a constraint's sum cancels to is rounding of r̃ so far.
+            return self._project(z)
         if self.of_whole is not None:
             assert self.Q is not None
             corner = right.new_zeros(*right.shape[:-1], self.Q.shape[-1])

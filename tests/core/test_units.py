@@ -106,6 +106,26 @@ def test_softmax_at_any_scale(form, dtype, scale, policy, certify, size, seed):
     assert layer.certificate.verdicts() == ["trusted"] * size[0]
 
 
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("certify", ["fast", "full"])
+def test_what_is_left_of_a_saturated_softmax_has_its_own_digits(form, dtype, certify):
+    """The largest probability rounds to 1: its gradient is 1e-15 of what cancels in it."""
+    s = torch.tensor([[0.0, -33, -36, -50], [-40, -34, 0, -41]], dtype=dtype, requires_grad=True)
+    w = torch.tensor([-0.98, 0.64, -0.21, 1.3], dtype=dtype)
+    layer = DeclarativeLayer(Softmax(), FORMS[form], policy="raise", certify=certify)
+    (found,) = torch.autograd.grad((layer(s) @ w).sum(), s)
+    with mpmath.workdps(60):
+        for row, g in zip(exact(s), found, strict=True):
+            p = [mpmath.exp(x) for x in row]
+            p = [x / sum(p) for x in p]
+            right = [p[i] * sum(p[j] * (w[i].item() - w[j].item()) for j in range(4))
+                     for i in range(4)]  # fmt: skip
+            right = torch.tensor([float(x) for x in right], dtype=torch.float64)
+            assert apart([g], [right]) < PROMISED[dtype]
+    assert layer.certificate.verdicts() == ["trusted"] * 2
+
+
 # -- transport -------------------------------------------------------------------------------------
 
 
