@@ -95,6 +95,9 @@ class Certificate:
             for forms that solve none.
         licq: least over largest singular value of the constraints' gradients, each of unit length; 0
             where they are dependent (harmless if they agree), 1 without constraints.
+        saddle: how negative the least curvature is, relative to the largest, where what solved the adjoint
+            system shows that it is; 0 where not; None before the backward pass, where nothing showed it,
+            and where it is a minimum.
         curvature: least over largest curvature of the Lagrangian on the tangent space; at or below
             rounding level the solution is no strict minimum. Measured on request.
         condition: largest over least size of those curvatures. Measured on request.
@@ -121,6 +124,7 @@ class Certificate:
     uniqueness: Tensor | None = None
     adjoint_residual: Tensor | None = None
     licq: Tensor | None = None
+    saddle: Tensor | None = None
     curvature: Tensor | None = None
     condition: Tensor | None = None
     error_bound: Tensor | None = None
@@ -168,6 +172,9 @@ class Certificate:
             figures.append(_Figure(self.adjoint_residual, tolerance, loose, _adjoint_not_solved))
         if self.adjoint_difference is not None:
             figures.append(_Figure(self.adjoint_difference, tolerance, loose, _adjoint_differs))
+        saddle = self._negative_curvature
+        if saddle is not None:
+            figures.append(_Figure(saddle, 0.0, 0.0, _saddle_point, follows=True))
         for curvature in (self.uniqueness, self.curvature):
             if curvature is not None:
                 limits = -(torch.finfo(curvature.dtype).eps ** 0.5), -self._rounding
@@ -184,6 +191,15 @@ class Certificate:
         if self.error_bound is not None:
             figures.append(_Figure(self.error_bound, loose, 0.3, _error_bound_large, acts=2))
         return figures
+
+    @property
+    def _negative_curvature(self) -> Tensor | None:
+        """How negative the least curvature is, by all that was measured, per item; 0 where it is not."""
+        found = [] if self.saddle is None else [self.saddle]
+        for curvature in (self.uniqueness, self.curvature):
+            if curvature is not None:
+                found.append(torch.where(curvature < -self._rounding, -curvature, 0.0))
+        return torch.stack(found).amax(dim=0) if found else None
 
     def _nearly_dependent(self, licq: Tensor) -> Tensor:
         # Rounding of the constraints' gradients moves their span by eps/licq. Dependent to working
@@ -231,6 +247,8 @@ class Certificate:
             parts.append(f"margin at a kink {_least(self.kink_margin)}")
         if self.hidden is not None:
             parts.append(f"derivatives off by {_worst(self.hidden)}")
+        if self.saddle is not None and bool((self.saddle > 0).any()):
+            parts.append(f"curvature -{_worst(self.saddle)}")
         if self.curvature is not None:
             parts.append(f"curvature {_least(self.curvature)}")
         if self.condition is not None:
@@ -529,6 +547,10 @@ def _hidden_input(certificate: Certificate) -> str:
 
 def _not_unique(certificate: Certificate) -> str:
     figures = [c for c in (certificate.uniqueness, certificate.curvature) if c is not None]
+    negative = certificate._negative_curvature
+    assert negative is not None
+    # A saddle point is told as such.
+    figures = [torch.where(negative > 0, torch.inf, c) for c in figures]
     least = min(figures, key=lambda c: float(c.nan_to_num(-torch.inf).min()))
     if bool((least >= certificate._rounding).all()):
         return (
@@ -538,6 +560,16 @@ def _not_unique(certificate: Certificate) -> str:
     return (
         f"not unique: relative curvature {_least(least)}; the solution has no gradient; "
         "add a term that singles one out"
+    )
+
+
+def _saddle_point(certificate: Certificate) -> str:
+    worst = certificate._negative_curvature
+    assert worst is not None
+    return (
+        f"a saddle point, not a minimum: relative curvature -{_worst(worst)}, so that the objective falls "
+        "along some direction; (a) the solver stopped there: start it elsewhere, (b) the objective has the "
+        "wrong sign, (c) a constraint is missing"
     )
 
 

@@ -84,7 +84,9 @@ class Dense(BackwardForm):
 
         def solve(r: Tensor) -> SystemSolution:
             solution = inverse(r)
-            return SystemSolution(solution.z, solution.residual, solution.mu, solution.doubt)
+            return SystemSolution(
+                solution.z, solution.residual, solution.mu, solution.doubt, solution.saddle
+            )
 
         return solve
 

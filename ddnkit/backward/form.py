@@ -29,12 +29,17 @@ TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
 class SystemSolution(NamedTuple):
     """Of one linear system: z (k, B, m), its residual (k, B), μ (k, B, p) with G z + Aᵀμ = r, and how far μ
     may be wrong although the residual is small, relative to the larger of it and r, (k, B); None: as far as
-    the residual says."""
+    the residual says.
+
+    `saddle`: how negative the least curvature on the tangent space is, relative to the largest, (B,), where
+    what solves the system shows that it is, and 0 where not; None: it showed a minimum, or nothing.
+    """
 
     z: Tensor
     residual: Tensor
-    mu: Tensor
+    mu: Tensor | None
     doubt: Tensor | None = None
+    saddle: Tensor | None = None
 
 
 class SystemSolve:
@@ -56,17 +61,17 @@ class SystemSolve:
         return found.z, found.residual
 
 
-def solved(
-    solve: TangentSolve, r: Tensor, multipliers: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """z, the residual, and μ where it is asked for and the solve knows it: its doubts are residual then."""
-    if not (multipliers and isinstance(solve, SystemSolve)):
-        return *solve(r), None
+def solved(solve: TangentSolve, r: Tensor, multipliers: bool) -> SystemSolution:
+    """The solution, with μ where it is asked for and the solve knows it: its doubts are residual then."""
+    if not isinstance(solve, SystemSolve):
+        return SystemSolution(*solve(r), None, saddle=getattr(solve, "saddle", None))
     found = solve.system(r)
+    if not multipliers:
+        return found._replace(mu=None)
     residual = found.residual
     if found.doubt is not None:
         residual = torch.maximum(residual, found.doubt)
-    return found.z, residual, found.mu
+    return found._replace(residual=residual)
 
 
 def replaced(mask: Tensor, found: SystemSolution, other: SystemSolution) -> SystemSolution:
@@ -78,11 +83,18 @@ def replaced(mask: Tensor, found: SystemSolution, other: SystemSolution) -> Syst
             torch.zeros_like(x.residual) if x.doubt is None else x.doubt for x in (found, other)
         )
         doubt = torch.where(mask, b, a)
+    assert found.mu is not None and other.mu is not None
+    saddle = found.saddle
+    if saddle is not None or other.saddle is not None:
+        a, b = (torch.zeros_like(mask[0], dtype=found.z.dtype) if x.saddle is None else x.saddle
+                for x in (found, other))  # fmt: skip
+        saddle = torch.where(mask.any(dim=0), b, a)
     return SystemSolution(
         torch.where(wide, other.z, found.z),
         torch.where(mask, other.residual, found.residual),
         torch.where(wide, other.mu, found.mu),
         doubt,
+        saddle,
     )
 
 

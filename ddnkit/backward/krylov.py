@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..linalg.kkt import NOISE_FACTOR, relative
+from ..linalg.kkt import HESSIAN_ROUNDINGS, NOISE_FACTOR, relative
 from ..linalg.krylov import conjugate_gradient
+from ..linalg.lanczos import extreme_eigenvalues
 from ..linalg.minimal_residuals import minres
 from ..linalg.replay import Replayed
 from ..problem import Problem, flat
@@ -105,6 +106,9 @@ class Krylov(BackwardForm):
             right = torch.where((right.norm(dim=-1) > noise).unsqueeze(-1), right, 0.0)
             found = conjugate_gradient(operator, right, **settings)
             z, residual = operator.P(found.x), found.residual
+            saddle = None
+            if bool(found.negative_curvature.any()):
+                saddle = _saddle(operator, y)
             again = found.negative_curvature | ~(residual <= _good_enough(given.dtype))
             if bool(again.any()):
                 # Items that are done have a zero right side, which costs MINRES nothing.
@@ -123,7 +127,7 @@ class Krylov(BackwardForm):
             # Before z is rounded: G z − r is at right angles to the tangent space, to the residual above.
             mu = operator.multipliers(r, z).to(given.dtype)
             z = operator.scaled(z).to(given.dtype)
-            return SystemSolution(z, residual.to(given.dtype), mu)
+            return SystemSolution(z, residual.to(given.dtype), mu, saddle=saddle)
 
         return SystemSolve(solve)
 
@@ -181,6 +185,16 @@ class _Operator:
     def multipliers(self, r: Tensor, z: Tensor) -> Tensor:
         """μ with G z + Aᵀμ = r, (..., B, p); nothing for a manifold's own constraints."""
         return r[..., :0] if self.P.A is None else self.P.multipliers(r - self._curvature(z))
+
+
+def _saddle(operator: _Operator, y: Tensor) -> Tensor:
+    """How negative the least curvature is, (B,): see `SystemSolution`. Asked where an iteration met one."""
+    lowest, largest, _ = extreme_eigenvalues(
+        operator, flat(y).to(operator.dtype), project=operator.P
+    )
+    least = lowest / torch.maximum(lowest.abs(), largest.abs())
+    cutoff = HESSIAN_ROUNDINGS * torch.finfo(y.dtype).eps
+    return torch.where(least < -cutoff, -least, 0.0).to(y.dtype)
 
 
 def _units(problem: Problem, y: Tensor, nu: Tensor, G: Operator) -> Tensor | None:

@@ -38,6 +38,7 @@ class KrylovThenDense(BackwardForm):
             dense = Dense().tangent_solve(problem, y, nu)
             assert isinstance(dense, SystemSolve)
             direct = dense.system(r)
+            assert direct.mu is not None and found.mu is not None
             if direct.mu.shape != found.mu.shape:  # a manifold's own, which nobody asks for
                 direct = direct._replace(mu=found.mu)
             better = unsolved & ((direct.residual < found.residual) | found.residual.isnan())

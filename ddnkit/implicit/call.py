@@ -261,12 +261,12 @@ class Call(Numbers):
             sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
             if not bool(sound.all()):
                 return self._of_sound(sound, problem, y, nu, r, multipliers)
-        z, residual, mu = solved(self._tangent_solve(problem, y, nu), r, multipliers)
+        found = solved(self._tangent_solve(problem, y, nu), r, multipliers)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
-        self._judge(residual)
-        z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
-        return z, mu
+        self._judge(found.residual, found.saddle)
+        z = self._filled(found.z.flatten(0, 1), torch.nan, len(y)).reshape(found.z.shape)
+        return z, found.mu
 
     def _of_sound(
         self, sound: Tensor, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool
@@ -276,11 +276,11 @@ class Call(Numbers):
             return torch.full_like(r, torch.nan), None
         copies, source = without(problem, ~sound)
         solve = self._tangent_solve(copies, y[source], nu[source])
-        z, residual, mu = solved(solve, r[:, source], multipliers)
-        self._judge(residual)
-        z = torch.where(sound.unsqueeze(-1), z, torch.nan)
+        found = solved(solve, r[:, source], multipliers)
+        self._judge(found.residual, found.saddle)
+        z = torch.where(sound.unsqueeze(-1), found.z, torch.nan)
         z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
-        return z, mu
+        return z, found.mu
 
     def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:
         """On the way back the error bound is for the gradient that came in."""
@@ -372,14 +372,18 @@ class Call(Numbers):
             # What is wrong for all items stays in force up to the next comparison.
             comparisons.keep(signature, error.nan_to_num(2.0).amin())
 
-    def _judge(self, residual: Tensor | None) -> None:
-        """Take the residual (k, B) into the certificate, whose batch may have been repeated in B."""
+    def _judge(self, residual: Tensor | None, saddle: Tensor | None = None) -> None:
+        """Take the residual (k, B), and what is known of a saddle point (B,), into the certificate, whose
+        batch may have been repeated in B."""
         certificate = self.certificate
         assert certificate is not None
         size = len(certificate.stationarity)
         if residual is not None and residual.numel() and residual.shape[1] % size == 0:
             worst = residual.amax(dim=0).reshape(-1, size).amax(dim=0)  # NaN stays NaN
             certificate = dataclasses.replace(certificate, adjoint_residual=worst)
+        if saddle is not None and saddle.numel() and len(saddle) % size == 0:
+            worst = saddle.to(certificate.stationarity).reshape(-1, size).amax(dim=0)
+            certificate = dataclasses.replace(certificate, saddle=worst)
         self._conclude(certificate, backward=True)
 
     def _filled(self, z: Tensor, fill: float, batch: int) -> Tensor:

@@ -20,8 +20,8 @@ class Numbers:
         self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """z (k, B, m), and μ (k, B, p) of a form that has it where the gradient is made of it."""
-        z, _, mu = solved(self.form.tangent_solve(problem, y, nu), r, multipliers)
-        return z, mu
+        found = solved(self.form.tangent_solve(problem, y, nu), r, multipliers)
+        return found.z, found.mu
 
     def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z (k, B, m)."""

@@ -60,6 +60,7 @@ from torch import Tensor
 
 from .items import lu_factor
 from .krylov import LinearMap
+from .lanczos import extreme_eigenvalues
 from .rows import DependentRows, IndependentRows, rows_of
 
 #: Unknowns up to which an eigendecomposition is affordable (a second or so on two cores).
@@ -91,12 +92,14 @@ class KKTSolution:
 
     `doubt`: how far μ may be wrong although the residual is small, relative to the larger of it and r̃, (B,);
     None: as far as that says.
+    `saddle`: see `SymmetricInverse.saddle`, of the curvatures on the tangent space.
     """
 
     z: Tensor
     mu: Tensor
     residual: Tensor
     doubt: Tensor | None = None
+    saddle: Tensor | None = None
 
 
 class SymmetricInverse(abc.ABC):
@@ -104,6 +107,9 @@ class SymmetricInverse(abc.ABC):
 
     #: orthonormal eigenvectors that were left out, (B, n, n) with columns of zero; None: there are none
     null: Tensor | None = None
+    #: (B,), how negative the least eigenvalue is, relative to the largest: 0 where it is not, by more than
+    #: its rounding; None: K is positive definite
+    saddle: Tensor | None = None
 
     @abc.abstractmethod
     def __call__(self, right: Tensor) -> Tensor:
@@ -143,6 +149,7 @@ class EigenInverse(SymmetricInverse):
         if singular == "damped":
             floor = torch.where(largest > 0, (DAMPING * largest) ** 2, 1.0)
             self.inverse = values / (values**2 + floor)
+            self.values = values
             return
         if size is not None:
             largest = torch.maximum(largest, size.unsqueeze(-1))
@@ -152,6 +159,8 @@ class EigenInverse(SymmetricInverse):
         kept = values.abs() > cutoff
         left_out = torch.nan if singular == "error" else 0.0
         self.inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), left_out)
+        lowest = values.amin(dim=-1, keepdim=True) if values.shape[-1] else largest
+        self.saddle = torch.where(lowest < -cutoff, -lowest / largest, 0.0).squeeze(-1)
         if singular == "minimum_norm" and not bool(kept.all()):
             self.null = self.vectors * (~kept).unsqueeze(-2)
 
@@ -161,10 +170,20 @@ class EigenInverse(SymmetricInverse):
 
 
 class LUInverse(SymmetricInverse):
-    """By LU, for matrices that must be regular: inf or NaN where one is not."""
+    """By LU, for matrices that must be regular: inf or NaN where one is not.
 
-    def __init__(self, K: Tensor):
+    Args:
+        cutoff: what an eigenvalue below 0 must exceed to be told from rounding, relative to the largest;
+            None: nobody asks for `saddle`.
+    """
+
+    def __init__(self, K: Tensor, cutoff: float | None = None):
         self.LU, self.pivots = lu_factor(K)
+        if cutoff is not None:
+            # An upper bound of the least; a few dozen products beside m³.
+            lowest, largest, _ = extreme_eigenvalues(lambda v: _apply(K, v), K[..., 0])
+            least = lowest / torch.maximum(lowest.abs(), largest.abs())
+            self.saddle = torch.where(least < -cutoff, -least, 0.0)
 
     def __call__(self, right: Tensor) -> Tensor:
         """K⁻¹ r."""
@@ -220,7 +239,7 @@ def _inverse(
     if regular is not None:
         return regular
     if M.shape[-1] > RANK_REVEALING_SIZE:
-        return LUInverse(M)
+        return LUInverse(M, _roundings(M) * eps)
     return EigenInverse(M, singular, size, eps, noise)
 
 
@@ -384,6 +403,12 @@ class KKTInverse:
         corner = Q.new_zeros(*Q.shape[:-2], Q.shape[-1], Q.shape[-1])
         K = torch.cat([torch.cat([self.G, Q], -1), torch.cat([Q.mT, corner], -1)], -2)
         self.of_whole = EigenInverse(K, "damped")
+        # Each independent row makes one eigenvalue negative: the next belongs to the tangent space.
+        rank = (Q.abs().amax(dim=-2) > 0).sum(dim=-1, keepdim=True)
+        least = self.of_whole.values.gather(-1, rank).squeeze(-1)
+        least = least / self.of_whole.values.abs().amax(dim=-1)
+        cutoff = _roundings(K) * torch.finfo(self._given).eps
+        self.of_whole.saddle = torch.where(least < -cutoff, -least, 0.0)
 
     # -- solution -------------------------------------------------------------------------------
 
@@ -410,7 +435,8 @@ class KKTInverse:
             residual = torch.maximum(residual, unanswered(self._null_of_scaled, self.D * given))
         sound = self.good & r.isfinite().all(dim=-1)
         residual = torch.where(sound, residual, torch.nan)
-        return KKTSolution(z.to(r.dtype), mu.to(r.dtype), residual.to(r.dtype), uncertain)
+        saddle = (self.of_whole or self.inverse).saddle
+        return KKTSolution(z.to(r.dtype), mu.to(r.dtype), residual.to(r.dtype), uncertain, saddle)
 
     def _step(self, right: Tensor) -> Tensor:
         """z̃ for r̃, once through the factors."""
@@ -579,6 +605,11 @@ class TangentInverse:
         self.inverse = _inverse(
             matrix, "minimum_norm", norm, torch.finfo(self.given).eps, uncertain
         )
+
+    @property
+    def saddle(self) -> Tensor | None:
+        """See `SymmetricInverse.saddle`."""
+        return self.inverse.saddle if self.scaled is None else self.scaled.inverse.saddle
 
     def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., B, m) and the relative residual (..., B)."""

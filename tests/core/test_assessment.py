@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bounds import factorised, rounding
+from ddnkit_manifolds import Sphere
 
 import ddnkit
 from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, InputError, testing
@@ -262,3 +263,104 @@ def test_the_public_name_of_the_certificate():
     layer = DeclarativeLayer(Stopped())
     layer(*inputs(0))
     assert isinstance(layer.certificate, ddnkit.Certificate)
+
+
+# -- saddle points, with certify="fast" ------------------------------------------------------------
+
+
+class Wells(DeclarativeNode):
+    """Σ ((yᵢ − aᵢ)² − 1)²/4, of minima at aᵢ ± 1, at a point that is given."""
+
+    input_dims = (1, 1)
+
+    def objective(self, a, offset, y):
+        return (((y - a) ** 2 - 1) ** 2).sum() / 4
+
+    def solve(self, a, offset):
+        return a + offset
+
+
+class WellsOnPlane(Wells):
+    """With the sum of y given, which holds where the multiplier is 0."""
+
+    def equality_constraints(self, a, offset, y):
+        return y.sum() - (a + offset).sum()
+
+
+class WellsNearSphere(Wells):
+    """With the length of y given."""
+
+    def equality_constraints(self, a, offset, y):
+        return (y**2).sum() - ((a + offset) ** 2).sum()
+
+
+SADDLE_FORMS = {
+    "auto": "auto",
+    "dense": "dense",
+    "krylov": "krylov",
+    "embedded_field": "embedded_field",
+    "damped": ddnkit.backward.Dense(singular="damped"),
+    "error": ddnkit.backward.Dense(singular="error"),
+}
+
+
+@pytest.mark.parametrize("form", list(SADDLE_FORMS))
+@pytest.mark.parametrize("node", [Wells, WellsOnPlane, WellsNearSphere])
+@pytest.mark.parametrize(("m", "dtype"), [(3, torch.float64), (70, torch.float32)])
+def test_a_saddle_point_is_told_beside_a_minimum(form, dtype, node, m):
+    a = torch.linspace(-1, 1, 2 * m, dtype=dtype).reshape(2, m)
+    offset = torch.ones(2, m, dtype=dtype)
+    offset[1, : m - 1] = 0  # at the top of all wells but one: also on the plane a direction is left
+    a.requires_grad_()
+    layer = DeclarativeLayer(node(), SADDLE_FORMS[form], policy="nan")
+    y = layer(a, offset)
+    # Of the way back alone: the point is stationary.
+    assert layer.certificate.verdicts() == ["trusted", "trusted"]
+    v = torch.linspace(1, 2, 2 * m, dtype=dtype).reshape(2, m).sin()
+    (found,) = torch.autograd.grad(y, a, v)
+    assert layer.certificate.verdicts() == ["trusted", "invalid"]
+    assert float(layer.certificate.saddle[1]) > 0.1  # −1 beside 2
+    assert any("saddle" in text for text in layer.certificate.causes())
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
+    y = DeclarativeLayer(node(), SADDLE_FORMS[form], policy="raise")(a, offset)
+    with pytest.raises(ddnkit.UntrustedGradientError, match="saddle"):
+        torch.autograd.grad(y, a, v)
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "krylov", "embedded_field"])
+def test_a_maximum_of_the_rayleigh_quotient_is_told(form):
+    class Largest(DeclarativeNode):
+        """The eigenvector of the largest eigenvalue, of an objective for the least."""
+
+        input_dims = (2,)
+        manifold = Sphere()
+
+        def objective(self, A, y):
+            return y @ A @ y / 2
+
+        def solve(self, A):
+            return torch.linalg.eigh(A)[1][:, self.which]
+
+    torch.manual_seed(0)
+    A = torch.randn(6, 6, dtype=torch.float64)
+    A = (A + A.mT).requires_grad_()
+    for which, verdict in ((0, "trusted"), (2, "invalid"), (-1, "invalid")):
+        node = Largest()
+        node.which = which
+        layer = DeclarativeLayer(node, form, policy="nan")
+        torch.autograd.grad(layer(A).sum(), A)
+        assert layer.certificate.verdicts() == [verdict]
+        assert ("saddle" in str(layer.certificate.causes())) == (verdict == "invalid")
+
+
+def test_a_saddle_point_is_told_by_the_least_curvature_of_many():
+    """Above the size whose eigenvalues are all computed."""
+    m = ddnkit.linalg.kkt.RANK_REVEALING_SIZE + 8
+    G = torch.diag_embed(torch.linspace(0.5, 1, m, dtype=torch.float64).repeat(2, 1))
+    G[1, 3, 3] = -0.5
+    A = torch.ones(2, 1, m, dtype=torch.float64)
+    solution = ddnkit.linalg.KKTInverse(G, A)(torch.ones(2, m, dtype=torch.float64))
+    assert solution.saddle is not None
+    assert solution.saddle[0] == 0
+    assert solution.saddle[1] > 0.1

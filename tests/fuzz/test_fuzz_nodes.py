@@ -15,7 +15,6 @@ FIRST = int(os.environ.get("DDNKIT_FUZZ_FIRST", "0"))
 
 #: Kinds where something is silent and wrong today, with what 2,000 nodes (100 of each kind) have shown.
 SILENT_TODAY = {
-    "saddle": "51 of 100: curvature is measured with certify='full' and by newton alone",
     "units within": "2 of 100: norms over entries of different units",
     "offset": "8 of 100: backward errors and the visibility of a kink are relative to the offset",
     "valley": "5 of 100: a small backward error is a large error of y where the curvature is least",
