@@ -15,24 +15,35 @@ by the error of the latter, up to the same square. With ρ the reduction of ‖�
 is estimated as ‖g(y) − g(y⁺)‖ / ((1 − ρ)‖g(y⁺)‖), doubled for safety, plus what rounding and the adjoint
 residual may add (and, of a solution to the last digits, its backward error, whose step would be rounding):
 the condition times each, and what the gradient moves by when each entry of y is moved
-by a few roundings, which finds terms that cancel in the gradient itself. Where the step does not reduce
-‖∇L‖ by half, y is too far for any estimate: infinity.
+by a few roundings, which finds terms that cancel in the gradient itself. In float32 also how far it is from
+the gradient of the same problem in float64, which tells the rounding of the last passes. Where the step does
+not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
+
+With certify="fast" the change by that step is all that is looked at, and only of a y that is not solved to
+rounding (`needs_a_step`, `solution_error`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .backward.form import BackwardForm
-from .backward.precision import uncertainty
+from .backward.precision import SAME_OPERATOR, uncertainty, widened
 from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import Certificate
 from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
-from .lagrangian import constraint_set, objective_gradient, stationarity
+from .lagrangian import (
+    constraint_jacobian,
+    lagrangian_gradient,
+    least_squares_multipliers,
+    pseudo_inverse,
+)
+from .linalg.items import apply
 from .linalg.kkt import NOISE_FACTOR, wide_dtype
 from .linalg.lanczos import extreme_eigenvalues
 from .problem import Problem, flat
@@ -45,6 +56,10 @@ _PROBES = 3
 _MOVED_BY = 4
 #: What the gradient moves by then may by chance be this much less than what rounding can make of it.
 _CHANCE = 16
+#: A y whose backward error is within so many roundings is as good as it can be known; and so many of a
+#: single component, whose scale is less certain.
+_SOLVED = 64
+_SOLVED_IN_EACH = 1e4
 #: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
 _SEED = 0x5EED_A55E
 
@@ -68,8 +83,7 @@ def assess(
     if len(y) == 0:
         empty = y.new_zeros(0)
         return dataclasses.replace(certificate, curvature=empty, condition=empty, error_bound=empty)
-    constraints = constraint_set(problem, y)
-    nu = constraints.multipliers(objective_gradient(problem, y))
+    nu = _multipliers(problem, y)
     curvature, condition = _curvatures(problem, y, nu)
     bound = _error_bound(problem, y, nu, form, certificate, condition, v)
     return dataclasses.replace(
@@ -83,8 +97,76 @@ def error_bound(
 ) -> Tensor:
     """The bound for one incoming gradient v (B, *y), given the curvatures of an assessed certificate."""
     assert certificate.condition is not None
-    nu = constraint_set(problem, y).multipliers(objective_gradient(problem, y))
+    nu = _multipliers(problem, y)
     return _error_bound(problem, y, nu, form, certificate, certificate.condition, v)
+
+
+def needs_a_step(certificate: Certificate) -> Tensor:
+    """Items (B,) whose y is not known to be solved to rounding: `solution_error` says what of it."""
+    eps = torch.finfo(certificate.stationarity.dtype).eps
+    backward = torch.maximum(certificate.stationarity, certificate.feasibility)
+    rough = backward > _SOLVED * eps
+    if certificate.worst_component is not None:
+        rough = rough | (certificate.worst_component > _SOLVED_IN_EACH * eps)
+    return rough & certificate.solved
+
+
+@torch.no_grad()
+def solution_error(
+    problem: Problem, y: Tensor, nu: Tensor, numbers: Numbers, rough: Tensor, v: Tensor
+) -> Tensor:
+    """How much y, and the gradient for v (B, *y), change by a step of Newton's method from y, relative.
+
+    Of each operand by itself, whose units may be any: the largest, doubled. It is no bound, but of the size
+    of the gradient's error, whatever the units and the offset of data and y, and however flat the valley.
+
+    Args:
+        rough: items (B,) that it is asked for; 0 for the others.
+    """
+    better, before, after = _stepped(problem, y, nu, numbers)
+    better = torch.where(rough.reshape(-1, *[1] * (y.ndim - 1)), better, y)
+    problem = _for_each_item(problem)
+    here, there = (_gradients(problem, point, v, numbers) for point in (y, better))
+    changes, sizes = _apart(here, there), _sizes(problem, there)
+    error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
+    of_y = flat(better - y).norm(dim=-1)
+    error = torch.maximum(error, torch.where(of_y > 0, of_y / flat(better).norm(dim=-1), 0.0))
+    # Steps that do not lead to the solution tell nothing of where it is.
+    error = torch.where(after <= 0.5 * before, 2 * error, torch.inf)
+    return torch.where(rough, torch.where(error.isnan(), torch.inf, error), 0.0)
+
+
+def _for_each_item(problem: Problem) -> Problem:
+    """The problem with its floating operands, also those that all items share, for each item by itself."""
+    size, flags, operands = problem.batch_size, list(problem.operands_batched), problem.operands
+    for i, x in enumerate(operands):
+        if x.is_floating_point() and not flags[i]:
+            operands[i], flags[i] = x.expand(size, *x.shape), True
+    return problem.resized(operands, size, flags)
+
+
+def _gradients(problem: Problem, y: Tensor, v: Tensor, numbers: Numbers) -> list[Tensor]:
+    """The gradient for each floating operand, (B, n) each."""
+    wrt = [i for i, x in enumerate(problem.operands) if x.is_floating_point()]
+    return [flat(g) for g in gradient_of_operands(numbers, problem, y, v, wrt)] if wrt else []
+
+
+def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Distances of two gradients (k, B), for each of k operands."""
+    return torch.stack([(x - y).norm(dim=-1) for x, y in zip(a, b, strict=True)])
+
+
+def _sizes(problem: Problem, gradients: Sequence[Tensor]) -> Tensor:
+    """What changes of them are held against (k, B): their own sizes, each operand's in its own unit.
+
+    One that is a rounding of the others, by what a relative change of the operands makes of y, is held
+    against that.
+    """
+    operands = [x for x in problem.operands if x.is_floating_point()]
+    weight = torch.stack([flat(x).norm(dim=-1) for x in operands])
+    sizes = torch.stack([g.norm(dim=-1) for g in gradients])
+    whole = _SOLVED * torch.finfo(sizes.dtype).eps * (sizes * weight).amax(dim=0)
+    return torch.maximum(sizes, torch.where(weight > 0, whole / weight, 0.0))
 
 
 def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,34 +254,59 @@ def _error_bound(
     condition: Tensor,
     v: Tensor | None,
 ) -> Tensor:
+    if not any(x.is_floating_point() for x in problem.operands):
+        return y.new_zeros(len(y))
     numbers = Numbers(form)
-    better, reduction = _newton_step(problem, y, nu, numbers)
+    better, before, after = _stepped(problem, y, nu, numbers)
+    reduction = torch.where(before > 0, after / before, 0.0)
     eps = torch.finfo(y.dtype).eps
     # A step from a solution to the last digit is rounding, and may be larger than an entry near 0 is.
     backward = torch.maximum(certificate.stationarity, certificate.feasibility)
     exact = backward <= 1e3 * eps
     reduction = torch.where(exact, 0.0, reduction)
     better = torch.where(exact.reshape(-1, *[1] * (y.ndim - 1)), y, better)
+    problem = _for_each_item(problem)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
-    changes, moves, sizes = [], [], []
+    changes, moves, sizes, rounded = [], [], [], []
     for probe in probes:
         here, there, beside = (
-            _gradient(problem, point, probe, numbers) for point in (y, better, _beside(y))
+            _gradients(problem, point, probe, numbers) for point in (y, better, _beside(y))
         )
-        changes.append((here - there).norm(dim=-1))
-        moves.append((here - beside).norm(dim=-1))
-        sizes.append(there.norm(dim=-1))
+        rounded.append(_rounding_of(here, problem, y, probe, numbers))
+        changes.append(_apart(here, there))
+        moves.append(_apart(here, beside))
+        sizes.append(_sizes(problem, there))
     change, move, size = torch.stack(changes), torch.stack(moves), torch.stack(sizes)
+    move = move + torch.stack(rounded) / (_CHANCE / 2)
     # A probe may happen to have no gradient, whose relative error would say nothing of the others'.
     size = torch.maximum(size, 0.1 * size.square().mean(dim=0).sqrt())
-    error = torch.where(change > 0, change / size, 0.0).amax(dim=0)
-    rounding = torch.where(move > 0, move / size, 0.0).amax(dim=0)
+    error = torch.where(change > 0, change / size, 0.0).amax(dim=(0, 1))
+    rounding = torch.where(move > 0, move / size, 0.0).amax(dim=(0, 1))
     residual = certificate.adjoint_residual
     solving = eps if residual is None else eps + residual
     solving = solving + torch.where(exact, backward, 0.0)
     bound = 2 * error / (1 - reduction) + condition * solving + _CHANCE * rounding
     bound = torch.where(reduction <= 0.5, bound, torch.inf)
     return torch.where(bound.isnan(), torch.inf, bound)
+
+
+def _rounding_of(
+    gradients: Sequence[Tensor], problem: Problem, y: Tensor, v: Tensor, numbers: Numbers
+) -> Tensor:
+    """What float32 has made of gradients (k, B): their distance from those of the same problem in float64.
+
+    0 where it is not to be had, as of a problem that is another in float64.
+    """
+    nothing = torch.stack([g.new_zeros(len(g)) for g in gradients])
+    instance = widened(problem) if y.dtype == torch.float32 else None
+    if instance is None:
+        return nothing
+    try:
+        wide = _gradients(instance, y.double(), v.double(), numbers)
+    except Exception:  # whatever a node throws that is not made for float64
+        return nothing
+    apart, size = _apart(wide, gradients), _sizes(instance, wide)
+    return torch.where(apart <= SAME_OPERATOR * size, apart, 0.0).to(y.dtype)
 
 
 def _beside(y: Tensor) -> Tensor:
@@ -209,50 +316,66 @@ def _beside(y: Tensor) -> Tensor:
     return torch.addcmul(y, y, (_MOVED_BY * torch.finfo(y.dtype).eps * pattern).to(y.dtype))
 
 
-def _newton_step(
+def _stepped(
     problem: Problem, y: Tensor, nu: Tensor, numbers: Numbers
-) -> tuple[Tensor, Tensor]:
-    """y⁺, and ‖∇L‖ + ‖h‖ there relative to y."""
-    constraints = constraint_set(problem, y)
-    right = -stationarity(problem, y, nu)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y⁺, and ‖∇L‖ + ‖h‖ before and after the step."""
+    right = -_slope(problem, y, nu)
     normal = torch.zeros_like(right)
-    if constraints.parametric:
-        h = problem.all_constraints(y)
-        assert h is not None
-        normal = -constraints.restore(h)
+    parametric = problem.has_constraints(y)
+    if parametric:
+        # Each unknown by a part of itself: any share of a sum is a large step of a small one.
+        size = flat(y).abs()
+        largest = size.amax(dim=-1, keepdim=True)
+        least = torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, 1.0)
+        normal = -_restored(problem, y, torch.where(size > 0, size, least))
         G = hessian_operator(problem, y, nu)
         right = right - G(normal)
     step = normal + numbers.solve_tangent(problem, y, nu, right.unsqueeze(0)).squeeze(0)
-    if constraints.parametric or problem.manifold is None:
+    if parametric or problem.manifold is None:
         better = y + step.reshape(y.shape)
     else:
         better = problem.manifold.retract(y, step.reshape(y.shape))
-    before, after = _violation(problem, y), _violation(problem, better)
-    return better, torch.where(before > 0, after / before, 0.0)
+    return better, _violation(problem, y), _violation(problem, better)
 
 
 def _violation(problem: Problem, y: Tensor) -> Tensor:
-    constraints = constraint_set(problem, y)
-    nu = constraints.multipliers(objective_gradient(problem, y))
-    size = stationarity(problem, y, nu).norm(dim=-1)
-    h = problem.constraints(y)
-    return size if h is None else size + constraints.restore(_all(problem, y)).norm(dim=-1)
+    size = _slope(problem, y, _multipliers(problem, y)).norm(dim=-1)
+    return size + _restored(problem, y).norm(dim=-1) if problem.has_constraints(y) else size
 
 
-def _all(problem: Problem, y: Tensor) -> Tensor:
-    h = problem.all_constraints(y)
-    assert h is not None
-    return h
+# In numbers alone: torch.func lets nothing leave torch on its way, as numpy does.
 
 
-def _gradient(problem: Problem, y: Tensor, v: Tensor, numbers: Numbers) -> Tensor:
-    """The gradient for all operands that each item has to itself, (B, n)."""
-    flags = problem.operands_batched
-    wrt = [i for i, x in enumerate(problem.operands) if flags[i] and x.is_floating_point()]
-    if not wrt:
-        return y.new_zeros(len(y), 1)
-    found = gradient_of_operands(numbers, problem, y, v, wrt)
-    return torch.cat([flat(g) for g in found], dim=-1)
+def _multipliers(problem: Problem, y: Tensor) -> Tensor:
+    """ν of `ddnkit.lagrangian.constraint_set`."""
+    gradient = problem.gradient(y)
+    if problem.has_constraints(y):
+        A = constraint_jacobian(problem, y)
+        assert A is not None
+        return least_squares_multipliers(A, gradient)
+    if problem.manifold is not None:
+        sigma: Tensor = problem.manifold.multipliers(y, gradient)
+        return sigma
+    return flat(gradient)[:, :0]
+
+
+def _slope(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
+    """∇_y L, (B, m)."""
+    if problem.manifold is not None and not problem.has_constraints(y):
+        return flat(problem.gradient(y)) - flat(problem.manifold.normal(y, nu))
+    with torch.enable_grad():
+        gradient = lagrangian_gradient(problem, y.detach().requires_grad_(), nu)
+    return flat(gradient.detach())
+
+
+def _restored(problem: Problem, y: Tensor, unit: Tensor | None = None) -> Tensor:
+    """A⁺h, (B, m); with the unknowns in units (B, m), in which that is the shortest then."""
+    A, h = constraint_jacobian(problem, y), problem.all_constraints(y)
+    assert A is not None and h is not None
+    if unit is None:
+        return apply(pseudo_inverse(A), h)
+    return unit * apply(pseudo_inverse(A * unit.unsqueeze(-2)), h)
 
 
 def _probe(y: Tensor, k: int) -> Tensor:

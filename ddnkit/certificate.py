@@ -52,6 +52,10 @@ _ONE_PROBE_SIZE = 64
 _HIDDEN_PASSES = {torch.float64: 1e-4, torch.float32: 2e-2}
 
 
+#: Largest relative error of a gradient, by the estimate of it from y's own, that passes.
+_MOST_ERROR = 5e-3
+
+
 class _Figure(NamedTuple):
     """One figure of a certificate with its limits.
 
@@ -103,6 +107,9 @@ class Certificate:
         condition: largest over least size of those curvatures. Measured on request.
         error_bound: estimated bound on the relative error of the gradient: of the last one computed,
             before that of the worst of three. Measured on request.
+        worst_component: the stationarity of the worst unknown beside its own scale, which is less certain.
+        solution_error: how much y or its gradient change by a step of Newton's method, relative; None
+            before the backward pass, and where y is solved to rounding.
         adjoint_difference: how far the node's own adjoint is from a known answer, relative, beyond what
             rounding and an inexact y explain; None where it was not compared.
         kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
@@ -128,6 +135,8 @@ class Certificate:
     curvature: Tensor | None = None
     condition: Tensor | None = None
     error_bound: Tensor | None = None
+    worst_component: Tensor | None = None
+    solution_error: Tensor | None = None
     adjoint_difference: Tensor | None = None
     kink_margin: Tensor | None = None
     hidden: Tensor | None = None
@@ -185,6 +194,8 @@ class Certificate:
         if self.hidden is not None:
             limits = _HIDDEN_PASSES[self.hidden.dtype], _HIDDEN_PASSES[self.hidden.dtype]
             figures.append(_Figure(self.hidden, *limits, _hidden_input))
+        if self.solution_error is not None:
+            figures.append(_Figure(self.solution_error, _MOST_ERROR, 0.3, _solution_inaccurate))
         if self.licq is not None:
             nearly = self._nearly_dependent(self.licq)
             figures.append(_Figure(nearly, 0, 1, _nearly_dependent_constraints))
@@ -245,6 +256,8 @@ class Certificate:
             parts.append(f"own adjoint off by {_worst(self.adjoint_difference)}")
         if self.kink_margin is not None and bool((self.kink_margin < 1).any()):
             parts.append(f"margin at a kink {_least(self.kink_margin)}")
+        if self.solution_error is not None:
+            parts.append(f"solution off by {_worst(self.solution_error)}")
         if self.hidden is not None:
             parts.append(f"derivatives off by {_worst(self.hidden)}")
         if self.saddle is not None and bool((self.saddle > 0).any()):
@@ -284,10 +297,10 @@ def measure(
     y = solution.y
     tolerance = tolerance_of(problem, y, tolerance)
     if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
-        error = feasibility = licq = y.new_zeros(problem.batch_size)
+        error = feasibility = licq = worst = y.new_zeros(problem.batch_size)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
-        error, feasibility, licq = _backward_errors(problem, y, gradient)
+        error, feasibility, licq, worst = _backward_errors(problem, y, gradient)
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
     status = torch.as_tensor(solution.status, device=y.device)
@@ -296,13 +309,14 @@ def measure(
     if aside is not None:
         status = torch.where(aside, int(Status.NON_FINITE), status)
         iterations = torch.where(aside, -1, iterations)
-        error, feasibility, licq = (
-            x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq)
+        error, feasibility, licq, worst = (
+            x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq, worst)
         )
         uniqueness = None if uniqueness is None else uniqueness.masked_fill(aside, torch.nan)
     return Certificate(
         error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
+        worst_component=worst,
         kink_margin=None if problem.kinks is None else problem.kinks.margin,
         at_kinks=() if problem.kinks is None else problem.kinks.told,
     )  # fmt: skip
@@ -310,7 +324,7 @@ def measure(
 
 def _backward_errors(
     problem: Problem, y: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     step = STEP[y.dtype]
     manifold = problem.manifold
     feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
@@ -345,6 +359,7 @@ def _backward_errors(
     # product of y with the multipliers.
     by_rows = sigma is not None and manifold.normal_by_rows and y.shape[-2] >= _ONE_PROBE_SIZE
     scale = torch.zeros_like(feasibility)
+    of_each = torch.zeros_like(residual)
     for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
         flags = problem.operands_batched
         operands = [
@@ -360,6 +375,7 @@ def _backward_errors(
             y_moved = perturbed(y, step, 0, probe)
             change, change_of_h = first_order_change(problem, y, normal, moved.operands, y_moved)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
+            of_each = torch.maximum(of_each, change.abs())
             if own is not None:
                 scale_h = torch.maximum(scale_h, change_of_h.norm(dim=-1) / step)
             continue
@@ -376,13 +392,16 @@ def _backward_errors(
             # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
             change = change - residual if sigma is None else change.sub_(residual)
         scale = torch.maximum(scale, change.norm(dim=-1) / step)
+        of_each = torch.maximum(of_each, change.abs())
         if own is not None:
             h_moved = moved.constraints(y_moved)
             assert h_moved is not None
             scale_h = torch.maximum(scale_h, (h_moved - own).norm(dim=-1) / step)
     if own is not None:
         feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
-    return _ratio(residual.norm(dim=-1), scale), feasibility, licq
+    worst = _ratio(residual.abs(), of_each / step).nan_to_num(nan=torch.inf)
+    worst = worst.amax(dim=-1) if worst.shape[-1] else scale
+    return _ratio(residual.norm(dim=-1), scale), feasibility, licq, worst
 
 
 def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
@@ -578,6 +597,21 @@ def _nearly_dependent_constraints(certificate: Certificate) -> str:
     return (
         f"constraints nearly dependent: margin {_least(certificate.licq)}, neither independent nor "
         "the same to working precision; drop one, or give it in float64"
+    )
+
+
+def _solution_inaccurate(certificate: Certificate) -> str:
+    assert certificate.solution_error is not None
+    worst = certificate.solution_error
+    step = (
+        f"changes it or the gradient by {_worst(worst)}, relative"
+        if bool(worst.isfinite().all())
+        else "leads no nearer"
+    )
+    return (
+        f"y too far from the solution: a step of Newton's method from it {step}; (a) the solver stopped "
+        "early, in a flat valley or where units or an offset of the data hide what is left, (b) it solves "
+        "another problem than the objective states"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..aside import finite_inputs, may_look, solve_apart, without
-from ..assessment import assess, error_bound
+from ..assessment import assess, error_bound, needs_a_step, solution_error
 from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
@@ -35,6 +35,23 @@ from ..structure import Structure
 from ..transforms import under_transform
 from .numbers import Numbers
 from .own_adjoint import Comparisons, difference
+
+
+class _Prepared(Numbers):
+    """With the system at one point factorised already."""
+
+    def __init__(self, form: BackwardForm, solve: TangentSolve, y: Tensor):
+        super().__init__(form)
+        self._solve, self._y = solve, y
+
+    def solve_system(
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Numbers.solve_system`."""
+        if y is not self._y:
+            return super().solve_system(problem, y, nu, r, multipliers)
+        found = solved(self._solve, r, multipliers)
+        return found.z, found.mu
 
 
 class Call(Numbers):
@@ -264,6 +281,7 @@ class Call(Numbers):
         found = solved(self._tangent_solve(problem, y, nu), r, multipliers)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
+        self._estimate(problem, y, nu, -r[0].reshape(y.shape))
         self._judge(found.residual, found.saddle)
         z = self._filled(found.z.flatten(0, 1), torch.nan, len(y)).reshape(found.z.shape)
         return z, found.mu
@@ -289,6 +307,22 @@ class Call(Numbers):
             return
         bound = error_bound(self.structured(problem), y, self.form, certificate, v)
         self.certificate = dataclasses.replace(certificate, error_bound=bound)
+
+    def _estimate(self, problem: Problem, y: Tensor, nu: Tensor, v: Tensor) -> None:
+        """What the error of a y that is not solved to rounding makes of the gradient, once a call."""
+        certificate = self.certificate
+        if certificate is None or certificate.solution_error is not None:
+            return
+        if self.certify != "fast" or len(y) != len(certificate.stationarity):
+            return
+        if not (y.device.type == "cpu" or self.policy in ("raise", "warn")):
+            return
+        rough = needs_a_step(certificate)
+        if not bool(rough.any()):
+            return
+        numbers = _Prepared(self.form, self._tangent_solve(problem, y, nu), y)
+        error = solution_error(self.structured(problem), y, nu, numbers, rough, v)
+        self.certificate = dataclasses.replace(certificate, solution_error=error)
 
     def _tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         # ν is a function of the operands and y, which therefore tell whether this is the same point.

@@ -364,3 +364,101 @@ def test_a_saddle_point_is_told_by_the_least_curvature_of_many():
     assert solution.saddle is not None
     assert solution.saddle[0] == 0
     assert solution.saddle[1] > 0.1
+
+
+# -- a solution that is off where backward errors are small, with certify="fast" -------------------
+
+
+class Huber(DeclarativeNode):
+    """Σ wᵢ √(uᵢ² + 1) + bᵢ uᵢ of uᵢ = sᵢ(yᵢ − aᵢ), least at uᵢ = −bᵢ/√(wᵢ² − bᵢ²), off by `moved`/sᵢ.
+
+    `scale` is a parameter, of ones.
+    """
+
+    input_dims = (1, 1, 1, 1)
+
+    def __init__(self, s):
+        self.s = s
+        self.scale = torch.nn.Parameter(torch.ones_like(s))
+
+    def objective(self, a, b, w, moved, y):
+        u = self.s * (y - a) * self.scale
+        return (w * (u.square() + 1).sqrt() + b * u).sum()
+
+    def solve(self, a, b, w, moved):
+        return a - (b / (w.square() - b.square()).sqrt() + moved) / self.s
+
+
+def huber(off, s, moved):
+    """The certificate, the gradients, and their error, with data at ``off``."""
+    s = torch.as_tensor(s, dtype=torch.float64).expand(3)
+    a = torch.tensor([[0.0, 1, 2], [-1, 0.5, 3]], dtype=torch.float64) + off
+    b = torch.tensor([[0.5, -0.3, 0.2], [0.1, 0.6, -0.4]], dtype=torch.float64, requires_grad=True)
+    w = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    moved = torch.tensor([[0.0], [1.0]], dtype=torch.float64) * torch.as_tensor(moved)
+    layer = DeclarativeLayer(Huber(s.clone()), policy="nan")
+    found = torch.autograd.grad(layer(a, b, w, moved.expand(2, 3)), [b, w], s.expand(2, 3))
+    u = -b / (w.square() - b.square()).sqrt()
+    right = torch.autograd.grad(u.sum(), [b, w])
+    error = max(float(((f - r) / r).abs().max()) for f, r in zip(found, right, strict=True))
+    return layer.certificate, found, error
+
+
+HIDING = [
+    pytest.param(1e8, 1.0, 0.3, id="an offset"),
+    pytest.param(0.0, [1.0, 1e-9, 1.0], [0, 0.3, 0], id="a small unit"),
+    pytest.param(0.0, [1.0, 1e10, 1.0], [0, 0.3, 0], id="a large unit"),
+]
+
+
+@pytest.mark.parametrize(("off", "s", "moved"), HIDING)
+def test_what_an_offset_or_a_unit_hides_is_told_on_the_way_back(off, s, moved):
+    certificate, found, _ = huber(off, s, moved)
+    assert certificate.verdicts()[0] == "trusted"
+    assert certificate.verdicts()[1] != "trusted"
+    assert found[0][0].isfinite().all()
+    assert found[0][1].isnan().all()
+    assert certificate.causes()
+
+
+@pytest.mark.parametrize(("off", "s", "moved"), HIDING)
+def test_neither_an_offset_nor_units_are_a_false_alarm(off, s, moved):
+    certificate, _, error = huber(off, s, 0.0)
+    assert certificate.verdicts() == ["trusted", "trusted"]
+    # u is known to the rounding of y, and the gradient changes by about as much.
+    assert error < rounding(torch.float64, 64, size=(4 + off) * torch.tensor(s).max())
+
+
+def test_an_offset_is_told_of_a_parameter_too():
+    """All that wants a gradient is a tensor that the items share."""
+    s = torch.ones(3, dtype=torch.float64)
+    a = torch.tensor([[0.0, 1, 2]], dtype=torch.float64) + 1e8
+    b = torch.tensor([[0.5, -0.3, 0.2]], dtype=torch.float64)
+    node = Huber(s)
+    y = DeclarativeLayer(node, policy="raise")(a, b, torch.ones_like(b), torch.full_like(b, 0.3))
+    with pytest.raises(ddnkit.UntrustedGradientError):
+        torch.autograd.grad(y.sum(), node.scale)
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "krylov", "embedded_field"])
+def test_a_stop_in_a_valley_is_told(form):
+    """Curvatures 1 and 1e-9: a step of a tenth along the latter makes a residual of 1e-10."""
+
+    class Valley(DeclarativeNode):
+        input_dims = (1,)
+        off = 0.0
+
+        def objective(self, x, y):
+            return (y[0] - x[0]) ** 2 / 2 + 1e-9 * ((y[1] - x[1] - 1).exp() - y[1])
+
+        def solve(self, x):
+            return x + torch.tensor([0, 1 + self.off], dtype=x.dtype)
+
+    for off in (0.0, 0.1, 0.5):
+        node = Valley()
+        node.off = off
+        x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        layer = DeclarativeLayer(node, form, policy="nan")
+        # dy/dx is 1 beside the solution too: it is y that is wrong.
+        torch.autograd.grad(layer(x).sum(), x)
+        assert (layer.certificate.verdicts() == ["trusted"]) == (off == 0)

@@ -36,12 +36,9 @@ SOUND = ("smooth", "ill-conditioned", "kink", "constrained", "units", "harmless"
 #: Kinds that have no right gradient, or where a wrong one is asked for.
 FAULTY = (
     "state", "random", "hidden", "in place", "wrong solve", "wrong at a kink", "leaving a kink",
-    "far start", "saddle", "wrong adjoint",
+    "far start", "saddle", "wrong adjoint", "units within", "offset", "valley",
 )  # fmt: skip
-#: Known to be told too late or not at all today: entries of one problem in different units, data with
-#: an offset, a stop in a valley.
-OPEN = ("units within", "offset", "valley")
-KINDS = (*SOUND, *FAULTY, *OPEN)
+KINDS = (*SOUND, *FAULTY)
 
 WRONG = 1e-2
 #: A gradient that is right; in float32 that of the goal for entropic transport.

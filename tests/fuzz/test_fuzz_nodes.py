@@ -7,26 +7,9 @@ import time
 import pytest
 from fuzz_nodes import FAULTY, KINDS, SOUND, WRONG, drawn
 
-#: So many show every fault that is open; fewer may miss it. Then one that is open no more is a failure too.
-ALL = 2000
 #: In all, from which seed on.
 NODES = int(os.environ.get("DDNKIT_FUZZ_NODES", "200"))
 FIRST = int(os.environ.get("DDNKIT_FUZZ_FIRST", "0"))
-
-#: Kinds where something is silent and wrong today, with what 2,000 nodes (100 of each kind) have shown.
-SILENT_TODAY = {
-    "units within": "2 of 100: norms over entries of different units",
-    "offset": "8 of 100: backward errors and the visibility of a kink are relative to the offset",
-    "valley": "5 of 100: a small backward error is a large error of y where the curvature is least",
-}
-#: The same of false alarms.
-ALARMS_TODAY = {
-    "harmless": "2 of 100: certify='full' cannot differentiate through numpy, also where that does no harm",
-}
-#: Errors beyond the bound of certify="full", all in float32 and by rounding: at most 4e-6 above it.
-BOUNDS_NOT_YET = (
-    "10 of the full ones beyond their bound, which leaves the rounding of the last passes out"
-)
 
 OUTCOMES = collections.defaultdict(list)
 
@@ -46,16 +29,6 @@ def table():
               f"{sum(o.false_alarm for o in found):14}")  # fmt: skip
 
 
-def marked(kinds, reasons):
-    """The kinds, those that are not there yet as expected failures."""
-    return [
-        pytest.param(kind, marks=pytest.mark.xfail(reason=reasons[kind], strict=NODES >= ALL))
-        if kind in reasons
-        else kind
-        for kind in kinds
-    ]
-
-
 def outcomes(kind):
     """What became of the nodes of a kind; computed once."""
     if kind not in OUTCOMES:
@@ -65,7 +38,7 @@ def outcomes(kind):
     return OUTCOMES[kind]
 
 
-@pytest.mark.parametrize("kind", marked(KINDS, SILENT_TODAY))
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_wrong_without_a_word(kind):
     found = outcomes(kind)
     assert len(found) >= NODES // len(KINDS)
@@ -73,7 +46,7 @@ def test_nothing_is_wrong_without_a_word(kind):
     assert not wrong, _listed(f"{len(wrong)} of {len(found)} silent and wrong", wrong)
 
 
-@pytest.mark.parametrize("kind", marked(SOUND, ALARMS_TODAY))
+@pytest.mark.parametrize("kind", SOUND)
 def test_what_is_sound_raises_no_alarm(kind):
     found = outcomes(kind)
     false = [outcome for outcome in found if outcome.false_alarm]
@@ -82,7 +55,6 @@ def test_what_is_sound_raises_no_alarm(kind):
     )
 
 
-@pytest.mark.xfail(reason=BOUNDS_NOT_YET, strict=NODES >= ALL)
 def test_bounds_hold():
     found = [outcome for kind in (*SOUND, *FAULTY) for outcome in outcomes(kind)]
     beyond = [outcome for outcome in found if outcome.beyond]
