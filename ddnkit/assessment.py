@@ -20,7 +20,7 @@ the gradient of the same problem in float64, which tells the rounding of the las
 not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
 
 With certify="fast" the change by that step is all that is looked at, and only of a y that is not solved to
-rounding (`needs_a_step`, `solution_error`).
+rounding (`Certificate.settled`, `solution_error`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 from .backward.form import BackwardForm
 from .backward.precision import SAME_OPERATOR, uncertainty, widened
 from .backward.tangent_operator import Projector, hessian_operator, matrix_of
-from .certificate import Certificate
+from .certificate import TOLERANCE, Certificate
 from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
 from .lagrangian import (
@@ -56,10 +56,6 @@ _PROBES = 3
 _MOVED_BY = 4
 #: What the gradient moves by then may by chance be this much less than what rounding can make of it.
 _CHANCE = 16
-#: A y whose backward error is within so many roundings is as good as it can be known; and so many of a
-#: single component, whose scale is less certain.
-_SOLVED = 64
-_SOLVED_IN_EACH = 1e4
 #: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
 _SEED = 0x5EED_A55E
 
@@ -99,16 +95,6 @@ def error_bound(
     assert certificate.condition is not None
     nu = _multipliers(problem, y)
     return _error_bound(problem, y, nu, form, certificate, certificate.condition, v)
-
-
-def needs_a_step(certificate: Certificate) -> Tensor:
-    """Items (B,) whose y is not known to be solved to rounding: `solution_error` says what of it."""
-    eps = torch.finfo(certificate.stationarity.dtype).eps
-    backward = torch.maximum(certificate.stationarity, certificate.feasibility)
-    rough = backward > _SOLVED * eps
-    if certificate.worst_component is not None:
-        rough = rough | (certificate.worst_component > _SOLVED_IN_EACH * eps)
-    return rough & certificate.solved
 
 
 @torch.no_grad()
@@ -159,13 +145,16 @@ def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 def _sizes(problem: Problem, gradients: Sequence[Tensor]) -> Tensor:
     """What changes of them are held against (k, B): their own sizes, each operand's in its own unit.
 
-    One that is a rounding of the others, by what a relative change of the operands makes of y, is held
-    against that.
+    One that is the tolerance of the others, by what changes of the operands make of y, is held against that:
+    of an input that y does not depend on nothing is left but rounding.
     """
-    operands = [x for x in problem.operands if x.is_floating_point()]
-    weight = torch.stack([flat(x).norm(dim=-1) for x in operands])
+    operands = [flat(x) for x in problem.operands if x.is_floating_point()]
+    # Changes of the size that its entries differ by: an offset that they share says nothing.
+    weight = torch.stack([
+        (x - x.mean(dim=-1, keepdim=True) if x.shape[-1] > 1 else x).norm(dim=-1) for x in operands
+    ])  # fmt: skip
     sizes = torch.stack([g.norm(dim=-1) for g in gradients])
-    whole = _SOLVED * torch.finfo(sizes.dtype).eps * (sizes * weight).amax(dim=0)
+    whole = TOLERANCE[gradients[0].dtype] * (sizes * weight).amax(dim=0)
     return torch.maximum(sizes, torch.where(weight > 0, whole / weight, 0.0))
 
 

@@ -56,6 +56,11 @@ _HIDDEN_PASSES = {torch.float64: 1e-4, torch.float32: 2e-2}
 _MOST_ERROR = 5e-3
 
 
+#: Roundings within which y is as good as it can be known, and those of a single unknown's own scale.
+_SETTLED = 64
+_SETTLED_EACH = 1e4
+
+
 class _Figure(NamedTuple):
     """One figure of a certificate with its limits.
 
@@ -107,7 +112,9 @@ class Certificate:
         condition: largest over least size of those curvatures. Measured on request.
         error_bound: estimated bound on the relative error of the gradient: of the last one computed,
             before that of the worst of three. Measured on request.
-        worst_component: the stationarity of the worst unknown beside its own scale, which is less certain.
+        settled: whether y is as good as it can be known: backward errors within 64 roundings, and each
+            unknown's residual within 1e4 of its own scale, which is less certain. Where not, y is looked at
+            closer on the way back.
         solution_error: how much y or its gradient change by a step of Newton's method, relative; None
             before the backward pass, and where y is solved to rounding.
         adjoint_difference: how far the node's own adjoint is from a known answer, relative, beyond what
@@ -135,7 +142,7 @@ class Certificate:
     curvature: Tensor | None = None
     condition: Tensor | None = None
     error_bound: Tensor | None = None
-    worst_component: Tensor | None = None
+    settled: Tensor | None = None
     solution_error: Tensor | None = None
     adjoint_difference: Tensor | None = None
     kink_margin: Tensor | None = None
@@ -206,11 +213,10 @@ class Certificate:
     @property
     def _negative_curvature(self) -> Tensor | None:
         """How negative the least curvature is, by all that was measured, per item; 0 where it is not."""
-        found = [] if self.saddle is None else [self.saddle]
-        for curvature in (self.uniqueness, self.curvature):
-            if curvature is not None:
-                found.append(torch.where(curvature < -self._rounding, -curvature, 0.0))
-        return torch.stack(found).amax(dim=0) if found else None
+        if self.curvature is None:
+            return self.saddle
+        negative = torch.where(self.curvature < -self._rounding, -self.curvature, 0.0)
+        return negative if self.saddle is None else torch.maximum(negative, self.saddle)
 
     def _nearly_dependent(self, licq: Tensor) -> Tensor:
         # Rounding of the constraints' gradients moves their span by eps/licq. Dependent to working
@@ -296,27 +302,31 @@ def measure(
     """
     y = solution.y
     tolerance = tolerance_of(problem, y, tolerance)
+    uneven = None
     if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
-        error = feasibility = licq = worst = y.new_zeros(problem.batch_size)
+        error = feasibility = licq = y.new_zeros(problem.batch_size)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
-        error, feasibility, licq, worst = _backward_errors(problem, y, gradient)
+        error, feasibility, licq, uneven = _backward_errors(problem, y, gradient)
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
+    settled = torch.maximum(error, feasibility) <= _SETTLED * torch.finfo(error.dtype).eps
+    if uneven is not None:
+        settled = settled.logical_and_(uneven.logical_not_())
     status = torch.as_tensor(solution.status, device=y.device)
     iterations = torch.as_tensor(solution.iterations, device=y.device)
     uniqueness = solution.uniqueness
     if aside is not None:
         status = torch.where(aside, int(Status.NON_FINITE), status)
         iterations = torch.where(aside, -1, iterations)
-        error, feasibility, licq, worst = (
-            x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq, worst)
+        error, feasibility, licq = (
+            x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq)
         )
         uniqueness = None if uniqueness is None else uniqueness.masked_fill(aside, torch.nan)
     return Certificate(
         error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
-        worst_component=worst,
+        settled=settled,
         kink_margin=None if problem.kinks is None else problem.kinks.margin,
         at_kinks=() if problem.kinks is None else problem.kinks.told,
     )  # fmt: skip
@@ -324,7 +334,7 @@ def measure(
 
 def _backward_errors(
     problem: Problem, y: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     step = STEP[y.dtype]
     manifold = problem.manifold
     feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
@@ -359,7 +369,7 @@ def _backward_errors(
     # product of y with the multipliers.
     by_rows = sigma is not None and manifold.normal_by_rows and y.shape[-2] >= _ONE_PROBE_SIZE
     scale = torch.zeros_like(feasibility)
-    of_each = torch.zeros_like(residual)
+    of_each: Tensor | None = None
     for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
         flags = problem.operands_batched
         operands = [
@@ -375,7 +385,7 @@ def _backward_errors(
             y_moved = perturbed(y, step, 0, probe)
             change, change_of_h = first_order_change(problem, y, normal, moved.operands, y_moved)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
-            of_each = torch.maximum(of_each, change.abs())
+            of_each = change if of_each is None else of_each
             if own is not None:
                 scale_h = torch.maximum(scale_h, change_of_h.norm(dim=-1) / step)
             continue
@@ -392,16 +402,19 @@ def _backward_errors(
             # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
             change = change - residual if sigma is None else change.sub_(residual)
         scale = torch.maximum(scale, change.norm(dim=-1) / step)
-        of_each = torch.maximum(of_each, change.abs())
+        of_each = change if of_each is None else of_each
         if own is not None:
             h_moved = moved.constraints(y_moved)
             assert h_moved is not None
             scale_h = torch.maximum(scale_h, (h_moved - own).norm(dim=-1) / step)
     if own is not None:
         feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
-    worst = _ratio(residual.abs(), of_each / step).nan_to_num(nan=torch.inf)
-    worst = worst.amax(dim=-1) if worst.shape[-1] else scale
-    return _ratio(residual.norm(dim=-1), scale), feasibility, licq, worst
+    uneven = None
+    if manifold is None and of_each is not None:
+        # By one probe, whose chance to leave an unknown as it is costs a closer look.
+        limit = _SETTLED_EACH * torch.finfo(y.dtype).eps / step
+        uneven = (residual.abs() > limit * of_each.abs()).any(dim=-1)
+    return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
 
 
 def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
@@ -567,9 +580,8 @@ def _hidden_input(certificate: Certificate) -> str:
 def _not_unique(certificate: Certificate) -> str:
     figures = [c for c in (certificate.uniqueness, certificate.curvature) if c is not None]
     negative = certificate._negative_curvature
-    assert negative is not None
-    # A saddle point is told as such.
-    figures = [torch.where(negative > 0, torch.inf, c) for c in figures]
+    if negative is not None:  # a saddle point is told as such
+        figures = [torch.where(negative > 0, torch.inf, c) for c in figures]
     least = min(figures, key=lambda c: float(c.nan_to_num(-torch.inf).min()))
     if bool((least >= certificate._rounding).all()):
         return (

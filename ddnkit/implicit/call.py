@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..aside import finite_inputs, may_look, solve_apart, without
-from ..assessment import assess, error_bound, needs_a_step, solution_error
+from ..assessment import assess, error_bound, solution_error
 from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
@@ -273,15 +273,20 @@ class Call(Numbers):
     ) -> tuple[Tensor, Tensor | None]:
         """z (k, B, m) by the form, masked by the policy; with ``multipliers``, where the gradient is made of
         them, the form's μ (k, B, p) if it has it."""
+        rough: Tensor | None = None
         # To look is to wait for a GPU, which the other policies promise not to do.
         if y.device.type == "cpu" or self.policy in ("raise", "warn"):
             sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
-            if not bool(sound.all()):
-                return self._of_sound(sound, problem, y, nu, r, multipliers)
+            settled = self._settled(len(y))
+            if not bool((sound if settled is None else sound & settled).all()):
+                if not bool(sound.all()):
+                    return self._of_sound(sound, problem, y, nu, r, multipliers)
+                rough = None if settled is None else ~settled
         found = solved(self._tangent_solve(problem, y, nu), r, multipliers)
         if len(r) == 1:
             self._bound(problem, y, -r[0].reshape(y.shape))
-        self._estimate(problem, y, nu, -r[0].reshape(y.shape))
+        if rough is not None:
+            self._estimate(problem, y, nu, rough, -r[0].reshape(y.shape))
         self._judge(found.residual, found.saddle)
         z = self._filled(found.z.flatten(0, 1), torch.nan, len(y)).reshape(found.z.shape)
         return z, found.mu
@@ -308,16 +313,18 @@ class Call(Numbers):
         bound = error_bound(self.structured(problem), y, self.form, certificate, v)
         self.certificate = dataclasses.replace(certificate, error_bound=bound)
 
-    def _estimate(self, problem: Problem, y: Tensor, nu: Tensor, v: Tensor) -> None:
+    def _settled(self, batch: int) -> Tensor | None:
+        """Items whose y is solved to rounding; None where nobody asks, or the answer is there already."""
+        certificate = self.certificate
+        if self.certify != "fast" or certificate is None or certificate.solution_error is not None:
+            return None
+        return certificate.settled if batch == len(certificate.stationarity) else None
+
+    def _estimate(self, problem: Problem, y: Tensor, nu: Tensor, rough: Tensor, v: Tensor) -> None:
         """What the error of a y that is not solved to rounding makes of the gradient, once a call."""
         certificate = self.certificate
-        if certificate is None or certificate.solution_error is not None:
-            return
-        if self.certify != "fast" or len(y) != len(certificate.stationarity):
-            return
-        if not (y.device.type == "cpu" or self.policy in ("raise", "warn")):
-            return
-        rough = needs_a_step(certificate)
+        assert certificate is not None
+        rough = rough & certificate.solved
         if not bool(rough.any()):
             return
         numbers = _Prepared(self.form, self._tangent_solve(problem, y, nu), y)
