@@ -34,6 +34,9 @@ from .problem import Evaluation, Problem, flat
 from .solution import Solution, Status
 
 VERDICTS = ("trusted", "doubtful", "invalid")
+#: In the place of "trusted" where nothing was measured.
+UNMEASURED = "not measured"
+CERTIFY = ("off", "fast", "full")
 POLICIES = ("raise", "warn", "nan", "mask")
 
 #: Largest backward error that passes where a node names none. A gradient inherits about this
@@ -126,6 +129,7 @@ class Certificate:
         at_kinks, hidden_by: what there is to say of the two, a text each.
         tolerance: what the figures are held against.
         form: the backward form that "auto" took.
+        measured: False with certify="off": the solver's status is all that is known, the figures are NaN.
         finite: which items (B,), in one row, of each input hold neither NaN nor infinity, by its name.
     """
 
@@ -150,6 +154,7 @@ class Certificate:
     at_kinks: tuple[str, ...] = ()
     hidden_by: tuple[str, ...] = ()
     form: str = ""
+    measured: bool = True
     finite: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -177,10 +182,14 @@ class Certificate:
             backward: what speaks against the gradient too, and not against y alone.
         """
         tolerance, loose = self.tolerance, self.tolerance**0.5
+        worst_status = Status.NON_FINITE - 0.5
+        of_solver = _Figure(self.status, worst_status, worst_status, _status_causes)
+        if not self.measured:
+            return [of_solver]
         figures = [
             _Figure(self.feasibility, tolerance, loose, _infeasible),
             _Figure(self.stationarity, tolerance, loose, _not_stationary),
-            _Figure(self.status, Status.NON_FINITE - 0.5, Status.NON_FINITE - 0.5, _status_causes),
+            of_solver,
         ]
         if not backward:
             return figures
@@ -232,12 +241,14 @@ class Certificate:
         """Per item, in row-major order: "trusted", "doubtful" or "invalid".
 
         Trusted: every figure measured is within its tolerance. Invalid: one is beyond the square root
-        of it, NaN, or says that there is no solution or no gradient. Waits for a GPU.
+        of it, NaN, or says that there is no solution or no gradient. "not measured" in the place of trusted
+        with certify="off". Waits for a GPU.
         """
         grade = torch.zeros_like(self.stationarity, dtype=torch.long)
         for figure in self._figures():
             grade = torch.maximum(grade, figure.grades)
-        return [VERDICTS[g] for g in grade.reshape(-1).tolist()]
+        told = VERDICTS if self.measured else (UNMEASURED, *VERDICTS[1:])
+        return [told[g] for g in grade.reshape(-1).tolist()]
 
     def causes(self) -> list[str]:
         """What speaks against the worst items, each with its figure; empty if all are trusted."""
@@ -252,6 +263,8 @@ class Certificate:
         return replace(self, **{name: view(value) for name, value in vars(self).items()})
 
     def __str__(self) -> str:
+        if not self.measured:
+            return "not measured (certify='off')"
         parts = [f"stationarity {_worst(self.stationarity)}"]
         parts.append(f"feasibility {_worst(self.feasibility)}")
         if self.uniqueness is not None:
@@ -293,18 +306,22 @@ def measure(
     tolerance: float | None,
     evaluation: Evaluation | None = None,
     aside: Tensor | None = None,
+    measured: bool = True,
 ) -> Certificate:
     """The certificate of a solved batch; ``solution`` must be batched.
 
     Args:
         evaluation: of the objective at the solution, if there is one already; it is used up.
         aside: items (B,) that others stand in for, see `ddnkit.aside`: NaN for them.
+        measured: False to take the solver's word alone.
     """
     y = solution.y
     tolerance = tolerance_of(problem, y, tolerance)
     uneven = None
     if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
         error = feasibility = licq = y.new_zeros(problem.batch_size)
+    elif not measured:
+        error = feasibility = licq = y.new_full((problem.batch_size,), torch.nan)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
         error, feasibility, licq, uneven = _backward_errors(problem, y, gradient)
@@ -329,6 +346,7 @@ def measure(
         settled=settled,
         kink_margin=None if problem.kinks is None else problem.kinks.margin,
         at_kinks=() if problem.kinks is None else problem.kinks.told,
+        measured=measured,
     )  # fmt: skip
 
 
@@ -441,9 +459,9 @@ def validated_policy(policy: str) -> str:
 
 
 def validated_certify(certify: str) -> str:
-    """``certify`` if it is "fast" or "full"."""
-    if certify not in ("fast", "full"):
-        raise InputError(f"no choice '{certify}' of certify; 'fast' or 'full'")
+    """``certify`` if it is one of off, fast, full."""
+    if certify not in CERTIFY:
+        raise InputError(f"no choice '{certify}' of certify.{nearest_choice(certify, CERTIFY)}")
     return certify
 
 

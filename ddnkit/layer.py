@@ -51,7 +51,8 @@ class DeclarativeLayer(nn.Module):
             waits for the device at each call under "raise" and "warn" alone.
         tolerance: largest relative stationarity, infeasibility and adjoint residual that pass.
         certify: "fast", or "full" to measure curvature, condition and a bound on the gradient's error
-            in every call as well; it costs about three gradients.
+            in every call as well; it costs about three gradients. "off" measures nothing, and then nothing
+            is told of a wrong solution or gradient but what the solver says of itself.
 
     Inputs that are no tensors are passed through to the node; so are integer tensors, batched.
     float16 and bfloat16 inputs are solved in float32, inside autocast too, and y is float32 then.

@@ -169,7 +169,8 @@ class Call(Numbers):
                 )
                 tell(self.observation.traces)
                 found = found.with_kinks(self.observation.kinks)
-            certificate = measure(found, solution, self.tolerance, evaluation, self.aside)
+            measured = self.certify != "off"
+            certificate = measure(found, solution, self.tolerance, evaluation, self.aside, measured)
             certificate = dataclasses.replace(certificate, finite=finite)
             if self.observation is not None:
                 certificate = dataclasses.replace(
@@ -220,7 +221,8 @@ class Call(Numbers):
         """
         own = self.form.taken(problem, y.shape[1:].numel()).has_adjoint
         inputs = len(problem.operands) - len(problem.captured)
-        return [want and not (own and k < inputs) for k, want in enumerate(self.wanted)]
+        asked = self.certify != "off"
+        return [asked and want and not (own and k < inputs) for k, want in enumerate(self.wanted)]
 
     def set_aside(self, aside: Tensor | None, finite: Mapping[str, Tensor]) -> None:
         """Take in what a solve outside of this call has found, for `measured`."""
@@ -248,7 +250,10 @@ class Call(Numbers):
             with _graphs_of_its_own():
                 limit = tolerance_of(problem, y, self.tolerance)
                 problem = problem.with_kinks(kinks_of(problem, y, problem.recorded(y), limit))
-        certificate = measure(problem, solution, self.tolerance, aside=self.aside)
+        measured = self.certify != "off"
+        certificate = measure(
+            problem, solution, self.tolerance, aside=self.aside, measured=measured
+        )
         certificate = dataclasses.replace(certificate, finite=self._finite)
         self._conclude(dataclasses.replace(certificate, form=self.form.name), backward=False)
         good = certificate.solved
@@ -377,6 +382,8 @@ class Call(Numbers):
         # The objective of a FixedPointNode is made of its map, which cannot contradict it.
         stated = type(problem.node).objective is FixedPointNode.objective
         if not comparisons.every or stated or not size or problem.batch_size % size:
+            return
+        if self.certify == "off":
             return
         signature = (
             self.form.name,

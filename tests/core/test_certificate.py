@@ -298,3 +298,54 @@ def test_an_items_own_doubt_is_named_beside_anothers_failure():
     assert certificate.verdicts() == ["invalid", "doubtful"]
     assert any("stationary" in cause for cause in certificate.causes())
     assert any("unique" in cause for cause in certificate.causes())
+
+
+@pytest.mark.parametrize("form", ["auto", "unrolled"])
+def test_nothing_is_measured_with_certify_off_and_the_certificate_says_so(form):
+    x = torch.tensor([[1.0, 2.0, -1.5], [2.0, 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    right = DeclarativeLayer(Projection(), form)
+    layer = DeclarativeLayer(Projection(), form, policy="raise", certify="off")
+    v = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).expand(2, 3)
+    (found,) = torch.autograd.grad(layer(x), x, v)
+    assert torch.equal(found, torch.autograd.grad(right(x), x, v)[0])
+    certificate = layer.certificate
+    assert not certificate.measured
+    assert certificate.verdicts() == ["not measured"] * 2
+    assert certificate.causes() == []
+    assert "not measured" in str(certificate)
+    assert certificate.stationarity.isnan().all()
+    # Nor is a wrong solution noticed.
+    wrong = DeclarativeLayer(Projection(off=0.1), form, policy="raise", certify="off")
+    torch.autograd.grad(wrong(x), x, v)
+    assert wrong.certificate.verdicts() == ["not measured"] * 2
+
+
+def test_what_the_solver_says_is_heard_with_certify_off():
+    class Failing(Projection):
+        def solve(self, x):
+            good = bool(x[0] > 0)
+            status = ddnkit.Status.CONVERGED if good else ddnkit.Status.INFEASIBLE
+            return ddnkit.Solution(super().solve(x), status)
+
+    x = torch.tensor([[1.0, 2.0], [-1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(Failing(), policy="nan", certify="off")
+    y = layer(x)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert layer.certificate.verdicts() == ["not measured", "invalid"]
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
+
+
+def test_an_input_that_is_no_number_is_set_aside_with_certify_off():
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 2.0]], dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(Projection(), policy="nan", certify="off")
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    assert found[0].isfinite().all()
+    assert layer.certificate.verdicts() == ["not measured", "invalid"]
+
+
+def test_another_choice_of_certify_is_refused():
+    with pytest.raises(ddnkit.InputError, match="full"):
+        DeclarativeLayer(Projection(), certify="ful")
