@@ -149,13 +149,14 @@ def _sizes(problem: Problem, gradients: Sequence[Tensor]) -> Tensor:
     of an input that y does not depend on nothing is left but rounding.
     """
     operands = [flat(x) for x in problem.operands if x.is_floating_point()]
-    # Changes of the size that its entries differ by: an offset that they share says nothing.
-    weight = torch.stack([
-        (x - x.mean(dim=-1, keepdim=True) if x.shape[-1] > 1 else x).norm(dim=-1) for x in operands
-    ])  # fmt: skip
+    # Changes of the size that its entries differ by, where they do: an offset that they share says nothing.
+    whole = torch.stack([x.norm(dim=-1) for x in operands])
+    spread = torch.stack([(x - x.mean(dim=-1, keepdim=True)).norm(dim=-1) for x in operands])
+    rounding = 64 * torch.finfo(spread.dtype).eps * whole
+    weight = torch.where(spread > rounding, spread, whole)
     sizes = torch.stack([g.norm(dim=-1) for g in gradients])
-    whole = TOLERANCE[gradients[0].dtype] * (sizes * weight).amax(dim=0)
-    return torch.maximum(sizes, torch.where(weight > 0, whole / weight, 0.0))
+    least = TOLERANCE[gradients[0].dtype] * (sizes * weight).amax(dim=0)
+    return torch.maximum(sizes, torch.where(weight > 0, least / weight, 0.0))
 
 
 def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:

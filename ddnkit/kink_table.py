@@ -5,8 +5,9 @@ output in a on the left (a < 0) and on the right (a > 0). An operation that is a
 (a clamp from below and above) has several points. Where the slopes are not constants (a tie in a sort, a
 jump) the kink is known, and nothing else.
 
-Not in the table, and so not noticed at a kink: pooling by maximum, margin losses, and operations of other
-libraries. Branches in Python (`if y > 0`) are seen by the comparison.
+Not in the table, and so not noticed at a kink: adaptive and fractional pooling by maximum, and operations of
+other libraries. Not needed: multi_margin_loss and multilabel_margin_loss, which torch differentiates once
+only. Branches in Python (`if y > 0`) are seen by the comparison.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass
@@ -164,6 +166,92 @@ def _l1_loss(args: Any, kwargs: Any, out: Any) -> Described:
     yield KinkPoint(a, out, -1, 1, share=share)
 
 
+def _hinge(out: Tensor, a: Tensor, reduction: str, tie: float | None) -> KinkPoint:
+    """A loss of max(0, a), one of each of its entries or reduced."""
+    share = 1 / max(a.numel(), 1) if reduction == "mean" else 1.0
+    return KinkPoint(a, out, 0, 1, tie=tie, share=share)
+
+
+def _reduction(args: Any, kwargs: Any, place: int) -> str:
+    """What two older arguments, which come before it, may say instead."""
+    old = [_given(args, kwargs, place - 2, "size_average", None),
+           _given(args, kwargs, place - 1, "reduce", None)]  # fmt: skip
+    if old == [None, None]:
+        return str(_given(args, kwargs, place, "reduction", "mean"))
+    if old[1] is False:
+        return "none"
+    return "sum" if old[0] is False else "mean"
+
+
+def _hinge_embedding(args: Any, kwargs: Any, out: Any) -> Described:
+    a = _given(args, kwargs, 2, "margin", 1.0) - _first(args, kwargs)
+    a = torch.where(_given(args, kwargs, 1, "target", None) == -1, a, 1.0)
+    yield _hinge(out, a, _reduction(args, kwargs, 5), None)
+
+
+def _margin_ranking(args: Any, kwargs: Any, out: Any) -> Described:
+    first = args[0] if args else kwargs.get("input1")
+    ahead = first - _given(args, kwargs, 1, "input2", None)
+    a = _given(args, kwargs, 3, "margin", 0) - _given(args, kwargs, 2, "target", None) * ahead
+    yield _hinge(out, a, _reduction(args, kwargs, 6), None)
+
+
+def _cosine_embedding(args: Any, kwargs: Any, out: Any) -> Described:
+    first = args[0] if args else kwargs.get("input1")
+    cosine = F.cosine_similarity(first, _given(args, kwargs, 1, "input2", None), dim=-1)
+    a = cosine - _given(args, kwargs, 3, "margin", 0)
+    a = torch.where(_given(args, kwargs, 2, "target", None) == -1, a, 1.0)
+    yield _hinge(out, a, _reduction(args, kwargs, 6), None)
+
+
+def _triplet_margin(args: Any, kwargs: Any, out: Any) -> Described:
+    anchor = args[0] if args else kwargs.get("anchor")
+    positive, negative = (
+        _given(args, kwargs, 1, "positive", None), _given(args, kwargs, 2, "negative", None)
+    )  # fmt: skip
+    p, eps = _given(args, kwargs, 4, "p", 2), _given(args, kwargs, 5, "eps", 1e-6)
+    near = F.pairwise_distance(anchor, positive, p, eps)
+    far = F.pairwise_distance(anchor, negative, p, eps)
+    if _given(args, kwargs, 6, "swap", False):
+        other = F.pairwise_distance(positive, negative, p, eps)
+        yield KinkPoint(far - other)
+        far = torch.minimum(far, other)
+    a = _given(args, kwargs, 3, "margin", 1.0) + near - far
+    yield _hinge(out, a, _reduction(args, kwargs, 9), None)
+
+
+def _max_pool(args: Any, kwargs: Any, out: Any, dims: int) -> Described:
+    x, values = _first(args, kwargs), out if isinstance(out, Tensor) else out[0]
+    size = _of_each(_given(args, kwargs, 1, "kernel_size", 1), dims)
+    stride = _of_each(_given(args, kwargs, 2, "stride", None) or size, dims)
+    padding = _of_each(_given(args, kwargs, 3, "padding", 0), dims)
+    dilation = _of_each(_given(args, kwargs, 4, "dilation", 1), dims)
+    windows, first = x, x.ndim - dims
+    for k in range(dims):
+        dim, count = first + k, values.shape[first + k]
+        starts = torch.arange(count, device=x.device) * stride[k]
+        inside = torch.arange(size[k], device=x.device) * dilation[k]
+        places = starts.unsqueeze(-1) + inside
+        behind = max(
+            (count - 1) * stride[k] + dilation[k] * (size[k] - 1) + 1 - x.shape[dim] - padding[k], 0
+        )
+        padded = F.pad(
+            windows.movedim(dim, -1), [padding[k], behind], value=torch.finfo(x.dtype).min / 4
+        )
+        # Not `unfold`, whose derivative vmap does not know.
+        windows = padded[..., places].movedim(-2, dim)
+    windows = windows.flatten(windows.ndim - dims)
+    at_best = windows == values.unsqueeze(-1)
+    slope = (at_best & (at_best.cumsum(dim=-1) == 1)).to(x.dtype)  # torch's is the first
+    a = windows - values.unsqueeze(-1)
+    yield KinkPoint(a, values, 0, 1, tied=(a.ndim - 1,), slope=slope)
+
+
+def _of_each(value: Any, dims: int) -> tuple[int, ...]:
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return tuple(int(v) for v in (given * dims if len(given) == 1 else given))
+
+
 def _curved(args: Any, kwargs: Any, out: Any) -> Described:
     # Its derivative has a kink where the quadratic part ends; the derivative itself is continuous.
     a = (_first(args, kwargs) - _given(args, kwargs, 1, "target", None)).abs()
@@ -285,6 +373,16 @@ KINKS: dict[str, Callable[[Any, Any, Any], Described]] = {
     **dict.fromkeys(["median", "nanmedian"], _of_rank),
     **dict.fromkeys(["quantile", "nanquantile"], _quantile),
     "topk": _topk,
+    "hinge_embedding_loss": _hinge_embedding,
+    "margin_ranking_loss": _margin_ranking,
+    "cosine_embedding_loss": _cosine_embedding,
+    "triplet_margin_loss": _triplet_margin,
+    "max_pool1d": functools.partial(_max_pool, dims=1),
+    "max_pool2d": functools.partial(_max_pool, dims=2),
+    "max_pool3d": functools.partial(_max_pool, dims=3),
+    "max_pool1d_with_indices": functools.partial(_max_pool, dims=1),
+    "max_pool2d_with_indices": functools.partial(_max_pool, dims=2),
+    "max_pool3d_with_indices": functools.partial(_max_pool, dims=3),
 }
 
 
@@ -295,6 +393,8 @@ def kink_points(name: str, args: Any, kwargs: Any, out: Any) -> list[KinkPoint]:
     size of a complex number has its kink where it is zero.
     """
     x = _first(args, kwargs)
+    if x is None:
+        x = next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
     if isinstance(x, Tensor) and x.is_complex():
         real = isinstance(out, Tensor) and out.is_floating_point()
         return [KinkPoint(out)] if real else []

@@ -99,6 +99,73 @@ def test_the_derivative_at_a_kink_is_that_along_it(name, form, dtype):
     assert torch.allclose(vmap(jacrev(layer))(X)[0], jacrev(solution)(X[0]), atol=64 * eps(dtype))
 
 
+def ranking(y):
+    return F.margin_ranking_loss(y, -y, -torch.ones_like(y), reduction="sum")
+
+
+def similar(y):
+    pairs = torch.stack([torch.ones_like(y), y], dim=1), torch.stack([0 * y, 1 + 0 * y], dim=1)
+    return 2 * F.cosine_embedding_loss(*pairs, -torch.ones_like(y), reduction="sum")
+
+
+def triplets(y, swap=False):
+    far = 11 + y.unsqueeze(1)  # 5 + y from 0, and 6 from 5 + y
+    return F.triplet_margin_loss(
+        5 + y.unsqueeze(1), 0 * far, far, eps=0.0, swap=swap, reduction="sum"
+    )
+
+
+#: Their kinks, and the solutions for x; those of the second part torch does not batch by itself.
+POOLS_AND_LOSSES = {
+    "max_pool1d": (lambda y: F.max_pool1d(y.unsqueeze(0), 4).sum(), tied),
+    "max_pool2d": (lambda y: F.max_pool2d(y.reshape(1, 2, 2), 2).sum(), tied),
+    "max_pool3d": (lambda y: F.max_pool3d(y.reshape(1, 1, 2, 2), (1, 2, 2)).sum(), tied),
+    "padded max_pool1d": (
+        lambda y: F.max_pool1d(y.reshape(1, 1, -1), 5, padding=1, ceil_mode=True)[..., 0].sum(), tied,
+    ),
+    "hinge_embedding_loss": (
+        lambda y: F.hinge_embedding_loss(y, -torch.ones_like(y), 0.0, reduction="sum"),
+        lambda x: shrink(x, -1, 0),
+    ),
+    "a mean of hinge_embedding_loss": (
+        lambda y: y.numel() * F.hinge_embedding_loss(1 - y, -torch.ones_like(y)),
+        lambda x: shrink(x, 0, 1),
+    ),
+    "margin_ranking_loss": (ranking, lambda x: shrink(x, 0, 2)),
+    "triplet_margin_loss": (triplets, lambda x: shrink(x, 0, 1)),
+    "swapped triplet_margin_loss": (lambda y: triplets(y, True), lambda x: shrink(x, 0, 1)),
+    "cosine_embedding_loss": (similar, lambda x: x.clamp(max=0)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", POOLS_AND_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pools_and_losses_have_the_derivative_along_their_kinks(name, dtype):
+    term, solution = POOLS_AND_LOSSES[name]
+    X = INPUTS.to(dtype)
+    if term is similar:  # whose other side is curved
+        X = torch.tensor([[-3.0, 0.4], [-1, 0.2]], dtype=dtype)
+    X.requires_grad_()
+    layer = DeclarativeLayer(ByFormula(term, solution), policy="raise")
+    v = torch.linspace(1, 2, X.numel(), dtype=dtype).reshape(X.shape)
+    (found,) = torch.autograd.grad(layer(X), X, v)
+    (right,) = torch.autograd.grad(torch.stack([solution(x) for x in X]), X, v)
+    assert torch.allclose(found, right, atol=64 * eps(dtype))
+    assert layer.certificate.verdicts() == ["trusted"] * len(X)
+
+
+@pytest.mark.parametrize(
+    "term", [lambda y: -F.max_pool1d(y.unsqueeze(0), 2).sum(), lambda y: -3 * triplets(y)]
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_point_at_a_concave_kink_of_them_is_no_solution(term):
+    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(ByFormula(term, lambda x: x.clone()), policy="nan")
+    layer(x)
+    assert layer.certificate.verdicts() == ["invalid"]
+
+
 def test_derivatives_of_higher_order_are_those_along_it():
     layer = DeclarativeLayer(SoftThreshold(), policy="raise")
     x = torch.tensor([-3.0, 0.4, 1.5], dtype=torch.float64)
