@@ -41,12 +41,17 @@ _functorch = torch._C._functorch
 _EDGE = 10
 
 
+#: A kink in an evaluation: the operation, its place, and which of those there. Items that take other branches
+#: have others.
+Key = tuple[str, str, int]
+
+
 @dataclass(frozen=True)
 class Column:
     """Entries of one kink that are held where they are active."""
 
     function: str
-    point: int
+    point: Key
     entries: Tensor
 
 
@@ -108,12 +113,16 @@ class _Arguments:
         for name in dict.fromkeys(column.function for column in self.columns):
             with Recorder(name, [("y", part) for part in parts]) as recorder:
                 functions[name](*xs, y=y)
-            points = [point for _, point in recorder.trace.kinks]
-            rows += [
-                points[column.point].argument.reshape(-1)[column.entries]
-                for column in self.columns
-                if column.function == name
-            ]
+            points = _by_key(recorder.trace)
+            for column in self.columns:
+                if column.function != name:
+                    continue
+                found = points.get(column.point)
+                rows.append(
+                    parts[0].new_zeros(len(column.entries))
+                    if found is None
+                    else found[1].argument.reshape(-1)[column.entries]
+                )
         return torch.cat(rows)
 
 
@@ -141,7 +150,7 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
             known.append((point, candidate, candidate.any(dim=0).nonzero()[:, 0]))
     if not known:
         return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told))
-    columns = tuple(Column(point.function, point.index, entries) for point, _, entries in known)
+    columns = tuple(Column(point.function, point.key, entries) for point, _, entries in known)
     # Held where they may be active: the multipliers tell which of them are.
     masks = [(candidate & ~_leading(p, candidate))[:, entries].to(y.dtype)
              for p, candidate, entries in known]  # fmt: skip
@@ -304,10 +313,10 @@ def _told(point: _Point, inside: Tensor, edges: Tensor) -> list[str]:
 
 @dataclass
 class _Point:
-    """A kink for the whole batch; arguments (B, n) and the like."""
+    """A kink for the whole batch; arguments (B, n) and the like. ``items``: which come by it; None: all."""
 
     function: str
-    index: int
+    key: Key
     told: str
     argument: Tensor
     distance: Tensor
@@ -318,6 +327,7 @@ class _Point:
     share: float
     shape: tuple[int, ...]
     tied: tuple[int, ...] | None
+    items: Sequence[int] | None
 
 
 def _near(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> list[_Point]:
@@ -350,14 +360,33 @@ def _points(traces: Sequence[Trace]) -> list[_Point]:
         functions.setdefault(trace.function, []).append(trace)
     points = []
     for function, items in functions.items():
-        for index in range(max(len(item.kinks) for item in items)):
-            found = [item.kinks[index] for item in items if len(item.kinks) > index]
-            if len(found) == len(items):
-                points.append(_point(function, index, found))
+        of_items = [_by_key(item) for item in items]
+        for key in dict.fromkeys(key for item in of_items for key in item):
+            have = [k for k, item in enumerate(of_items) if key in item]
+            found = [of_items[k][key] for k in have]
+            points.append(
+                _point(function, key, found, None if len(have) == len(items) else have, len(items))
+            )
     return points
 
 
-def _point(function: str, index: int, found: Sequence[tuple[Step, KinkPoint]]) -> _Point:
+def _by_key(trace: Trace) -> dict[Key, tuple[Step, KinkPoint]]:
+    counts: dict[tuple[str, str], int] = {}
+    found: dict[Key, tuple[Step, KinkPoint]] = {}
+    for step, point in trace.kinks:
+        at = step.name, str(step.place)
+        counts[at] = counts.get(at, 0) + 1
+        found[(*at, counts[at])] = step, point
+    return found
+
+
+def _point(
+    function: str,
+    key: Key,
+    found: Sequence[tuple[Step, KinkPoint]],
+    items: Sequence[int] | None,
+    count: int,
+) -> _Point:
     step, first = found[0]
     parts = [plain(point.argument).detach() for _, point in found]
     argument = _joined(parts)
@@ -372,11 +401,22 @@ def _point(function: str, index: int, found: Sequence[tuple[Step, KinkPoint]]) -
         slope = torch.where(
             argument > 0, first.right, torch.where(argument < 0, first.left, at_tie)
         )
+    # Far away in the items that do not come by it.
+    argument, slope = _in_all(argument, items, count, 1.0), _in_all(slope, items, count, 0.0)
     return _Point(
-        function, index, f"`{step.name}`{'' if step.place is None else f' ({step.place})'}",
+        function, key, f"`{step.name}`{'' if step.place is None else f' ({step.place})'}",
         flat(argument), flat(argument), outputs, flat(slope), first.left, first.right, first.share,
-        tuple(argument.shape[1:]), first.tied,
+        tuple(argument.shape[1:]), first.tied, items,
     )  # fmt: skip
+
+
+def _in_all(values: Tensor, items: Sequence[int] | None, count: int, fill: float) -> Tensor:
+    """Values of some items (len(items), …) as those of all (count, …)."""
+    if items is None:
+        return values
+    whole = values.new_full((count, *values.shape[1:]), fill)
+    whole[list(items)] = values
+    return whole
 
 
 def plain(x: Tensor) -> Tensor:
@@ -428,8 +468,8 @@ def _weights(recorded: Recorded, nu: Tensor, points: Sequence[_Point]) -> list[T
             parts.append(
                 g.movedim(_functorch.maybe_get_bdim(out), 0) if batched else g.unsqueeze(0)
             )
-        whole = torch.cat(parts)
         B = len(point.argument)
+        whole = _in_all(torch.cat(parts), point.items, B, 0.0)
         if point.tied:
             for d in point.tied:
                 if whole.dim() <= len(point.shape):

@@ -99,11 +99,56 @@ def test_the_derivative_at_a_kink_is_that_along_it(name, form, dtype):
     assert torch.allclose(vmap(jacrev(layer))(X)[0], jacrev(solution)(X[0]), atol=64 * eps(dtype))
 
 
+def one_of_two(x, y):
+    return y.abs().sum() if x[0] > 0 else y.sum()
+
+
+def another_of_two(x, y):
+    return y.abs().sum() if x[0] > 0 else 2 * torch.relu(y).sum()
+
+
+def more_of_one(x, y):
+    return sum(y[k].abs() for k in range(len(y) if x[0] > 0 else 1))
+
+
+@pytest.mark.parametrize(
+    ("term", "other"),
+    [
+        (one_of_two, lambda x: x - 1),
+        (another_of_two, lambda x: shrink(x, 0, 2)),
+        (more_of_one, lambda x: torch.cat([shrink(x[:1], -1, 1), x[1:]])),
+    ],
+)
+def test_items_that_take_other_branches_have_their_own_kinks(term, other):
+    class Branching(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (y - x).square().sum() / 2 + term(x, y)
+
+        def solve(self, x):
+            return shrink(x, -1, 1) if x[0] > 0 else other(x)
+
+    X = torch.tensor(
+        [[2.0, 0.5, -3], [-2.0, 0.5, -0.5], [0.4, -0.2, 3.0], [-0.5, 3.0, 0.2]],
+        dtype=torch.float64,
+        requires_grad=True,
+    )
+    for items in ([0, 1, 2, 3], [1, 0], [3, 2, 1]):
+        layer = DeclarativeLayer(Branching(), policy="raise")
+        v = torch.linspace(1, 2, 3, dtype=torch.float64).expand(len(items), 3)
+        (found,) = torch.autograd.grad(layer(X[items]), X, v)
+        y = torch.stack([Branching().solve(X[i]) for i in items])
+        (right,) = torch.autograd.grad(y, X, v)
+        assert torch.allclose(found, right, atol=64 * eps(torch.float64))
+        assert layer.certificate.verdicts() == ["trusted"] * len(items)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("weight", [1e2, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize("kind", ["relu", "clamp"])
 def test_a_steep_penalty_is_as_far_from_its_end_as_a_flat_one(dtype, weight, kind):
-    """Of min (y − x)²/2 + w·relu(y − 1) at x beyond 1 the slope is (x − 1)/w: small, and known by its digits."""
+    """Of min (y − x)²/2 + w·relu(y − 1) at x > 1 the slope is (x − 1)/w: small, but known by its digits."""
 
     def term(y):
         return weight * (torch.relu(y - 1) if kind == "relu" else (y - 1).clamp(min=0)).sum()
