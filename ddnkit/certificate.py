@@ -461,7 +461,7 @@ def validated_policy(policy: str) -> str:
 def validated_certify(certify: str) -> str:
     """``certify`` if it is one of off, fast, full."""
     if certify not in CERTIFY:
-        raise InputError(f"no choice '{certify}' of certify.{nearest_choice(certify, CERTIFY)}")
+        raise InputError(f"no choice '{certify}' of certify; 'off', 'fast' or 'full'")
     return certify
 
 

@@ -376,7 +376,7 @@ def _by_key(trace: Trace) -> dict[Key, tuple[Step, KinkPoint]]:
     for step, point in trace.kinks:
         at = step.name, str(step.place)
         counts[at] = counts.get(at, 0) + 1
-        found[(*at, counts[at])] = step, point
+        found[at[0], at[1], counts[at]] = step, point
     return found
 
 

@@ -305,6 +305,10 @@ class Call(Numbers):
         copies, source = without(problem, ~sound)
         solve = self._tangent_solve(copies, y[source], nu[source])
         found = solved(solve, r[:, source], multipliers)
+        settled = self._settled(len(y))
+        if settled is not None:
+            point = y[source], nu[source]
+            self._estimate(copies, *point, ~settled & sound, -r[0, source].reshape(y.shape))
         self._judge(found.residual, found.saddle)
         z = torch.where(sound.unsqueeze(-1), found.z, torch.nan)
         z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
@@ -333,7 +337,10 @@ class Call(Numbers):
         if not bool(rough.any()):
             return
         numbers = _Prepared(self.form, self._tangent_solve(problem, y, nu), y)
-        error = solution_error(self.structured(problem), y, nu, numbers, rough, v)
+        try:
+            error = solution_error(self.structured(problem), y, nu, numbers, rough, v)
+        except Exception:  # whatever a node throws at a point that is not its solution
+            error = torch.where(rough, torch.inf, 0.0).to(y.dtype)
         self.certificate = dataclasses.replace(certificate, solution_error=error)
 
     def _tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:

@@ -428,6 +428,41 @@ def test_neither_an_offset_nor_units_are_a_false_alarm(off, s, moved):
     assert error < rounding(torch.float64, 64, size=(4 + off) * torch.tensor(s).max())
 
 
+def test_an_offset_is_told_beside_an_item_that_is_no_number():
+    s = torch.ones(3, dtype=torch.float64)
+    a = torch.tensor([[0.0, 1, 2]] * 3, dtype=torch.float64) + 1e8
+    b = torch.tensor([[0.5, -0.3, 0.2]] * 3, dtype=torch.float64, requires_grad=True)
+    moved = torch.tensor([[0.0] * 3, [0.3] * 3, [torch.nan] * 3], dtype=torch.float64)
+    layer = DeclarativeLayer(Huber(s), policy="nan")
+    (found,) = torch.autograd.grad(layer(a, b, torch.ones_like(b), moved).sum(), b)
+    assert found[0].isfinite().all()
+    assert found[1:].isnan().all()
+
+
+def test_a_point_that_the_objective_does_not_take_is_told_and_stops_nothing():
+    class Strict(DeclarativeNode):
+        """Σ exp(yᵢ − aᵢ) − yᵢ for y < a + 0.1 alone, which the step goes beyond from the left."""
+
+        input_dims = (1,)
+        off = 0.0
+
+        def objective(self, a, y):
+            factor = torch.linalg.cholesky(torch.diag_embed(a + 0.1 - y))  # raises beyond
+            return ((y - a).exp() - y).sum() + 0 * factor.sum()
+
+        def solve(self, a):
+            return a - self.off
+
+    a = torch.tensor([[1e6, 2e6]], dtype=torch.float64, requires_grad=True)
+    for off, verdict in ((0.0, "trusted"), (0.5, "invalid")):
+        node = Strict()
+        node.off = off
+        layer = DeclarativeLayer(node, policy="nan")
+        y = layer(a)
+        torch.autograd.grad(y.sum(), a)
+        assert layer.certificate.verdicts() == [verdict]
+
+
 def test_an_offset_is_told_of_a_parameter_too():
     """All that wants a gradient is a tensor that the items share."""
     s = torch.ones(3, dtype=torch.float64)
