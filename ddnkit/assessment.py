@@ -99,7 +99,13 @@ def error_bound(
 
 @torch.no_grad()
 def solution_error(
-    problem: Problem, y: Tensor, nu: Tensor, numbers: Numbers, rough: Tensor, v: Tensor
+    problem: Problem,
+    y: Tensor,
+    nu: Tensor,
+    numbers: Numbers,
+    certificate: Certificate,
+    rough: Tensor,
+    v: Tensor,
 ) -> Tensor:
     """How much y, and the gradient for v (B, *y), change by a step of Newton's method from y, relative.
 
@@ -117,8 +123,10 @@ def solution_error(
     error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
     of_y = flat(better - y).norm(dim=-1)
     error = torch.maximum(error, torch.where(of_y > 0, of_y / flat(better).norm(dim=-1), 0.0))
-    # Steps that do not lead to the solution tell nothing of where it is.
-    error = torch.where(after <= 0.5 * before, 2 * error, torch.inf)
+    # Steps that do not lead to the solution tell nothing of where it is; but from rounding to rounding.
+    backward = torch.maximum(certificate.stationarity, certificate.feasibility)
+    left = torch.maximum(0.5 * backward, 1e3 * torch.finfo(y.dtype).eps * torch.ones_like(backward))
+    error = torch.where(after * backward <= left * before, 2 * error, torch.inf)
     return torch.where(rough, torch.where(error.isnan(), torch.inf, error), 0.0)
 
 

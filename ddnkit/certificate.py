@@ -429,8 +429,9 @@ def _backward_errors(
         feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
     uneven = None
     if manifold is None and of_each is not None:
-        # By one probe, whose chance to leave an unknown as it is costs a closer look.
-        limit = _SETTLED_EACH * torch.finfo(y.dtype).eps / step
+        # By one probe, whose chance to leave one of m unknowns as it is costs a closer look.
+        many = max(1.0, residual.shape[-1] / 8)
+        limit = _SETTLED_EACH * many * torch.finfo(y.dtype).eps / step
         uneven = (residual.abs() > limit * of_each.abs()).any(dim=-1)
     return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
 

@@ -338,7 +338,7 @@ class Call(Numbers):
             return
         numbers = _Prepared(self.form, self._tangent_solve(problem, y, nu), y)
         try:
-            error = solution_error(self.structured(problem), y, nu, numbers, rough, v)
+            error = solution_error(self.structured(problem), y, nu, numbers, certificate, rough, v)
         except Exception:  # whatever a node throws at a point that is not its solution
             error = torch.where(rough, torch.inf, 0.0).to(y.dtype)
         self.certificate = dataclasses.replace(certificate, solution_error=error)
