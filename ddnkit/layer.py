@@ -29,6 +29,7 @@ from .implicit.solution_equation import SolutionEquation
 from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
 from .problem import Problem
+from .programs.short_calls import ShortCalls
 from .recording import as_one_step
 from .solving import solve
 from .structure import Structure
@@ -94,6 +95,8 @@ class DeclarativeLayer(nn.Module):
         self._sample_dims: tuple[int | None, ...] | None = None
         #: When the node's own adjoint is held against a known answer.
         self.comparisons = Comparisons()
+        #: Calls that are made by programs.
+        self.short = ShortCalls()
         if not isinstance(node, nn.Module):
             for name, value in vars(node).items():
                 if isinstance(value, nn.Parameter):
@@ -114,7 +117,15 @@ class DeclarativeLayer(nn.Module):
                 "outside the compiled function"
             )
             return _outside_graph()(self, xs, start)
+        if start is None:
+            y = self.short.call(self, xs)
+            if y is not None:
+                return y
         return self._call(xs, start)
+
+    def eager(self, xs: Sequence[Any]) -> Any:
+        """What a call gives, by the node's functions as they stand, whatever programs there are."""
+        return self._call(xs, None)
 
     def _call(self, xs: Sequence[Any], start: Any) -> Any:
         kept = running_statistics(self.node)

@@ -1,0 +1,558 @@
+"""Program: a function of tensors as the list of operations that it takes, found once and run again.
+
+Python, autograd and vmap cost some ten times what the operations on a small batch cost. A program has
+them behind it: `traced` follows the function once, with its derivatives (`make_fx`), simplifies what it
+finds, and writes a Python function that calls the operations one after the other. It holds for inputs of the
+same shapes, types and device alone, and as long as the function is the same: whoever keeps one must see to
+that (`ddnkit.programs.evaluation`).
+
+Simplified is what the transforms leave behind and no compiler of Python removes: constants that are
+computed anew, products with ones, powers of 0 and 1, views of views, expansions before an operation that
+broadcasts, and what is computed twice. Every rule is exact: the numbers are those of the function, bit for
+bit but for the sign of a zero.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+#: Operations beyond which a program is none: a loop over items, say, that was unrolled.
+MOST_STEPS = 3_000
+
+#: One trace at a time: torch's tracer is not made for more.
+_TRACING = threading.Lock()
+
+
+class NotAProgramError(Exception):
+    """A function that cannot be followed, or is not the same at each call. The text says why."""
+
+
+class Program:
+    """The operations of a function; a call gives what the function gave, as plain tensors.
+
+    Attributes:
+        source: the Python text that runs.
+        steps: how many operations it calls.
+        constant: for each output, its value if it depends on no input.
+    """
+
+    def __init__(self, code: _Code):
+        self.steps = len(code.lines)
+        self.source = code.source
+        self.constant = code.constant_outputs
+        scope = dict(code.scope)
+        exec(compile(self.source, "<a ddnkit program>", "exec"), scope)
+        self._run: Callable[..., tuple[Tensor, ...]] = scope["run"]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for inputs that are contiguous, without a graph."""
+        return self._run(*inputs)
+
+
+def traced(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> Program:
+    """The program of ``function`` for inputs like the examples.
+
+    Args:
+        function: of tensors, returns tensors. It may take derivatives by torch.func.
+
+    Raises:
+        NotAProgramError: there is none.
+    """
+    # Each of its own: a tensor that is given twice would be one input, and one that the function
+    # knows by another way a constant.
+    own = [x.detach().clone(memory_format=torch.contiguous_format) for x in examples]
+    if not _TRACING.acquire(blocking=False):
+        raise NotAProgramError("another thread is tracing")
+    try:
+        return Program(_Simplified(_graph_of(function, own), own).code())
+    finally:
+        _TRACING.release()
+
+
+def _graph_of(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> torch.fx.GraphModule:
+    # Loads torch's compiler, which takes a second: for those who come this far.
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        # The transforms that are at work would be followed too, and the first input with them.
+        with temporarily_clear_interpreter_stack(), torch.enable_grad():
+            return make_fx(function, decomposition_table=_decompositions())(*inputs)
+    except NotAProgramError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise NotAProgramError(f"it cannot be followed: {text[0]}") from error
+
+
+def _decompositions() -> Any:
+    """Of the norms whose third derivative torch gets wrong."""
+    from torch._decomp import get_decompositions
+
+    aten = torch.ops.aten
+    return get_decompositions(
+        [
+            aten.native_layer_norm,
+            aten.native_layer_norm_backward,
+            aten.native_batch_norm,
+            aten.native_batch_norm_backward,
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """The result of a step, or an input."""
+
+    index: int
+
+
+class _Code(NamedTuple):
+    lines: list[str]
+    source: str
+    scope: dict[str, Any]
+    constant_outputs: list[Tensor | None]
+
+
+class _Step(NamedTuple):
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Simplified:
+    """The steps of a graph, each simplified as it comes: what it is made of is simple by then.
+
+    Each is run on the examples as well, which tells shapes, and which results are constant.
+    """
+
+    def __init__(self, module: torch.fx.GraphModule, inputs: Sequence[Tensor]):
+        self.values: list[Any] = list(inputs)
+        self.steps: list[_Step | None] = [None] * len(inputs)
+        self.inputs = len(inputs)
+        self._same: dict[Any, _Ref] = {}
+        found: dict[torch.fx.Node, Any] = {}
+        given = iter(range(len(inputs)))
+        self.outputs: list[Any] = []
+        if len(module.graph.nodes) > MOST_STEPS:
+            raise NotAProgramError(f"it takes {len(module.graph.nodes)} operations")
+        with torch.no_grad():
+            for node in module.graph.nodes:
+                if node.op == "placeholder":
+                    found[node] = _Ref(next(given))
+                elif node.op == "get_attr":
+                    found[node] = _attribute(module, node.target)
+                elif node.op == "output":
+                    self.outputs = [
+                        found[x] if isinstance(x, torch.fx.Node) else x
+                        for x in pytree.tree_leaves(node.args[0])
+                    ]
+                elif node.op == "call_function":
+                    args = torch.fx.node.map_arg(node.args, found.__getitem__)
+                    kwargs = torch.fx.node.map_arg(node.kwargs, found.__getitem__)
+                    target = self._out_of_place(node.target, tuple(args))
+                    found[node] = self._entered(target, tuple(args), dict(kwargs))
+                    if target is not node.target:  # whoever looks there later sees what was written
+                        found[node.args[0]] = found[node]
+                else:
+                    raise NotAProgramError(f"it has a step of the kind {node.op}")
+
+    def value(self, x: Any) -> Any:
+        """What an argument is in the example."""
+        return self.values[x.index] if isinstance(x, _Ref) else x
+
+    def _entered(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of one operation: a reference, or a constant."""
+        if target is operator.getitem and not isinstance(args[0], _Ref):
+            return args[0][args[1]]
+        if isinstance(target, torch._ops.OpOverload):
+            _refuse_impure(target)
+        elif target is not operator.getitem:
+            raise NotAProgramError(f"it calls {target}")
+        args = _plain(args)
+        refs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, _Ref)]
+        value = target(*self._values_of(args), **self._values_of(kwargs))
+        if not refs or target in _SHAPE_ALONE:
+            return value
+        if isinstance(value, Tensor):
+            simple = self._simple(target, args, kwargs, value)
+            if simple is not None:
+                return simple
+            args = self._without_expansions(target, args, value)
+        return self._step(target, args, kwargs, value)
+
+    def _out_of_place(self, target: Any, args: tuple[Any, ...]) -> Any:
+        """The operation that makes a new tensor in place of one that writes over its first argument.
+
+        Where that argument is an intermediate result that nothing shares its memory with, nobody sees the
+        difference; where only its shape is written over, never.
+        """
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+            return target
+        name = target._schema.name.partition("::")[2]
+        packet = getattr(aten, name.removesuffix("_"), None)
+        new = getattr(packet, target._overloadname, None)
+        first = args[0] if args else None
+        if not name.endswith("_") or new is None or not isinstance(first, _Ref):
+            return target
+        if self.steps[first.index] is None:
+            return target
+        if name not in _SHAPE_WRITING:
+            memory = self.values[first.index].untyped_storage().data_ptr()
+            others = (x for k, x in enumerate(self.values) if k != first.index)
+            if any(
+                isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in others
+            ):
+                return target
+        return new
+
+    def _values_of(self, given: Any) -> Any:
+        return pytree.tree_map(self.value, given)
+
+    def _step(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> _Ref:
+        key = (target, _key(args), _key(tuple(sorted(kwargs.items()))))
+        if key not in self._same:
+            self.steps.append(_Step(target, args, kwargs))
+            self.values.append(value)
+            self._same[key] = _Ref(len(self.steps) - 1)
+        return self._same[key]
+
+    # -- rules ----------------------------------------------------------------------------------
+
+    def _simple(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor
+    ) -> Any:
+        """The result by less than this operation, or None."""
+        first = args[0] if args else None
+        if target in _NOTHING:
+            return first
+        if target is aten.pow.Tensor_Scalar and args[1] in (0, 1):
+            return torch.ones_like(value) if args[1] == 0 else self._if_alike(first, value)
+        if target in _PRODUCTS and not kwargs:
+            for x, one in ((first, args[1]), (args[1], first)):
+                if isinstance(x, _Ref) and _is_one(one):
+                    return self._if_alike(x, value)
+            joined = self._joined_factors(first, args[1])
+            if joined is not None:
+                return self._step(aten.mul.Tensor, joined, {}, value)
+        if target is aten.div.Tensor and not kwargs and _is_one(args[1]):
+            return self._if_alike(first, value)
+        if isinstance(first, _Ref) and target in _VIEWS:
+            return self._viewed(first, value, target, args)
+        return None
+
+    def _joined_factors(self, x: Any, factor: Any) -> tuple[Any, Any] | None:
+        """(M v) c as (M c) v, where M is a constant of zeros and ones, as of a derivative along axes."""
+        step = self.steps[x.index] if isinstance(x, _Ref) else None
+        if step is None or not isinstance(factor, (int, float)) or step.target not in _PRODUCTS:
+            return None
+        mask, v = step.args
+        if not isinstance(mask, Tensor) or not isinstance(v, _Ref):
+            return None
+        same = mask.dtype == self.values[v.index].dtype
+        return (mask * factor, v) if same and bool(((mask == 0) | (mask == 1)).all()) else None
+
+    def _if_alike(self, x: Any, value: Tensor) -> Any:
+        there = self.value(x)
+        alike = there.shape == value.shape and there.dtype == value.dtype
+        return x if alike else None
+
+    def _viewed(self, x: _Ref, value: Tensor, target: Any, args: tuple[Any, ...]) -> Any:
+        """One view of what the whole chain of views shows."""
+        root = x
+        while (step := self.steps[root.index]) is not None and step.target in _VIEWS:
+            if not self.values[step.args[0].index].is_contiguous():
+                break
+            root = step.args[0]
+        there = self.values[root.index]
+        if there.is_contiguous() and value.is_contiguous() and there.numel() == value.numel():
+            # Of a tensor without entries no view is wrong.
+            if there.shape == value.shape:
+                return root
+            return self._step(aten.view.default, (root, list(value.shape)), {}, value)
+        if target is aten.expand.default and self.values[x.index].shape == value.shape:
+            return x
+        if target is aten.transpose.int or target is aten.permute.default:
+            # A transpose of a transpose.
+            before = self.steps[x.index]
+            if before is not None and before.target in (aten.transpose.int, aten.permute.default):
+                whole = self.values[before.args[0].index]
+                if whole.shape == value.shape and whole.stride() == value.stride():
+                    return before.args[0]
+        return None
+
+    def _without_expansions(
+        self, target: Any, args: tuple[Any, ...], value: Tensor
+    ) -> tuple[Any, ...]:
+        """An elementwise operation broadcasts by itself."""
+        if target not in _BROADCASTING:
+            return args
+        kept = list(args)
+        for k, x in enumerate(args):
+            if isinstance(x, Tensor):
+                small = _collapsed(x)
+            elif isinstance(x, _Ref) and (step := self.steps[x.index]) is not None:
+                if step.target is not aten.expand.default:
+                    continue
+                small = step.args[0]
+            else:
+                continue
+            others = [self.value(z).shape for z in kept if isinstance(self.value(z), Tensor)]
+            others[sum(isinstance(self.value(z), Tensor) for z in args[:k])] = self.value(
+                small
+            ).shape
+            if torch.broadcast_shapes(*others) == value.shape and _same_type(
+                [self.value(z) for z in kept], self.value(small), k
+            ):
+                kept[k] = small
+        return tuple(kept)
+
+    # -- text -----------------------------------------------------------------------------------
+
+    def code(self) -> _Code:
+        """The Python text of the steps that the outputs need, and what its names stand for."""
+        needed: set[int] = set()
+        ahead = [x.index for x in self.outputs if isinstance(x, _Ref)]
+        while ahead:
+            k = ahead.pop()
+            if k in needed:
+                continue
+            needed.add(k)
+            step = self.steps[k]
+            if step is not None:
+                ahead += _refs(step)
+        scope: dict[str, Any] = {}
+        names: dict[int, str] = {}
+
+        def text(x: Any) -> str:
+            if isinstance(x, _Ref):
+                return f"v{x.index}"
+            if isinstance(x, (list, tuple)) and not isinstance(x, torch.Size):
+                inner = ", ".join(map(text, x))
+                return f"[{inner}]"
+            if isinstance(x, (bool, int, str)) or x is None:
+                return repr(x)
+            if isinstance(x, float) and x == x and abs(x) != float("inf"):
+                return repr(x)
+            if id(x) not in names:
+                names[id(x)] = f"c{len(names)}"
+                scope[names[id(x)]] = x
+            return names[id(x)]
+
+        last: dict[int, int] = {}
+        for k in sorted(needed):
+            step = self.steps[k]
+            if step is not None:
+                last.update((i, k) for i in _refs(step))
+        kept = {x.index for x in self.outputs if isinstance(x, _Ref)}
+        lines = []
+        for k in sorted(needed):
+            step = self.steps[k]
+            if step is None:
+                continue
+            over = [i for i, at in last.items() if at == k and i not in kept and i >= self.inputs]
+            call = self._in_place(k, over, last, kept) or _fast(step)
+            arguments = [text(x) for x in step.args]
+            arguments += [f"{name}={text(x)}" for name, x in step.kwargs.items()]
+            line = f"v{k} = {text(call)}({', '.join(arguments)})"
+            lines.append(line + "".join(f"; v{i} = None" for i in over))
+        results = [self._output(x, text) for x in self.outputs]
+        given = ", ".join(f"v{k}" for k in range(self.inputs))
+        body = "".join(f"    {line}\n" for line in lines)
+        source = f"def run({given}):\n{body}    return ({''.join(r + ', ' for r in results)})\n"
+        constant = [None if isinstance(x, _Ref) else x for x in self.outputs]
+        return _Code(lines, source, scope, constant)
+
+    def _in_place(
+        self, k: int, over: Sequence[int], last: Mapping[int, int], kept: set[int]
+    ) -> Callable[..., Any] | None:
+        """The operation that writes over its first argument, if nothing else needs what that holds.
+
+        Memory of a new size is the dearest part of an operation on a large batch.
+        """
+        step = self.steps[k]
+        assert step is not None
+        first = step.args[0] if step.args else None
+        writing = _WRITING.get(step.target)
+        if writing is None or step.kwargs or not isinstance(first, _Ref) or first.index not in over:
+            return None
+        if sum(isinstance(x, _Ref) and x.index == first.index for x in step.args) > 1:
+            return None
+        mine, value = self.values[first.index], self.values[k]
+        if mine.shape != value.shape or mine.dtype != value.dtype or mine.numel() < _WORTH_REUSE:
+            return None
+        whole = mine.numel() * mine.element_size() == mine.untyped_storage().nbytes()
+        if (
+            not whole or mine.stride() != value.stride()
+        ):  # a part, or one number that stands for many
+            return None
+        memory = mine.untyped_storage().data_ptr()
+        for i, other in enumerate(self.values):
+            used = i in kept or i < self.inputs or last.get(i, -1) > k or i in _refs(step)
+            if i == first.index or not used or not isinstance(other, Tensor):
+                continue
+            if other.untyped_storage().data_ptr() == memory:
+                return None
+        return writing
+
+    def _output(self, x: Any, text: Callable[[Any], str]) -> str:
+        """An output in memory of its own where it would be an input's."""
+        if isinstance(x, _Ref):
+            mine = self.values[x.index].untyped_storage().data_ptr()
+            if any(mine == self.values[k].untyped_storage().data_ptr() for k in range(self.inputs)):
+                return f"{text(x)}.clone()"
+        return text(x)
+
+
+def _refs(step: _Step) -> list[int]:
+    leaves = pytree.tree_leaves((step.args, step.kwargs))
+    return [x.index for x in leaves if isinstance(x, _Ref)]
+
+
+def _attribute(module: torch.fx.GraphModule, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise NotAProgramError(f"it holds a {type(value).__name__}")
+    if value.requires_grad:
+        raise NotAProgramError("it uses a tensor that wants a gradient and cannot be seen")
+    return value.detach()
+
+
+def _refuse_impure(target: torch._ops.OpOverload) -> None:
+    if target._schema.is_mutable:
+        raise NotAProgramError(f"it works in place ({target})")
+    tags = set(target.tags)
+    if torch.Tag.nondeterministic_seeded in tags:
+        raise NotAProgramError(f"it draws random numbers ({target})")
+    if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+        raise NotAProgramError(f"its shapes depend on values ({target})")
+    if target.namespace not in ("aten", "prims"):
+        raise NotAProgramError(f"it calls an operation that is not torch's own ({target})")
+
+
+def _plain(x: Any) -> Any:
+    """Lists and tuples of fx as Python's."""
+    if isinstance(x, _Ref):
+        return x
+    if isinstance(x, tuple):
+        return tuple(map(_plain, x))
+    return [_plain(y) for y in x] if isinstance(x, list) else x
+
+
+def _key(x: Any) -> Any:
+    if isinstance(x, _Ref):
+        return x
+    if isinstance(x, (list, tuple)):
+        return tuple(map(_key, x))
+    if isinstance(x, Tensor):
+        if x.numel() <= 64 and x.device.type == "cpu":
+            return "tensor", x.dtype, tuple(x.shape), x.stride(), x.numpy(force=True).tobytes()
+        return "tensor", id(x)
+    if isinstance(x, dict):
+        return tuple((k, _key(v)) for k, v in sorted(x.items()))
+    return type(x), x
+
+
+def _is_one(x: Any) -> bool:
+    if isinstance(x, Tensor):
+        return x.numel() > 0 and bool((x == 1).all())
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and x == 1
+
+
+def _collapsed(x: Tensor) -> Tensor:
+    """An expanded constant without its repetitions."""
+    for dim in range(x.ndim):
+        if x.shape[dim] > 1 and x.stride(dim) == 0:
+            x = x.narrow(dim, 0, 1)
+    return x.clone() if x._is_view() else x
+
+
+def _same_type(values: Sequence[Any], small: Tensor, at: int) -> bool:
+    """Whether the result keeps its type if ``small`` stands at that place: numbers have less say."""
+    before = [x for x in values if isinstance(x, (Tensor, int, float))]
+    changed = list(values)
+    changed[at] = small
+    after = [x for x in changed if isinstance(x, (Tensor, int, float))]
+    if len(before) != 2:
+        return all(x.dtype == small.dtype for x in before if isinstance(x, Tensor))
+    return torch.result_type(*before) == torch.result_type(*after)
+
+
+aten = torch.ops.aten
+
+#: What changes nothing here: there is no graph.
+_NOTHING = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+}
+
+#: What a tensor's shape and type decide alone.
+_SHAPE_ALONE = {
+    aten.ones_like.default, aten.zeros_like.default, aten.full_like.default,
+    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
+}  # fmt: skip
+
+#: What writes over a tensor's shape alone.
+_SHAPE_WRITING = {"squeeze_", "unsqueeze_", "t_", "transpose_"}
+
+_PRODUCTS = {aten.mul.Tensor, aten.mul.Scalar}
+
+_VIEWS = {
+    aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.squeeze.dims, aten.squeeze.default, aten.expand.default, aten.permute.default,
+    aten.transpose.int, aten.t.default, aten.select.int, aten.slice.Tensor, aten.reshape.default,
+}  # fmt: skip
+
+_BROADCASTING = {
+    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.where.self,
+    aten.maximum.default, aten.minimum.default,
+}  # fmt: skip
+
+#: Called by a shorter way than their overload, which looks at every argument anew.
+_SHORT: dict[Any, Callable[..., Any]] = {
+    aten.mul.Tensor: torch.mul, aten.mul.Scalar: torch.mul, aten.add.Tensor: torch.add,
+    aten.sub.Tensor: torch.sub, aten.div.Tensor: torch.div, aten.neg.default: torch.neg,
+    aten.sum.default: torch.sum, aten.sum.dim_IntList: torch.sum, aten.bmm.default: torch.bmm,
+    aten.mm.default: torch.mm, aten.abs.default: torch.abs, aten.exp.default: torch.exp,
+    aten.log.default: torch.log, aten.reciprocal.default: torch.reciprocal,
+    aten.sqrt.default: torch.sqrt, aten.rsqrt.default: torch.rsqrt, aten.pow.Tensor_Scalar: torch.pow,
+    aten.view.default: torch.Tensor.view, aten.unsqueeze.default: torch.unsqueeze,
+    aten.squeeze.dim: torch.squeeze, aten.expand.default: torch.Tensor.expand,
+    aten.permute.default: torch.permute, aten.transpose.int: torch.transpose, aten.cat.default: torch.cat,
+    aten.select.int: torch.select, aten.where.self: torch.where, aten.le.Tensor: torch.le,
+    aten.le.Scalar: torch.le, aten.ge.Scalar: torch.ge, aten.gt.Scalar: torch.gt,
+    aten.logical_and.default: torch.logical_and, aten.sigmoid.default: torch.sigmoid,
+    aten.tanh.default: torch.tanh, aten.sin.default: torch.sin, aten.cos.default: torch.cos,
+    aten.maximum.default: torch.maximum, aten.minimum.default: torch.minimum,
+    aten.addmm.default: torch.addmm, aten.t.default: torch.t, aten.amax.default: torch.amax,
+    aten.diagonal.default: torch.diagonal,
+}  # fmt: skip
+
+
+#: What may write over its first argument.
+_WRITING: dict[Any, Callable[..., Any]] = {
+    aten.mul.Tensor: torch.Tensor.mul_, aten.add.Tensor: torch.Tensor.add_,
+    aten.sub.Tensor: torch.Tensor.sub_, aten.div.Tensor: torch.Tensor.div_,
+    aten.neg.default: torch.Tensor.neg_, aten.abs.default: torch.Tensor.abs_,
+}  # fmt: skip
+
+#: Entries from which on memory is worth that.
+_WORTH_REUSE = 4_096
+
+
+def _fast(step: _Step) -> Any:
+    return step.target if step.kwargs else _SHORT.get(step.target, step.target)

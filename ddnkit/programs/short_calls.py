@@ -1,0 +1,570 @@
+"""Short calls: a layer's plain calls, by programs, at the price of a layer written by hand.
+
+The eager way (`ddnkit.implicit`) is the definition. It looks at everything, at each call, through Python,
+vmap and autograd; on a small problem that is all that its time goes into. A layer that is called again and
+again with inputs of one signature has had all of that looked at many times over. From then on its equations
+(`equations`) are programs, and a call does what cannot be left out:
+
+- the node's own `solve`, or its solver;
+- one evaluation of the functions on one problem, held against the one that was traced (`evaluation`);
+- the program of the figures at y, and on the way back that of the gradient.
+
+Programs are made only where the eager way trusts the call, where the functions are plain (no random
+numbers, nothing hidden, no kinks, no autograd.Function of the user's own), and where the same gradient
+comes of them. Whatever is not plain in a later call, in the inputs or in the figures, goes the eager way, and
+with it every word that is to be said. So do transforms of torch.func, forward mode and derivatives of
+derivatives. Every so often a call is held against the eager way again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..backward.dense import DENSE_SIZE, Dense
+from ..backward.embedded_field import EmbeddedField
+from ..backward.form import BackwardForm
+from ..captured import Captured
+from ..certificate import Certificate, tolerance_of
+from ..errors import DdnkitWarning, InputError
+from ..node import DeclarativeNode
+from ..perturbation import perturbed
+from ..problem import Problem
+from ..recording import Held
+from ..solution import Status
+from ..solving import solve
+from ..transforms import under_transform
+from .equations import Limits, at_solution, way_back
+from .evaluation import Evaluation
+from .program import NotAProgramError, Program, traced
+
+if TYPE_CHECKING:
+    from ..layer import DeclarativeLayer
+
+#: Calls of one signature before its programs are made: a few calls do not repay half a second.
+FIRST_CALLS = 8
+#: Signatures that are kept: of batch sizes, mostly.
+MOST_SIGNATURES = 16
+#: How often programs are made for one signature: of a node whose functions change from time to time.
+MOST_TRACES = 3
+#: Calls by program that are held against the eager way, beside every so many.
+_COMPARED = (10, 100)
+COMPARED_EVERY = 1_000
+#: So many calls in a row go the eager way for what they show, and the programs are given up.
+_MOST_REFUSED = 8
+#: Figures that `equations.at_solution` gives before what the way back needs.
+_FIGURES = 4
+
+
+@dataclass
+class _Programs:
+    """What calls of one signature run.
+
+    Attributes:
+        evaluation: of the functions that were traced.
+        figures: `equations.at_solution`.
+        back: `equations.way_back`; None where nothing asks for a derivative.
+        tracked: which of inputs and outside tensors want one.
+        form: the backward form that the eager way takes.
+        y_shape: of the batch.
+    """
+
+    evaluation: Evaluation
+    figures: Program
+    back: Program | None
+    tracked: tuple[int, ...]
+    form: str
+    y_shape: torch.Size
+    calls: int = 0
+    refused: int = 0
+
+
+@dataclass
+class _Signature:
+    """Calls with inputs of the same shapes and types.
+
+    Attributes:
+        own: dimensions of each input of one problem.
+        lead: the batch dimensions.
+        reason: why there are no programs, and will be none.
+    """
+
+    own: tuple[int, ...]
+    lead: torch.Size
+    reason: str | None = None
+    calls: int = 0
+    traces: int = 0
+    programs: _Programs | None = None
+
+
+class ShortCalls:
+    """Those of one layer. Not copied or saved with it.
+
+    Attributes:
+        on: whether calls may be short.
+        first_calls: of a signature, that go the eager way.
+        taken: how many calls have been short.
+    """
+
+    def __init__(self, on: bool = True, first_calls: int | None = None):
+        self.on = on
+        self.first_calls = FIRST_CALLS if first_calls is None else first_calls
+        self.taken = 0
+        self._signatures: OrderedDict[Any, _Signature] = OrderedDict()
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.on, self.first_calls)
+
+    def reasons(self) -> list[str]:
+        """Why calls of the signatures seen so far are not short, a text each."""
+        return [s.reason for s in self._signatures.values() if s.reason is not None]
+
+    def call(self, layer: DeclarativeLayer, xs: Sequence[Any]) -> Tensor | None:
+        """y, or None where the call is to go the eager way."""
+        if not self.on or not _plain_surroundings():
+            return None
+        signature = self._signature(layer, xs)
+        if signature is None or signature.reason is not None:
+            return None
+        programs = signature.programs
+        if programs is None:
+            signature.calls += 1
+            if signature.calls <= self.first_calls:
+                return None
+            programs = self._made(layer, xs, signature)
+        elif _due(programs.calls):
+            self._compare(layer, xs, signature, programs)
+            programs = signature.programs
+        if programs is None:
+            return None
+        programs.calls += 1
+        y = _by_programs(programs, signature, layer, xs)
+        if y is not None:
+            programs.refused = 0
+            self.taken += 1
+            return y
+        programs.refused += 1
+        if programs.refused >= _MOST_REFUSED:
+            signature.programs = None
+        return None
+
+    def _signature(self, layer: DeclarativeLayer, xs: Sequence[Any]) -> _Signature | None:
+        node = layer.node
+        dims = node.input_dims
+        key: list[Any] = [
+            dims if dims is None else tuple(dims),
+            layer.batch_dims,
+            layer.certify,
+            layer.tolerance,
+            layer.form,
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+        ]
+        for x in xs:
+            if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+                return None
+            key += (x.shape, x.dtype, x.requires_grad, x.device)
+        # torch.func.functional_call swaps the layer's parameters, and not what hangs on the node.
+        for name, value in layer._parameters.items():
+            if name.startswith("node_") and vars(node).get(name[5:]) is not value:
+                return None
+        found = self._signatures.get(tuple(key))
+        if found is None:
+            found = self._signatures[tuple(key)] = _signature_of(layer, xs)
+            if len(self._signatures) > MOST_SIGNATURES:
+                self._signatures.popitem(last=False)
+        return found
+
+    def _made(
+        self, layer: DeclarativeLayer, xs: Sequence[Any], signature: _Signature
+    ) -> _Programs | None:
+        signature.traces += 1
+        if signature.traces > MOST_TRACES:
+            signature.reason = (
+                "what the functions do, or what comes of them, changes from call to call"
+            )
+            return None
+        try:
+            with warnings.catch_warnings():
+                # torch's own, where it first loads its tracer
+                warnings.simplefilter("ignore", FutureWarning)
+                programs = _programs(layer, xs, signature)
+            _refuse_difference(programs, signature, layer, xs)
+        except NotAProgramError as reason:
+            signature.reason = str(reason)
+            return None
+        signature.programs = programs
+        return programs
+
+    def _compare(
+        self,
+        layer: DeclarativeLayer,
+        xs: Sequence[Any],
+        signature: _Signature,
+        programs: _Programs,
+    ) -> None:
+        try:
+            _refuse_difference(programs, signature, layer, xs)
+        except _DifferenceError as reason:
+            signature.programs, signature.reason = None, str(reason)
+            warnings.warn(
+                f"{type(layer.node).__name__}: {reason}. Its calls are not short from here on; gradients "
+                "since the last comparison may be wrong. Please report it",
+                DdnkitWarning,
+                stacklevel=5,
+            )
+        except NotAProgramError:
+            programs.calls += 1  # nothing to compare: the call goes its own way
+
+
+class _DifferenceError(NotAProgramError):
+    """The program gives another gradient than the eager way."""
+
+
+def _due(calls: int) -> bool:
+    return calls in _COMPARED or (calls > 0 and calls % COMPARED_EVERY == 0)
+
+
+def _plain_surroundings() -> bool:
+    """Whether nothing is at work that the eager way heeds and a program does not."""
+    return (
+        not under_transform()
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.get_float32_matmul_precision() == "highest"
+        # Checkpointing counts the tensors that a call keeps.
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
+
+
+def _signature_of(layer: DeclarativeLayer, xs: Sequence[Tensor]) -> _Signature:
+    """A new signature, with the reason why its calls cannot be short, if there is one."""
+    dims = layer.node.input_dims
+    if layer.batch_dims is not None:
+        own = [x.ndim - layer.batch_dims for x in xs]
+    else:
+        own = [x.ndim for x in xs] if dims is None else [-1 if d is None else d for d in dims]
+    signature = _Signature(tuple(own), torch.Size())
+    if len(own) != len(xs) or any(not 0 <= d <= x.ndim for d, x in zip(own, xs, strict=False)):
+        signature.reason = "other inputs than the node's"
+        return signature
+    leads = {x.shape[: x.ndim - d] for d, x in zip(own, xs, strict=True)}
+    signature.lead = next(iter(leads), torch.Size())
+    signature.reason = _unsuited(layer, xs, leads)
+    return signature
+
+
+def _unsuited(layer: DeclarativeLayer, xs: Sequence[Tensor], leads: set[torch.Size]) -> str | None:
+    node = layer.node
+    if len(leads) != 1 or next(iter(leads)).numel() == 0:
+        return "its inputs are not one batch"
+    if len({x.dtype for x in xs}) != 1 or xs[0].dtype not in (torch.float32, torch.float64):
+        return "its inputs are not of one floating type"
+    if any(x.device.type != "cpu" for x in xs):
+        return "its inputs are not on the CPU"
+    if layer.certify != "fast":
+        return f"certify is {layer.certify!r}"
+    if node.adjoint is not None or node.preferred_backward is not None:
+        return "the node has a backward of its own"
+    if node.fixed_point is not None:
+        return "the node is a fixed point"
+    return None
+
+
+def _suited(form: BackwardForm) -> bool:
+    """Whether the form is for the plain case: the system as a matrix, whose solution is what it is."""
+    if isinstance(form, Dense):
+        return form.singular == "minimum_norm" and not form.schur
+    return isinstance(form, EmbeddedField)
+
+
+# -- programs ------------------------------------------------------------------------------------------
+
+
+def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signature) -> _Programs:
+    """The programs for calls like this one.
+
+    Raises:
+        NotAProgramError: there are none.
+    """
+    node = layer.node
+    with torch.no_grad():
+        inputs = _inputs(xs, signature)
+        problem, solution = solve(Problem(node, inputs, len(inputs[0])))
+    y = solution.y.contiguous()
+    if problem.structure is not None:
+        raise NotAProgramError("y has several parts")
+    if solution.aux:
+        raise NotAProgramError("the solver keeps something for the way back")
+    form = layer.form.taken(problem, y.shape[1:].numel())
+    if y.shape[1:].numel() > DENSE_SIZE or not _suited(form):
+        raise NotAProgramError(f"the backward form is {form.name}")
+    _refuse_what_shows(problem, y)
+    with torch.no_grad():
+        given = _one_problem(inputs, y)
+        evaluation = Evaluation(lambda: _evaluate(node, given), given)
+    outside = evaluation.outside
+    if evaluation.changes_outside:
+        raise NotAProgramError("it changes what the node holds")
+    if any(x.device.type != "cpu" or x.layout != torch.strided for x in outside):
+        raise NotAProgramError("it uses a tensor that is not on the CPU")
+    problem = problem.with_captured([Captured(x) for x in outside], outside)
+    limits = Limits.of(y.dtype, tolerance_of(problem, y, layer.tolerance))
+    operands = problem.operands
+    for lifted in (False, True):
+        figures = traced(at_solution(problem, limits, lifted), [y, *operands])
+        found = figures(y, *(x.detach().contiguous() for x in operands))
+        if bool(found[0]):
+            break
+    else:
+        raise NotAProgramError("its figures are not clear")
+    everything = [*xs, *outside]
+    tracked = [k for k, x in enumerate(everything) if x.requires_grad]
+    back = None
+    rest = found[_FIGURES:]
+
+    def traced_back() -> Program:
+        pull = way_back(problem, limits, tracked)
+
+        def flat_way_back(v: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            return pull(v, y, others[: len(rest)], *others[len(rest) :])
+
+        return traced(flat_way_back, [torch.ones_like(y), y, *rest, *operands])
+
+    if tracked and torch.is_grad_enabled():
+        back = traced_back()
+        # A tensor that is used without its graph has no gradient: None, and not zero.
+        idle = [k for k, g in zip(tracked, back.constant[2:], strict=True)
+                if k >= len(xs) and g is not None and not bool(g.any())]  # fmt: skip
+        if idle:
+            tracked = [k for k in tracked if k not in idle]
+            back = traced_back() if tracked else None
+    return _Programs(evaluation, figures, back, tuple(tracked), form.name, y.shape)
+
+
+def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
+    """Raise if the eager way has more to do than to differentiate."""
+    for trace in problem.recorded(y).traces:
+        if trace.random:
+            raise NotAProgramError("it draws random numbers")
+        if trace.hidden:
+            raise NotAProgramError("it hides from torch what its values depend on")
+        if trace.kinks:
+            raise NotAProgramError("it has kinks")
+    ahead: list[Any] = []
+    with torch.enable_grad():
+        given = [x.requires_grad_() for x in _one_problem([x.detach() for x in problem.inputs], y)]
+        ahead = [x.grad_fn for x in _evaluate(problem.node, given)]
+    seen: set[Any] = set()
+    while ahead:
+        function = ahead.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if isinstance(function, torch.autograd.function.BackwardCFunction):
+            raise NotAProgramError("it uses an autograd.Function")
+        ahead.extend(f for f, _ in function.next_functions)
+
+
+def _evaluate(node: DeclarativeNode, given: Sequence[Tensor]) -> list[Tensor]:
+    *xs, y = given
+    found = [node.objective(*xs, y=y)]
+    if node.constrained:
+        found.append(node.equality_constraints(*xs, y=y))
+    return [x for x in found if isinstance(x, Tensor)]
+
+
+def _one_problem(inputs: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+    return [*(x[0] for x in inputs), y[0]]
+
+
+def _inputs(xs: Sequence[Tensor], signature: _Signature) -> list[Tensor]:
+    """The inputs without a graph, with one batch dimension in front, contiguous."""
+    count = len(signature.lead)
+    if count == 1:
+        return [x.detach().contiguous() for x in xs]
+    size = signature.lead.numel()
+    return [x.detach().reshape(size, *x.shape[count:]).contiguous() for x in xs]
+
+
+def _refuse_difference(
+    programs: _Programs, signature: _Signature, layer: DeclarativeLayer, xs: Sequence[Tensor]
+) -> None:
+    """Hold the gradient by programs against that of the eager way, at these inputs.
+
+    Raises:
+        _DifferenceError: they differ.
+        NotAProgramError: there is nothing to compare here.
+    """
+    outside = [x for x in programs.evaluation.outside if x.requires_grad]
+    shown = layer.certificate
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DdnkitWarning)
+        own = [x.detach().requires_grad_(x.requires_grad) for x in xs]
+        wanted = [x for x in own if x.requires_grad] + outside
+        found: list[list[Tensor]] = []
+        try:
+            for y in (_by_programs(programs, signature, layer, own), layer.eager(own)):
+                if y is None:
+                    raise NotAProgramError("its figures are not clear")
+                v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
+                gradients = torch.autograd.grad(y, wanted, v, allow_unused=True) if wanted else ()
+                found.append(
+                    [
+                        torch.zeros_like(x) if g is None else g
+                        for x, g in zip(wanted, gradients, strict=True)
+                    ]
+                )
+                certificate = layer.certificate
+                if certificate is None or set(certificate.verdicts()) != {"trusted"}:
+                    raise NotAProgramError("its figures are not clear")
+        finally:
+            layer.certificate = shown
+    for a, b in zip(*found, strict=True):
+        # Of a system that is clearly regular, both keep half of their digits and more.
+        size = torch.linalg.vector_norm(b)
+        if not bool(torch.linalg.vector_norm(a - b) <= torch.finfo(a.dtype).eps ** 0.4 * size):
+            raise _DifferenceError("the program of its functions gives another gradient")
+
+
+# -- a call ---------------------------------------------------------------------------------------------
+
+
+def _by_programs(
+    programs: _Programs, signature: _Signature, layer: DeclarativeLayer, xs: Sequence[Tensor]
+) -> Tensor | None:
+    """y with its certificate and its way back; None if something is not plain."""
+    node, lead = layer.node, signature.lead
+    with torch.no_grad():
+        inputs = _inputs(xs, signature)
+        versions = [x._version for x in xs]
+        problem = Problem(node, inputs, len(inputs[0]))
+        _, solution = solve(problem)
+        y = solution.y.contiguous()
+        if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
+            return None
+        given = _one_problem(inputs, y)
+        outside = programs.evaluation.repeated(lambda: _evaluate(node, given), given)
+        if outside is None or [x._version for x in xs] != versions:
+            return None
+        operands = [*inputs, *(x.detach().contiguous() for x in outside)]
+        clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
+        if not clear.item() or not _ended_well(solution.status):
+            return None
+    certificate = Certificate(
+        stationarity,
+        feasibility,
+        torch.as_tensor(solution.status),
+        torch.as_tensor(solution.iterations),
+        tolerance_of(problem, y, layer.tolerance),
+        solution.solver,
+        solution.uniqueness,
+        licq=licq,
+        form=programs.form,
+    )
+    if len(lead) != 1:
+        certificate = certificate.reshaped(lead)
+        y = y.reshape(lead + y.shape[1:])
+    layer.certificate = certificate
+    if programs.back is None:
+        return y
+    everything = [*xs, *outside]
+    tracked = [everything[k] for k in programs.tracked]
+    state = _State(programs, layer, y, xs, operands, [Held(x) for x in operands], certificate)
+    found: Tensor = _Short.apply(state, rest, *tracked)
+    return found
+
+
+def _ended_well(status: Any) -> bool:
+    if isinstance(status, Tensor):
+        return bool((status < Status.NON_FINITE).all())
+    return bool(status < Status.NON_FINITE)
+
+
+@dataclass
+class _State:
+    """What a short call keeps for its way back.
+
+    Attributes:
+        operands: as the program takes them, with what they held then.
+    """
+
+    programs: _Programs
+    layer: DeclarativeLayer
+    y: Tensor
+    xs: Sequence[Tensor]
+    operands: list[Tensor]
+    held: list[Held]
+    certificate: Certificate
+
+
+class _Short(torch.autograd.Function):
+    """y of a short call, from what the figures have left for the way back and what wants a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, state: _State, rest: Sequence[Tensor], *tracked: Tensor) -> Tensor:
+        ctx.state = state
+        ctx.save_for_backward(*tracked, *rest)
+        return state.y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        state = ctx.state
+        programs, count = state.programs, len(state.programs.tracked)
+        saved = ctx.saved_tensors
+        tracked, rest = saved[:count], saved[count:]
+        for held, x in zip(state.held, state.operands, strict=True):
+            if held.differs(Held(x)):
+                raise InputError(
+                    f"{type(state.layer.node).__name__}: what it was solved with was changed in place after "
+                    "the layer was called, so that there is no way back through it: change a copy, or "
+                    "change it after backward()"
+                )
+        if torch.is_grad_enabled() or type(v) is not Tensor or not _plain_on_the_way_back(v):
+            return (None, None, *_eagerly(state, tracked, v))
+        y = state.y.reshape(programs.y_shape)
+        v = v.reshape(programs.y_shape).contiguous()
+        assert programs.back is not None
+        clear, residual, *gradients = programs.back(v, y, *rest, *state.operands)
+        if not clear.item():
+            return (None, None, *_eagerly(state, tracked, v.reshape(state.y.shape)))
+        layer, before = state.layer, state.certificate
+        state.certificate = replace(before, adjoint_residual=residual.reshape(before.licq.shape))
+        if layer.certificate is before:
+            layer.certificate = state.certificate
+        return (None, None, *(g.reshape(x.shape) for g, x in zip(gradients, tracked, strict=True)))
+
+
+def _plain_on_the_way_back(v: Tensor) -> bool:
+    return not under_transform() and not torch._C._functorch.is_legacy_batchedtensor(v)
+
+
+def _eagerly(state: _State, tracked: Sequence[Tensor], v: Tensor) -> list[Tensor | None]:
+    """The gradients of the same call made anew, the eager way."""
+    layer = state.layer
+    given = _one_problem(state.operands[: len(state.xs)], state.y.reshape(state.programs.y_shape))
+    with torch.no_grad():
+        again = state.programs.evaluation.repeated(lambda: _evaluate(layer.node, given), given)
+    if again is None:
+        raise InputError(
+            f"{type(layer.node).__name__}: its functions are not what they were when the layer was called. "
+            "What they use was changed before backward(), so that the gradient would be another "
+            "problem's: call backward() first, or pass it to the layer as an input"
+        )
+    at = dict(zip(state.programs.tracked, tracked, strict=True))
+    shown, graph = layer.certificate, torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = layer.eager([at.get(k, x) for k, x in enumerate(state.xs)])
+        found = torch.autograd.grad(y, tracked, v, create_graph=graph, allow_unused=True)
+    if shown is not state.certificate:
+        layer.certificate = shown
+    return list(found)
