@@ -133,7 +133,8 @@ def way_back(
         constrained = here.manifold is not None or here.has_constraints(y)
         G, D, L, *more = rest
         right = -flat(v)
-        u = torch.linalg.solve_triangular(L, (D * right).unsqueeze(-1), upper=False).squeeze(-1)
+        scaled = D * right
+        u = torch.linalg.solve_triangular(L, scaled.unsqueeze(-1), upper=False).squeeze(-1)
         nu = mu = None
         tangent = u
         if constrained:
@@ -144,7 +145,7 @@ def way_back(
         z = z.to(y.dtype)
         # In y's type: its rounding in G z is one that G itself has.
         error = right - _times(G, z)
-        size = torch.linalg.vector_norm(tangent, dim=-1)
+        size = torch.linalg.vector_norm(scaled, dim=-1)
         if mu is not None:
             mu = mu.to(y.dtype)
             error = error - _times(A.mT, mu)

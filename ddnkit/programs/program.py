@@ -147,6 +147,7 @@ class _Simplified:
         if len(module.graph.nodes) > MOST_STEPS:
             raise NotAProgramError(f"it takes {len(module.graph.nodes)} operations")
         with torch.no_grad():
+            written = _out_of_place(module, inputs)
             for node in module.graph.nodes:
                 if node.op == "placeholder":
                     found[node] = _Ref(next(given))
@@ -160,7 +161,7 @@ class _Simplified:
                 elif node.op == "call_function":
                     args = torch.fx.node.map_arg(node.args, found.__getitem__)
                     kwargs = torch.fx.node.map_arg(node.kwargs, found.__getitem__)
-                    target = self._out_of_place(node.target, tuple(args))
+                    target = written.get(node, node.target)
                     found[node] = self._entered(target, tuple(args), dict(kwargs))
                     if target is not node.target:  # whoever looks there later sees what was written
                         found[node.args[0]] = found[node]
@@ -175,12 +176,13 @@ class _Simplified:
         """The result of one operation: a reference, or a constant."""
         if target is operator.getitem and not isinstance(args[0], _Ref):
             return args[0][args[1]]
+        refs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, _Ref)]
         if isinstance(target, torch._ops.OpOverload):
-            _refuse_impure(target)
+            if not (target._schema.is_mutable and not refs and self._unused(args[0])):
+                _refuse_impure(target)
         elif target is not operator.getitem:
             raise NotAProgramError(f"it calls {target}")
         args = _plain(args)
-        refs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, _Ref)]
         value = target(*self._values_of(args), **self._values_of(kwargs))
         if not refs or target in _SHAPE_ALONE:
             return value
@@ -191,30 +193,17 @@ class _Simplified:
             args = self._without_expansions(target, args, value)
         return self._step(target, args, kwargs, value)
 
-    def _out_of_place(self, target: Any, args: tuple[Any, ...]) -> Any:
-        """The operation that makes a new tensor in place of one that writes over its first argument.
-
-        Where that argument is an intermediate result that nothing shares its memory with, nobody sees the
-        difference; where only its shape is written over, never.
-        """
-        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-            return target
-        name = target._schema.name.partition("::")[2]
-        packet = getattr(aten, name.removesuffix("_"), None)
-        new = getattr(packet, target._overloadname, None)
-        first = args[0] if args else None
-        if not name.endswith("_") or new is None or not isinstance(first, _Ref):
-            return target
-        if self.steps[first.index] is None:
-            return target
-        if name not in _SHAPE_WRITING:
-            memory = self.values[first.index].untyped_storage().data_ptr()
-            others = (x for k, x in enumerate(self.values) if k != first.index)
-            if any(
-                isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in others
-            ):
-                return target
-        return new
+    def _unused(self, constant: Any) -> bool:
+        """Whether no step has taken a constant yet, which may then still be filled, as a basis is."""
+        if not isinstance(constant, Tensor):
+            return False
+        memory = constant.untyped_storage().data_ptr()
+        taken = (
+            x for s in self.steps if s is not None for x in pytree.tree_leaves((s.args, s.kwargs))
+        )
+        return not any(
+            isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in taken
+        )
 
     def _values_of(self, given: Any) -> Any:
         return pytree.tree_map(self.value, given)
@@ -427,7 +416,69 @@ def _attribute(module: torch.fx.GraphModule, target: str) -> Any:
         raise NotAProgramError(f"it holds a {type(value).__name__}")
     if value.requires_grad:
         raise NotAProgramError("it uses a tensor that wants a gradient and cannot be seen")
-    return value.detach()
+    return value.detach().clone()
+
+
+def _out_of_place(
+    module: torch.fx.GraphModule, inputs: Sequence[Tensor]
+) -> dict[torch.fx.Node, torch._ops.OpOverload]:
+    """For each operation that writes over what came of the inputs, the one that makes a new tensor.
+
+    Where the tensor is an intermediate result, and nothing that shares its memory is used later, nobody
+    sees the difference; where only its shape is written over, never. Autograd's own formulas do both.
+
+    Raises:
+        NotAProgramError: somebody would.
+    """
+    nodes = list(module.graph.nodes)
+    mutable = [n for n in nodes if isinstance(n.target, torch._ops.OpOverload)
+               and n.target._schema.is_mutable]  # fmt: skip
+    if not mutable:
+        return {}
+    at = {node: k for k, node in enumerate(nodes)}
+    values: dict[torch.fx.Node, Any] = {}
+    moving: set[torch.fx.Node] = set()
+    given = iter(inputs)
+    new: dict[torch.fx.Node, torch._ops.OpOverload] = {}
+    for node in nodes:
+        if node.op == "placeholder":
+            values[node] = next(given).clone()
+            moving.add(node)
+        elif node.op == "get_attr":
+            values[node] = _attribute(module, str(node.target))
+        elif node.op == "call_function":
+            if moving.intersection(node.all_input_nodes) and node.target not in _SHAPE_ALONE:
+                moving.add(node)
+                if node in mutable:
+                    new[node] = _replacement(node, values, at)
+            target, args = node.target, torch.fx.node.map_arg(node.args, values.__getitem__)
+            kwargs = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
+            assert callable(target)
+            values[node] = target(*args, **kwargs)
+    return new
+
+
+def _replacement(
+    node: torch.fx.Node, values: Mapping[torch.fx.Node, Any], at: Mapping[torch.fx.Node, int]
+) -> torch._ops.OpOverload:
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    name = target._schema.name.partition("::")[2]
+    found = getattr(getattr(aten, name.removesuffix("_"), None), target._overloadname, None)
+    first = node.args[0] if node.args else None
+    refused = NotAProgramError(f"it works in place ({target})")
+    if not name.endswith("_") or found is None or not isinstance(first, torch.fx.Node):
+        raise refused
+    if first.op != "call_function":
+        raise refused
+    if name in _SHAPE_WRITING:
+        return found  # type: ignore[no-any-return]
+    memory = values[first].untyped_storage().data_ptr()
+    for other, value in values.items():
+        shared = isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
+        if shared and other is not first and any(at[user] > at[node] for user in other.users):
+            raise refused
+    return found  # type: ignore[no-any-return]
 
 
 def _refuse_impure(target: torch._ops.OpOverload) -> None:

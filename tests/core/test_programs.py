@@ -1,0 +1,669 @@
+"""Short calls: by programs, from some call on, and never another answer than the eager way's."""
+
+import copy
+import gc
+import pickle
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from ddnkit_manifolds import Sphere
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ddnkit
+from ddnkit import DeclarativeLayer, DeclarativeNode
+from ddnkit.programs.program import NotAProgramError, traced
+
+# -- programs ------------------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "projection": lambda x, w, y: (w * (y - x) ** 2).sum(),
+    "softmax": lambda x, w, y: (torch.softmax(y * w, -1) * x).sum(),
+    "cubic": lambda x, w, y: (w * y**3).sum() + (x @ y).sin(),
+    "matrix": lambda x, w, y: (torch.outer(y, y) @ torch.diag(w)).exp().sum() * x.sum(),
+    "norm": lambda x, w, y: ((y - x).square() @ w + 1).sqrt(),
+    "network": lambda x, w, y: nn.functional.softplus(torch.outer(y, x) @ w).sum(),
+    "layer_norm": lambda x, w, y: (nn.functional.layer_norm(y, (len(y),), w) * x).sum().square(),
+    "in place": lambda x, w, y: ((y - x) ** 2).mul_(w).sum(),
+    "views": lambda x, w, y: (
+        (torch.cat([y[1:], y[:1]]).flip(0).reshape(-1, 1) * x.unsqueeze(0)).sum() * w.sum()
+    ),
+    "made constants": lambda x, w, y: (
+        (y - torch.arange(len(y)) - torch.tensor(0.5)).square() @ w + (x * y).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_program_gives_what_the_function_gives(name, B):
+    function = FUNCTIONS[name]
+
+    def derivatives(x, w, y):
+        gradient = torch.func.grad(function, argnums=2)
+        return (
+            torch.vmap(gradient)(x, w, y),
+            torch.vmap(torch.func.jacrev(gradient, argnums=2))(x, w, y),
+            torch.vmap(torch.func.jacrev(gradient, argnums=0))(x, w, y),
+        )
+
+    def drawn():
+        return [torch.rand(B, 4, dtype=torch.float64) + 0.5 for _ in range(3)]
+
+    program = traced(derivatives, drawn())
+    for _ in range(3):
+        inputs = drawn()
+        kept = [x.clone() for x in inputs]
+        for found, right in zip(program(*inputs), derivatives(*inputs), strict=True):
+            # The same operations; where memory lies otherwise a sum may be taken in another order.
+            bound = 16 * torch.finfo(right.dtype).eps * right.abs().amax()
+            assert bool(((found - right).abs() <= bound).all())
+        assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True))
+
+
+def test_outputs_are_no_input_and_inputs_may_be_one_tensor():
+    program = traced(lambda x, y: (x.view(-1), x * y), [torch.ones(2, 2), torch.ones(2, 2)])
+    x = torch.full((2, 2), 3.0)
+    flat, product = program(x, x)
+    assert torch.equal(product, torch.full((2, 2), 9.0))
+    flat.zero_()
+    assert torch.equal(x, torch.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.rand(3),
+        lambda x: nn.functional.dropout(x),
+        lambda x: x * x.sum().item(),
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x.mul_(2),
+        lambda x: x[x > 0].sum(),
+    ],
+)
+def test_what_is_no_function_of_tensors_is_no_program(function):
+    x = torch.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(NotAProgramError):
+        traced(lambda x: (function(x),), [x])
+    assert torch.equal(x, torch.tensor([1.0, 2.0, 3.0]))
+
+
+# -- nodes ---------------------------------------------------------------------------------------------
+
+
+class Projection(DeclarativeNode):
+    """Nearest y in the plane of entries that sum to 1, in a weighted norm."""
+
+    input_dims = (1, 1)
+    batched_solve = True
+
+    def objective(self, x, w, y):
+        return (w * (y - x) ** 2).sum()
+
+    def equality_constraints(self, x, w, y):
+        return y.sum() - 1
+
+    def solve(self, x, w):
+        return x + (1 - x.sum(-1, keepdim=True)) / (w * (1 / w).sum(-1, keepdim=True))
+
+
+class Alone(Projection):
+    batched_solve = False
+
+
+class ByNewton(DeclarativeNode):
+    input_dims = (1, 1)
+
+    def objective(self, x, w, y):
+        return (w * (y - x) ** 2).sum() + (y**4).sum() / 4
+
+    def equality_constraints(self, x, w, y):
+        return torch.stack([y.sum() - 1, (y * w).sum() - x.sum()])
+
+    def initial_point(self, x, w):
+        return torch.full_like(x, 1 / len(x))
+
+
+class Free(DeclarativeNode):
+    input_dims = (1, 1)
+
+    def objective(self, x, w, y):
+        return (w * (y - x) ** 2).sum() + (y - x.mean()).cosh().sum()
+
+    def initial_point(self, x, w):
+        return x.clone()
+
+
+class OnSphere(DeclarativeNode):
+    input_dims = (1, 1)
+    batched_solve = True
+    manifold = Sphere()
+
+    def objective(self, x, w, y):
+        return ((y - x) ** 2).sum() * w.sum()
+
+    def solve(self, x, w):
+        return x / x.norm(dim=-1, keepdim=True)
+
+
+class LinearOnSphere(OnSphere):
+    """Curved by the constraint alone."""
+
+    def objective(self, x, w, y):
+        return -(x @ y) * w.sum()
+
+
+class Entropic(DeclarativeNode):
+    input_dims = (1, 1)
+    batched_solve = True
+
+    def objective(self, x, w, y):
+        return -(x @ y) + (y * (y / w).log()).sum()
+
+    def equality_constraints(self, x, w, y):
+        return y.sum() - 1
+
+    def solve(self, x, w):
+        return torch.softmax(x + w.log(), -1)
+
+
+class Matrix(DeclarativeNode):
+    """Y with row sums r, nearest to X."""
+
+    input_dims = (2, 1)
+    batched_solve = True
+
+    def objective(self, X, r, y):
+        return (y - X).square().sum()
+
+    def equality_constraints(self, X, r, y):
+        return y.sum(1) - r
+
+    def solve(self, X, r):
+        return X + ((r - X.sum(-1)) / X.shape[-1]).unsqueeze(-1)
+
+
+class Network(DeclarativeNode):
+    """The minimum of a convex function with parameters, a buffer and a number."""
+
+    input_dims = (1, 1)
+
+    def __init__(self):
+        torch.manual_seed(3)
+        self.net = nn.Linear(4, 6)
+        self.scale = torch.tensor(0.7)
+        self.power = 2
+
+    def objective(self, x, w, y):
+        return (
+            self.scale * nn.functional.softplus(self.net(y)).sum()
+            + (w * (y - x) ** self.power).sum()
+        )
+
+    def initial_point(self, x, w):
+        return x.clone()
+
+
+NODES = [Projection, Alone, ByNewton, Free, OnSphere, LinearOnSphere, Entropic, Matrix, Network]
+
+
+def inputs(node, lead, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(3, 4), (3,)] if isinstance(node, Matrix) else [(4,), (4,)]
+    made = [torch.randn(*lead, *s, generator=generator, dtype=torch.float64) for s in shapes]
+    made[1] = made[1].abs() + 0.5
+    return [x.to(dtype).requires_grad_() for x in made]
+
+
+def short(node, **options):
+    """A layer whose first call is short already, if it can be."""
+    layer = DeclarativeLayer(node, **options)
+    layer.short.first_calls = 0
+    return layer
+
+
+def eager(node, **options):
+    layer = DeclarativeLayer(node, **options)
+    layer.short.on = False
+    return layer
+
+
+def gradients(layer, xs, weights=None):
+    y = layer(*xs)
+    v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    wanted = [*xs, *(p for p in layer.parameters() if p.requires_grad)]
+    return y, torch.autograd.grad(y, wanted, v)
+
+
+def assert_same(layer, other, xs, dtype=torch.float64):
+    """Both keep half of their digits: the systems here are of condition 1e4 and less."""
+    (y, found), (there, right) = gradients(layer, xs), gradients(other, xs)
+    close = torch.finfo(dtype).eps ** 0.5
+    for a, b in zip((y, *found), (there, *right), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        a, b = a.detach(), b.detach()
+        assert float((a - b).norm()) <= 100 * close * float(b.norm() + 1)
+    assert layer.certificate.verdicts() == other.certificate.verdicts()
+    assert layer.certificate.form == other.certificate.form
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3)])
+@pytest.mark.parametrize("node", NODES)
+def test_a_short_call_gives_what_an_eager_one_gives(node, lead, dtype):
+    node = node()
+    if dtype == torch.float64 and isinstance(node, Network):
+        node.net.double()
+    layer, other = short(node), eager(node)
+    for seed in range(2):
+        assert_same(layer, other, inputs(node, lead, dtype, seed), dtype)
+    assert layer.short.reasons() == []
+    assert layer.short.taken >= 2
+
+
+@pytest.mark.parametrize("node", [Projection, OnSphere, Network])
+def test_every_derivative_is_there(node):
+    node = node()
+    if isinstance(node, Network):
+        node.net.double()
+    layer = short(node)
+    xs = inputs(node, (2,))
+    gradients(layer, xs)
+    taken = layer.short.taken
+    assert torch.autograd.gradcheck(layer, xs)
+    assert torch.autograd.gradgradcheck(layer, xs)
+    assert layer.short.taken > taken
+    plain = [x.detach() for x in xs]
+    whole = torch.func.jacrev(lambda x: eager(node)(x, plain[1]))(plain[0])
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        found = transform(lambda x: layer(x, plain[1]))(plain[0])
+        assert torch.allclose(found, whole)
+    y = layer(*xs)
+    basis = torch.eye(y.numel(), dtype=y.dtype).reshape(-1, *y.shape)
+    rows = torch.vmap(lambda v: torch.autograd.grad(y, xs[0], v, retain_graph=True)[0])(basis)
+    assert torch.allclose(rows.reshape(whole.shape), whole)
+
+
+def test_gradients_of_some_inputs_alone():
+    node = Projection()
+    layer, other = short(node), eager(node)
+    x, w = inputs(node, (3,))
+    for xs in ([x.detach(), w], [x, w.detach()]):
+        y = layer(*xs)
+        (found,) = torch.autograd.grad(y.square().sum(), [z for z in xs if z.requires_grad])
+        (right,) = torch.autograd.grad(
+            other(*xs).square().sum(), [z for z in xs if z.requires_grad]
+        )
+        assert torch.allclose(found, right)
+    with torch.no_grad():
+        assert torch.allclose(layer(x, w), other(x, w))
+    assert not layer(x.detach(), w.detach()).requires_grad
+    assert layer.short.taken >= 4
+
+
+def test_it_begins_after_some_calls_and_for_every_batch_size():
+    layer = DeclarativeLayer(Projection())
+    xs = inputs(layer.node, (3,))
+    for _ in range(layer.short.first_calls):
+        layer(*xs)
+    assert layer.short.taken == 0
+    layer(*xs)
+    assert layer.short.taken >= 1
+    taken = layer.short.taken
+    assert layer(*inputs(layer.node, (4,))).shape == (4, 4)
+    assert layer.short.taken == taken
+    assert layer(*inputs(layer.node, (0,))).shape == (0, 4)
+
+
+# -- what changes --------------------------------------------------------------------------------------
+
+
+class Penalty(DeclarativeNode):
+    """λ(y − a)² + (y − b)²: at a = b neither f nor ∇f shows λ, and dy/da is λ/(1 + λ)."""
+
+    input_dims = (1, 1)
+    batched_solve = True
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def value(self):
+        return self.weight
+
+    def objective(self, a, b, y):
+        return (self.value() * (y - a) ** 2 + (y - b) ** 2).sum()
+
+    def solve(self, a, b):
+        return (self.value() * a + b) / (self.value() + 1)
+
+
+class Listed(Penalty):
+    def value(self):
+        return self.weight[0]
+
+
+class InModule(Penalty):
+    def __init__(self, weight):
+        self.weight = nn.Module()
+        self.weight.register_buffer("x", weight)
+
+    def value(self):
+        return self.weight.x
+
+
+def a_and_b():
+    a = torch.linspace(-1, 1, 3, dtype=torch.float64).repeat(2, 1).requires_grad_()
+    return a, a.detach().clone().requires_grad_()
+
+
+def d_a(layer, a, b):
+    return float(torch.autograd.grad(layer(a, b).sum(), a)[0][0, 0])
+
+
+@pytest.mark.parametrize("kind", ["number", "list", "tensor", "in place", "buffer", "data"])
+def test_a_changed_number_is_seen(kind):
+    tensor = torch.tensor(1.0, dtype=torch.float64)
+    node = {
+        "number": lambda: Penalty(1.0),
+        "list": lambda: Listed([1.0]),
+        "buffer": lambda: InModule(tensor),
+    }.get(kind, lambda: Penalty(tensor))()
+
+    def change(value):
+        if kind == "number":
+            node.weight = value
+        elif kind == "list":
+            node.weight[0] = value
+        elif kind == "tensor":
+            node.weight = torch.tensor(value, dtype=torch.float64)
+        elif kind == "buffer":
+            node.weight.x = torch.tensor(value, dtype=torch.float64)
+        elif kind == "in place":
+            node.weight.fill_(value)
+        else:
+            node.weight.data = torch.tensor(value, dtype=torch.float64)
+
+    layer = short(node)
+    a, b = a_and_b()
+    for value in (1.0, 9.0, 1.0, 4.0, 2.0, 3.0, 5.0, 7.0):
+        change(value)
+        assert d_a(layer, a, b) == pytest.approx(value / (1 + value), rel=1e-9)
+    assert layer.short.taken > 0
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "in place", "data"])
+def test_a_change_between_the_passes_is_right_or_refused(kind):
+    node = Penalty(1.0 if kind == "number" else torch.tensor(1.0, dtype=torch.float64))
+    layer = short(node)
+    a, b = a_and_b()
+    y = layer(a, b)
+    assert layer.short.taken > 0
+    if kind == "in place":
+        node.weight.fill_(9.0)
+    elif kind == "data":
+        node.weight.data.fill_(9.0)
+    else:
+        node.weight = 9.0 if kind == "number" else torch.tensor(9.0, dtype=torch.float64)
+    if kind in ("number", "tensor"):
+        # What the call saw is still there.
+        (found,) = torch.autograd.grad(y.sum(), a, retain_graph=True)
+        assert float(found[0, 0]) == pytest.approx(0.5, rel=1e-9)
+        if kind == "number":
+            with pytest.raises(ddnkit.InputError):
+                torch.autograd.grad(y.sum(), a, create_graph=True)
+    else:
+        with pytest.raises((ddnkit.InputError, RuntimeError)):
+            torch.autograd.grad(y.sum(), a)
+
+
+def test_an_input_changed_in_place_between_the_passes_is_refused():
+    layer = short(Projection())
+    x, w = (z.detach() for z in inputs(layer.node, (2,)))
+    moving, w = (x * 1).requires_grad_(), w.requires_grad_()
+    for change in (lambda: moving.data.mul_(2), lambda: w.data.numpy().fill(3.0)):
+        y = layer(moving, w)
+        change()
+        with pytest.raises((ddnkit.InputError, RuntimeError)):
+            torch.autograd.grad(y.sum(), w)
+
+
+def test_functions_that_begin_to_be_others():
+    class Turning(Projection):
+        mode = "plain"
+
+        def objective(self, x, w, y):
+            if self.mode == "random":
+                y = y + 0 * torch.randn_like(y)
+            if self.mode == "hidden":
+                return (w * (y - x.detach()) ** 2).sum()
+            if self.mode == "in place":
+                x.add_(0.0)
+            if self.mode == "kink":
+                return (w * (y - x) ** 2).sum() + 0 * y.abs().sum()
+            return (w * (y - x) ** 2).sum()
+
+    node = Turning()
+    layer = short(node, policy="raise")
+    xs = inputs(node, (2,))
+    gradients(layer, xs)
+    for mode in ("random", "hidden", "in place"):
+        node.mode = mode
+        with pytest.raises((ddnkit.InputError, ddnkit.UntrustedGradientError, RuntimeError)):
+            layer(*xs).sum().backward()
+        node.mode = "plain"
+        assert_same(layer, eager(node), xs)
+    node.mode = "kink"
+    assert_same(layer, eager(node), xs)
+
+
+def test_a_solve_that_goes_wrong_is_told():
+    class Drifting(Projection):
+        wrong = 0.0
+
+        def solve(self, x, w):
+            return super().solve(x, w) + self.wrong
+
+    node = Drifting()
+    layer = short(node, policy="raise")
+    xs = inputs(node, (2,))
+    gradients(layer, xs)
+    node.wrong = 0.3
+    with pytest.raises(ddnkit.UntrustedGradientError):
+        layer(*xs)
+    node.wrong = float("nan")
+    with pytest.raises(ddnkit.UntrustedGradientError):
+        layer(*xs)
+
+
+def test_bad_items_and_bad_conditions_go_the_eager_way():
+    node = Projection()
+    layer, other = short(node, policy="nan"), eager(node, policy="nan")
+    xs = inputs(node, (3,))
+    gradients(layer, xs)
+    x, w = (z.detach().clone() for z in xs)
+    x[1, 2] = torch.nan
+    w[0] = torch.tensor([1e-13, 1.0, 1e13, 1.0])
+    w[2] = 0.0
+    taken = layer.short.taken
+    (y, found), (there, right) = (
+        gradients(layer, [x.requires_grad_(), w.requires_grad_()]),
+        gradients(other, [x, w]),
+    )
+    assert layer.short.taken == taken
+    for a, b in zip((y, *found), (there, *right), strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    assert layer.certificate.verdicts() == other.certificate.verdicts()
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, v):
+        return 2 * v
+
+
+NOT_PLAIN = {
+    "kinks": {"objective": lambda self, x, w, y: (w * (y - x) ** 2).sum() + 0.1 * y.abs().sum()},
+    "hides": {"objective": lambda self, x, w, y: (w * (y - x) ** 2).sum() + 0 * x.detach().sum()},
+    "depend on": {"objective": lambda self, x, w, y: (w * (Twice.apply(y) / 2 - x) ** 2).sum()},
+    "backward of its own": {"adjoint": lambda self, x, w, y, v: (v, v)},
+}
+
+
+@pytest.mark.filterwarnings("ignore::ddnkit.errors.DdnkitWarning")
+@pytest.mark.parametrize("why", NOT_PLAIN)
+def test_what_is_not_plain_is_never_short(why):
+    node = type("NotPlain", (Projection,), NOT_PLAIN[why])()
+    layer = short(node)
+    for _ in range(3):
+        layer(*inputs(node, (2,)))
+    assert layer.short.taken == 0
+    assert any(why in reason for reason in layer.short.reasons())
+
+
+def test_surroundings_that_a_program_does_not_know():
+    node = Projection()
+    layer = short(node)
+    xs = inputs(node, (2,), torch.float32)
+    gradients(layer, xs)
+    taken = layer.short.taken
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(*xs).dtype == torch.float32
+    with torch.inference_mode():
+        layer(*xs)
+    with torch.autograd.forward_ad.dual_level():
+        layer(*xs)
+    torch.utils.checkpoint.checkpoint(layer, *xs, use_reentrant=False).sum().backward()
+    torch.func.vmap(layer)(*xs)
+    layer(*xs, start=None)
+    assert layer.short.taken == taken + 1
+
+
+def test_a_program_that_errs_is_found_and_given_up():
+    layer = short(Projection())
+    xs = inputs(layer.node, (2,))
+    gradients(layer, xs)
+    (signature,) = layer.short._signatures.values()
+    right = signature.programs.back
+    signature.programs.back = lambda *given: tuple(
+        2 * x if k >= 2 else x for k, x in enumerate(right(*given))
+    )
+    signature.programs.calls = 100
+    with pytest.warns(ddnkit.DdnkitWarning):
+        layer(*xs)
+    assert_same(layer, eager(layer.node), xs)
+    assert layer.short.reasons()
+
+
+# -- layers live on ------------------------------------------------------------------------------------
+
+
+class Weighted(Projection):
+    """With a parameter."""
+
+    def __init__(self):
+        self.weight = nn.Parameter(torch.full((4,), 1.5, dtype=torch.float64))
+
+    def objective(self, x, w, y):
+        return (self.weight * w * (y - x) ** 2).sum()
+
+    def solve(self, x, w):
+        return super().solve(x, w * self.weight.detach())
+
+
+def test_copies_pickles_and_state():
+    layer = short(Weighted())
+    before = set(layer.state_dict())
+    xs = inputs(layer.node, (2,))
+    gradients(layer, xs)
+    assert set(layer.state_dict()) == before
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.short.taken == 0
+        with torch.no_grad():
+            other.node.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        assert_same(other, eager(other.node), xs)
+        assert other.short.taken > 0
+    state = {name: 2 * x for name, x in layer.state_dict().items()}
+    layer.load_state_dict(state)
+    assert_same(layer, eager(layer.node), xs)
+
+
+def test_parameters_are_trained_replaced_and_swapped():
+    layer, xs = short(Weighted()), inputs(Projection(), (2,))
+    other = eager(layer.node)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        layer(*xs).square().sum().backward()
+        assert layer.node.weight.grad.norm() > 0
+        optimiser.step()
+        assert_same(layer, other, xs)
+    swapped = {"node_weight": torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)}
+    y = torch.func.functional_call(layer, swapped, tuple(xs))
+    assert torch.equal(y, torch.func.functional_call(other, swapped, tuple(xs)))
+    layer.node.weight.requires_grad_(False)
+    y = layer(*xs)
+    assert torch.equal(y, other(*xs))
+
+
+def test_threads():
+    layer, xs = short(Projection()), inputs(Projection(), (3,))
+    right = gradients(eager(layer.node), xs)[1][0]
+    failures = []
+
+    def work():
+        for _ in range(15):
+            found = gradients(layer, xs)[1][0]
+            if not torch.allclose(found, right):
+                failures.append(found)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_nothing_is_kept_alive():
+    layer = short(Network())
+    xs = inputs(layer.node, (2,), torch.float32)
+    y = layer(*xs)
+    assert layer.short.taken > 0
+    dead = [weakref.ref(layer.node), weakref.ref(y)]
+    layer.short._signatures.clear()
+    node = layer.node
+    del layer, y, node
+    gc.collect()
+    assert [x() for x in dead] == [None, None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_whatever_is_asked_for_in_a_row(data):
+    """One layer, drawn calls: batch sizes, inputs, changed numbers. Always what a fresh layer gives."""
+    node = Network()
+    node.net.double()
+    layer = DeclarativeLayer(node)
+    layer.short.first_calls = 1
+    for _ in range(data.draw(st.integers(2, 6))):
+        node.power = data.draw(st.sampled_from([2, 2, 2, 4]))
+        if data.draw(st.booleans()):
+            node.scale = torch.tensor(data.draw(st.floats(0.1, 2.0)), dtype=torch.float64)
+        lead = data.draw(st.sampled_from([(), (2,), (2,), (3,)]))
+        xs = inputs(node, lead, seed=data.draw(st.integers(0, 99)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ddnkit.DdnkitWarning)
+            fresh = eager(node)
+            (y, found), (there, right) = gradients(layer, xs), gradients(fresh, xs)
+        if fresh.certificate.verdicts() == ["trusted"] * max(1, len(fresh.certificate.verdicts())):
+            for a, b in zip((y, *found), (there, *right), strict=True):
+                a, b = a.detach(), b.detach()
+                assert float((a - b).norm()) <= 1e-5 * float(b.norm() + 1)
