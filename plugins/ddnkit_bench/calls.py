@@ -1,0 +1,265 @@
+"""``ddnkit bench calls``: what a small call costs beside a layer written by hand for the one problem.
+
+The peer is what an expert writes for this problem and no other: the solution, and an autograd.Function
+whose backward solves the KKT system as a matrix, with derivatives worked out on paper. It measures
+nothing, looks for no change and gives one derivative. ddnkit's layer is that of its docs, with its
+certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ddnkit_manifolds import Sphere
+from torch import Tensor, nn
+
+from ddnkit import DeclarativeLayer, DeclarativeNode
+from ddnkit.bench import Case, Comparison, Competitor, Request
+
+#: Calls that are timed as one: a single one is as short as what starts and stops the clock.
+CALLS = 20
+#: Calls before that: more than it takes to make programs.
+WARM_UP = 12
+
+
+class Calls(Comparison):
+    """Forward and backward of a small problem: a layer by hand, and ddnkit's with and without programs."""
+
+    size_names = ("batch", "m")
+    sizes = ((1, 5), (8, 5), (64, 5), (256, 20))
+    measures_memory = False
+    tolerance = 1e-3
+
+    def cases(self, request: Request) -> list[Case]:
+        """Each problem at each size."""
+        return [Case(size, kind) for kind in PROBLEMS for size in self.asked_sizes(request)]
+
+    def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
+        """x, and positive weights w."""
+        # As a training that has freed large tensors: the allocator keeps small ones from then on.
+        torch.empty(2**22).fill_(1.0)
+        return {
+            "x": torch.randn(case.size, dtype=dtype),
+            "w": torch.rand(case.size, dtype=dtype) + 0.1,
+        }
+
+    def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
+        """The layer by hand first."""
+        node, by_hand = PROBLEMS[case.kind]
+
+        def layer(short: bool) -> Callable[[int], Callable[..., Tensor]]:
+            def made(m: int) -> DeclarativeLayer:
+                made = DeclarativeLayer(node(m))
+                made.short.on = short
+                return made
+
+            return made
+
+        return [
+            Competitor("by hand", _called(by_hand)),
+            Competitor("ddnkit", _called(layer(short=True))),
+            Competitor("ddnkit, no programs", _called(layer(short=False))),
+        ]
+
+
+def _called(
+    make: Callable[[int], Callable[..., Tensor]],
+) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        x, w = (inputs[name].clone().requires_grad_() for name in ("x", "w"))
+        call = make(x.shape[1])
+
+        def calls(_: object, count: int = CALLS) -> Mapping[str, Tensor]:
+            for _ in range(count):
+                y = call(x, w)
+                x.grad = w.grad = None
+                y.square().sum().backward()
+            return {"y": y, "dx": x.grad, "dw": w.grad}
+
+        calls(None, WARM_UP)
+        return {f"{CALLS} calls": calls}
+
+    return prepare
+
+
+# -- the problems --------------------------------------------------------------------------------------
+
+
+class Projection(DeclarativeNode):
+    """Nearest y whose entries sum to 1, in a weighted norm."""
+
+    input_dims = (1, 1)
+    batched_solve = True
+
+    def __init__(self, m: int):
+        pass
+
+    def objective(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """Σ wⱼ(yⱼ − xⱼ)²."""
+        return (w * (y - x) ** 2).sum()
+
+    def equality_constraints(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """Σ yⱼ − 1."""
+        return y.sum() - 1
+
+    def solve(self, x: Tensor, w: Tensor) -> Tensor:
+        """In closed form."""
+        return _projected(x, w)
+
+
+class Captured(Projection):
+    """The same with weights that the node learns."""
+
+    def __init__(self, m: int):
+        self.q = nn.Parameter(torch.linspace(0.5, 1.5, m))
+
+    def objective(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """Σ qⱼwⱼ(yⱼ − xⱼ)²."""
+        return (self.q * w * (y - x) ** 2).sum()
+
+    def solve(self, x: Tensor, w: Tensor) -> Tensor:
+        """In closed form."""
+        return _projected(x, self.q.detach() * w)
+
+
+class OnSphere(DeclarativeNode):
+    """Nearest y of length 1."""
+
+    input_dims = (1, 1)
+    batched_solve = True
+    manifold = Sphere()
+
+    def __init__(self, m: int):
+        pass
+
+    def objective(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """Σ (yⱼ − wⱼxⱼ)²."""
+        return ((y - w * x) ** 2).sum()
+
+    def solve(self, x: Tensor, w: Tensor) -> Tensor:
+        """In closed form."""
+        return torch.nn.functional.normalize(w * x, dim=-1)
+
+
+class Quartic(DeclarativeNode):
+    """As Projection, with a fourth power, for which newton is asked."""
+
+    input_dims = (1, 1)
+
+    def __init__(self, m: int):
+        pass
+
+    def objective(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """Σ wⱼ(yⱼ − xⱼ)² + yⱼ⁴."""
+        return (w * (y - x) ** 2 + y**4).sum()
+
+    def equality_constraints(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """Σ yⱼ − 1."""
+        return y.sum() - 1
+
+    def initial_point(self, x: Tensor, w: Tensor) -> Tensor:
+        """The mean of the plane."""
+        return torch.full_like(x, 1 / x.shape[-1])
+
+
+def _projected(x: Tensor, w: Tensor) -> Tensor:
+    return x + (1 - x.sum(-1, keepdim=True)) / (w * (1 / w).sum(-1, keepdim=True))
+
+
+# -- by hand -------------------------------------------------------------------------------------------
+
+
+def _kkt_solution(curvature: Tensor, normal: Tensor, v: Tensor) -> Tensor:
+    """z with diag(curvature) z + normal μ = v, normal·z = 0: the KKT matrix and one LU."""
+    B, m = v.shape
+    K = v.new_zeros(B, m + 1, m + 1)
+    K[:, :m, :m] = torch.diag_embed(curvature)
+    K[:, :m, m] = K[:, m, :m] = normal
+    right = torch.cat([v, v.new_zeros(B, 1)], dim=-1).unsqueeze(-1)
+    return torch.linalg.solve(K, right)[:, :m, 0]
+
+
+class _ProjectionByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        y = _projected(x, w)
+        ctx.save_for_backward(x, w, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, y = ctx.saved_tensors
+        z = _kkt_solution(2 * w, torch.ones_like(w), v)
+        return 2 * w * z, -2 * (y - x) * z
+
+
+class _CapturedByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, q: Tensor) -> Tensor:
+        y = _projected(x, q * w)
+        ctx.save_for_backward(x, w, q, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, w, q, y = ctx.saved_tensors
+        z = _kkt_solution(2 * q * w, torch.ones_like(w), v)
+        pull = -2 * (y - x) * z
+        return 2 * q * w * z, q * pull, (w * pull).sum(dim=0)
+
+
+class _SphereByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        c = w * x
+        y = torch.nn.functional.normalize(c, dim=-1)
+        ctx.save_for_backward(x, w, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, y = ctx.saved_tensors
+        # y − wx = νy: the Lagrangian's Hessian is 2(1 − ν) = 2‖wx‖ times the identity.
+        curvature = (2 * torch.linalg.vector_norm(w * x, dim=-1, keepdim=True)).expand_as(v)
+        z = _kkt_solution(curvature, y, v)
+        return 2 * w * z, 2 * x * z
+
+
+class _QuarticByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        y = torch.full_like(x, 1 / x.shape[1])
+        normal = torch.ones_like(x)
+        for _ in range(50):
+            step = _kkt_solution(
+                2 * w + 12 * y.square(), normal, -2 * w * (y - x) - 4 * y**3
+            )  # of the multiplier no more than its place in the system is needed
+            y = y + step
+            if float(step.abs().amax()) <= 1e-5:
+                break
+        ctx.save_for_backward(x, w, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, y = ctx.saved_tensors
+        z = _kkt_solution(2 * w + 12 * y.square(), torch.ones_like(w), v)
+        return 2 * w * z, -2 * (y - x) * z
+
+
+def _captured_by_hand(m: int) -> Callable[..., Tensor]:
+    q = nn.Parameter(torch.linspace(0.5, 1.5, m))
+    return lambda x, w: _CapturedByHand.apply(x, w, q)
+
+
+#: By kind: the node for m unknowns, and the call by hand.
+PROBLEMS: dict[
+    str, tuple[Callable[[int], DeclarativeNode], Callable[[int], Callable[..., Tensor]]]
+] = {
+    "projection": (Projection, lambda m: _ProjectionByHand.apply),
+    "captured parameter": (Captured, _captured_by_hand),
+    "sphere": (OnSphere, lambda m: _SphereByHand.apply),
+    "newton": (Quartic, lambda m: _QuarticByHand.apply),
+}
