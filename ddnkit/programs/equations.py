@@ -4,7 +4,8 @@
 gradient v to the operands (`ddnkit.implicit.solution_equation` derives the formula). They are the implicit
 function theorem for the plain case, and know when it is plain: what is not clearly regular, a strict
 minimum and solved, is left to the eager way, which has more patience. So they raise no alarm, and give no
-verdict but "trusted".
+verdict but "trusted". A y that could be nearer to the solution is left to the eager way as well, which
+looks at what that does to the gradient.
 
 The system, in units in which each unknown has curvature 1 (`ddnkit.linalg.kkt`), D = |diag G|^-½:
     G̃ = D G D = L Lᵀ,   V = L⁻¹ D Aᵀ,   S = VᵀV = A G⁻¹ Aᵀ,
@@ -39,12 +40,12 @@ class Limits(NamedTuple):
     """What is clear.
 
     Attributes:
-        tolerance: largest stationarity and infeasibility.
+        rounding: largest stationarity and infeasibility, so that nothing better is to be had.
         residual: largest residual of the adjoint system, relative.
         pivot: least pivot of a factor of a matrix with unit diagonal.
     """
 
-    tolerance: float
+    rounding: float
     residual: float
     pivot: float
 
@@ -53,68 +54,38 @@ class Limits(NamedTuple):
         """For problems of that type."""
         eps = torch.finfo(dtype).eps
         residual = 1e-5 if dtype == torch.float32 else 1e-9
-        return cls(tolerance, min(tolerance, residual), eps**0.25)
-
-
-class AtSolution(NamedTuple):
-    """What is known at y; the figures first.
-
-    Attributes:
-        clear: one flag for the batch: this is the plain case.
-        stationarity, feasibility, licq: (B,), see `Certificate`.
-        rest: what `way_back` needs.
-    """
-
-    clear: Tensor
-    stationarity: Tensor
-    feasibility: Tensor
-    licq: Tensor
-    rest: tuple[Tensor, ...]
+        return cls(min(tolerance, 64 * eps), min(tolerance, residual), eps**0.25)
 
 
 def at_solution(
     problem: Problem, limits: Limits, lifted: bool
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The function of y and the operands that gives an `AtSolution`, flat."""
+    """The function of y (B, *y) and the operands that says what is to be known at y.
+
+    It gives whether this is the plain case, of all items, and y solved to rounding; stationarity,
+    feasibility and licq (B,), see `Certificate`; and what `way_back` needs.
+    """
 
     def found(y: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
-        here = problem.with_operands(operands)
         Y = flat(y)
-        g = objective_gradient(here, y)
-        stationarity = licq = None
-        A = c = nu = None
+        here = local(problem.with_operands(operands), y)
+        r = here.gradient
+        scale = (here.hessian * Y.unsqueeze(-2)).abs().sum(dim=-1)
+        feasibility, licq = torch.zeros_like(Y[:, 0]), torch.ones_like(Y[:, 0])
         clear = []
-        if here.manifold is not None or here.has_constraints(y):
-            c, pull = vjp(here.all_constraints, y)
-            A = _rows(pull, c)
-            nu, licq, margin = _multipliers(A, g)
-            clear.append(margin >= limits.pivot)
-
-        def slope(y: Tensor) -> Tensor:
-            value = here.objective(y).sum()
-            if nu is not None:
-                value = value - (nu * here.all_constraints(y)).sum()
-            return value
-
-        gradient, pull = vjp(lambda y: flat(grad(slope)(y)), y)
-        G = _rows(pull, gradient)
-        r = g if A is None or nu is None else g - _times(A.mT, nu)
-        scale = (G * Y.unsqueeze(-2)).abs().sum(dim=-1)
-        feasibility = torch.zeros_like(Y[:, 0])
-        if A is not None and nu is not None and c is not None:
-            size = A.abs()
-            scale = scale + _times(size.mT, nu.abs())
-            feasibility = _largest_ratio(c, _times(size, Y.abs()))
-            clear.append(feasibility <= limits.tolerance)
+        if here.rows is not None:
+            A, size = here.rows.A, here.rows.A.abs()
+            r = r - times(A.mT, here.rows.nu)
+            scale = scale + times(size.mT, here.rows.nu.abs())
+            feasibility = _largest_ratio(here.rows.h, times(size, Y.abs()))
+            licq = here.rows.margin
+            clear += [here.rows.pivot >= limits.pivot, feasibility <= limits.rounding]
         stationarity = _largest_ratio(r, scale)
-        clear.append(stationarity <= limits.tolerance)
-        factors, regular = _factors(G, A, lifted)
-        clear += [x >= limits.pivot for x in regular]
-        if licq is None:
-            licq = torch.ones_like(feasibility)
-        flags = torch.stack([x if x.ndim == 1 else x.all(dim=-1) for x in clear])
-        rest = (*factors, *([] if nu is None else [nu]))
-        return flags.all(), stationarity, feasibility, licq, *rest
+        system = factorised(here, lifted)
+        clear += [stationarity <= limits.rounding, system.pivot >= limits.pivot]
+        rest = [] if here.rows is None else [here.rows.nu]
+        flags = torch.stack(clear)
+        return flags.all(), stationarity, feasibility, licq, *system.parts, *rest
 
     return found
 
@@ -122,36 +93,31 @@ def at_solution(
 def way_back(
     problem: Problem, limits: Limits, wrt: Sequence[int]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The function of v, y, the rest of an `AtSolution`, and the operands, that gives whether the system
-    is solved clearly, its residual (B,), and the gradient for each operand of ``wrt``.
+    """The function of v, y, the rest of `at_solution`, and the operands, that gives the gradient.
+
+    It gives whether the system is solved clearly, its residual (B,), and the gradient for each operand of
+    ``wrt``.
     """
 
     def found(
         v: Tensor, y: Tensor, rest: Sequence[Tensor], *operands: Tensor
     ) -> tuple[Tensor, ...]:
         here = problem.with_operands(operands)
-        constrained = here.manifold is not None or here.has_constraints(y)
-        G, D, L, *more = rest
+        constrained = _constrained(here, y)
+        system = System(*rest[: 6 if constrained else 3])
+        nu = rest[-1] if constrained else None
         right = -flat(v)
-        scaled = D * right
-        u = torch.linalg.solve_triangular(L, scaled.unsqueeze(-1), upper=False).squeeze(-1)
-        nu = mu = None
-        tangent = u
-        if constrained:
-            A, V, S, nu = more
-            mu = _solved(S, _times(V.mT, u))
-            tangent = u - _times(V, mu)
-        z = torch.linalg.solve_triangular(L.mT, tangent.unsqueeze(-1), upper=True).squeeze(-1) * D
+        z, mu = system.solved(right)
         z = z.to(y.dtype)
+        D, A = system.D, system.A
         # In y's type: its rounding in G z is one that G itself has.
-        error = right - _times(G, z)
-        size = torch.linalg.vector_norm(scaled, dim=-1)
-        if mu is not None:
+        error = right - times(system.G, z)
+        size = torch.linalg.vector_norm(D * right, dim=-1)
+        if mu is not None and A is not None:
             mu = mu.to(y.dtype)
-            error = error - _times(A.mT, mu)
-            off = _times(A, z)
+            error = error - times(A.mT, mu)
             length = torch.linalg.vector_norm(A * D.unsqueeze(1), dim=-1)
-            off = torch.linalg.vector_norm(off / length, dim=-1)
+            off = torch.linalg.vector_norm(times(A, z) / length, dim=-1)
         left = torch.linalg.vector_norm(D * error, dim=-1)
         if mu is not None:
             left = left + off
@@ -163,13 +129,7 @@ def way_back(
                 values[i] = x
             there = problem.with_operands(values)
 
-            def slope(y: Tensor) -> Tensor:
-                value = there.objective(y).sum()
-                if nu is not None:
-                    value = value - (nu * there.all_constraints(y)).sum()
-                return value
-
-            total = (flat(grad(slope)(y)) * z).sum()
+            total = (flat(grad(lambda y: _lagrangian(there, y, nu))(y)) * z).sum()
             if mu is not None:
                 total = total + (mu * there.all_constraints(y)).sum()
             return total
@@ -181,6 +141,107 @@ def way_back(
     return found
 
 
+class Rows(NamedTuple):
+    """The constraints at y.
+
+    Attributes:
+        h: (B, p). A: their gradients (B, p, m). nu: the multipliers (B, p) that minimise ‖∇f − Aᵀν‖.
+        margin: of the rows (B,), see `Certificate.licq`. pivot: of their Gram matrix, the least (B,).
+    """
+
+    h: Tensor
+    A: Tensor
+    nu: Tensor
+    margin: Tensor
+    pivot: Tensor
+
+
+class Local(NamedTuple):
+    """A problem at y: ∇f (B, m), D²_yy L (B, m, m), and the constraints."""
+
+    gradient: Tensor
+    hessian: Tensor
+    rows: Rows | None
+
+
+def local(problem: Problem, y: Tensor) -> Local:
+    """The derivatives at y."""
+    g = objective_gradient(problem, y)
+    rows = None
+    if _constrained(problem, y):
+        h, pull = vjp(problem.all_constraints, y)
+        A = _rows(pull, h)
+        rows = Rows(h, A, *multipliers(A, g))
+    nu = None if rows is None else rows.nu
+    gradient, pull = vjp(lambda y: flat(grad(lambda y: _lagrangian(problem, y, nu))(y)), y)
+    return Local(g, _rows(pull, gradient), rows)
+
+
+def _constrained(problem: Problem, y: Tensor) -> bool:
+    return problem.manifold is not None or problem.has_constraints(y)
+
+
+def _lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+    """Of all items together."""
+    value = problem.objective(y).sum()
+    if nu is None:
+        return value
+    h = problem.all_constraints(y)
+    assert h is not None
+    return value - (nu * h).sum()
+
+
+class System(NamedTuple):
+    """The system at y with its factors (see the module's text), those in float64."""
+
+    G: Tensor
+    D: Tensor
+    L: Tensor
+    A: Tensor | None = None
+    V: Tensor | None = None
+    S: Tensor | None = None
+
+    def solved(self, r: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """z (B, m) and μ (B, p) with G z + Aᵀμ = r, A z = c; 0 where c is None. In float64."""
+        u = torch.linalg.solve_triangular(self.L, (self.D * r).unsqueeze(-1), upper=False)
+        u, mu = u.squeeze(-1), None
+        if self.V is not None and self.S is not None:
+            t = times(self.V.mT, u)
+            mu = _inverted(self.S, t if c is None else t - c)
+            u = u - times(self.V, mu)
+        z = torch.linalg.solve_triangular(self.L.mT, u.unsqueeze(-1), upper=True).squeeze(-1)
+        return self.D * z, mu
+
+
+class Factorised(NamedTuple):
+    """The parts of a `System`, and the least pivot of its factors (B,)."""
+
+    parts: tuple[Tensor, ...]
+    pivot: Tensor
+
+
+def factorised(here: Local, lifted: bool) -> Factorised:
+    """The system at y; with ``lifted`` for a G that is positive definite on the tangent space alone."""
+    G, A = here.hessian, None if here.rows is None else here.rows.A
+    if lifted and A is not None:
+        # As much as the curvatures on the diagonal, along each constraint.
+        weight = G.diagonal(dim1=-2, dim2=-1).abs().mean(dim=-1, keepdim=True)
+        weight = weight / torch.linalg.vector_norm(A, dim=-1).square()
+        G = G + A.mT @ (weight.unsqueeze(-1) * A)
+    D = G.diagonal(dim1=-2, dim2=-1).double().rsqrt()
+    L, pivot = _cholesky(G.double() * D.unsqueeze(-1) * D.unsqueeze(-2))
+    if A is None:
+        return Factorised((G, D, L), pivot)
+    V = torch.linalg.solve_triangular(L, (A * D.unsqueeze(-2)).mT, upper=False)
+    S = V.mT @ V
+    if S.shape[-1] == 1:
+        return Factorised((G, D, L, A, V, S.squeeze(-1)), pivot)
+    s = S.diagonal(dim1=-2, dim2=-1).rsqrt()
+    F, least = _cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
+    # S⁻¹ = (s⁻¹F)⁻ᵀ(s⁻¹F)⁻¹
+    return Factorised((G, D, L, A, V, F / s.unsqueeze(-1)), torch.minimum(pivot, least))
+
+
 def _rows(pull: Callable[..., tuple[Tensor, ...]], values: Tensor) -> Tensor:
     """The derivative (B, n, m) of values (B, n), of which each depends on its own item."""
     n = values.shape[-1]
@@ -189,7 +250,7 @@ def _rows(pull: Callable[..., tuple[Tensor, ...]], values: Tensor) -> Tensor:
     return found.reshape(n, len(values), -1).movedim(0, 1)
 
 
-def _times(M: Tensor, x: Tensor) -> Tensor:
+def times(M: Tensor, x: Tensor) -> Tensor:
     """M x for (B, n, k) and (B, k)."""
     if M.shape[-1] == 1:
         return M.squeeze(-1) * x
@@ -203,49 +264,26 @@ def _largest_ratio(r: Tensor, scale: Tensor) -> Tensor:
     return torch.where(r == 0, 0.0, r.abs() / scale).amax(dim=-1)
 
 
-def _multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The ν (B, p) that minimises ‖g − Aᵀν‖, the rows' margin (`Certificate.licq`), and their least pivot."""
     p = A.shape[1]
     length = torch.linalg.vector_norm(A, dim=-1)
     if p == 1:
         one = torch.ones_like(length[:, 0])
-        nu = _times(A, g) / length.square()
+        nu = times(A, g) / length.square()
         return nu, one, torch.where(length[:, 0] > 0, one, 0.0)
     unit = A / length.unsqueeze(-1)
     gram = unit @ unit.mT
     L, pivot = _cholesky(gram)
 
     def solved(x: Tensor) -> Tensor:
-        return torch.cholesky_solve(_times(unit, x).unsqueeze(-1), L).squeeze(-1)
+        return torch.cholesky_solve(times(unit, x).unsqueeze(-1), L).squeeze(-1)
 
     nu = solved(g)
-    nu = nu + solved(g - _times(unit.mT, nu))
+    nu = nu + solved(g - times(unit.mT, nu))
     values = torch.linalg.eigvalsh(gram)
     margin = (values[:, 0] / values[:, -1]).sqrt()
     return nu / length, margin, pivot
-
-
-def _factors(G: Tensor, A: Tensor | None, lifted: bool) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """(G, D, L) and with constraints (A, V, S); and the least pivots."""
-    if lifted and A is not None:
-        # As much as the curvatures on the diagonal, along each constraint.
-        weight = G.diagonal(dim1=-2, dim2=-1).abs().mean(dim=-1, keepdim=True)
-        weight = weight / torch.linalg.vector_norm(A, dim=-1).square()
-        G = G + A.mT @ (weight.unsqueeze(-1) * A)
-    D = G.diagonal(dim1=-2, dim2=-1).double().rsqrt()
-    L, pivot = _cholesky(G.double() * D.unsqueeze(-1) * D.unsqueeze(-2))
-    pivots = [pivot]
-    if A is None:
-        return (G, D, L), pivots
-    V = torch.linalg.solve_triangular(L, (A * D.unsqueeze(-2)).mT, upper=False)
-    S = V.mT @ V
-    if S.shape[-1] == 1:
-        return (G, D, L, A, V, S.squeeze(-1)), pivots
-    s = S.diagonal(dim1=-2, dim2=-1).rsqrt()
-    F, pivot = _cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
-    pivots.append(pivot)
-    # S⁻¹ = (s⁻¹F)⁻ᵀ(s⁻¹F)⁻¹
-    return (G, D, L, A, V, F / s.unsqueeze(-1)), pivots
 
 
 def _cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,7 +292,7 @@ def _cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
     return L, torch.where(failed == 0, L.diagonal(dim1=-2, dim2=-1).amin(dim=-1), 0.0)
 
 
-def _solved(factor: Tensor, t: Tensor) -> Tensor:
+def _inverted(factor: Tensor, t: Tensor) -> Tensor:
     """S⁻¹ t."""
     if factor.ndim == 2:
         return t / factor

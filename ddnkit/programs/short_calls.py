@@ -37,11 +37,12 @@ from ..node import DeclarativeNode
 from ..perturbation import perturbed
 from ..problem import Problem
 from ..recording import Held
-from ..solution import Status
+from ..solution import Solution, Status
 from ..solving import solve
 from ..transforms import under_transform
 from .equations import Limits, at_solution, way_back
 from .evaluation import Evaluation
+from .newton import NewtonProgram
 from .program import NotAProgramError, Program, traced
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class _Programs:
         tracked: which of inputs and outside tensors want one.
         form: the backward form that the eager way takes.
         y_shape: of the batch.
+        newton: what solves, for a node that leaves that to newton.
     """
 
     evaluation: Evaluation
@@ -81,6 +83,7 @@ class _Programs:
     tracked: tuple[int, ...]
     form: str
     y_shape: torch.Size
+    newton: NewtonProgram | None = None
     calls: int = 0
     refused: int = 0
 
@@ -327,6 +330,7 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
             break
     else:
         raise NotAProgramError("its figures are not clear")
+    newton = NewtonProgram.of(problem, y, limits, lifted)
     everything = [*xs, *outside]
     tracked = [k for k, x in enumerate(everything) if x.requires_grad]
     back = None
@@ -348,7 +352,7 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         if idle:
             tracked = [k for k in tracked if k not in idle]
             back = traced_back() if tracked else None
-    return _Programs(evaluation, figures, back, tuple(tracked), form.name, y.shape)
+    return _Programs(evaluation, figures, back, tuple(tracked), form.name, y.shape, newton)
 
 
 def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
@@ -451,7 +455,7 @@ def _by_programs(
         versions = [x._version for x in xs]
         problem = Problem(node, inputs, len(inputs[0]))
         try:
-            _, solution = solve(problem)
+            solution = _solution(programs, problem)
         except (
             Exception
         ):  # whatever it is: the eager way knows which items to set aside, or raises it
@@ -489,6 +493,20 @@ def _by_programs(
     state = _State(programs, layer, y, xs, operands, [Held(x) for x in operands], certificate)
     found: Tensor = _Short.apply(state, rest, *tracked)
     return found
+
+
+def _solution(programs: _Programs, problem: Problem) -> Solution:
+    newton = programs.newton
+    start = None if newton is None else newton.start(problem)
+    if newton is not None and start is not None:
+        given = _one_problem(problem.inputs, start)
+        outside = programs.evaluation.repeated(lambda: _evaluate(problem.node, given), given)
+        if outside is not None:
+            others = [x.detach().contiguous() for x in outside]
+            solution = newton.solve(start, [*problem.inputs, *others])
+            if solution is not None:
+                return solution
+    return solve(problem)[1]
 
 
 def _ended_well(status: Any) -> bool:
