@@ -261,7 +261,7 @@ def times(M: Tensor, x: Tensor) -> Tensor:
 
 def _largest_ratio(r: Tensor, scale: Tensor) -> Tensor:
     """Of |r| to the sizes of its terms: 0/0 is 0."""
-    return torch.where(r == 0, 0.0, r.abs() / scale).amax(dim=-1)
+    return (r.abs() / (scale + torch.finfo(r.dtype).tiny)).amax(dim=-1)
 
 
 def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -350,9 +350,10 @@ class _Simplified:
             if step is None:
                 continue
             over = [i for i, at in last.items() if at == k and i not in kept and i >= self.inputs]
-            call = self._in_place(k, over, last, kept) or _fast(step)
-            arguments = [text(x) for x in step.args]
-            arguments += [f"{name}={text(x)}" for name, x in step.kwargs.items()]
+            call, args, kwargs = _fast(step)
+            call = self._in_place(k, over, last, kept) or call
+            arguments = [text(x) for x in args]
+            arguments += [f"{name}={text(x)}" for name, x in kwargs.items()]
             line = f"v{k} = {text(call)}({', '.join(arguments)})"
             lines.append(line + "".join(f"; v{i} = None" for i in over))
         results = [self._output(x, text) for x in self.outputs]
@@ -590,8 +591,18 @@ _SHORT: dict[Any, Callable[..., Any]] = {
     aten.tanh.default: torch.tanh, aten.sin.default: torch.sin, aten.cos.default: torch.cos,
     aten.maximum.default: torch.maximum, aten.minimum.default: torch.minimum,
     aten.addmm.default: torch.addmm, aten.t.default: torch.t, aten.amax.default: torch.amax,
-    aten.diagonal.default: torch.diagonal,
+    aten.diagonal.default: torch.diagonal, aten.eq.Scalar: torch.eq, aten.amin.default: torch.amin,
+    aten.stack.default: torch.stack, aten.all.default: torch.all, aten.any.default: torch.any,
+    aten.bitwise_and.Tensor: torch.bitwise_and, aten.bitwise_or.Tensor: torch.bitwise_or,
+    aten.bitwise_not.default: torch.bitwise_not, aten.ge.Tensor: torch.ge, aten.lt.Scalar: torch.lt,
+    aten.gt.Tensor: torch.gt, aten.clamp_max.default: torch.clamp_max,
+    aten.clamp_min.default: torch.clamp_min, aten.linalg_vector_norm.default: torch.linalg.vector_norm,
+    aten.linalg_cholesky_ex.default: torch.linalg.cholesky_ex,
+    aten.linalg_solve_triangular.default: torch.linalg.solve_triangular,
 }  # fmt: skip
+
+#: Named arguments that the shorter ways have too.
+_KEPT_NAMES = {"upper"}
 
 
 #: What may write over its first argument.
@@ -605,5 +616,10 @@ _WRITING: dict[Any, Callable[..., Any]] = {
 _WORTH_REUSE = 4_096
 
 
-def _fast(step: _Step) -> Any:
-    return step.target if step.kwargs else _SHORT.get(step.target, step.target)
+def _fast(step: _Step) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
+    """The quickest call that does the same: function, arguments, named arguments."""
+    if step.target is aten._to_copy.default and step.kwargs.keys() == {"dtype"}:
+        return torch.Tensor.to, (step.args[0], step.kwargs["dtype"]), {}
+    if step.kwargs.keys() <= _KEPT_NAMES:
+        return _SHORT.get(step.target, step.target), step.args, step.kwargs
+    return step.target, step.args, step.kwargs

@@ -75,6 +75,7 @@ class _Programs:
         form: the backward form that the eager way takes.
         y_shape: of the batch.
         newton: what solves, for a node that leaves that to newton.
+        unknown, untold: status and iterations (B,) of a `solve` of the node's own.
     """
 
     evaluation: Evaluation
@@ -83,7 +84,9 @@ class _Programs:
     tracked: tuple[int, ...]
     form: str
     y_shape: torch.Size
-    newton: NewtonProgram | None = None
+    newton: NewtonProgram | None
+    unknown: Tensor
+    untold: Tensor
     calls: int = 0
     refused: int = 0
 
@@ -352,7 +355,18 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         if idle:
             tracked = [k for k in tracked if k not in idle]
             back = traced_back() if tracked else None
-    return _Programs(evaluation, figures, back, tuple(tracked), form.name, y.shape, newton)
+    plain = Solution(y).batched(len(y))
+    return _Programs(
+        evaluation,
+        figures,
+        back,
+        tuple(tracked),
+        form.name,
+        y.shape,
+        newton,
+        torch.as_tensor(plain.status),
+        torch.as_tensor(plain.iterations),
+    )
 
 
 def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
@@ -469,7 +483,7 @@ def _by_programs(
             return None
         operands = [*inputs, *(x.detach().contiguous() for x in outside)]
         clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
-        if not clear.item() or not _ended_well(solution.status):
+        if not clear.item() or not _ended_well(programs, solution.status):
             return None
     certificate = Certificate(
         stationarity,
@@ -490,8 +504,8 @@ def _by_programs(
         return y
     everything = [*xs, *outside]
     tracked = [everything[k] for k in programs.tracked]
-    state = _State(programs, layer, y, xs, operands, [Held(x) for x in operands], certificate)
-    found: Tensor = _Short.apply(state, rest, *tracked)
+    state = _State(programs, layer, xs, operands, [Held(x) for x in operands], certificate)
+    found: Tensor = _Short.apply(state, [y], rest, *tracked)
     return found
 
 
@@ -506,13 +520,21 @@ def _solution(programs: _Programs, problem: Problem) -> Solution:
             solution = newton.solve(start, [*problem.inputs, *others])
             if solution is not None:
                 return solution
+    node = problem.node
+    if node.batched_solve and newton is None:
+        y = node.solve(*problem.inputs)
+        if type(y) is Tensor and len(y) == problem.batch_size:
+            held = y.untyped_storage().data_ptr()
+            if any(held == x.untyped_storage().data_ptr() for x in problem.inputs):
+                y = y.clone()
+            return Solution(y.detach(), programs.unknown, programs.untold)
     return solve(problem)[1]
 
 
-def _ended_well(status: Any) -> bool:
-    if isinstance(status, Tensor):
-        return bool((status < Status.NON_FINITE).all())
-    return bool(status < Status.NON_FINITE)
+def _ended_well(programs: _Programs, status: Any) -> bool:
+    if status is programs.unknown:
+        return True
+    return bool((torch.as_tensor(status) < Status.NON_FINITE).all())
 
 
 @dataclass
@@ -525,7 +547,6 @@ class _State:
 
     programs: _Programs
     layer: DeclarativeLayer
-    y: Tensor
     xs: Sequence[Tensor]
     operands: list[Tensor]
     held: list[Held]
@@ -533,20 +554,23 @@ class _State:
 
 
 class _Short(torch.autograd.Function):
-    """y of a short call, from what the figures have left for the way back and what wants a gradient."""
+    """y of a short call: it in a list, as it is no input; what the figures have left for the way back; and
+    what wants a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, state: _State, rest: Sequence[Tensor], *tracked: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, state: _State, y: list[Tensor], rest: Sequence[Tensor], *tracked: Tensor
+    ) -> Tensor:
         ctx.state = state
-        ctx.save_for_backward(*tracked, *rest)
-        return state.y
+        ctx.save_for_backward(*tracked, y[0], *rest)
+        return y[0]
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         state = ctx.state
         programs, count = state.programs, len(state.programs.tracked)
         saved = ctx.saved_tensors
-        tracked, rest = saved[:count], saved[count:]
+        tracked, y, rest = saved[:count], saved[count], saved[count + 1 :]
         for held, x in zip(state.held, state.operands, strict=True):
             if held.differs(Held(x)):
                 raise InputError(
@@ -555,28 +579,35 @@ class _Short(torch.autograd.Function):
                     "change it after backward()"
                 )
         if torch.is_grad_enabled() or type(v) is not Tensor or not _plain_on_the_way_back(v):
-            return (None, None, *_eagerly(state, tracked, v))
-        y = state.y.reshape(programs.y_shape)
+            return (None, None, None, *_eagerly(state, y, tracked, v))
+        point = y.detach().reshape(programs.y_shape)
         v = v.reshape(programs.y_shape).contiguous()
         assert programs.back is not None
-        clear, residual, *gradients = programs.back(v, y, *rest, *state.operands)
+        clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
         if not clear.item():
-            return (None, None, *_eagerly(state, tracked, v.reshape(state.y.shape)))
+            return (None, None, None, *_eagerly(state, y, tracked, v.reshape(y.shape)))
         layer, before = state.layer, state.certificate
         state.certificate = replace(before, adjoint_residual=residual.reshape(before.licq.shape))
         if layer.certificate is before:
             layer.certificate = state.certificate
-        return (None, None, *(g.reshape(x.shape) for g, x in zip(gradients, tracked, strict=True)))
+        return (
+            None,
+            None,
+            None,
+            *(g.reshape(x.shape) for g, x in zip(gradients, tracked, strict=True)),
+        )
 
 
 def _plain_on_the_way_back(v: Tensor) -> bool:
     return not under_transform() and not torch._C._functorch.is_legacy_batchedtensor(v)
 
 
-def _eagerly(state: _State, tracked: Sequence[Tensor], v: Tensor) -> list[Tensor | None]:
+def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> list[Tensor | None]:
     """The gradients of the same call made anew, the eager way."""
     layer = state.layer
-    given = _one_problem(state.operands[: len(state.xs)], state.y.reshape(state.programs.y_shape))
+    given = _one_problem(
+        state.operands[: len(state.xs)], y.detach().reshape(state.programs.y_shape)
+    )
     with torch.no_grad():
         again = state.programs.evaluation.repeated(lambda: _evaluate(layer.node, given), given)
     if again is None:
