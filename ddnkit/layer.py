@@ -54,6 +54,8 @@ class DeclarativeLayer(nn.Module):
         certify: "fast", or "full" to measure curvature, condition and a bound on the gradient's error
             in every call as well; it costs about three gradients. "off" measures nothing, and then nothing
             is told of a wrong solution or gradient but what the solver says of itself.
+        compile: have torch's compiler take the programs of short calls (docs/nodes.md): from the second
+            call of a signature on, which takes seconds. Where there is no compiler a warning says so.
 
     Inputs that are no tensors are passed through to the node; so are integer tensors, batched.
     float16 and bfloat16 inputs are solved in float32, inside autocast too, and y is float32 then.
@@ -78,6 +80,7 @@ class DeclarativeLayer(nn.Module):
         policy: str | None = None,
         tolerance: float | None = None,
         certify: str = "fast",
+        compile: bool = False,
     ):
         super().__init__()
         if not isinstance(node, DeclarativeNode):
@@ -96,7 +99,7 @@ class DeclarativeLayer(nn.Module):
         #: When the node's own adjoint is held against a known answer.
         self.comparisons = Comparisons()
         #: Calls that are made by programs.
-        self.short = ShortCalls()
+        self.short = ShortCalls(compiled=compile)
         if not isinstance(node, nn.Module):
             for name, value in vars(node).items():
                 if isinstance(value, nn.Parameter):

@@ -128,11 +128,9 @@ def way_back(
             for i, x in zip(wrt, moving, strict=True):
                 values[i] = x
             there = problem.with_operands(values)
-
             total = (flat(grad(lambda y: _lagrangian(there, y, nu))(y)) * z).sum()
-            if mu is not None:
-                total = total + (mu * there.all_constraints(y)).sum()
-            return total
+            h = None if mu is None else there.all_constraints(y)
+            return total if h is None or mu is None else total + (mu * h).sum()
 
         gradients = grad(pairing, argnums=tuple(range(len(wrt))))(*(operands[i] for i in wrt))
         clear = (residual <= limits.residual).all()

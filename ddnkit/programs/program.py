@@ -50,11 +50,33 @@ class Program:
         self.constant = code.constant_outputs
         scope = dict(code.scope)
         exec(compile(self.source, "<a ddnkit program>", "exec"), scope)
-        self._run: Callable[..., tuple[Tensor, ...]] = scope["run"]
+        self._run: Callable[..., Sequence[Tensor]] = scope["run"]
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The outputs for inputs that are contiguous, without a graph."""
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """The outputs for inputs that lie in memory as the examples did, without a graph."""
         return self._run(*inputs)
+
+    def compile(self, examples: Sequence[Tensor]) -> None:
+        """Have the operations run as one, by torch's compiler, for inputs like the examples.
+
+        It takes seconds, less where torch finds in its cache on disk what it has compiled before.
+
+        Raises:
+            NotAProgramError: there is no compiler, or it fails; the program runs as before.
+        """
+        from torch._inductor.compile_fx import compile_fx
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        own = [x.detach().clone() for x in examples]
+        with _TRACING:
+            try:
+                with torch.no_grad():
+                    compiled: Any = compile_fx(make_fx(self._run)(*own), own)
+                    compiled(*own)
+            except Exception as error:  # whatever it is: a compiler is many programs
+                text = str(error).strip().splitlines() or [type(error).__name__]
+                raise NotAProgramError(f"torch cannot compile it: {text[0]}") from error
+        self._run = compiled
 
 
 def traced(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> Program:
@@ -68,7 +90,7 @@ def traced(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
     """
     # Each of its own: a tensor that is given twice would be one input, and one that the function
     # knows by another way a constant.
-    own = [x.detach().clone(memory_format=torch.contiguous_format) for x in examples]
+    own = [x.detach().clone() for x in examples]
     if not _TRACING.acquire(blocking=False):
         raise NotAProgramError("another thread is tracing")
     try:
@@ -473,13 +495,13 @@ def _replacement(
     if first.op != "call_function":
         raise refused
     if name in _SHAPE_WRITING:
-        return found  # type: ignore[no-any-return]
+        return found
     memory = values[first].untyped_storage().data_ptr()
     for other, value in values.items():
         shared = isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
         if shared and other is not first and any(at[user] > at[node] for user in other.users):
             raise refused
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _refuse_impure(target: torch._ops.OpOverload) -> None:
@@ -533,10 +555,10 @@ def _collapsed(x: Tensor) -> Tensor:
 
 def _same_type(values: Sequence[Any], small: Tensor, at: int) -> bool:
     """Whether the result keeps its type if ``small`` stands at that place: numbers have less say."""
-    before = [x for x in values if isinstance(x, (Tensor, int, float))]
+    before: list[Any] = [x for x in values if isinstance(x, (Tensor, int, float))]
     changed = list(values)
     changed[at] = small
-    after = [x for x in changed if isinstance(x, (Tensor, int, float))]
+    after: list[Any] = [x for x in changed if isinstance(x, (Tensor, int, float))]
     if len(before) != 2:
         return all(x.dtype == small.dtype for x in before if isinstance(x, Tensor))
     return torch.result_type(*before) == torch.result_type(*after)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class _Programs:
         y_shape: of the batch.
         newton: what solves, for a node that leaves that to newton.
         unknown, untold: status and iterations (B,) of a `solve` of the node's own.
+        all: true for each item.
     """
 
     evaluation: Evaluation
@@ -87,6 +88,7 @@ class _Programs:
     newton: NewtonProgram | None
     unknown: Tensor
     untold: Tensor
+    all: Tensor
     calls: int = 0
     refused: int = 0
 
@@ -113,19 +115,21 @@ class ShortCalls:
     """Those of one layer. Not copied or saved with it.
 
     Attributes:
+        compiled: whether programs are compiled.
         on: whether calls may be short.
         first_calls: of a signature, that go the eager way.
         taken: how many calls have been short.
     """
 
-    def __init__(self, on: bool = True, first_calls: int | None = None):
+    def __init__(self, compiled: bool = False, on: bool = True, first_calls: int | None = None):
+        self.compiled = compiled
         self.on = on
-        self.first_calls = FIRST_CALLS if first_calls is None else first_calls
+        self.first_calls = (1 if compiled else FIRST_CALLS) if first_calls is None else first_calls
         self.taken = 0
         self._signatures: OrderedDict[Any, _Signature] = OrderedDict()
 
     def __reduce__(self) -> Any:
-        return type(self), (self.on, self.first_calls)
+        return type(self), (self.compiled, self.on, self.first_calls)
 
     def reasons(self) -> list[str]:
         """Why calls of the signatures seen so far are not short, a text each."""
@@ -201,12 +205,33 @@ class ShortCalls:
                 # torch's own, where it first loads its tracer
                 warnings.simplefilter("ignore", FutureWarning)
                 programs = _programs(layer, xs, signature)
+                if self.compiled:
+                    self._compile(programs, layer, xs, signature)
             _refuse_difference(programs, signature, layer, xs)
         except NotAProgramError as reason:
             signature.reason = str(reason)
             return None
         signature.programs = programs
         return programs
+
+    def _compile(
+        self,
+        programs: _Programs,
+        layer: DeclarativeLayer,
+        xs: Sequence[Tensor],
+        signature: _Signature,
+    ) -> None:
+        """Compile what was traced; where that fails it runs as it is, and a warning says so once."""
+        try:
+            for program, examples in _examples(programs, layer, xs, signature):
+                program.compile(examples)
+        except NotAProgramError as reason:
+            self.compiled = False
+            warnings.warn(
+                f"{type(layer.node).__name__}: {reason}. Its programs run uncompiled",
+                DdnkitWarning,
+                stacklevel=6,
+            )
 
     def _compare(
         self,
@@ -366,7 +391,26 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         newton,
         torch.as_tensor(plain.status),
         torch.as_tensor(plain.iterations),
+        torch.ones(len(y), dtype=torch.bool),
     )
+
+
+def _examples(
+    programs: _Programs, layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signature
+) -> Iterator[tuple[Program, list[Tensor]]]:
+    """Each program, with inputs like those that it will be given by the ones before."""
+    with torch.no_grad():
+        inputs = _inputs(xs, signature)
+        problem = Problem(layer.node, inputs, len(inputs[0]))
+        y = _solution(programs, problem).y.contiguous()
+        operands = [*inputs, *(x.detach().contiguous() for x in programs.evaluation.outside)]
+    yield programs.figures, [y, *operands]
+    if programs.back is not None:
+        rest = programs.figures(y, *operands)[_FIGURES:]
+        yield programs.back, [torch.ones_like(y), y, *rest, *operands]
+    if programs.newton is not None:
+        penalty = y.new_zeros(len(y))
+        yield programs.newton.step, [y, penalty, penalty == 0, *operands]
 
 
 def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
@@ -395,7 +439,7 @@ def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
 
 def _evaluate(node: DeclarativeNode, given: Sequence[Tensor]) -> list[Tensor]:
     *xs, y = given
-    found = [node.objective(*xs, y=y)]
+    found: list[Tensor | None] = [node.objective(*xs, y=y)]
     if node.constrained:
         found.append(node.equality_constraints(*xs, y=y))
     return [x for x in found if isinstance(x, Tensor)]
@@ -434,6 +478,7 @@ def _refuse_difference(
             for y in (_by_programs(programs, signature, layer, own), layer.eager(own)):
                 if y is None:
                     raise NotAProgramError("its figures are not clear")
+                solution = y.detach()
                 v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
                 gradients = torch.autograd.grad(y, wanted, v, allow_unused=True) if wanted else ()
                 found.append(
@@ -451,7 +496,8 @@ def _refuse_difference(
         # Of a system that is clearly regular, both keep nearly half of their digits: relative to the
         # gradient, or, of one that is zero, to one of which y moves by itself when x does.
         norm = torch.linalg.vector_norm
-        size = norm(b) + (norm(v) * norm(y.detach()) / norm(x.detach())).nan_to_num(0.0, 0.0, 0.0)
+        by_itself = norm(v) * norm(solution) / norm(x.detach())
+        size = norm(b) + by_itself.nan_to_num(0.0, 0.0, 0.0)
         if not bool(norm(a - b) <= torch.finfo(a.dtype).eps ** 0.4 * size):
             raise _DifferenceError("the program of its functions gives another gradient")
 
@@ -494,6 +540,7 @@ def _by_programs(
         solution.solver,
         solution.uniqueness,
         licq=licq,
+        settled=programs.all,
         form=programs.form,
     )
     if len(lead) != 1:

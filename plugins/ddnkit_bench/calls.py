@@ -49,9 +49,11 @@ class Calls(Comparison):
         """The layer by hand first."""
         node, by_hand = PROBLEMS[case.kind]
 
-        def layer(short: bool) -> Callable[[int], Callable[..., Tensor]]:
+        def layer(
+            short: bool = True, compile: bool = False
+        ) -> Callable[[int], Callable[..., Tensor]]:
             def made(m: int) -> DeclarativeLayer:
-                made = DeclarativeLayer(node(m))
+                made = DeclarativeLayer(node(m), compile=compile)
                 made.short.on = short
                 return made
 
@@ -59,7 +61,8 @@ class Calls(Comparison):
 
         return [
             Competitor("by hand", _called(by_hand)),
-            Competitor("ddnkit", _called(layer(short=True))),
+            Competitor("ddnkit", _called(layer())),
+            Competitor("ddnkit, compiled", _called(layer(compile=True))),
             Competitor("ddnkit, no programs", _called(layer(short=False))),
         ]
 
