@@ -251,9 +251,16 @@ def assert_same(layer, other, xs, dtype=torch.float64):
     assert layer.certificate.form == other.certificate.form
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3)])
+OFTEN = {((2, 3), torch.float64), ((), torch.float32)}
+LEADS = [
+    pytest.param(lead, dtype, marks=pytest.mark.long if (lead, dtype) not in OFTEN else ())
+    for lead in [(), (1,), (5,), (2, 3)]
+    for dtype in [torch.float32, torch.float64]
+]
+
+
 @pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize(("lead", "dtype"), LEADS)
 def test_a_short_call_gives_what_an_eager_one_gives(node, lead, dtype):
     node = node()
     if dtype == torch.float64 and isinstance(node, Network):
@@ -265,7 +272,9 @@ def test_a_short_call_gives_what_an_eager_one_gives(node, lead, dtype):
     assert layer.short.taken >= 2
 
 
-@pytest.mark.parametrize("node", [Projection, OnSphere, Network])
+@pytest.mark.parametrize(
+    "node", [Projection, pytest.param(OnSphere, marks=pytest.mark.long), Network]
+)
 def test_every_derivative_is_there(node):
     node = node()
     if isinstance(node, Network):
@@ -645,6 +654,7 @@ def test_nothing_is_kept_alive():
     assert [x() for x in dead] == [None, None]
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_whatever_is_asked_for_in_a_row(data):
