@@ -1,4 +1,4 @@
-"""Implicit: the only autograd.Function of the project.
+"""Implicit: the autograd.Function behind every derivative (short calls have one for plain gradients).
 
 A quantity w(θ) that is defined by an equation, found by numbers and differentiated by formulas, is an
 `Equation`: how to `solve` it, and its derivative in both directions written as functions of operands

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..backward.automatic import Automatic
 from ..backward.dense import DENSE_SIZE, Dense
 from ..backward.embedded_field import EmbeddedField
 from ..backward.form import BackwardForm
@@ -59,6 +60,8 @@ _COMPARED = (10, 100)
 COMPARED_EVERY = 1_000
 #: So many calls in a row go the eager way for what they show, and the programs are given up.
 _MOST_REFUSED = 8
+#: Of a system as a matrix: its unknowns, and the entries of those of a batch.
+MOST_UNKNOWNS, MOST_ENTRIES = 256, 2**22
 #: Figures that `equations.at_solution` gives before what the way back needs.
 _FIGURES = 4
 
@@ -336,9 +339,12 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         raise NotAProgramError("y has several parts")
     if solution.aux:
         raise NotAProgramError("the solver keeps something for the way back")
-    form = layer.form.taken(problem, y.shape[1:].numel())
-    if y.shape[1:].numel() > DENSE_SIZE or not _suited(form):
-        raise NotAProgramError(f"the backward form is {form.name}")
+    unknowns = y.shape[1:].numel()
+    form = layer.form.taken(problem, unknowns)
+    if isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
+        form = Dense()  # without Python around it, it is the quicker one for longer
+    if not _suited(form) or unknowns > MOST_UNKNOWNS or len(y) * unknowns**2 > MOST_ENTRIES:
+        raise NotAProgramError(f"the backward form is {form.name}, with {unknowns} unknowns")
     _refuse_what_shows(problem, y)
     with torch.no_grad():
         given = _one_problem(inputs, y)

@@ -4,6 +4,8 @@ A bound is what was counted when it was written. Where a change does more work a
 down the new count; where nobody meant to, one has been caught.
 """
 
+import collections
+
 import pytest
 import torch
 from ddnkit_collapse import neural_collapse
@@ -17,6 +19,8 @@ import ddnkit.backward.krylov
 from ddnkit import DeclarativeLayer, testing
 from ddnkit.linalg import odd_quintics
 from ddnkit.linalg.sylvester import doublings_for
+from ddnkit.programs import short_calls
+from ddnkit.programs.program import Program
 
 
 def nearest(d, C, method, policy="warn"):
@@ -174,3 +178,45 @@ def test_agop_of_a_kernel_machine():
     documented = 2 * n * n * C * d + 2 * n * C * d * d  # `kernel_agop`
     distances = 2 * n * n * d
     assert documented + distances <= work.flops <= 1.05 * (documented + distances)
+
+
+class Counted(testing.AffineConstraint):
+    """Counts how often its functions are evaluated."""
+
+    evaluations = 0
+
+    def objective(self, *xs, y):
+        Counted.evaluations += 1
+        return super().objective(*xs, y=y)
+
+
+def test_short_calls(monkeypatch):
+    """Traces, runs of a program, and evaluations of the objective, of a call and its way back."""
+    counts = collections.Counter()
+
+    def counted(name, function):
+        def call(*args):
+            counts[name] += 1
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(short_calls, "traced", counted("traces", short_calls.traced))
+    monkeypatch.setattr(Program, "__call__", counted("runs", Program.__call__))
+    node = Counted()
+    layer = DeclarativeLayer(node)
+    xs = [x.requires_grad_() for x in testing.sampled(node)]
+
+    def called():
+        counts.clear()
+        Counted.evaluations = 0
+        layer(*xs).sum().backward()
+        return counts["traces"], counts["runs"], Counted.evaluations
+
+    eager = [called() for _ in range(layer.short.first_calls)]
+    # In a first call they are evaluated twice as often: do they change by themselves?
+    assert eager[0][:2] == (0, 0)
+    assert eager[-1][2] <= 12
+    assert called()[0] == 2
+    # Of the figures and the way back; one evaluation to see that nothing has changed.
+    assert called() == (0, 2, 1)
