@@ -163,16 +163,52 @@ class Local(NamedTuple):
 
 
 def local(problem: Problem, y: Tensor) -> Local:
-    """The derivatives at y."""
+    """The derivatives at y.
+
+    Those of second order item by item, the items side by side: the other way round, a product with a
+    matrix of each item would have to be made for each unknown anew.
+    """
     g = objective_gradient(problem, y)
     rows = None
     if _constrained(problem, y):
-        h, pull = vjp(problem.all_constraints, y)
-        A = _rows(pull, h)
+        h = problem.all_constraints(y)
+        assert h is not None
+        A = _jacobian(problem, y, h[:, :0], lambda here, y, _: here.all_constraints(y))
         rows = Rows(h, A, *multipliers(A, g))
-    nu = None if rows is None else rows.nu
-    gradient, pull = vjp(lambda y: flat(grad(lambda y: _lagrangian(problem, y, nu))(y)), y)
-    return Local(g, _rows(pull, gradient), rows)
+    nu = g[:, :0] if rows is None else rows.nu
+
+    def slope(here: Problem, y: Tensor, nu: Tensor) -> Tensor:
+        return flat(grad(lambda y: _lagrangian(here, y, None if rows is None else nu))(y))
+
+    G = _jacobian(problem, y, nu, slope)
+    return Local(g, G, rows)
+
+
+def _jacobian(
+    problem: Problem,
+    y: Tensor,
+    nu: Tensor,
+    function: Callable[[Problem, Tensor, Tensor], Tensor | None],
+) -> Tensor:
+    """The derivative (B, n, m) of a function (1, n) of the problem of one item, y (1, *y) and ν (1, p)."""
+    flags = problem.operands_batched
+
+    def one(y: Tensor, nu: Tensor, *operands: Tensor) -> Tensor:
+        inside = [x.unsqueeze(0) if own else x for x, own in zip(operands, flags, strict=True)]
+        here = problem.resized(inside, 1, flags)
+
+        def values(y: Tensor) -> Tensor:
+            found = function(here, y.unsqueeze(0), nu.unsqueeze(0))
+            assert found is not None
+            return found.squeeze(0)
+
+        found, pull = vjp(values, y)
+        basis = torch.eye(len(found), dtype=found.dtype, device=found.device)
+        return vmap(pull)(basis)[0].reshape(len(found), -1)
+
+    dims = (0, 0, *(0 if own else None for own in flags))
+    jacobian: Tensor = vmap(one, in_dims=dims)(y, nu, *problem.operands)
+    return jacobian
 
 
 def _constrained(problem: Problem, y: Tensor) -> bool:
@@ -238,14 +274,6 @@ def factorised(here: Local, lifted: bool) -> Factorised:
     F, least = _cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
     # S⁻¹ = (s⁻¹F)⁻ᵀ(s⁻¹F)⁻¹
     return Factorised((G, D, L, A, V, F / s.unsqueeze(-1)), torch.minimum(pivot, least))
-
-
-def _rows(pull: Callable[..., tuple[Tensor, ...]], values: Tensor) -> Tensor:
-    """The derivative (B, n, m) of values (B, n), of which each depends on its own item."""
-    n = values.shape[-1]
-    basis = torch.eye(n, dtype=values.dtype, device=values.device)
-    found = vmap(pull)(basis.unsqueeze(1).expand(n, *values.shape))[0]
-    return found.reshape(n, len(values), -1).movedim(0, 1)
 
 
 def times(M: Tensor, x: Tensor) -> Tensor:
