@@ -418,7 +418,10 @@ class _Simplified:
         return writing
 
     def _output(self, x: Any, text: Callable[[Any], str]) -> str:
-        """An output in memory of its own where it would be an input's."""
+        """An output in memory of its own where it would be an input's, each entry at its own place."""
+        there = self.value(x)
+        if any(step == 0 and n > 1 for step, n in zip(there.stride(), there.shape, strict=True)):
+            return f"{text(x)}.contiguous()" if isinstance(x, _Ref) else text(x.contiguous())
         if isinstance(x, _Ref):
             mine = self.values[x.index].untyped_storage().data_ptr()
             if any(mine == self.values[k].untyped_storage().data_ptr() for k in range(self.inputs)):
