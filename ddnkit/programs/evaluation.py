@@ -25,7 +25,7 @@ class Evaluation:
     """The operations of one evaluation.
 
     Attributes:
-        outside: the tensors that it used without being given them.
+        outside: the tensors that it used without being given them; whoever has taken them may clear it.
         changes_outside: whether it wrote on one of them.
     """
 

@@ -210,6 +210,7 @@ class ShortCalls:
                 programs = _programs(layer, xs, signature)
                 if self.compiled:
                     self._compile(programs, layer, xs, signature)
+            programs.evaluation.outside.clear()  # they may have graphs, and are others at each call
             _refuse_difference(programs, signature, layer, xs)
         except NotAProgramError as reason:
             signature.reason = str(reason)
@@ -473,17 +474,18 @@ def _refuse_difference(
         _DifferenceError: they differ.
         NotAProgramError: there is nothing to compare here.
     """
-    outside = [x for x in programs.evaluation.outside if x.requires_grad]
     shown = layer.certificate
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DdnkitWarning)
         own = [x.detach().requires_grad_(x.requires_grad) for x in xs]
-        wanted = [x for x in own if x.requires_grad] + outside if programs.back else []
+        wanted = [x for x in own if x.requires_grad] if programs.back else []
         found: list[list[Tensor]] = []
         try:
             for y in (_by_programs(programs, signature, layer, own), layer.eager(own)):
                 if y is None:
                     raise NotAProgramError("its figures are not clear")
+                if not found and programs.back:
+                    wanted += _outside(y, programs, len(xs))
                 solution = y.detach()
                 v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
                 gradients = torch.autograd.grad(y, wanted, v, allow_unused=True) if wanted else ()
@@ -508,6 +510,13 @@ def _refuse_difference(
             raise _DifferenceError("the program of its functions gives another gradient")
 
 
+def _outside(y: Tensor, programs: _Programs, count: int) -> list[Tensor]:
+    """The tensors beside the ``count`` inputs that a short call's y has a gradient for."""
+    saved: Any = y.grad_fn
+    pairs = zip(programs.tracked, saved.saved_tensors, strict=False)
+    return [x for k, x in pairs if k >= count]
+
+
 # -- a call ---------------------------------------------------------------------------------------------
 
 
@@ -522,15 +531,14 @@ def _by_programs(
         problem = Problem(node, inputs, len(inputs[0]))
         try:
             solution = _solution(programs, problem)
-        except (
-            Exception
-        ):  # whatever it is: the eager way knows which items to set aside, or raises it
+            y = solution.y.contiguous()
+            if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
+                return None
+            given = _one_problem(inputs, y)
+            outside = programs.evaluation.repeated(lambda: _evaluate(node, given), given)
+        except Exception:
+            # Whatever it is: the eager way knows which items to set aside, or raises it.
             return None
-        y = solution.y.contiguous()
-        if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
-            return None
-        given = _one_problem(inputs, y)
-        outside = programs.evaluation.repeated(lambda: _evaluate(node, given), given)
         if outside is None or [x._version for x in xs] != versions:
             return None
         operands = [*inputs, *(x.detach().contiguous() for x in outside)]

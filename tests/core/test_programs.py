@@ -654,6 +654,33 @@ def test_nothing_is_kept_alive():
     assert [x() for x in dead] == [None, None]
 
 
+def test_a_tensor_of_the_scope_that_is_made_anew_each_time():
+    shift = torch.zeros(4, dtype=torch.float64)
+
+    class Shifted(Projection):
+        def objective(self, x, w, y):
+            return (w * (y - x - shift) ** 2).sum()
+
+        def solve(self, x, w):
+            return super().solve(x + shift.detach(), w)
+
+    layer, other = short(Shifted()), eager(Shifted())
+    xs, dead = inputs(layer.node, (2,)), []
+    for k in range(12):
+        base = torch.full((4,), float(k), dtype=torch.float64, requires_grad=True)
+        shift = base * 2
+        dead.append(weakref.ref(shift))
+        found, right = (
+            torch.autograd.grad(one(*xs)[:, 0].sum(), [*xs, base], retain_graph=True)
+            for one in (layer, other)
+        )
+        for a, b in zip(found, right, strict=True):
+            assert torch.allclose(a, b)
+    assert layer.short.taken > 11
+    gc.collect()
+    assert sum(x() is not None for x in dead) == 1
+
+
 @pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
