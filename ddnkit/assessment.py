@@ -54,6 +54,8 @@ _ALL_CURVATURES = 256
 _PROBES = 3
 #: Roundings of its entries that y is moved by.
 _MOVED_BY = 4
+#: A slope within so many of those moves is y's own rounding, or that of its evaluation.
+_SLOPE_ROUNDINGS = 16
 #: What the gradient moves by then may by chance be this much less than what rounding can make of it.
 _CHANCE = 16
 #: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
@@ -122,12 +124,33 @@ def solution_error(
     changes, sizes = _apart(here, there), _sizes(problem, there)
     error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
     of_y = flat(better - y).norm(dim=-1)
-    error = torch.maximum(error, torch.where(of_y > 0, of_y / flat(better).norm(dim=-1), 0.0))
+    of_y = torch.where(of_y > 0, of_y / flat(better).norm(dim=-1), 0.0)
+    # Of a v that is normal up to that error of y, as of a loss that the constraints hold constant, the
+    # gradient is zero up to it, and has no relative error.
+    eps = torch.finfo(y.dtype).eps
+    tangent = _tangent(problem, y, flat(v)).norm(dim=-1)
+    idle = tangent <= (4 * of_y + 64 * eps) * flat(v).norm(dim=-1)
+    error = torch.maximum(torch.where(idle, 0.0, error), of_y)
     # Steps that do not lead to the solution tell nothing of where it is; but from rounding to rounding.
     backward = torch.maximum(certificate.stationarity, certificate.feasibility)
-    left = torch.maximum(0.5 * backward, 1e3 * torch.finfo(y.dtype).eps * torch.ones_like(backward))
-    error = torch.where(after * backward <= left * before, 2 * error, torch.inf)
+    left = torch.maximum(0.5 * backward, 1e3 * eps * torch.ones_like(backward))
+    nearer = after * backward <= left * before
+    slope, beside = _slope(problem, y, nu), _slope(problem, _beside(y), nu)
+    rounded = slope.norm(dim=-1) <= _SLOPE_ROUNDINGS * (beside - slope).norm(dim=-1)
+    rounded = rounded & (certificate.feasibility <= 64 * eps)
+    error = torch.where(nearer | rounded, 2 * error, torch.inf)
     return torch.where(rough, torch.where(error.isnan(), torch.inf, error), 0.0)
+
+
+def _tangent(problem: Problem, y: Tensor, v: Tensor) -> Tensor:
+    """The tangent part of v (B, m)."""
+    if problem.has_constraints(y):
+        A = constraint_jacobian(problem, y)
+        assert A is not None
+        return v - apply(A.mT, least_squares_multipliers(A, v.reshape(y.shape)))
+    if problem.manifold is not None:
+        return flat(problem.manifold.tangent(y, v.reshape(y.shape)))
+    return v
 
 
 def _for_each_item(problem: Problem) -> Problem:

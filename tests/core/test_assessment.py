@@ -496,3 +496,20 @@ def test_a_stop_in_a_valley_is_told(form):
         # dy/dx is 1 beside the solution too: it is y that is wrong.
         torch.autograd.grad(layer(x).sum(), x)
         assert (layer.certificate.verdicts() == ["trusted"]) == (off == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_that_is_zero_has_no_relative_error(dtype):
+    """‖y‖² is constant on the sphere: of a y that is stopped early, its gradient is zero up to rounding."""
+    node = OnSphere()
+    a = node.sample_inputs()[0].to(dtype)
+    for off in (0.0, 1e-6, 1e-5):
+        node.off = off
+        x = a.clone().requires_grad_()
+        layer = DeclarativeLayer(node, policy="raise", tolerance=1e-3)
+        torch.autograd.grad(layer(x).square().sum(), x)
+        assert layer.certificate.verdicts() == ["trusted"]
+    node.off = 0.1
+    layer = DeclarativeLayer(node, policy="nan")
+    torch.autograd.grad(layer(a.requires_grad_())[0], a)
+    assert layer.certificate.verdicts() != ["trusted"]
