@@ -13,7 +13,10 @@ and for right sides r, and c of the constraints,
     u = L⁻¹ D r,   μ = S⁻¹(Vᵀu − c),   z = D L⁻ᵀ(u − V μ)       solve    G z + Aᵀμ = r,   A z = c.
 Cholesky's factors exist where G is positive definite, which says that y is a strict minimum. Where it is
 so on the tangent space alone, G + Aᵀ R A in place of G, R > 0 diagonal, changes neither z nor the set of
-solutions, and for A z = 0 not μ either: `lifted` says that this is to be used.
+solutions, and for A z = 0 not μ either (`Shape.TANGENT`).
+
+A Hessian that is diagonal, as that of an entropy is, is no matrix here (`Shape.DIAGONAL`): two products with
+it tell its diagonal, and that there is nothing beside it.
 
 How regular is read off the factors: with unit diagonal in G̃, Lᵢᵢ² is what is left of the curvature of the
 i-th unknown when the ones before it may move along.
@@ -25,6 +28,7 @@ on themselves is left out, so that the figure is no smaller than that of the cer
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,6 +38,14 @@ from torch.func import grad, vmap
 
 from ..lagrangian import objective_gradient, vjp
 from ..problem import Problem, flat
+
+
+class Shape(enum.Enum):
+    """What G is taken for: positive definite, so on the tangent space alone, or a diagonal."""
+
+    DEFINITE = enum.auto()
+    TANGENT = enum.auto()
+    DIAGONAL = enum.auto()
 
 
 class Limits(NamedTuple):
@@ -58,7 +70,7 @@ class Limits(NamedTuple):
 
 
 def at_solution(
-    problem: Problem, limits: Limits, lifted: bool
+    problem: Problem, limits: Limits, shape: Shape
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function of y (B, *y) and the operands that says what is to be known at y.
 
@@ -68,9 +80,12 @@ def at_solution(
 
     def found(y: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
         Y = flat(y)
-        here = local(problem.with_operands(operands), y)
+        here = local(problem.with_operands(operands), y, shape)
         r = here.gradient
-        scale = (here.hessian * Y.unsqueeze(-2)).abs().sum(dim=-1)
+        if shape is Shape.DIAGONAL:
+            scale = (here.hessian * Y).abs()
+        else:
+            scale = (here.hessian * Y.unsqueeze(-2)).abs().sum(dim=-1)
         feasibility, licq = torch.zeros_like(Y[:, 0]), torch.ones_like(Y[:, 0])
         clear = []
         if here.rows is not None:
@@ -81,17 +96,17 @@ def at_solution(
             licq = here.rows.margin
             clear += [here.rows.pivot >= limits.pivot, feasibility <= limits.rounding]
         stationarity = _largest_ratio(r, scale)
-        system = factorised(here, lifted)
-        clear += [stationarity <= limits.rounding, system.pivot >= limits.pivot]
+        system, pivot = factorised(here, shape)
+        clear += [stationarity <= limits.rounding, pivot >= limits.pivot]
         rest = [] if here.rows is None else [here.rows.nu]
         flags = torch.stack(clear)
-        return flags.all(), stationarity, feasibility, licq, *system.parts, *rest
+        return flags.all(), stationarity, feasibility, licq, *system.parts(), *rest
 
     return found
 
 
 def way_back(
-    problem: Problem, limits: Limits, wrt: Sequence[int]
+    problem: Problem, limits: Limits, shape: Shape, wrt: Sequence[int]
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function of v, y, the rest of `at_solution`, and the operands, that gives the gradient.
 
@@ -104,14 +119,14 @@ def way_back(
     ) -> tuple[Tensor, ...]:
         here = problem.with_operands(operands)
         constrained = _constrained(here, y)
-        system = System(*rest[: 6 if constrained else 3])
+        system = System.of(rest[:-1] if constrained else rest, shape)
         nu = rest[-1] if constrained else None
         right = -flat(v)
         z, mu = system.solved(right)
         z = z.to(y.dtype)
         D, A = system.D, system.A
         # In y's type: its rounding in G z is one that G itself has.
-        error = right - times(system.G, z)
+        error = right - system.curved(z)
         size = torch.linalg.vector_norm(D * right, dim=-1)
         if mu is not None and A is not None:
             mu = mu.to(y.dtype)
@@ -155,14 +170,22 @@ class Rows(NamedTuple):
 
 
 class Local(NamedTuple):
-    """A problem at y: ∇f (B, m), D²_yy L (B, m, m), and the constraints."""
+    """A problem at y.
+
+    Attributes:
+        gradient: ∇f (B, m).
+        hessian: D²_yy L (B, m, m), or its diagonal (B, m).
+        rows: of the constraints, if there are any.
+        alone: whether there is nothing beside the diagonal (B,), where that was asked for.
+    """
 
     gradient: Tensor
     hessian: Tensor
     rows: Rows | None
+    alone: Tensor | None = None
 
 
-def local(problem: Problem, y: Tensor) -> Local:
+def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
     """The derivatives at y.
 
     Those of second order item by item, the items side by side: the other way round, a product with a
@@ -180,8 +203,108 @@ def local(problem: Problem, y: Tensor) -> Local:
     def slope(here: Problem, y: Tensor, nu: Tensor) -> Tensor:
         return flat(grad(lambda y: _lagrangian(here, y, None if rows is None else nu))(y))
 
-    G = _jacobian(problem, y, nu, slope)
-    return Local(g, G, rows)
+    if shape is not Shape.DIAGONAL:
+        return Local(g, _jacobian(problem, y, nu, slope), rows)
+    values, pull = vjp(lambda y: slope(problem, y, nu), y)
+    index = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
+    pattern = (0.5 + (index * 0.6180339887498949) % 1.0).expand_as(values)
+    d, found = flat(pull(torch.ones_like(values))[0]), flat(pull(pattern)[0])
+    beside = (found - d * pattern).abs()
+    alone = (beside <= _ROUNDINGS * torch.finfo(values.dtype).eps * d.abs()).all(dim=-1)
+    return Local(g, d, rows, alone)
+
+
+#: Of an entry of the diagonal, that two products with it may differ by.
+_ROUNDINGS = 64
+
+
+def _constrained(problem: Problem, y: Tensor) -> bool:
+    return problem.manifold is not None or problem.has_constraints(y)
+
+
+def _lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+    """Of all items together."""
+    value = problem.objective(y).sum()
+    if nu is None:
+        return value
+    h = problem.all_constraints(y)
+    assert h is not None
+    return value - (nu * h).sum()
+
+
+class System(NamedTuple):
+    """The system at y with its factors (see the module's text), those in float64.
+
+    Attributes:
+        G: (B, m, m), or its diagonal (B, m).
+        L: None for a diagonal, whose factor is one.
+        A, V, S: None without constraints.
+    """
+
+    G: Tensor
+    D: Tensor
+    L: Tensor | None
+    A: Tensor | None = None
+    V: Tensor | None = None
+    S: Tensor | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], shape: Shape) -> System:
+        """From its `parts`."""
+        if shape is Shape.DIAGONAL:
+            return cls(parts[0], parts[1], None, *parts[2:])
+        return cls(*parts)
+
+    def parts(self) -> list[Tensor]:
+        """What there is of it."""
+        return [x for x in self if x is not None]
+
+    def curved(self, z: Tensor) -> Tensor:
+        """G z for (B, m)."""
+        return self.G * z if self.L is None else times(self.G, z)
+
+    def solved(self, r: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """z (B, m) and μ (B, p) with G z + Aᵀμ = r, A z = c; 0 where c is None. In float64."""
+        u, mu = self.D * r, None
+        if self.L is not None:
+            u = torch.linalg.solve_triangular(self.L, u.unsqueeze(-1), upper=False).squeeze(-1)
+        if self.V is not None and self.S is not None:
+            t = times(self.V.mT, u)
+            mu = _inverted(self.S, t if c is None else t - c)
+            u = u - times(self.V, mu)
+        if self.L is not None:
+            u = torch.linalg.solve_triangular(self.L.mT, u.unsqueeze(-1), upper=True).squeeze(-1)
+        return self.D * u, mu
+
+
+def factorised(here: Local, shape: Shape) -> tuple[System, Tensor]:
+    """The system at y, and the least pivot of its factors (B,)."""
+    G, A = here.hessian, None if here.rows is None else here.rows.A
+    L: Tensor | None = None
+    if shape is Shape.DIAGONAL:
+        assert here.alone is not None
+        D = G.double().rsqrt()
+        pivot = torch.where(here.alone & (G > 0).all(dim=-1), torch.ones_like(D[:, 0]), 0.0)
+    else:
+        if shape is Shape.TANGENT and A is not None:
+            # As much as the curvatures on the diagonal, along each constraint.
+            weight = G.diagonal(dim1=-2, dim2=-1).abs().mean(dim=-1, keepdim=True)
+            weight = weight / torch.linalg.vector_norm(A, dim=-1).square()
+            G = G + A.mT @ (weight.unsqueeze(-1) * A)
+        D = G.diagonal(dim1=-2, dim2=-1).double().rsqrt()
+        L, pivot = _cholesky(G.double() * D.unsqueeze(-1) * D.unsqueeze(-2))
+    if A is None:
+        return System(G, D, L), pivot
+    V = (A * D.unsqueeze(-2)).mT
+    if L is not None:
+        V = torch.linalg.solve_triangular(L, V, upper=False)
+    S = V.mT @ V
+    if S.shape[-1] == 1:
+        return System(G, D, L, A, V, S.squeeze(-1)), pivot
+    s = S.diagonal(dim1=-2, dim2=-1).rsqrt()
+    F, least = _cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
+    # S⁻¹ = (s⁻¹F)⁻ᵀ(s⁻¹F)⁻¹
+    return System(G, D, L, A, V, F / s.unsqueeze(-1)), torch.minimum(pivot, least)
 
 
 def _jacobian(
@@ -209,71 +332,6 @@ def _jacobian(
     dims = (0, 0, *(0 if own else None for own in flags))
     jacobian: Tensor = vmap(one, in_dims=dims)(y, nu, *problem.operands)
     return jacobian
-
-
-def _constrained(problem: Problem, y: Tensor) -> bool:
-    return problem.manifold is not None or problem.has_constraints(y)
-
-
-def _lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
-    """Of all items together."""
-    value = problem.objective(y).sum()
-    if nu is None:
-        return value
-    h = problem.all_constraints(y)
-    assert h is not None
-    return value - (nu * h).sum()
-
-
-class System(NamedTuple):
-    """The system at y with its factors (see the module's text), those in float64."""
-
-    G: Tensor
-    D: Tensor
-    L: Tensor
-    A: Tensor | None = None
-    V: Tensor | None = None
-    S: Tensor | None = None
-
-    def solved(self, r: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """z (B, m) and μ (B, p) with G z + Aᵀμ = r, A z = c; 0 where c is None. In float64."""
-        u = torch.linalg.solve_triangular(self.L, (self.D * r).unsqueeze(-1), upper=False)
-        u, mu = u.squeeze(-1), None
-        if self.V is not None and self.S is not None:
-            t = times(self.V.mT, u)
-            mu = _inverted(self.S, t if c is None else t - c)
-            u = u - times(self.V, mu)
-        z = torch.linalg.solve_triangular(self.L.mT, u.unsqueeze(-1), upper=True).squeeze(-1)
-        return self.D * z, mu
-
-
-class Factorised(NamedTuple):
-    """The parts of a `System`, and the least pivot of its factors (B,)."""
-
-    parts: tuple[Tensor, ...]
-    pivot: Tensor
-
-
-def factorised(here: Local, lifted: bool) -> Factorised:
-    """The system at y; with ``lifted`` for a G that is positive definite on the tangent space alone."""
-    G, A = here.hessian, None if here.rows is None else here.rows.A
-    if lifted and A is not None:
-        # As much as the curvatures on the diagonal, along each constraint.
-        weight = G.diagonal(dim1=-2, dim2=-1).abs().mean(dim=-1, keepdim=True)
-        weight = weight / torch.linalg.vector_norm(A, dim=-1).square()
-        G = G + A.mT @ (weight.unsqueeze(-1) * A)
-    D = G.diagonal(dim1=-2, dim2=-1).double().rsqrt()
-    L, pivot = _cholesky(G.double() * D.unsqueeze(-1) * D.unsqueeze(-2))
-    if A is None:
-        return Factorised((G, D, L), pivot)
-    V = torch.linalg.solve_triangular(L, (A * D.unsqueeze(-2)).mT, upper=False)
-    S = V.mT @ V
-    if S.shape[-1] == 1:
-        return Factorised((G, D, L, A, V, S.squeeze(-1)), pivot)
-    s = S.diagonal(dim1=-2, dim2=-1).rsqrt()
-    F, least = _cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
-    # S⁻¹ = (s⁻¹F)⁻ᵀ(s⁻¹F)⁻¹
-    return Factorised((G, D, L, A, V, F / s.unsqueeze(-1)), torch.minimum(pivot, least))
 
 
 def times(M: Tensor, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..problem import Problem, flat
 from ..solution import Solution, Status
 from ..solver import as_solver
 from ..solvers.newton import Newton
-from .equations import Limits, System, factorised, local, multipliers, times
+from .equations import Limits, Shape, factorised, local, multipliers, times
 from .program import Program, traced
 
 #: As the solver's merit search has them.
@@ -48,7 +48,7 @@ class NewtonProgram(NamedTuple):
 
     @classmethod
     def of(
-        cls, problem: Problem, start: Tensor, limits: Limits, lifted: bool
+        cls, problem: Problem, start: Tensor, limits: Limits, shape: Shape
     ) -> NewtonProgram | None:
         """Traced for a problem; None where another solver is at work.
 
@@ -65,7 +65,7 @@ class NewtonProgram(NamedTuple):
         tolerance = eps ** (2 / 3) if solver.tolerance is None else solver.tolerance
         penalty, running = start.new_zeros(len(start)), start.new_ones(len(start)) > 0
         step = traced(
-            _step(problem, limits, lifted, tolerance), [start, penalty, running, *problem.operands]
+            _step(problem, limits, shape, tolerance), [start, penalty, running, *problem.operands]
         )
         together = False
         if len(start) > 1:
@@ -104,23 +104,22 @@ def _starts_together(problem: Problem) -> Tensor:
 
 
 def _step(
-    problem: Problem, limits: Limits, lifted: bool, tolerance: float
+    problem: Problem, limits: Limits, shape: Shape, tolerance: float
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function of y, the merit function's penalties (B,), the items that are not done (B,), and the
     operands, that gives: whether all is plain, and all is done; the next y, penalties, and items."""
 
     def taken(y: Tensor, penalty: Tensor, running: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
         problem_here = problem.with_operands(operands)
-        here = local(problem_here, y)
-        parts, pivot = factorised(here, lifted)
+        here = local(problem_here, y, shape)
+        system, pivot = factorised(here, shape)
         h = here.gradient[:, :0] if here.rows is None else here.rows.h
-        system = System(*parts)
         g, A = here.gradient, None if here.rows is None else here.rows.A
         d, mu = system.solved(-g, None if A is None else -h)
         d = d.to(y.dtype)
         if A is None or mu is None:
             nu = h
-        elif lifted:  # μ is that of the lifted system
+        elif shape is Shape.TANGENT:  # μ is that of the lifted system
             nu = multipliers(A, g + times(here.hessian, d))[0]
         else:
             nu = -mu.to(y.dtype)

@@ -41,7 +41,7 @@ from ..recording import Held
 from ..solution import Solution, Status
 from ..solving import solve
 from ..transforms import under_transform
-from .equations import Limits, at_solution, way_back
+from .equations import Limits, Shape, at_solution, way_back
 from .evaluation import Evaluation
 from .newton import NewtonProgram
 from .program import NotAProgramError, Program, traced
@@ -62,6 +62,8 @@ COMPARED_EVERY = 1_000
 _MOST_REFUSED = 8
 #: Of a system as a matrix: its unknowns, and the entries of those of a batch.
 MOST_UNKNOWNS, MOST_ENTRIES = 256, 2**22
+#: Unknowns up to which a matrix is as good as its diagonal, and up to which that is looked for.
+FEW_UNKNOWNS, MOST_DIAGONAL = 16, 4_096
 #: Figures that `equations.at_solution` gives before what the way back needs.
 _FIGURES = 4
 
@@ -344,7 +346,7 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     form = layer.form.taken(problem, unknowns)
     if isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
         form = Dense()  # without Python around it, it is the quicker one for longer
-    if not _suited(form) or unknowns > MOST_UNKNOWNS or len(y) * unknowns**2 > MOST_ENTRIES:
+    if not _suited(form) or unknowns > MOST_DIAGONAL:
         raise NotAProgramError(f"the backward form is {form.name}, with {unknowns} unknowns")
     _refuse_what_shows(problem, y)
     with torch.no_grad():
@@ -358,21 +360,21 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     problem = problem.with_captured([Captured(x) for x in outside], outside)
     limits = Limits.of(y.dtype, tolerance_of(problem, y, layer.tolerance))
     operands = problem.operands
-    for lifted in (False, True):
-        figures = traced(at_solution(problem, limits, lifted), [y, *operands])
+    for shape in _shapes(len(y), unknowns):
+        figures = traced(at_solution(problem, limits, shape), [y, *operands])
         found = figures(y, *(x.detach().contiguous() for x in operands))
         if bool(found[0]):
             break
     else:
         raise NotAProgramError("its figures are not clear")
-    newton = NewtonProgram.of(problem, y, limits, lifted)
+    newton = NewtonProgram.of(problem, y, limits, shape)
     everything = [*xs, *outside]
     tracked = [k for k, x in enumerate(everything) if x.requires_grad]
     back = None
     rest = found[_FIGURES:]
 
     def traced_back() -> Program:
-        pull = way_back(problem, limits, tracked)
+        pull = way_back(problem, limits, shape, tracked)
 
         def flat_way_back(v: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             return pull(v, y, others[: len(rest)], *others[len(rest) :])
@@ -400,6 +402,13 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         torch.as_tensor(plain.iterations),
         torch.ones(len(y), dtype=torch.bool),
     )
+
+
+def _shapes(batch: int, unknowns: int) -> list[Shape]:
+    """What G may be taken for, in turn: a matrix where it fits."""
+    small = unknowns <= MOST_UNKNOWNS and batch * unknowns**2 <= MOST_ENTRIES
+    matrices = [Shape.DEFINITE, Shape.TANGENT] if small else []
+    return [*([Shape.DIAGONAL] if unknowns > FEW_UNKNOWNS else []), *matrices]
 
 
 def _examples(

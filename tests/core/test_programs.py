@@ -208,12 +208,30 @@ class Network(DeclarativeNode):
         return x.clone()
 
 
-NODES = [Projection, Alone, ByNewton, Free, OnSphere, LinearOnSphere, Entropic, Matrix, Network]
+class Transport(DeclarativeNode):
+    """A plan of entropy that is the largest with row sums r: 24 unknowns whose Hessian is a diagonal."""
+
+    input_dims = (2, 1)
+    batched_solve = True
+
+    def objective(self, X, r, y):
+        return (y * X).sum() + (y * y.log()).sum() / 3
+
+    def equality_constraints(self, X, r, y):
+        return y.sum(1) - r
+
+    def solve(self, X, r):
+        return r.unsqueeze(-1) * torch.softmax(-3 * X, -1)
+
+
+NODES = [
+    Projection, Alone, ByNewton, Free, OnSphere, LinearOnSphere, Entropic, Matrix, Network, Transport
+]  # fmt: skip
 
 
 def inputs(node, lead, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(3, 4), (3,)] if isinstance(node, Matrix) else [(4,), (4,)]
+    shapes = {Matrix: [(3, 4), (3,)], Transport: [(3, 8), (3,)]}.get(type(node), [(4,), (4,)])
     made = [torch.randn(*lead, *s, generator=generator, dtype=torch.float64) for s in shapes]
     made[1] = made[1].abs() + 0.5
     return [x.to(dtype).requires_grad_() for x in made]
