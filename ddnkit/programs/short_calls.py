@@ -63,7 +63,7 @@ _MOST_REFUSED = 8
 #: Of a system as a matrix: its unknowns, and the entries of those of a batch.
 MOST_UNKNOWNS, MOST_ENTRIES = 256, 2**22
 #: Unknowns up to which a matrix is as good as its diagonal, and up to which that is looked for.
-FEW_UNKNOWNS, MOST_DIAGONAL = 16, 4_096
+FEW_UNKNOWNS, MOST_DIAGONAL = 1, 4_096
 #: Figures that `equations.at_solution` gives before what the way back needs.
 _FIGURES = 4
 

@@ -167,6 +167,18 @@ class Quartic(DeclarativeNode):
         return torch.full_like(x, 1 / x.shape[-1])
 
 
+class Coupled(Projection):
+    """With a Hessian that is no diagonal."""
+
+    def objective(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """½‖y − w‖² + ½(xᵀy)²."""
+        return ((y - w).square().sum() + (x @ y).square()) / 2
+
+    def solve(self, x: Tensor, w: Tensor) -> Tensor:
+        """By its KKT matrix."""
+        return _coupled(x, w)
+
+
 def _projected(x: Tensor, w: Tensor) -> Tensor:
     return x + (1 - x.sum(-1, keepdim=True)) / (w * (1 / w).sum(-1, keepdim=True))
 
@@ -182,6 +194,36 @@ def _kkt_solution(curvature: Tensor, normal: Tensor, v: Tensor) -> Tensor:
     K[:, :m, m] = K[:, m, :m] = normal
     right = torch.cat([v, v.new_zeros(B, 1)], dim=-1).unsqueeze(-1)
     return torch.linalg.solve(K, right)[:, :m, 0]
+
+
+def _kkt_matrix(x: Tensor) -> Tensor:
+    """[[I + xxᵀ, 1], [1ᵀ, 0]]."""
+    B, m = x.shape
+    K = x.new_zeros(B, m + 1, m + 1)
+    K[:, :m, :m] = torch.eye(m, dtype=x.dtype, device=x.device) + x.unsqueeze(2) * x.unsqueeze(1)
+    K[:, :m, m] = K[:, m, :m] = 1
+    return K
+
+
+def _coupled(x: Tensor, w: Tensor) -> Tensor:
+    right = torch.cat([w, torch.ones_like(w[:, :1])], dim=-1).unsqueeze(-1)
+    return torch.linalg.solve(_kkt_matrix(x), right)[:, :-1, 0]
+
+
+class _CoupledByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        y = _coupled(x, w)
+        ctx.save_for_backward(x, w, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        x, _, y = ctx.saved_tensors
+        right = torch.cat([v, torch.zeros_like(v[:, :1])], dim=-1).unsqueeze(-1)
+        z = torch.linalg.solve(_kkt_matrix(x), right)[:, :-1, 0]
+        xy, xz = (x * y).sum(-1, keepdim=True), (x * z).sum(-1, keepdim=True)
+        return -(xy * z + xz * y), z
 
 
 class _ProjectionByHand(torch.autograd.Function):
@@ -263,6 +305,7 @@ PROBLEMS: dict[
 ] = {
     "projection": (Projection, lambda m: _ProjectionByHand.apply),
     "captured parameter": (Captured, _captured_by_hand),
+    "coupled": (Coupled, lambda m: _CoupledByHand.apply),
     "sphere": (OnSphere, lambda m: _SphereByHand.apply),
     "newton": (Quartic, lambda m: _QuarticByHand.apply),
 }

@@ -589,6 +589,37 @@ def test_a_program_that_errs_is_found_and_given_up():
     assert layer.short.reasons()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("node", [Projection, ByNewton, Network, Transport])
+def test_compiled_programs_give_the_same(node):
+    layer = DeclarativeLayer(node(), compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the compiler's own doings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for seed in range(4):
+            assert_same(
+                layer,
+                eager(layer.node),
+                inputs(layer.node, (3,), torch.float32, seed),
+                torch.float32,
+            )
+    assert layer.short.taken >= 2 and layer.short.compiled
+
+
+def test_without_a_compiler_programs_run_as_they_are(monkeypatch):
+    def none(self, examples):
+        raise NotAProgramError("torch cannot compile it: no compiler")
+
+    monkeypatch.setattr("ddnkit.programs.program.Program.compile", none)
+    layer = DeclarativeLayer(Projection(), compile=True)
+    xs = inputs(layer.node, (2,))
+    layer(*xs)
+    with pytest.warns(ddnkit.DdnkitWarning):
+        layer(*xs)
+    assert_same(layer, eager(layer.node), xs)
+    assert layer.short.taken >= 2
+
+
 # -- layers live on ------------------------------------------------------------------------------------
 
 
