@@ -373,6 +373,7 @@ class _Simplified:
                 continue
             over = [i for i, at in last.items() if at == k and i not in kept and i >= self.inputs]
             call, args, kwargs = _fast(step)
+            args = self._numbers_as_tensors(step.target, args)
             call = self._in_place(k, over, last, kept) or call
             arguments = [text(x) for x in args]
             arguments += [f"{name}={text(x)}" for name, x in kwargs.items()]
@@ -384,6 +385,17 @@ class _Simplified:
         source = f"def run({given}):\n{body}    return ({''.join(r + ', ' for r in results)})\n"
         constant = [None if isinstance(x, _Ref) else x for x in self.outputs]
         return _Code(lines, source, scope, constant)
+
+    def _numbers_as_tensors(self, target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A number as the tensor that torch would make of it at each call."""
+        if target not in _OF_A_NUMBER or len(args) != 2 or not isinstance(args[0], _Ref):
+            return args
+        first, second = self.values[args[0].index], args[1]
+        if not isinstance(second, (int, float)) or isinstance(second, bool):
+            return args
+        if not first.is_floating_point():
+            return args
+        return args[0], torch.tensor(second, dtype=first.dtype, device=first.device)
 
     def _in_place(
         self, k: int, over: Sequence[int], last: Mapping[int, int], kept: set[int]
@@ -624,6 +636,12 @@ _SHORT: dict[Any, Callable[..., Any]] = {
     aten.clamp_min.default: torch.clamp_min, aten.linalg_vector_norm.default: torch.linalg.vector_norm,
     aten.linalg_cholesky_ex.default: torch.linalg.cholesky_ex,
     aten.linalg_solve_triangular.default: torch.linalg.solve_triangular,
+}  # fmt: skip
+
+#: Their second argument may be a number.
+_OF_A_NUMBER = {
+    aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.le.Scalar,
+    aten.ge.Scalar, aten.gt.Scalar, aten.lt.Scalar, aten.eq.Scalar,
 }  # fmt: skip
 
 #: Named arguments that the shorter ways have too.
