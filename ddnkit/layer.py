@@ -126,9 +126,9 @@ class DeclarativeLayer(nn.Module):
                 return y
         return self._call(xs, start)
 
-    def eager(self, xs: Sequence[Any]) -> Any:
+    def eager(self, xs: Sequence[Any], start: Any = None) -> Any:
         """What a call gives, by the node's functions as they stand, whatever programs there are."""
-        return self._call(xs, None)
+        return self._call(xs, start)
 
     def _call(self, xs: Sequence[Any], start: Any) -> Any:
         kept = running_statistics(self.node)

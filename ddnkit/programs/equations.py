@@ -98,6 +98,8 @@ def at_solution(
         stationarity = _largest_ratio(r, scale)
         system, pivot = factorised(here, shape)
         clear += [stationarity <= limits.rounding, pivot >= limits.pivot]
+        # The eager way squares sizes, and says so where there is no number for that.
+        clear.append((scale + Y.abs()).amax(dim=-1) <= torch.finfo(y.dtype).max ** 0.5)
         rest = [] if here.rows is None else [here.rows.nu]
         flags = torch.stack(clear)
         return flags.all(), stationarity, feasibility, licq, *system.parts(), *rest

@@ -31,7 +31,9 @@ class Evaluation:
 
     def __init__(self, evaluate: Callable[[], Any], given: Sequence[Tensor]):
         with _Reading(given) as mode:
-            evaluate()
+            result = evaluate()
+        # Two values may be computed and one of them returned: which, no operation shows.
+        self._result = _map(result, mode.name)
         self._steps = mode.steps
         self._outside = [_kind(x) for x in mode.outside]
         self.outside = list(mode.outside)
@@ -46,10 +48,10 @@ class Evaluation:
         """
         with _Comparing(given, self._steps) as mode:
             try:
-                evaluate()
+                result = evaluate()
             except _OtherOperation:
                 return None
-        if not mode.same or mode.at != len(self._steps):
+        if not mode.same or mode.at != len(self._steps) or not mode.alike(result, self._result):
             return None
         if [_kind(x) for x in mode.outside] != self._outside:
             return None
@@ -87,8 +89,8 @@ class _Reading(_Watching):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
-        found = _map(args, self._name)
-        found_kwargs = _map(kwargs, self._name) if kwargs else None
+        found = _map(args, self.name)
+        found_kwargs = _map(kwargs, self.name) if kwargs else None
         result = func(*args, **(kwargs or {}))
         self.alive.append(result)
         names = []
@@ -98,7 +100,7 @@ class _Reading(_Watching):
         self.steps.append((func, found, found_kwargs, names))
         return result
 
-    def _name(self, x: Tensor) -> _Name:
+    def name(self, x: Tensor) -> _Name:
         name = self.named.get(id(x))
         if name is None:
             name = self.named[id(x)] = _Outside(len(self.outside))
@@ -150,11 +152,11 @@ class _Comparing(_Watching):
         then, then_args, then_kwargs, _ = self._steps[self.at]
         if func is not then and func != then:
             return False
-        if not self._alike(args, then_args) or (then_kwargs is not None) != bool(kwargs):
+        if not self.alike(args, then_args) or (then_kwargs is not None) != bool(kwargs):
             return False
-        return not kwargs or self._alike(kwargs, then_kwargs)
+        return not kwargs or self.alike(kwargs, then_kwargs)
 
-    def _alike(self, now: Any, then: Any) -> bool:
+    def alike(self, now: Any, then: Any) -> bool:
         if now is then:
             return True
         if isinstance(now, Tensor):
@@ -170,18 +172,18 @@ class _Comparing(_Watching):
         if isinstance(now, (tuple, list)):
             if not isinstance(then, tuple) or len(now) != len(then):
                 return False
-            return all(map(self._alike, now, then))
+            return all(map(self.alike, now, then))
         if type(now) is not type(then):
             return False
         if isinstance(now, dict):
-            return now.keys() == then.keys() and all(self._alike(now[k], then[k]) for k in now)
+            return now.keys() == then.keys() and all(self.alike(now[k], then[k]) for k in now)
         if isinstance(now, np.ndarray):
             same = now.shape == then.shape and now.dtype == then.dtype
             return same and now.tobytes() == then.tobytes()
         if isinstance(now, (int, float, complex, str, bool)):
             return bool(now == then) or (now != now and then != then)
         if isinstance(now, slice):
-            return self._alike(
+            return self.alike(
                 (now.start, now.stop, now.step), _map((then.start, then.stop, then.step), _itself)
             )
         return isinstance(now, (torch.dtype, torch.device, torch.layout, torch.memory_format)) and (

@@ -15,6 +15,7 @@ bit but for the sign of a zero.
 from __future__ import annotations
 
 import operator
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,17 @@ MOST_STEPS = 3_000
 _TRACING = threading.Lock()
 
 
+if hasattr(os, "register_at_fork"):
+    # What another thread was tracing when a process was forked, no thread of the new one will finish.
+    os.register_at_fork(after_in_child=lambda: globals().update(_TRACING=threading.Lock()))
+
+
 class NotAProgramError(Exception):
     """A function that cannot be followed, or is not the same at each call. The text says why."""
+
+
+class BusyError(NotAProgramError):
+    """Another thread is tracing: there may well be a program, later."""
 
 
 class Program:
@@ -79,22 +89,29 @@ class Program:
         self._run = compiled
 
 
-def traced(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> Program:
+def traced(
+    function: Callable[..., Sequence[Tensor]],
+    examples: Sequence[Tensor],
+    shown: int | None = None,
+) -> Program:
     """The program of ``function`` for inputs like the examples.
 
     Args:
         function: of tensors, returns tensors. It may take derivatives by torch.func.
+        shown: how many of the outputs come into other hands, all if None: each in memory of its own,
+            at each call, as those hands may write on it. The rest may share it, with constants too.
 
     Raises:
         NotAProgramError: there is none.
+        BusyError: not now.
     """
     # Each of its own: a tensor that is given twice would be one input, and one that the function
     # knows by another way a constant.
     own = [x.detach().clone() for x in examples]
     if not _TRACING.acquire(blocking=False):
-        raise NotAProgramError("another thread is tracing")
+        raise BusyError("another thread is tracing")
     try:
-        return Program(_Simplified(_graph_of(function, own), own).code())
+        return Program(_Simplified(_graph_of(function, own), own).code(shown))
     finally:
         _TRACING.release()
 
@@ -330,8 +347,12 @@ class _Simplified:
 
     # -- text -----------------------------------------------------------------------------------
 
-    def code(self) -> _Code:
-        """The Python text of the steps that the outputs need, and what its names stand for."""
+    def code(self, shown: int | None = None) -> _Code:
+        """The Python text of the steps that the outputs need, and what its names stand for.
+
+        Args:
+            shown: see `traced`.
+        """
         needed: set[int] = set()
         ahead = [x.index for x in self.outputs if isinstance(x, _Ref)]
         while ahead:
@@ -379,7 +400,14 @@ class _Simplified:
             arguments += [f"{name}={text(x)}" for name, x in kwargs.items()]
             line = f"v{k} = {text(call)}({', '.join(arguments)})"
             lines.append(line + "".join(f"; v{i} = None" for i in over))
-        results = [self._output(x, text) for x in self.outputs]
+        taken = {self.values[k].untyped_storage().data_ptr() for k in range(self.inputs)}
+        results = []
+        for x in self.outputs[:shown]:
+            memory = self.value(x).untyped_storage().data_ptr()
+            own = isinstance(x, _Ref) and memory not in taken
+            results.append(text(x) if own else f"{text(x)}.clone()")
+            taken.add(memory)
+        results += [self._output(x, text) for x in self.outputs[len(results) :]]
         given = ", ".join(f"v{k}" for k in range(self.inputs))
         body = "".join(f"    {line}\n" for line in lines)
         source = f"def run({given}):\n{body}    return ({''.join(r + ', ' for r in results)})\n"
@@ -502,7 +530,7 @@ def _replacement(
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
     name = target._schema.name.partition("::")[2]
-    found = getattr(getattr(aten, name.removesuffix("_"), None), target._overloadname, None)
+    found = _overload(getattr(aten, name.removesuffix("_"), None), target)
     first = node.args[0] if node.args else None
     refused = NotAProgramError(f"it works in place ({target})")
     if not name.endswith("_") or found is None or not isinstance(first, torch.fx.Node):
@@ -517,6 +545,16 @@ def _replacement(
         if shared and other is not first and any(at[user] > at[node] for user in other.users):
             raise refused
     return found
+
+
+def _overload(packet: Any, target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """The one that takes what ``target`` takes: it may have another name, as pow_.Scalar has."""
+    wanted = [str(x.type) for x in target._schema.arguments]
+    for name in packet.overloads() if packet is not None else ():
+        found: torch._ops.OpOverload = getattr(packet, name)
+        if [str(x.type) for x in found._schema.arguments] == wanted:
+            return None if found._schema.is_mutable else found
+    return None
 
 
 def _refuse_impure(target: torch._ops.OpOverload) -> None:

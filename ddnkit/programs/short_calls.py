@@ -31,7 +31,7 @@ from ..backward.automatic import Automatic
 from ..backward.dense import DENSE_SIZE, Dense
 from ..backward.embedded_field import EmbeddedField
 from ..backward.form import BackwardForm
-from ..captured import Captured
+from ..captured import Captured, attributes, is_tracked
 from ..certificate import Certificate, tolerance_of
 from ..errors import DdnkitWarning, InputError
 from ..node import DeclarativeNode
@@ -44,7 +44,7 @@ from ..transforms import under_transform
 from .equations import Limits, Shape, at_solution, way_back
 from .evaluation import Evaluation
 from .newton import NewtonProgram
-from .program import NotAProgramError, Program, traced
+from .program import BusyError, NotAProgramError, Program, traced
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer
@@ -64,6 +64,8 @@ _MOST_REFUSED = 8
 MOST_UNKNOWNS, MOST_ENTRIES = 256, 2**22
 #: Unknowns up to which a matrix is as good as its diagonal, and up to which that is looked for.
 FEW_UNKNOWNS, MOST_DIAGONAL = 1, 4_096
+#: How far apart, relative, one solution may come out twice: where the system is nearly singular.
+_SAME = 1e-2
 #: Figures that `equations.at_solution` gives before what the way back needs.
 _FIGURES = 4
 
@@ -79,6 +81,7 @@ class _Programs:
         tracked: which of inputs and outside tensors want one.
         form: the backward form that the eager way takes.
         y_shape: of the batch.
+        manifold: the node's class of manifold and its settings.
         newton: what solves, for a node that leaves that to newton.
         unknown, untold: status and iterations (B,) of a `solve` of the node's own.
         all: true for each item.
@@ -90,6 +93,7 @@ class _Programs:
     tracked: tuple[int, ...]
     form: str
     y_shape: torch.Size
+    manifold: Any
     newton: NewtonProgram | None
     unknown: Tensor
     untold: Tensor
@@ -131,6 +135,9 @@ class ShortCalls:
         self.on = on
         self.first_calls = (1 if compiled else FIRST_CALLS) if first_calls is None else first_calls
         self.taken = 0
+        # Programs that had to go for those of other signatures. Of sizes that come and go, many are
+        # traced again and again: after a while those stay that are there.
+        self._given_up = 0
         self._signatures: OrderedDict[Any, _Signature] = OrderedDict()
 
     def __reduce__(self) -> Any:
@@ -180,43 +187,59 @@ class ShortCalls:
             layer.form,
             torch.get_default_dtype(),
             torch.is_grad_enabled(),
+            node.tolerance,
+            _way_of_its_own(node),
         ]
         for x in xs:
             if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
                 return None
-            key += (x.shape, x.dtype, x.requires_grad, x.device)
+            if x.is_inference():  # without a version, nor to be kept for the way back
+                return None
+            key += (x.shape, x.dtype, x.requires_grad, x.device, x.layout)
         # torch.func.functional_call swaps the layer's parameters, and not what hangs on the node.
         for name, value in layer._parameters.items():
             if name.startswith("node_") and vars(node).get(name[5:]) is not value:
                 return None
-        found = self._signatures.get(tuple(key))
+        try:
+            found = self._signatures.get(tuple(key))
+        except TypeError:  # a form of the user's own that has no hash
+            return None
         if found is None:
+            if self._given_up >= MOST_SIGNATURES and len(self._signatures) >= MOST_SIGNATURES:
+                return None
             found = self._signatures[tuple(key)] = _signature_of(layer, xs)
             if len(self._signatures) > MOST_SIGNATURES:
-                self._signatures.popitem(last=False)
+                _, oldest = self._signatures.popitem(last=False)
+                self._given_up += oldest.programs is not None
         return found
 
     def _made(
         self, layer: DeclarativeLayer, xs: Sequence[Any], signature: _Signature
     ) -> _Programs | None:
-        signature.traces += 1
-        if signature.traces > MOST_TRACES:
+        if signature.traces >= MOST_TRACES:
             signature.reason = (
                 "what the functions do, or what comes of them, changes from call to call"
             )
             return None
         try:
-            with warnings.catch_warnings():
+            # A `solve` that draws random numbers would draw others after it was called for this.
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 # torch's own, where it first loads its tracer
                 warnings.simplefilter("ignore", FutureWarning)
                 programs = _programs(layer, xs, signature)
                 if self.compiled:
                     self._compile(programs, layer, xs, signature)
-            programs.evaluation.outside.clear()  # they may have graphs, and are others at each call
-            _refuse_difference(programs, signature, layer, xs)
+                _refuse_difference(programs, signature, layer, xs)
+        except BusyError:
+            return None
         except NotAProgramError as reason:
             signature.reason = str(reason)
             return None
+        except Exception as error:  # whatever it is: the eager way raises it, or has another way
+            text = str(error).strip().splitlines() or [""]
+            signature.reason = f"it cannot be followed: {type(error).__name__}: {text[0]}"
+            return None
+        signature.traces += 1
         signature.programs = programs
         return programs
 
@@ -247,7 +270,8 @@ class ShortCalls:
         programs: _Programs,
     ) -> None:
         try:
-            _refuse_difference(programs, signature, layer, xs)
+            with torch.random.fork_rng(devices=[]):
+                _refuse_difference(programs, signature, layer, xs)
         except _DifferenceError as reason:
             signature.programs, signature.reason = None, str(reason)
             warnings.warn(
@@ -256,8 +280,14 @@ class ShortCalls:
                 DdnkitWarning,
                 stacklevel=5,
             )
-        except NotAProgramError:
-            programs.calls += 1  # nothing to compare: the call goes its own way
+        except (
+            Exception
+        ):  # nothing to compare: the call goes its own way, and says what is to be said
+            programs.calls += 1
+
+
+class _ChangedError(NotAProgramError):
+    """The functions are not what they were when they were traced."""
 
 
 class _DifferenceError(NotAProgramError):
@@ -310,6 +340,10 @@ def _unsuited(layer: DeclarativeLayer, xs: Sequence[Tensor], leads: set[torch.Si
         return "its inputs are not on the CPU"
     if layer.certify != "fast":
         return f"certify is {layer.certify!r}"
+    return _way_of_its_own(node)
+
+
+def _way_of_its_own(node: DeclarativeNode) -> str | None:
     if node.adjoint is not None or node.preferred_backward is not None:
         return "the node has a backward of its own"
     if node.fixed_point is not None:
@@ -336,7 +370,11 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     node = layer.node
     with torch.no_grad():
         inputs = _inputs(xs, signature)
+        generator = torch.get_rng_state()
         problem, solution = solve(Problem(node, inputs, len(inputs[0])))
+    if not torch.equal(generator, torch.get_rng_state()):
+        # What goes the eager way after all would be solved with other numbers than without a try.
+        raise NotAProgramError("its `solve` draws random numbers")
     y = solution.y.contiguous()
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
@@ -348,20 +386,30 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         form = Dense()  # without Python around it, it is the quicker one for longer
     if not _suited(form) or unknowns > MOST_DIAGONAL:
         raise NotAProgramError(f"the backward form is {form.name}, with {unknowns} unknowns")
+    manifold = _manifold(node)
+    if manifold is not None and not _immutable(tuple(manifold[1].values())):
+        raise NotAProgramError("its manifold holds more than numbers")
     _refuse_what_shows(problem, y)
     with torch.no_grad():
         given = _one_problem(inputs, y)
         evaluation = Evaluation(lambda: _evaluate(node, given), given)
-    outside = evaluation.outside
-    if evaluation.changes_outside:
-        raise NotAProgramError("it changes what the node holds")
+        outside, evaluation.outside = evaluation.outside, []  # not to be kept alive
+        if evaluation.changes_outside:
+            raise NotAProgramError("it changes what the node holds")
+        again = evaluation.repeated(lambda: _evaluate(node, given), given)
+        if again is None or any(a is not b for a, b in zip(outside, again, strict=True)):
+            # A tensor of numpy, or of a scripted function: in the trace it would be a constant.
+            raise NotAProgramError("it makes tensors in a way that torch does not show")
     if any(x.device.type != "cpu" or x.layout != torch.strided for x in outside):
         raise NotAProgramError("it uses a tensor that is not on the CPU")
+    if any(is_tracked(x) and all(x is not z for z in outside) for _, x in attributes(node)):
+        # Its gradient is zero, and not None: optimisers tell the two apart.
+        raise NotAProgramError("it holds a tensor that wants a gradient, and does not use it")
     problem = problem.with_captured([Captured(x) for x in outside], outside)
     limits = Limits.of(y.dtype, tolerance_of(problem, y, layer.tolerance))
     operands = problem.operands
     for shape in _shapes(len(y), unknowns):
-        figures = traced(at_solution(problem, limits, shape), [y, *operands])
+        figures = traced(at_solution(problem, limits, shape), [y, *operands], _FIGURES)
         found = figures(y, *(x.detach().contiguous() for x in operands))
         if bool(found[0]):
             break
@@ -397,6 +445,7 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         tuple(tracked),
         form.name,
         y.shape,
+        manifold,
         newton,
         torch.as_tensor(plain.status),
         torch.as_tensor(plain.iterations),
@@ -419,7 +468,7 @@ def _examples(
         inputs = _inputs(xs, signature)
         problem = Problem(layer.node, inputs, len(inputs[0]))
         y = _solution(programs, problem).y.contiguous()
-        operands = [*inputs, *(x.detach().contiguous() for x in programs.evaluation.outside)]
+        operands = [*inputs, *(x.detach().contiguous() for x in _outside(programs, problem, y))]
     yield programs.figures, [y, *operands]
     if programs.back is not None:
         rest = programs.figures(y, *operands)[_FIGURES:]
@@ -461,6 +510,32 @@ def _evaluate(node: DeclarativeNode, given: Sequence[Tensor]) -> list[Tensor]:
     return [x for x in found if isinstance(x, Tensor)]
 
 
+def _manifold(node: DeclarativeNode) -> tuple[type, dict[str, Any]] | None:
+    """What its constraints are made of. They are no functions of the node's, and none of their
+    operations is looked at."""
+    manifold = node.manifold
+    return None if manifold is None else (type(manifold), dict(getattr(manifold, "__dict__", {})))
+
+
+def _immutable(x: Any) -> bool:
+    if isinstance(x, tuple):
+        return all(map(_immutable, x))
+    return x is None or isinstance(x, (int, float, str, torch.dtype))
+
+
+def _outside(programs: _Programs, problem: Problem, y: Tensor) -> list[Tensor]:
+    """The tensors that the functions use without being given them, as they are now.
+
+    Raises:
+        _ChangedError: the functions are not those that were traced.
+    """
+    given = _one_problem(problem.inputs, y)
+    found = programs.evaluation.repeated(lambda: _evaluate(problem.node, given), given)
+    if found is None:
+        raise _ChangedError
+    return found
+
+
 def _one_problem(inputs: Sequence[Tensor], y: Tensor) -> list[Tensor]:
     return [*(x[0] for x in inputs), y[0]]
 
@@ -474,6 +549,20 @@ def _inputs(xs: Sequence[Tensor], signature: _Signature) -> list[Tensor]:
     return [x.detach().reshape(size, *x.shape[count:]).contiguous() for x in xs]
 
 
+def _wanted_outside(
+    programs: _Programs,
+    signature: _Signature,
+    layer: DeclarativeLayer,
+    xs: Sequence[Tensor],
+    y: Tensor,
+) -> list[Tensor]:
+    with torch.no_grad():
+        inputs = _inputs(xs, signature)
+        problem = Problem(layer.node, inputs, len(inputs[0]))
+        outside = _outside(programs, problem, y.reshape(programs.y_shape))
+    return [x for x in outside if x.requires_grad]
+
+
 def _refuse_difference(
     programs: _Programs, signature: _Signature, layer: DeclarativeLayer, xs: Sequence[Tensor]
 ) -> None:
@@ -484,19 +573,20 @@ def _refuse_difference(
         NotAProgramError: there is nothing to compare here.
     """
     shown = layer.certificate
+    wanted: list[Tensor] = []
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DdnkitWarning)
         own = [x.detach().requires_grad_(x.requires_grad) for x in xs]
-        wanted = [x for x in own if x.requires_grad] if programs.back else []
         found: list[list[Tensor]] = []
         try:
             for y in (_by_programs(programs, signature, layer, own), layer.eager(own)):
                 if y is None:
                     raise NotAProgramError("its figures are not clear")
-                if not found and programs.back:
-                    wanted += _outside(y, programs, len(xs))
                 solution = y.detach()
                 v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
+                if not found and programs.back:
+                    wanted = [x for x in own if x.requires_grad]
+                    wanted += _wanted_outside(programs, signature, layer, own, solution)
                 gradients = torch.autograd.grad(y, wanted, v, allow_unused=True) if wanted else ()
                 found.append(
                     [
@@ -519,13 +609,6 @@ def _refuse_difference(
             raise _DifferenceError("the program of its functions gives another gradient")
 
 
-def _outside(y: Tensor, programs: _Programs, count: int) -> list[Tensor]:
-    """The tensors beside the ``count`` inputs that a short call's y has a gradient for."""
-    saved: Any = y.grad_fn
-    pairs = zip(programs.tracked, saved.saved_tensors, strict=False)
-    return [x for k, x in pairs if k >= count]
-
-
 # -- a call ---------------------------------------------------------------------------------------------
 
 
@@ -533,42 +616,47 @@ def _by_programs(
     programs: _Programs, signature: _Signature, layer: DeclarativeLayer, xs: Sequence[Tensor]
 ) -> Tensor | None:
     """y with its certificate and its way back; None if something is not plain."""
-    node, lead = layer.node, signature.lead
+    lead = signature.lead
     with torch.no_grad():
-        inputs = _inputs(xs, signature)
-        versions = [x._version for x in xs]
-        problem = Problem(node, inputs, len(inputs[0]))
+        # Whatever is raised: the eager way knows which items to set aside, or raises it.
         try:
+            inputs = _inputs(xs, signature)
+            versions = [x._version for x in xs]
+            problem = Problem(layer.node, inputs, len(inputs[0]))
+            if programs.manifold != _manifold(problem.node):
+                return None
             solution = _solution(programs, problem)
             y = solution.y.contiguous()
             if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
                 return None
-            given = _one_problem(inputs, y)
-            outside = programs.evaluation.repeated(lambda: _evaluate(node, given), given)
+            outside = _outside(programs, problem, y)
+            if [x._version for x in xs] != versions:
+                return None
+            operands = [*inputs, *(x.detach().contiguous() for x in outside)]
+            clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
+            if not clear.item() or not _ended_well(programs, solution.status):
+                return None
         except Exception:
-            # Whatever it is: the eager way knows which items to set aside, or raises it.
             return None
-        if outside is None or [x._version for x in xs] != versions:
-            return None
-        operands = [*inputs, *(x.detach().contiguous() for x in outside)]
-        clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
-        if not clear.item() or not _ended_well(programs, solution.status):
-            return None
+        held = y.untyped_storage().data_ptr()
+        if any(held == x.untyped_storage().data_ptr() for x in operands):
+            y = y.clone()
     certificate = Certificate(
         stationarity,
         feasibility,
-        torch.as_tensor(solution.status),
-        torch.as_tensor(solution.iterations),
+        torch.as_tensor(solution.status).clone(),
+        torch.as_tensor(solution.iterations).clone(),
         tolerance_of(problem, y, layer.tolerance),
         solution.solver,
         solution.uniqueness,
         licq=licq,
-        settled=programs.all,
+        settled=programs.all.clone(),
         form=programs.form,
     )
     if len(lead) != 1:
         certificate = certificate.reshaped(lead)
-        y = y.reshape(lead + y.shape[1:])
+        # Not as a view, on which a function of its own lets nobody write.
+        y = y.reshape(lead + y.shape[1:]).data
     layer.certificate = certificate
     if programs.back is None:
         return y
@@ -583,22 +671,23 @@ def _solution(programs: _Programs, problem: Problem) -> Solution:
     newton = programs.newton
     start = None if newton is None else newton.start(problem)
     if newton is not None and start is not None:
-        given = _one_problem(problem.inputs, start)
-        outside = programs.evaluation.repeated(lambda: _evaluate(problem.node, given), given)
-        if outside is not None:
-            others = [x.detach().contiguous() for x in outside]
-            solution = newton.solve(start, [*problem.inputs, *others])
-            if solution is not None:
-                return solution
+        others = [x.detach().contiguous() for x in _outside(programs, problem, start)]
+        solution = newton.solve(start, [*problem.inputs, *others])
+        if solution is not None:
+            return solution
     node = problem.node
     if node.batched_solve and newton is None:
-        y = node.solve(*problem.inputs)
-        if type(y) is Tensor and len(y) == problem.batch_size:
-            held = y.untyped_storage().data_ptr()
-            if any(held == x.untyped_storage().data_ptr() for x in problem.inputs):
-                y = y.clone()
-            return Solution(y.detach(), programs.unknown, programs.untold)
-    return solve(problem)[1]
+        returned = node.solve(*problem.inputs)
+        if type(returned) is Tensor and len(returned) == problem.batch_size:
+            return Solution(returned.detach(), programs.unknown, programs.untold)
+        # Not to be asked twice
+        if type(returned) is Solution and not returned.aux and type(returned.y) is Tensor:
+            return replace(returned, y=returned.y.detach()).batched(problem.batch_size)
+        raise NotAProgramError("its `solve` returns something else")
+    problem, solution = solve(problem)
+    if problem.structure is not None:
+        raise NotAProgramError("y has several parts")
+    return solution
 
 
 def _ended_well(programs: _Programs, status: Any) -> bool:
@@ -653,8 +742,12 @@ class _Short(torch.autograd.Function):
         point = y.detach().reshape(programs.y_shape)
         v = v.reshape(programs.y_shape).contiguous()
         assert programs.back is not None
-        clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
-        if not clear.item():
+        try:
+            clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
+            sound = bool(clear.item())
+        except Exception:
+            sound = False
+        if not sound:
             return (None, None, None, *_eagerly(state, y, tracked, v.reshape(y.shape)))
         layer, before = state.layer, state.certificate
         state.certificate = replace(before, adjoint_residual=residual.reshape(before.licq.shape))
@@ -674,23 +767,38 @@ def _plain_on_the_way_back(v: Tensor) -> bool:
 
 def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> list[Tensor | None]:
     """The gradients of the same call made anew, the eager way."""
-    layer = state.layer
-    given = _one_problem(
-        state.operands[: len(state.xs)], y.detach().reshape(state.programs.y_shape)
-    )
-    with torch.no_grad():
-        again = state.programs.evaluation.repeated(lambda: _evaluate(layer.node, given), given)
-    if again is None:
+    layer, programs = state.layer, state.programs
+    at = dict(zip(programs.tracked, tracked, strict=True))
+    xs = [at.get(k, x) for k, x in enumerate(state.xs)]
+    inputs, point = state.operands[: len(xs)], y.detach().reshape(programs.y_shape)
+    same = programs.manifold == _manifold(layer.node)
+    try:
+        with torch.no_grad():
+            outside = _outside(programs, Problem(layer.node, inputs, len(point)), point)
+    except _ChangedError:
+        same = False
+    # What does not lie in memory as a program has it was copied: a change of it does not show there.
+    if not same or not all(
+        torch.equal(a.detach().reshape(b.shape), b)
+        for a, b in zip([*xs, *outside], state.operands, strict=True)
+    ):
         raise InputError(
-            f"{type(layer.node).__name__}: its functions are not what they were when the layer was called. "
-            "What they use was changed before backward(), so that the gradient would be another "
-            "problem's: call backward() first, or pass it to the layer as an input"
+            f"{type(layer.node).__name__}: its functions, or what they use, are not what they were when the "
+            "layer was called. They were changed before backward(), so that the gradient would be another "
+            "problem's: call backward() first, or pass what changes to the layer as an input"
         )
-    at = dict(zip(state.programs.tracked, tracked, strict=True))
     shown, graph = layer.certificate, torch.is_grad_enabled()
+    # A solver that starts there ends at the same solution where there are several.
+    start = y.detach() if type(layer.node).solve is DeclarativeNode.solve else None
     with torch.enable_grad():
-        y = layer.eager([at.get(k, x) for k, x in enumerate(state.xs)])
-        found = torch.autograd.grad(y, tracked, v, create_graph=graph, allow_unused=True)
+        found_y = layer.eager(xs, start)
+        size = torch.linalg.vector_norm
+        if not bool(size(found_y.detach() - y.detach()) <= _SAME * size(y.detach())):
+            raise InputError(
+                f"{type(layer.node).__name__}: solved again, for a derivative of a derivative or for want of "
+                "accuracy, it has another solution. A `solve` is to give the same y for the same inputs"
+            )
+        found = torch.autograd.grad(found_y, tracked, v, create_graph=graph, allow_unused=True)
     if shown is not state.certificate:
         layer.certificate = shown
     return list(found)

@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from ddnkit_manifolds import Sphere
@@ -16,7 +17,9 @@ from torch import nn
 
 import ddnkit
 from ddnkit import DeclarativeLayer, DeclarativeNode
+from ddnkit.programs import program, short_calls
 from ddnkit.programs.program import NotAProgramError, traced
+from ddnkit.solvers.newton import Newton
 
 # -- programs ------------------------------------------------------------------------------------------
 
@@ -728,6 +731,353 @@ def test_a_tensor_of_the_scope_that_is_made_anew_each_time():
     assert layer.short.taken > 11
     gc.collect()
     assert sum(x() is not None for x in dead) == 1
+
+
+# -- hostile nodes and callers -------------------------------------------------------------------------
+
+
+class Chosen(Penalty):
+    """Two values are computed at each call, and one of them is returned."""
+
+    chosen = 0
+
+    def objective(self, a, b, y):
+        return [(w * (y - a) ** 2 + (y - b) ** 2).sum() for w in (1.0, 9.0)][self.chosen]
+
+    def solve(self, a, b):
+        return (a + b) / 2
+
+
+def test_the_value_that_is_returned_is_looked_at():
+    node = Chosen(None)
+    layer = short(node)
+    a, b = a_and_b()
+    assert d_a(layer, a, b) == pytest.approx(0.5, rel=1e-9)
+    assert layer.short.taken > 0
+    node.chosen = 1
+    assert d_a(layer, a, b) == pytest.approx(0.9, rel=1e-9)
+
+
+class Pot(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.ones((), dtype=torch.float64))
+
+    def forward(self, y, a):
+        return self.weight * (y - a) ** 2
+
+
+OUT_OF_SIGHT = {
+    "numpy": lambda array: lambda y, a: torch.from_numpy(array) * (y - a) ** 2,
+    "typed": lambda array: lambda y, a: torch.DoubleTensor(array.tolist()) * (y - a) ** 2,
+    "dlpack": lambda array: lambda y, a: torch.from_dlpack(array) * (y - a) ** 2,
+    "vmap": lambda array: torch.vmap(lambda y, a: float(array[0]) * (y - a) ** 2),
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_SIGHT)
+def test_tensors_made_out_of_sight_are_no_constants(kind):
+    array = np.ones(1)
+    value = OUT_OF_SIGHT[kind](array)
+
+    class Hidden(Penalty):
+        def objective(self, a, b, y):
+            return (value(y, a) + (y - b) ** 2).sum()
+
+        def solve(self, a, b):
+            return (array[0] * a + b) / (array[0] + 1)
+
+    layer = short(Hidden(None))
+    a, b = a_and_b()
+    for weight in (1.0, 9.0, 3.0):
+        array[:] = weight
+        assert d_a(layer, a, b) == pytest.approx(weight / (1 + weight), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_function_is_no_constant():
+    scripted = torch.jit.script(Pot())
+
+    class Scripted(Penalty):
+        def objective(self, a, b, y):
+            return (scripted(y, a) + (y - b) ** 2).sum()
+
+        def solve(self, a, b):
+            return (scripted.weight * a + b) / (scripted.weight + 1)
+
+    layer = short(Scripted(None))
+    a, b = a_and_b()
+    for weight in (1.0, 9.0):
+        scripted.weight.fill_(weight)
+        assert d_a(layer, a, b) == pytest.approx(weight / (1 + weight), rel=1e-9)
+
+
+class Shifted(DeclarativeNode):
+    """y = x + w: both gradients are v, and that of c is zero."""
+
+    input_dims = (1, 1, 1)
+    batched_solve = True
+
+    def objective(self, x, w, c, y):
+        return (y - x - w).square().sum() - c.sum()
+
+    def solve(self, x, w, c):
+        return x + w
+
+
+def test_what_callers_write_on_is_theirs():
+    layer = short(Shifted())
+    xs = [torch.rand(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    for _ in range(3):
+        v = torch.ones(2, 3, dtype=torch.float64)
+        found = torch.autograd.grad(layer(*xs), xs, v)
+        for g, right in zip(found, (1.0, 1.0, 0.0), strict=True):
+            assert torch.allclose(g, torch.full_like(g, right))
+            g.fill_(7.0)
+        assert bool((v == 1).all())
+        certificate = layer.certificate
+        assert certificate.verdicts() == ["trusted"] * 2
+        for figure in (certificate.licq, certificate.feasibility, certificate.settled):
+            figure.zero_()
+        certificate.status.fill_(3)
+    for _ in range(2):
+        layer(*xs).sum().backward()
+        xs[0].grad.mul_(1.0)
+    assert len({x.grad.data_ptr() for x in xs}) == 3
+    assert torch.allclose(xs[0].grad, torch.full_like(xs[0], 2.0)) and not bool(xs[2].grad.any())
+    assert layer.short.taken >= 5
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_y_may_be_written_on(lead):
+    layer = short(Projection())
+    xs = inputs(layer.node, lead)
+    layer(*xs)
+    y = layer(*xs)
+    y.add_(1.0)
+    assert layer.short.taken >= 2
+    assert torch.allclose(y.detach(), eager(layer.node)(*xs).detach() + 1)
+
+
+def test_y_shares_no_memory_with_a_parameter():
+    class Held(DeclarativeNode):
+        input_dims = (1,)
+        batched_solve = True
+
+        def __init__(self):
+            self.p = nn.Parameter(torch.ones(1, 3))
+
+        def objective(self, x, y):
+            return (y - self.p[0]).square().sum() + 0 * x.sum()
+
+        def solve(self, x):
+            return self.p.detach()
+
+    layer = short(Held())
+    for _ in range(2):
+        with torch.no_grad():
+            layer(torch.ones(1, 3)).zero_()
+    assert layer.short.taken > 0
+    assert bool((layer.node.p == 1).all())
+
+
+def test_functions_that_fail_outside_of_transforms_go_the_eager_way():
+    class Failing(Projection):
+        fails = False
+
+        def objective(self, x, w, y):
+            plain = not (y.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(y))
+            if self.fails and plain and not torch.is_grad_enabled():
+                raise ValueError("not like this")
+            return super().objective(x, w, y)
+
+    for traced_first in (True, False):
+        node = Failing()
+        layer = short(node)
+        xs = inputs(node, (2,))
+        if traced_first:
+            layer(*xs)
+        node.fails = True
+        assert_same(layer, eager(Projection()), xs)
+
+
+def test_inference_tensors_are_taken():
+    layer = short(Projection())
+    xs = [x.detach() for x in inputs(layer.node, (2,))]
+    layer(*xs)
+    with torch.inference_mode():
+        made = [x.clone() for x in xs]
+    assert torch.equal(layer(*made), layer(*xs))
+
+
+@pytest.mark.parametrize("change", ["replaced", "copied input", "number"])
+def test_no_second_derivative_of_another_problem(change):
+    node = Penalty(torch.tensor(1.0, dtype=torch.float64))
+    layer = short(node)
+    a, b = a_and_b()
+    transposed = b.detach().t().clone()
+    b = transposed.t()
+    layer(a, b)
+    y = layer(a, b)
+    assert layer.short.taken >= 2
+    if change == "copied input":
+        transposed.mul_(3.0)
+    else:
+        node.weight = torch.tensor(9.0, dtype=torch.float64) if change == "replaced" else 9.0
+    with pytest.raises((ddnkit.InputError, RuntimeError)):
+        torch.autograd.grad(y.sum(), a, create_graph=True)
+
+
+class Double(DeclarativeNode):
+    """Two minima, ±√x: a start that moves from call to call."""
+
+    input_dims = (1,)
+    side = 1.0
+
+    def objective(self, x, y):
+        return (y.square() - x).square().sum()
+
+    def initial_point(self, x):
+        return self.side * (x + 1)
+
+
+def test_a_second_derivative_is_that_of_the_solution_that_was_found():
+    node = Double()
+    layer = short(node)
+    x = torch.full((2, 1), 4.0, dtype=torch.float64, requires_grad=True)
+    layer(x)
+    y = layer(x)
+    assert layer.short.taken >= 2
+    node.side = -1.0
+    (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (h,) = torch.autograd.grad(g.sum(), x)
+    assert torch.allclose(g, torch.full_like(g, 0.25)) and torch.allclose(
+        h, torch.full_like(h, -1 / 32)
+    )
+    assert torch.allclose(layer(x), torch.full_like(x, -2.0))
+
+
+def test_settings_of_node_and_solver_that_change_are_seen():
+    node = Projection()
+    layer, xs = short(node), inputs(node, (2,))
+    gradients(layer, xs)
+    node.tolerance = 1e-30
+    with pytest.warns(ddnkit.DdnkitWarning):
+        gradients(layer, xs)
+    node.tolerance = None
+    node.adjoint = lambda x, w, y, v: (v, v)
+    with pytest.warns(ddnkit.DdnkitWarning):  # it is wrong
+        gradients(layer, xs)
+    assert any("backward of its own" in reason for reason in layer.short.reasons())
+    solved = Free()
+    solved.solver = Newton()
+    layer, xs = short(solved), inputs(solved, (2,))
+    gradients(layer, xs)
+    solved.solver.max_iterations = 1
+    other = eager(solved)
+    for one in (layer, other):
+        with pytest.warns(ddnkit.DdnkitWarning):
+            one(*xs)
+    assert torch.equal(layer.certificate.status, other.certificate.status)
+
+
+def test_a_manifold_that_changes_is_seen():
+    node = OnSphere()
+    layer = short(node)
+    x, w = inputs(node, (2,))
+    x = (x / x.norm(dim=-1, keepdim=True)).detach().requires_grad_()
+    assert_same(layer, eager(node), [x, w])
+    taken = layer.short.taken
+    assert taken > 0
+    node.manifold = None
+    assert_same(layer, eager(node), [x, w])
+    assert layer.short.taken == taken
+
+
+def test_random_numbers_come_as_they_would():
+    class Drawing(Projection):
+        def solve(self, x, w):
+            torch.rand(1)
+            return super().solve(x, w)
+
+    for node in (Projection(), Drawing()):
+        drawn = []
+        for layer in (short(node), eager(node)):
+            xs = inputs(node, (2,))
+            torch.manual_seed(0)
+            for _ in range(12):
+                layer(*xs)
+            drawn.append(torch.rand(1))
+        assert torch.equal(*drawn)
+
+
+def test_a_busy_tracer_is_asked_again():
+    layer, xs = short(Projection()), inputs(Projection(), (2,))
+    with program._TRACING:
+        layer(*xs)
+    assert layer.short.taken == 0
+    layer(*xs)
+    assert layer.short.taken > 0
+
+
+def test_a_solve_is_asked_once_and_old_tensors_are_let_go():
+    class Counting(Projection):
+        calls = 0
+
+        def solve(self, x, w):
+            self.calls += 1
+            return ddnkit.Solution(super().solve(x, w))
+
+        def objective(self, x, w, y):
+            return super().objective(x, w, y) + 0 * (self.outside * y).sum()
+
+    node = Counting()
+    base = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    node.outside = base * 1
+    layer, xs = short(node), inputs(node, (2,))
+    layer(*xs)
+    before, calls = weakref.ref(node.outside), node.calls
+    node.outside = base * 1
+    layer(*xs)
+    assert node.calls == calls + 1 and layer.short.taken >= 2
+    gc.collect()
+    assert before() is None
+
+
+def test_an_unused_parameter_has_a_gradient_of_zero():
+    node = Weighted()
+    node.unused = nn.Parameter(torch.ones(2))
+    layer = short(node)
+    for _ in range(2):
+        layer(*inputs(node, (2,))).sum().backward()
+    assert node.unused.grad is not None and not bool(node.unused.grad.any())
+
+
+@pytest.mark.parametrize("scales", [(1e-6, 1e30), (1e30, 1.0)])
+def test_sizes_beyond_squares_are_judged_alike(scales):
+    layer, other = short(Projection(), policy="nan"), eager(Projection(), policy="nan")
+    xs = [x.detach() for x in inputs(layer.node, (2,), torch.float32)]
+    layer(*xs)
+    xs = [x * scale for x, scale in zip(xs, scales, strict=True)]
+    layer(*xs), other(*xs)
+    assert layer.certificate.verdicts() == other.certificate.verdicts()
+
+
+def test_many_sizes_in_turn_are_not_traced_for_ever(monkeypatch):
+    monkeypatch.setattr(short_calls, "MOST_SIGNATURES", 2)
+    layer = short(Projection())
+    for _ in range(2):
+        for size in range(1, 6):
+            layer(*inputs(layer.node, (size,)))
+    taken = layer.short.taken
+    for size in (1, 2, 3, 4, 5):
+        layer(*inputs(layer.node, (size,)))
+    assert layer.short.taken - taken <= 2
+
+
+def test_powers_in_place_are_followed():
+    found = traced(lambda x: ((x + 1).pow_(3),), [torch.ones(3)])(torch.full((3,), 2.0))
+    assert torch.equal(found[0], torch.full((3,), 27.0))
 
 
 @pytest.mark.long
