@@ -106,7 +106,8 @@ class Certificate:
         adjoint_residual: relative residual of the adjoint system; None before the backward pass and
             for forms that solve none.
         licq: least over largest singular value of the constraints' gradients, each of unit length; 0
-            where they are dependent (harmless if they agree), 1 without constraints.
+            where some are taken as dependent (harmless if they agree), unless the margin of the others
+            is itself too small; 1 without constraints.
         saddle: how negative the least curvature is, relative to the largest, where what solved the adjoint
             system shows that it is; 0 where not; None before the backward pass, where nothing showed it,
             and where it is a minimum.
@@ -229,9 +230,9 @@ class Certificate:
 
     def _nearly_dependent(self, licq: Tensor) -> Tensor:
         # Rounding of the constraints' gradients moves their span by eps/licq. Dependent to working
-        # precision is another thing, and harmless: one constraint said twice.
-        uncertain = torch.finfo(licq.dtype).eps / self.tolerance if self.tolerance else 0.0
-        return (licq > self._rounding) & (licq < uncertain)
+        # precision is another thing, and harmless: one constraint said twice. What decides between the
+        # two is the rank that gradients are computed with, which makes of it a margin of 0.
+        return (licq > 0) & (licq < _clear_margin(licq.dtype, self.tolerance))
 
     @property
     def _rounding(self) -> float:
@@ -292,6 +293,11 @@ class Certificate:
         return f"{verdict}: {', '.join(parts)} (tolerance {self.tolerance:.0e})"
 
 
+def _clear_margin(dtype: torch.dtype, tolerance: float) -> float:
+    """From where on rounding moves the span of constraints by no more than the tolerance."""
+    return torch.finfo(dtype).eps / tolerance if tolerance else 0.0
+
+
 def tolerance_of(problem: Problem, y: Tensor, asked: float | None) -> float:
     """The tolerance asked for, else the node's, else that of the dtype."""
     if asked is not None:
@@ -324,7 +330,7 @@ def measure(
         error = feasibility = licq = y.new_full((problem.batch_size,), torch.nan)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
-        error, feasibility, licq, uneven = _backward_errors(problem, y, gradient)
+        error, feasibility, licq, uneven = _backward_errors(problem, y, gradient, tolerance)
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
     settled = torch.maximum(error, feasibility) <= _SETTLED * torch.finfo(error.dtype).eps
@@ -351,7 +357,7 @@ def measure(
 
 
 def _backward_errors(
-    problem: Problem, y: Tensor, gradient: Tensor
+    problem: Problem, y: Tensor, gradient: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     step = STEP[y.dtype]
     manifold = problem.manifold
@@ -360,12 +366,13 @@ def _backward_errors(
     own = problem.constraints(y)
     nu = sigma = None
     licq = torch.ones_like(feasibility)
+    clear = _clear_margin(y.dtype, tolerance)
     if own is not None:
         jacobian = constraint_jacobian(problem, y)
         assert jacobian is not None
-        nu, licq = multipliers_and_margin(jacobian, gradient)
+        nu, licq = multipliers_and_margin(jacobian, gradient, clear)
         if problem.kinks is not None:  # a kink that is not active in an item is a row of zeros
-            licq = _margin_without_kinks(problem, y, gradient)
+            licq = _margin_without_kinks(problem, y, gradient, clear)
         residual = residual - apply(jacobian.mT, nu)
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
         sizes = distinct(jacobian)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
@@ -436,12 +443,12 @@ def _backward_errors(
     return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
 
 
-def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
+def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor, clear: float) -> Tensor:
     bare = problem.with_kinks(None)
     jacobian = constraint_jacobian(bare, y) if bare.has_constraints(y) else None
     if jacobian is None:
         return y.new_ones(len(y))
-    return multipliers_and_margin(jacobian, gradient)[1]
+    return multipliers_and_margin(jacobian, gradient, clear)[1]
 
 
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:
@@ -556,7 +563,9 @@ def _infeasible(certificate: Certificate) -> str:
 
 def _not_stationary(certificate: Certificate) -> str:
     licq = certificate.licq
-    degenerate = licq is not None and not bool((licq > certificate._rounding).all())
+    degenerate = licq is not None and not bool(
+        (licq >= _clear_margin(licq.dtype, certificate.tolerance)).all()
+    )
     return (
         f"not stationary: backward error {_worst(certificate.stationarity)} {_held(certificate)}; "
         "(a) the solver stopped early, (b) it solves another problem than the objective states"

@@ -19,7 +19,7 @@ from torch.func import grad, vmap
 
 from .linalg.items import apply, distinct, merged
 from .linalg.kkt import without_bad_items
-from .linalg.rows import IndependentRows, least_margin, rows_of
+from .linalg.rows import rows_of
 from .problem import Problem, derivative, flat
 from .transforms import under_transform
 
@@ -67,12 +67,14 @@ def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     return rows_of(A).multipliers(flat(gradient))
 
 
-def multipliers_and_margin(jacobian: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """`least_squares_multipliers`, and `IndependentRows.margin` for any A, (B,): 0 if rows depend."""
+def multipliers_and_margin(
+    jacobian: Tensor, gradient: Tensor, clear: float
+) -> tuple[Tensor, Tensor]:
+    """`least_squares_multipliers`, and of the rows that these take as independent the least over the largest
+    singular value, (B,): 0 where others depend on them, unless the margin is below ``clear``."""
     (A,) = without_bad_items(distinct(jacobian))
     rows = rows_of(A)
-    margin = rows.margin if isinstance(rows, IndependentRows) else least_margin(A)
-    return rows.multipliers(flat(gradient)), margin.expand(len(jacobian))
+    return rows.multipliers(flat(gradient)), rows.margin(clear).expand(len(jacobian))
 
 
 def pseudo_inverse(jacobian: Tensor) -> Tensor:

@@ -30,6 +30,15 @@ class DependentRows(NamedTuple):
     sizes: Tensor
     right: Tensor
 
+    def margin(self, clear: float) -> Tensor:
+        """Least over largest singular value of those that are not 0, (B,), where that is below ``clear``;
+        else 0 where rows depend on others."""
+        kept = self.sizes > 0
+        least = self.sizes.masked_fill(~kept, torch.inf).amin(dim=-1)
+        margin = torch.where(kept.any(dim=-1), least / self.sizes.amax(dim=-1), 0.0)
+        dependent = kept.sum(dim=-1) < self.left.shape[-2]
+        return torch.where(dependent & (margin >= clear), 0.0, margin)
+
     def basis(self) -> Tensor:
         """Orthonormal columns (B, m, k) that span the rows, with columns of zero beyond the rank."""
         return (self.right * (self.sizes > 0).unsqueeze(-1)).mT
@@ -89,9 +98,8 @@ class IndependentRows(NamedTuple):
     gram: Tensor
     inverse: Tensor
 
-    @property
-    def margin(self) -> Tensor:
-        """Least over largest singular value of the unit rows, (B,)."""
+    def margin(self, clear: float) -> Tensor:
+        """Least over largest singular value of the unit rows, (B,); none of them is 0."""
         values = torch.linalg.eigvalsh(self.gram)
         return (values[..., 0] / values[..., -1]).sqrt()
 
@@ -140,6 +148,14 @@ def rows_of(A: Tensor, eps: float | None = None) -> IndependentRows | DependentR
     rows = independent_rows(A)
     if rows is not None:
         return rows
+    # In float32 the singular vectors would be known to the rounding that is to be told from a difference.
+    wide = A if A.device.type == "mps" else A.double()
+    known = max(torch.finfo(A.dtype).eps, eps or 0.0)
+    found = _by_singular_values(wide, known)
+    return DependentRows(*(x.to(A.dtype) for x in found))
+
+
+def _by_singular_values(A: Tensor, eps: float) -> DependentRows:
     unit, length = unit_rows(A)
     if A.shape[-2] <= A.shape[-1]:
         # Householder's QR first: columns of very different size keep their own digits in it, which the
@@ -150,10 +166,8 @@ def rows_of(A: Tensor, eps: float | None = None) -> IndependentRows | DependentR
     else:
         left, sizes, right = torch.linalg.svd(unit, full_matrices=False)
     rounding = max(A.shape[-2:]) * torch.finfo(A.dtype).eps
-    sizes = torch.where(sizes > rounding * sizes[..., :1], sizes, 0.0)
-    if eps is not None and eps > torch.finfo(A.dtype).eps:
-        sizes = torch.where(_dependent_to(eps, unit, left), 0.0, sizes)
-    return DependentRows(length, left, sizes, right)
+    dependent = (sizes <= rounding * sizes[..., :1]) | _dependent_to(eps, unit, left)
+    return DependentRows(length, left, sizes.masked_fill(dependent, 0.0), right)
 
 
 def _dependent_to(eps: float, unit: Tensor, left: Tensor) -> Tensor:
@@ -187,15 +201,6 @@ def independent_rows(A: Tensor) -> IndependentRows | None:
         if not bool((values[..., 0] > enough * values[..., -1]).all()):
             return None
     return IndependentRows(unit, length, gram, inverse)
-
-
-def least_margin(A: Tensor) -> Tensor:
-    """Least over largest singular value of A's rows at unit length, (B,): 0 where they depend."""
-    if A.shape[-2] > A.shape[-1]:  # more rows than columns
-        return A.new_zeros(len(A))
-    values = torch.linalg.svdvals(unit_rows(A)[0])
-    largest = values[..., 0]
-    return torch.where(largest > 0, values[..., -1] / largest, 0.0)
 
 
 def unit_rows(A: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 import math
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 from bounds import condition, factorised, rounding
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode
+from ddnkit.backward import Dense
 from ddnkit.certificate import TOLERANCE
 
 
@@ -185,3 +188,98 @@ def check_dependent(node, form, A, t, v):
     kappa = condition(coupling(torch.float64)) * condition(W / W.norm(dim=-1, keepdim=True)) ** 2
     bound = factorised(t, 11, condition=kappa) + 10 * 1e-12 * kappa
     assert float((found - right).norm() / right.norm()) < bound
+
+
+class InUnits(Projection):
+    """The same with unknowns y' = y/s, each in its own unit."""
+
+    input_dims = (1, 2, 1)
+
+    def objective(self, t, A, s, y):
+        return ((s * y - t) ** 2).sum() / 2
+
+    def equality_constraints(self, t, A, s, y):
+        return A @ (s * y)
+
+    def solve(self, t, A, s):
+        return at_right_angles(t, A).to(t.dtype) / s
+
+
+def at_right_angles(t, A):
+    """t less its part in the span of A's rows, however near these are to dependent."""
+    with mpmath.workdps(50):
+        convert = np.vectorize(lambda value: mpmath.mpf(float(value)), otypes=[object])
+        kept = []
+        for row in convert(A.numpy()):
+            for _ in range(2):
+                for q in kept:
+                    row = row - (q @ row) * q
+            if row @ row > 0:
+                kept.append(row / mpmath.sqrt(row @ row))
+        left = convert(t.detach().numpy())
+        for q in kept:
+            left = left - (q @ left) * q
+        return torch.tensor([float(x) for x in left], dtype=torch.float64)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    rows=st.integers(2, 4),
+    more=st.integers(1, 4),
+    roundings=st.floats(-1, 5),
+    units=st.sampled_from([0, 3, 12]),
+    tangent=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_rows_at_any_distance_from_dependent(dtype, rows, more, roundings, units, tangent, seed):
+    """The last row is 10^roundings eps from a sum of the others."""
+    torch.manual_seed(seed)
+    n = rows + more
+    A, weights = torch.randn(rows, n).double(), torch.randn(rows - 1).double()
+    basis = torch.linalg.qr(A[:-1].T).Q
+    last, off = weights @ A[:-1], A[-1] - basis @ (basis.T @ A[-1])
+    A[-1] = last + 10**roundings * rounding(dtype) * last.norm() * off / off.norm()
+    A = (A.to(dtype) * 2.0 ** torch.randint(-20, 21, (rows, 1))).to(dtype)
+    t, v = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+    if tangent:  # multipliers of 0, of whatever rows: stationarity says nothing about them
+        t = at_right_angles(t, A).to(dtype)
+    # Powers of 2, which round nothing.
+    s = (2.0 ** torch.randint(-units, units + 1, (n,))).to(dtype)
+    check_right_or_not_trusted(A, t, v, s)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "apart"), [(torch.float32, 2e-6), (torch.float64, 6e-15), (torch.float64, 2e-15)]
+)
+def test_two_rows_beside_each_other(dtype, apart):
+    A = torch.tensor([[1.3, 0.7, 0.2], [1.3, 0.7, 0.2 + apart]], dtype=dtype)
+    t, v = torch.tensor([0.3, -0.8, 1.7], dtype=dtype), torch.tensor([1.0, 2, 3], dtype=dtype)
+    check_right_or_not_trusted(A, t, v, torch.ones_like(t))
+
+
+def check_right_or_not_trusted(A, t, v, s):
+    """In every form: the gradient of independent rows, or that of dependent ones where they are nearer
+    than rounding tells, or it is not trusted."""
+    rows, n = A.shape
+    margins = [torch.linalg.svdvals(scaled(x.double())) for x in (A, A * s)]
+    margin = min(float(values[-1] / values[0]) for values in margins)
+    right = [at_right_angles(v, A)]
+    # Taken as dependent are a margin of max(p, m) roundings, which singular values are known to; and rows
+    # with |u'A| <= 4 eps |u|'|A|, entry by entry, which is 4 sqrt(p) at most.
+    if margin < rounding(A, 2 * n + 4 * rows**0.5):
+        right.append(at_right_angles(v, A[:-1]))
+    # The margin of a verdict is that of one of the two units; so far does rounding of the rows turn their
+    # span.
+    bound = rounding(A, n, condition=TOLERANCE[A.dtype] / rounding(A))
+    for form in ("auto", "dense", "krylov", "embedded_field", Dense(schur=True)):
+        given = t.clone().requires_grad_()
+        layer = DeclarativeLayer(InUnits(), form, policy="nan")
+        (found,) = torch.autograd.grad(s * layer(given, A, s), given, v)
+        if layer.certificate.verdicts() == ["trusted"]:
+            assert min(float((found - x).norm()) for x in right) < bound * float(v.norm()), form
+
+
+def scaled(A):
+    """A with rows of unit length."""
+    return A / A.norm(dim=-1, keepdim=True)
