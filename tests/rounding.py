@@ -17,7 +17,8 @@ With u the unit roundoff, ξ uniform in [−1, 1], and n the number of terms tha
   it. No kernel is worse: vector units, blocks and trees add fewer terms in a row. (Higham and Mary,
   *A new approach to probabilistic rounding error analysis*, 2019.) Nothing moves where no order
   rounds: one term alone, or multiples of 2⁻¹⁰ that stay small.
-* norms and variances: relative to themselves, by ξ u √n, of n terms each.
+* norms and variances: relative to themselves, by ξ u √n, of n terms each; a norm of one term that is
+  not zero, and whose square is exact, not at all: neither is its root.
 * factorisations: those of A + E with |E| ≤ u max|A| in rows and columns that have more than their
   diagonal entry, so that ‖E‖₂ ≲ √n u ‖A‖₂; orthogonal factors Q besides as Q(I + E), |E| ≤ u.
 * elementary functions (exp, log, tanh, …): one unit in the last place, where they are not exact.
@@ -58,6 +59,7 @@ _RELATIVE = {
     "linalg_vector_norm", "norm", "var", "std", "var_mean", "logsumexp", "_softmax", "_log_softmax",
     "prod", "mse_loss", "logcumsumexp",
 }  # fmt: skip
+_NORMS = {"linalg_vector_norm", "norm"}
 _OF_ONE_DIMENSION = {"_softmax", "_log_softmax", "logcumsumexp"}
 _FACTORISATIONS = {
     "_linalg_eigh", "_linalg_svd", "linalg_qr", "linalg_cholesky_ex", "linalg_lu_factor_ex",
@@ -137,7 +139,13 @@ class Rounding(TorchDispatchMode):
         if name in _RELATIVE:
             if name in _OF_ONE_DIMENSION and x.ndim:
                 return math.sqrt(x.shape[args[1]])
-            return lambda result: math.sqrt(x.numel() / result.numel())
+            moves = 1.0
+            if name in _NORMS:
+                scaled = x * 32.0
+                exact = (scaled == scaled.round()) & (x.abs() < 2.0**7)  # squares of 24 digits
+                terms = func(torch.where(exact, x != 0, 2.0).double(), *args[1:], **kwargs)
+                moves = (terms > 1).double()
+            return lambda result: math.sqrt(x.numel() / result.numel()) * moves
         return 2.0  # an ulp is up to 2u of a value
 
     def _move(self, name: str, result: Tensor, size: Any) -> None:
