@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .captured import Captured, substituted
 from .errors import InputError
-from .recording import Recorder, Trace
+from .recording import Held, Recorder, Trace, version
 from .solution import Solution
 from .structure import Structure
 
@@ -260,6 +261,7 @@ class Problem:
         return self._each(self._joined(self.node.precondition), y, v)
 
     def _joined(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def joined(*xs: Any, **named: Any) -> Any:
             value = function(*xs, **named)
             return value if self.structure is None else self.structure.join(value)
@@ -267,6 +269,27 @@ class Problem:
         return joined
 
     def _each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
+        before = version(y)
+        values = self._of_each(function, y, v)
+        if version(y) != before:
+            self._refuse_work_in_place(
+                "objective"
+                if function == self.node.objective
+                else getattr(function, "__name__", "objective")
+            )
+        return values
+
+    def _refuse_work_in_place(self, function: str) -> None:
+        # Torch refuses it where it records, and nowhere else: y is another one from there on.
+        name = {"_flat_constraints": "equality_constraints", "kinks": "objective"}.get(
+            function, function
+        )
+        raise InputError(
+            f"{type(self.node).__name__}.{name} changes y in place, which is the layer's: work on a copy "
+            "(y.clone()), or without the underscore (y / s for y.div_(s))"
+        )
+
+    def _of_each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
         tensors = self.operands
         count = len(tensors) - len(self.captured)
         batched = self.operands_batched
@@ -354,8 +377,14 @@ class Problem:
 
     def _recorded(self, point: Tensor) -> Recorded:
         problem = self._changed(_traces=[])
+        # By their values: not every way of writing on a tensor counts as one.
+        before = Held(point)
         values = problem.objective(point)
+        if before.differs(Held(point)):
+            self._refuse_work_in_place("objective")
         constraints = problem._own_constraints(point)
+        if before.differs(Held(point)):
+            self._refuse_work_in_place("equality_constraints")
         assert problem._traces is not None
         return Recorded(Evaluation(point, values), constraints, problem._traces)
 

@@ -178,7 +178,7 @@ class Held:
     ):
         # One that the evaluation made itself is not kept alive.
         self.tensor, self.place = tensor if keep else None, place
-        self.shape, self.version = tensor.shape, _version(tensor)
+        self.shape, self.version = tensor.shape, version(tensor)
         self.drawn: bytes | None = None
         # A blank one holds what was in that memory before.
         self._sample = None if blank else _sample(tensor)
@@ -240,7 +240,8 @@ def _sample(x: Tensor) -> np.ndarray[Any, Any] | None:
     return np.asarray(values.flat[:: x.numel() // _SAMPLED + 1])
 
 
-def _version(x: Tensor) -> int:
+def version(x: Tensor) -> int:
+    """How often x was written on, as torch counts it; -1 where it does not."""
     return -1 if x.is_inference() else x._version
 
 
@@ -315,7 +316,7 @@ class Recorder(TorchFunctionMode):
                 trace.kinks += [(step, point) for point in kink_points(name, given, kwargs, result)]
         made, on = f"#{len(trace.steps)}", frozenset(depends)
         if name in _BLANK and isinstance(result, Tensor):
-            made = f"blank {_version(result)}"
+            made = f"blank {version(result)}"
         self._keep(result, made, on)
         if depends and _in_place(name) and args and isinstance(args[0], Tensor):
             self._wrote(args[0], made, on)
@@ -371,8 +372,8 @@ class Recorder(TorchFunctionMode):
             return made[1], made[2]
         # A constant, from outside or made here: its values count, not where they come from.
         key = self._constants.get(id(x))
-        if key is None or key[0]() is not x or key[1].version != _version(x):
-            blank = known and made is not None and made[1] == f"blank {_version(x)}"
+        if key is None or key[0]() is not x or key[1].version != version(x):
+            blank = known and made is not None and made[1] == f"blank {version(x)}"
             held = Held(x, _place(), keep=not known, blank=blank)
             held.drawn = self._drawn_from([x])
             key = self._constants[id(x)] = weakref.ref(x), held, f"@{len(self.trace.outside)}"

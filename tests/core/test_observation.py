@@ -380,6 +380,38 @@ def test_an_objective_that_writes_on_its_input_is_refused():
         layer(inputs(1, torch.float64))
 
 
+def _where_torch_records_nothing(y):
+    return y if y.requires_grad else y.mul_(1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("write", [_where_torch_records_nothing, _by_numpy, _by_data])
+@pytest.mark.parametrize("function", ["objective", "equality_constraints"])
+def test_a_function_that_writes_on_y_is_refused(function, write, batch, dtype):
+    """Where nothing is recorded, as for tied entries and constraints, torch lets them, and y was lost."""
+
+    class Writes(DeclarativeNode):
+        input_dims = (1,)
+        batched_solve = False
+
+        def objective(self, x, y):
+            y = write(y) if function == "objective" else y
+            return ((y - x) ** 2).sum() / 2 + y.amax()
+
+        def equality_constraints(self, x, y):
+            y = write(y) if function == "equality_constraints" else y
+            return y.sum()[None] - 1
+
+        def solve(self, x):
+            return torch.full_like(x, 1 / len(x))
+
+    x = torch.tensor([0.1, 0.2, 0.3], dtype=dtype).repeat(batch, 1).requires_grad_()
+    layer = DeclarativeLayer(Writes())
+    with pytest.raises((InputError, RuntimeError), match=r"changes y in place|grad.*numpy"):
+        layer(x).sum().backward()
+
+
 def test_an_input_that_is_changed_before_the_way_back_is_refused():
     layer = DeclarativeLayer(node(lambda self, x, y: square(x.exp(), y), lambda self, x: x.exp()))
     x = inputs(1, torch.float64)
