@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import shutil
 import threading
 import warnings
 import weakref
@@ -593,6 +594,9 @@ def test_a_program_that_errs_is_found_and_given_up():
 
 
 @pytest.mark.long
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler"
+)
 @pytest.mark.parametrize("node", [Projection, ByNewton, Network, Transport])
 def test_compiled_programs_give_the_same(node):
     layer = DeclarativeLayer(node(), compile=True)
