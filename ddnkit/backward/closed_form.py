@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..linalg.kkt import relative
 from ..problem import Problem
+from ..recording import version
 from ..solution import Adjoint
 from .form import BackwardForm, TangentSolve
 from .matrix_free import by_size
@@ -57,6 +58,9 @@ class ClosedForm(BackwardForm):
     ) -> tuple[list[Tensor], Tensor | None]:
         """See `BackwardForm.adjoint`."""
         node, structure = problem.node, problem.structure
+        # What it is given of v is its own; y and the inputs are what the caller holds.
+        lent = [("y", y), *((f"input {i}", x) for i, x in enumerate(problem.inputs))]
+        given = [(name, x, version(x)) for name, x in lent if isinstance(x, Tensor)]
         if structure is not None:
             y, v = structure.split(y), structure.split(v)
         try:
@@ -74,6 +78,12 @@ class ClosedForm(BackwardForm):
                 f"{name}.adjoint takes no argument `aux`, by which it is given what {name}.solve keeps "
                 f"({', '.join(aux)}): `def adjoint(self, …, y, v, aux)`"
             ) from error
+        for name, x, before in given:
+            if version(x) != before:
+                raise InputError(
+                    f"{type(node).__name__}.adjoint changes {name} in place, which is the caller's: work on "
+                    "a copy (x.clone()), or without the underscore (x / s for x.div_(s))"
+                )
         gradients = list(found.gradients)
         self._validate(problem, gradients)
         tensors = [i for i, x in enumerate(problem.inputs) if isinstance(x, Tensor)]

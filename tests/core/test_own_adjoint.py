@@ -393,3 +393,26 @@ def test_the_banks_own_adjoint_passes():
     node = testing.AffineWithAdjoint()
     layer = DeclarativeLayer(node, policy="raise")
     pulled(layer, [x.double() for x in node.sample_inputs()])
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("written", ["x", "y"])
+@pytest.mark.parametrize("certify", ["off", "fast", "full"])
+def test_an_adjoint_that_writes_on_what_the_caller_holds_is_refused(written, batch, certify):
+    class Writes(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return ((y - x) ** 2).sum() / 2
+
+        def solve(self, x):
+            return x.clone()
+
+        def adjoint(self, x, y, v):
+            (x if written == "x" else y).mul_(3)
+            return (v.clone(),)
+
+    x = torch.ones(*batch, 3, dtype=torch.float64, requires_grad=True)
+    y = DeclarativeLayer(Writes(), certify=certify)(x)
+    with pytest.raises(ddnkit.InputError, match=r"adjoint .*in place"):
+        y.sum().backward()
