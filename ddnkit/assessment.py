@@ -58,8 +58,8 @@ _MOVED_BY = 4
 _SLOPE_ROUNDINGS = 16
 #: What the gradient moves by then may by chance be this much less than what rounding can make of it.
 _CHANCE = 16
-#: Refinements of a step, each by 16 digits: an entry of 1e-78 may be off by 6 of its own first.
-_STEPS_OF_SMALL = 2
+#: Refinements of a step, while it leads no nearer.
+_STEPS_OF_SMALL = 4
 #: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
 _SEED = 0x5EED_A55E
 
