@@ -143,7 +143,7 @@ class Rounding(TorchDispatchMode):
             if name in _NORMS:
                 scaled = x * 32.0
                 exact = (scaled == scaled.round()) & (x.abs() < 2.0**7)  # squares of 24 digits
-                terms = func(torch.where(exact, x != 0, 2.0).double(), *args[1:], **kwargs)
+                terms = func(torch.where(exact, x != 0, 2.0).to(x), *args[1:], **kwargs)
                 moves = (terms > 1).double()
             return lambda result: math.sqrt(x.numel() / result.numel()) * moves
         return 2.0  # an ulp is up to 2u of a value
