@@ -630,7 +630,7 @@ def _by_programs(
             if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
                 return None
             outside = _outside(programs, problem, y)
-            if [x._version for x in xs] != versions:
+            if [x._version for x in xs] != versions or _swapped(layer, outside):
                 return None
             operands = [*inputs, *(x.detach().contiguous() for x in outside)]
             clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
@@ -688,6 +688,13 @@ def _solution(programs: _Programs, problem: Problem) -> Solution:
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
     return solution
+
+
+def _swapped(layer: DeclarativeLayer, outside: Sequence[Tensor]) -> bool:
+    """Whether a tensor stands in for a parameter, as in torch.func.functional_call: it will be gone from the
+    node when a second derivative is asked for, for which the eager way is prepared."""
+    others = [x for x in outside if x.requires_grad and type(x) is not torch.nn.Parameter]
+    return bool(others) and any(x is p for p in layer.parameters() for x in others)
 
 
 def _ended_well(programs: _Programs, status: Any) -> bool:

@@ -678,6 +678,33 @@ def test_parameters_are_trained_replaced_and_swapped():
     assert torch.equal(y, other(*xs))
 
 
+class ModuleNode(nn.Module, Projection):
+    """A node that is a module itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 1.5, dtype=torch.float64))
+
+    def objective(self, x, w, y):
+        return (self.weight.exp() * w * (y - x) ** 2).sum()
+
+    def solve(self, x, w):
+        return Projection.solve(self, x, w * self.weight.detach().exp())
+
+
+def test_second_derivatives_for_parameters_that_were_swapped_in():
+    layer, xs = short(ModuleNode()), inputs(Projection(), (2,))
+    gradients(layer, xs)
+    found = []
+    for one in (layer, eager(layer.node)):
+        weight = torch.linspace(0, 1, 4, dtype=torch.float64, requires_grad=True)
+        y = torch.func.functional_call(one, {"node.weight": weight * 1}, tuple(xs))
+        (first,) = torch.autograd.grad(y[:, 0].sum(), weight, create_graph=True)
+        found.append((first, *torch.autograd.grad(first.square().sum(), [weight, *xs])))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b)
+
+
 def test_threads():
     layer, xs = short(Projection()), inputs(Projection(), (3,))
     right = gradients(eager(layer.node), xs)[1][0]
