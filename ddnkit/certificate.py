@@ -60,7 +60,7 @@ _MOST_ERROR = 5e-3
 
 
 #: Roundings within which y is as good as it can be known, and those of a single unknown's own scale.
-_SETTLED = 64
+SETTLED = 64
 _SETTLED_EACH = 1e4
 
 
@@ -232,7 +232,7 @@ class Certificate:
         # Rounding of the constraints' gradients moves their span by eps/licq. Dependent to working
         # precision is another thing, and harmless: one constraint said twice. What decides between the
         # two is the rank that gradients are computed with, which makes of it a margin of 0.
-        return (licq > 0) & (licq < _clear_margin(licq.dtype, self.tolerance))
+        return (licq > 0) & (licq < clear_margin(licq.dtype, self.tolerance))
 
     @property
     def _rounding(self) -> float:
@@ -293,7 +293,7 @@ class Certificate:
         return f"{verdict}: {', '.join(parts)} (tolerance {self.tolerance:.0e})"
 
 
-def _clear_margin(dtype: torch.dtype, tolerance: float) -> float:
+def clear_margin(dtype: torch.dtype, tolerance: float) -> float:
     """From where on rounding moves the span of constraints by no more than the tolerance."""
     return torch.finfo(dtype).eps / tolerance if tolerance else 0.0
 
@@ -333,7 +333,7 @@ def measure(
         error, feasibility, licq, uneven = _backward_errors(problem, y, gradient, tolerance)
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
-    settled = torch.maximum(error, feasibility) <= _SETTLED * torch.finfo(error.dtype).eps
+    settled = torch.maximum(error, feasibility) <= SETTLED * torch.finfo(error.dtype).eps
     if uneven is not None:
         settled = settled.logical_and_(uneven.logical_not_())
     status = torch.as_tensor(solution.status, device=y.device)
@@ -366,7 +366,7 @@ def _backward_errors(
     own = problem.constraints(y)
     nu = sigma = None
     licq = torch.ones_like(feasibility)
-    clear = _clear_margin(y.dtype, tolerance)
+    clear = clear_margin(y.dtype, tolerance)
     if own is not None:
         jacobian = constraint_jacobian(problem, y)
         assert jacobian is not None
@@ -564,7 +564,7 @@ def _infeasible(certificate: Certificate) -> str:
 def _not_stationary(certificate: Certificate) -> str:
     licq = certificate.licq
     degenerate = licq is not None and not bool(
-        (licq >= _clear_margin(licq.dtype, certificate.tolerance)).all()
+        (licq >= clear_margin(licq.dtype, certificate.tolerance)).all()
     )
     return (
         f"not stationary: backward error {_worst(certificate.stationarity)} {_held(certificate)}; "

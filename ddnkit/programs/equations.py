@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from ..certificate import SETTLED, clear_margin
 from ..lagrangian import objective_gradient, vjp
 from ..problem import Problem, flat
 
@@ -55,18 +56,25 @@ class Limits(NamedTuple):
         rounding: largest stationarity and infeasibility, so that nothing better is to be had.
         residual: largest residual of the adjoint system, relative.
         pivot: least pivot of a factor of a matrix with unit diagonal.
+        margin: least margin of the constraints' rows, as the certificate has it.
     """
 
     rounding: float
     residual: float
     pivot: float
+    margin: float
 
     @classmethod
     def of(cls, dtype: torch.dtype, tolerance: float) -> Limits:
         """For problems of that type."""
         eps = torch.finfo(dtype).eps
         residual = 1e-5 if dtype == torch.float32 else 1e-9
-        return cls(min(tolerance, 64 * eps), min(tolerance, residual), eps**0.25)
+        return cls(
+            min(tolerance, SETTLED * eps),
+            min(tolerance, residual),
+            eps**0.25,
+            clear_margin(dtype, tolerance),
+        )
 
 
 def at_solution(
@@ -94,7 +102,8 @@ def at_solution(
             scale = scale + times(size.mT, here.rows.nu.abs())
             feasibility = _largest_ratio(here.rows.h, times(size, Y.abs()))
             licq = here.rows.margin
-            clear += [here.rows.pivot >= limits.pivot, feasibility <= limits.rounding]
+            clear += [here.rows.pivot >= limits.pivot, licq >= limits.margin]
+            clear.append(feasibility <= limits.rounding)
         stationarity = _largest_ratio(r, scale)
         system, pivot = factorised(here, shape)
         clear += [stationarity <= limits.rounding, pivot >= limits.pivot]

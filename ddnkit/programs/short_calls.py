@@ -280,9 +280,8 @@ class ShortCalls:
                 DdnkitWarning,
                 stacklevel=5,
             )
-        except (
-            Exception
-        ):  # nothing to compare: the call goes its own way, and says what is to be said
+        except Exception:
+            # Nothing to compare: the call goes its own way, and says what is to be said.
             programs.calls += 1
 
 
@@ -752,7 +751,7 @@ class _Short(torch.autograd.Function):
         try:
             clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
             sound = bool(clear.item())
-        except Exception:
+        except Exception:  # whatever a system with no solution throws: the eager way knows it
             sound = False
         if not sound:
             return (None, None, None, *_eagerly(state, y, tracked, v.reshape(y.shape)))

@@ -261,14 +261,19 @@ def gradients(layer, xs, weights=None):
     return y, torch.autograd.grad(y, wanted, v)
 
 
+def assert_close(found, right, dtype=torch.float64):
+    """Both are of rounding times a condition of 1e4 or less: half of the digits are left, and to spare."""
+    close = 100 * torch.finfo(dtype).eps ** 0.5
+    for a, b in zip(found, right, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        a, b = a.detach(), b.detach()
+        assert float((a - b).norm()) <= close * float(b.norm() + 1)
+
+
 def assert_same(layer, other, xs, dtype=torch.float64):
     """Both keep half of their digits: the systems here are of condition 1e4 and less."""
     (y, found), (there, right) = gradients(layer, xs), gradients(other, xs)
-    close = torch.finfo(dtype).eps ** 0.5
-    for a, b in zip((y, *found), (there, *right), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        a, b = a.detach(), b.detach()
-        assert float((a - b).norm()) <= 100 * close * float(b.norm() + 1)
+    assert_close((y, *found), (there, *right), dtype)
     assert layer.certificate.verdicts() == other.certificate.verdicts()
     assert layer.certificate.form == other.certificate.form
 
@@ -1130,6 +1135,4 @@ def test_whatever_is_asked_for_in_a_row(data):
             fresh = eager(node)
             (y, found), (there, right) = gradients(layer, xs), gradients(fresh, xs)
         if fresh.certificate.verdicts() == ["trusted"] * max(1, len(fresh.certificate.verdicts())):
-            for a, b in zip((y, *found), (there, *right), strict=True):
-                a, b = a.detach(), b.detach()
-                assert float((a - b).norm()) <= 1e-5 * float(b.norm() + 1)
+            assert_close((y, *found), (there, *right))
