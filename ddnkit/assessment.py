@@ -41,6 +41,7 @@ from .lagrangian import (
     constraint_jacobian,
     lagrangian_gradient,
     least_squares_multipliers,
+    multipliers_at,
     pseudo_inverse,
 )
 from .linalg.items import apply
@@ -388,15 +389,8 @@ def _violation(problem: Problem, y: Tensor) -> Tensor:
 
 def _multipliers(problem: Problem, y: Tensor) -> Tensor:
     """ν of `ddnkit.lagrangian.constraint_set`."""
-    gradient = problem.gradient(y)
-    if problem.has_constraints(y):
-        A = constraint_jacobian(problem, y)
-        assert A is not None
-        return least_squares_multipliers(A, gradient)
-    if problem.manifold is not None:
-        sigma: Tensor = problem.manifold.multipliers(y, gradient)
-        return sigma
-    return flat(gradient)[:, :0]
+    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    return multipliers_at(problem, y, problem.gradient(y), A)
 
 
 def _slope(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:

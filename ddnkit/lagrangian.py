@@ -67,6 +67,19 @@ def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     return rows_of(A).multipliers(flat(gradient))
 
 
+def multipliers_at(problem: Problem, y: Tensor, gradient: Tensor, A: Tensor | None) -> Tensor:
+    """ν of the problem's `constraint_set` for a gradient (B, *y), from the Jacobian A if there is one.
+
+    In numbers alone: torch.func lets nothing leave torch on its way, as numpy does.
+    """
+    if A is not None:
+        return least_squares_multipliers(A, gradient)
+    if problem.manifold is not None:
+        sigma: Tensor = problem.manifold.multipliers(y, gradient)
+        return sigma
+    return flat(gradient)[:, :0]
+
+
 def multipliers_and_margin(
     jacobian: Tensor, gradient: Tensor, clear: float
 ) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from .lagrangian import (
     constraint_jacobian,
     lagrangian_gradient,
     least_squares_multipliers,
+    multipliers_at,
 )
 from .node_state import NodeState
 from .perturbation import perturbed
@@ -216,12 +217,7 @@ def _beside(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
 def _error_at(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
     gradient = problem.gradient(y)
     A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
-    if A is not None:
-        nu = least_squares_multipliers(A, gradient)
-    elif problem.manifold is not None:
-        nu = problem.manifold.multipliers(y, gradient)
-    else:
-        nu = flat(gradient)[:, :0]
+    nu = multipliers_at(problem, y, gradient, A)
     step = torch.finfo(y.dtype).eps ** (1 / 3)
     m = flat(y).shape[1]
 

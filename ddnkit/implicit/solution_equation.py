@@ -35,6 +35,7 @@ from ..lagrangian import (
     hessian_product,
     lagrangian_gradient,
     least_squares_multipliers,
+    multipliers_at,
     objective_gradient,
     pushforward,
     stationarity,
@@ -92,12 +93,7 @@ def _in_numbers(
     gradient, right = problem.gradient(y), -flat(v)
     parametric = problem.has_constraints(y)
     A = constraint_jacobian(problem, y) if parametric else None
-    if A is not None:
-        nu = least_squares_multipliers(A, gradient)
-    elif problem.manifold is not None:
-        nu = problem.manifold.multipliers(y, gradient)
-    else:
-        nu = right[:, :0]
+    nu = multipliers_at(problem, y, gradient, A)
     with torch.enable_grad():
         chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
         moved, variable = replaced(problem, wrt, chosen), y.detach().requires_grad_()
