@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,14 @@ def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[s
         if user.interrupted:  # and the code caught it
             raise KeyboardInterrupt
     return value, undone
+
+
+def is_subclass(value: Any, base: type) -> bool:
+    """Whether ``value``, which may be anything, is ``base`` or a class below it.
+
+    In Python 3.10 ``list[int]`` is an instance of type as well, and issubclass raises of it.
+    """
+    return isinstance(value, type) and typing.get_origin(value) is None and issubclass(value, base)
 
 
 def call_apart(work: Callable[[], T], what: str) -> T:

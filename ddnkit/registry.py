@@ -22,7 +22,7 @@ from typing import Any
 
 from . import installed
 from .errors import PluginError, PluginWarning, nearest_choice, plain
-from .importing import described, import_apart
+from .importing import described, import_apart, is_subclass
 from .installed import Distribution
 
 #: What each group's members must be; the base class is named, not imported, to stay free of torch.
@@ -403,7 +403,7 @@ def _base(group: str) -> type:
 
 def _validate(plugin: Plugin, value: Any) -> None:
     base = _base(plugin.group)
-    if not (isinstance(value, type) and issubclass(value, base)):
+    if not is_subclass(value, base):
         raise PluginError(
             f"plugin {plugin} is not a subclass of ddnkit.{base.__name__}, "
             f"which the group ddnkit.{plugin.group} asks for; it is {_shown(value)}"

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from .. import registry
 from ..errors import InputError, PluginError, nearest_choice
-from ..importing import described, import_apart
+from ..importing import described, import_apart, is_subclass
 from ..node import DeclarativeNode
 
 #: What the names of modules begin with that were imported by path.
@@ -55,8 +55,7 @@ def _class_in_file(path: Path, class_name: str) -> type[DeclarativeNode]:
     nodes = {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, DeclarativeNode)
+        if is_subclass(value, DeclarativeNode)
         and value is not DeclarativeNode
         and value.__module__ == module.__name__
     }

@@ -12,7 +12,7 @@ import click
 
 from .. import registry
 from ..errors import InputError, PluginError, nearest_choice
-from ..importing import described
+from ..importing import described, is_subclass
 from ..recipe.find import shipped
 from ..recipe.load import load
 from ..recipe.pipeline import Pipeline
@@ -121,8 +121,7 @@ def _settings(model: type[Settings]) -> list[Row]:
 
 
 def _settings_below(annotation: Any) -> list[Row]:
-    below = isinstance(annotation, type) and issubclass(annotation, Settings)
-    return _settings(annotation) if below else []
+    return _settings(annotation) if is_subclass(annotation, Settings) else []
 
 
 def _parameters(value: Any) -> list[Row]:

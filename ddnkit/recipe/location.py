@@ -7,6 +7,7 @@ from typing import Any
 
 import pydantic
 
+from ..importing import is_subclass
 from .source import Key
 
 
@@ -51,6 +52,6 @@ def keys_at(model: type[pydantic.BaseModel], path: Key) -> set[str]:
 
 
 def _models(annotation: Any) -> list[type[pydantic.BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+    if is_subclass(annotation, pydantic.BaseModel):
         return [annotation]
     return [model for member in typing.get_args(annotation) for model in _models(member)]

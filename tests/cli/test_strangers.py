@@ -5,12 +5,14 @@ Each lies in a folder on the path, as an installed one does, and is met by a pro
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -384,23 +386,23 @@ def test_a_value_that_the_pipeline_cannot_use_is_refused(given: str, tmp_path: P
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-@pytest.mark.parametrize("name", ["entry_points.txt", "METADATA"])
-@pytest.mark.parametrize("what", ["pipe", "link to a pipe", "device"])
-def test_what_one_could_wait_for_forever_is_passed_over(
-    name: str, what: str, tmp_path: Path
-) -> None:
+def test_what_one_could_wait_for_forever_is_passed_over(tmp_path: Path) -> None:
     """torch looks for extensions by Python's own reader, and would wait."""
-    file = tmp_path / "stuck-1.0.dist-info" / name
-    file.parent.mkdir()
-    if what == "device":
-        file.symlink_to("/dev/zero")
-    elif what == "pipe":
-        os.mkfifo(file)
-    else:
-        os.mkfifo(tmp_path / "pipe")
-        file.symlink_to(tmp_path / "pipe")
-    if name == "METADATA":
-        (file.parent / "entry_points.txt").write_text("[torch.backends]\nx = no_such_module:load\n")
+    os.mkfifo(tmp_path / "pipe")
+    make: dict[str, Callable[[Path], None]] = {
+        "pipe": os.mkfifo,
+        "link": lambda file: file.symlink_to(tmp_path / "pipe"),
+        "device": lambda file: file.symlink_to("/dev/zero"),
+    }
+    stuck = {}
+    for what, name in itertools.product(make, ["entry_points.txt", "METADATA"]):
+        of = f"{what}_{name[0]}"
+        file = stuck[of] = tmp_path / f"{of}-1.0.dist-info" / name
+        file.parent.mkdir()
+        make[what](file)
+        if name == "METADATA":
+            points = file.with_name("entry_points.txt")
+            points.write_text("[torch.backends]\nx = no_such_module:load\n")
     commands = [["list", "heads"], ["check", "quadratic_on_sphere", "--examples", "1"]]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
@@ -408,5 +410,6 @@ def test_what_one_could_wait_for_forever_is_passed_over(
     )  # fmt: skip
     listed, checked = json.loads(done.stdout)["found"]
     assert listed[0] == 0 and "nearest_etf" in listed[1]
-    assert "stuck 1.0" in listed[1] and str(file) in listed[1]
+    for of, file in stuck.items():
+        assert f"{of} 1.0" in listed[1] and str(file) in listed[1], (of, listed[1])
     assert checked[0] == 0, checked

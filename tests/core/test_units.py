@@ -440,7 +440,7 @@ class Ray(DeclarativeNode):
         return x.clone()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     decades=st.tuples(st.floats(0, 12), st.floats(0, 12)),
     form=st.sampled_from(list(FORMS)),

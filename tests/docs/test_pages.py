@@ -129,8 +129,9 @@ class Reader:
 
     def _take_toml(self, block: Block) -> None:
         if sys.version_info < (3, 11):
-            return
-        import tomllib
+            import tomli as tomllib  # pytest's own
+        else:
+            import tomllib
 
         groups = tomllib.loads(block.text).get("project", {}).get("entry-points", {})
         for group in groups:

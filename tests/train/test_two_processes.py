@@ -274,6 +274,7 @@ def test_the_command_refuses_them_before_there_is_a_folder(tmp_path: Path) -> No
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_torchrun_starts_a_run_too(recorded: dict[str, Work], tmp_path: Path) -> None:
     recipe, folder, _ = recorded[named(BY_TORCHRUN)]
     out = tmp_path / "run"
