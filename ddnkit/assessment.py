@@ -211,21 +211,22 @@ def _units(problem: Problem, y: Tensor, nu: Tensor, curvature: Tensor) -> Tensor
     """Units of curvature 1, where y's own do not tell the least curvature, and rounding is not what does."""
     if problem.manifold is not None or bool((curvature >= _told(y)).all()):
         return None
-
-    def diagonal(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
-        assert nu is not None
-        G, ones = hessian_operator(problem, y, nu), torch.ones_like(flat(y))
-        columns = (G(torch.nn.functional.pad(ones[:, j : j + 1], (j, len(ones[0]) - j - 1)))[:, j]
-                   for j in range(ones.shape[-1]))  # fmt: skip
-        return torch.stack(list(columns), dim=-1)
-
-    h = diagonal(problem, y, nu)
-    noise = uncertainty(diagonal, h, problem, y, nu, torch.finfo(y.dtype).eps)
+    h = _diagonal(problem, y, nu)
+    noise = uncertainty(_diagonal, h, problem, y, nu, torch.finfo(y.dtype).eps)
     if not bool((h > NOISE_FACTOR * noise).any()):
         return None
     # A unit for all unknowns of an item, or for none.
     known = ((h > NOISE_FACTOR * noise) & h.isfinite()).all(dim=-1, keepdim=True)
     return torch.where(known, torch.where(known, h, 1.0).rsqrt(), 1.0)
+
+
+def _diagonal(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+    """That of the Hessian of the Lagrangian, (B, m), by a product for each unknown."""
+    assert nu is not None
+    G, ones = hessian_operator(problem, y, nu), torch.ones_like(flat(y))
+    columns = (G(torch.nn.functional.pad(ones[:, j : j + 1], (j, len(ones[0]) - j - 1)))[:, j]
+               for j in range(ones.shape[-1]))  # fmt: skip
+    return torch.stack(list(columns), dim=-1)
 
 
 def _curvatures_in(
@@ -360,22 +361,38 @@ def _stepped(
     better = problem.manifold.retract(y, step) if on_manifold else y + step
     before, after = _violation(problem, y), _violation(problem, better)
     worse = (after <= 0.5 * before).logical_not_()
-    for _ in range(_STEPS_OF_SMALL if not on_manifold and bool(worse.any()) else 0):
-        # Of an entry that is nothing beside others, a probability of 1e-78, the step is rounding of theirs:
-        # once more for what it leaves, less what constraints take of that, and each entry is right by itself.
-        left = right - hessian_operator(problem, y, nu)(tangent)
-        if parametric:
-            A = constraint_jacobian(problem, y)
-            assert A is not None
-            left = left - apply(
-                A.mT, least_squares_multipliers(A * size.unsqueeze(-2), left * size)
-            )
-        tangent = tangent + numbers.solve_tangent(problem, y, nu, left.unsqueeze(0)).squeeze(0)
+    if on_manifold or not bool(worse.any()):
+        return better, before, after
+    # Of an entry that is nothing beside others, a probability of 1e-78, the step is rounding of theirs: once
+    # more for what it leaves, less what constraints take of that. What large entries leave again is rounding,
+    # and of a small one may still be more than all of it: a small one takes the rest by its own curvature.
+    curvature = hessian_operator(problem, y, nu)
+
+    def left_by(tangent: Tensor) -> Tensor:
+        left = right - curvature(tangent)
+        if not parametric:
+            return left
+        A = constraint_jacobian(problem, y)
+        assert A is not None
+        return left - apply(A.mT, least_squares_multipliers(A * size.unsqueeze(-2), left * size))
+
+    own = torch.zeros_like(right)
+    if right.shape[-1] <= _ALL_CURVATURES:
+        h, size_of_all = _diagonal(problem, y, nu), flat(y).abs()
+        small = size_of_all <= torch.finfo(y.dtype).eps ** 0.5 * size_of_all.amax(-1, keepdim=True)
+        own = torch.where(small & (h > 0), h, torch.inf).reciprocal()
+    for _ in range(_STEPS_OF_SMALL):
+        tangent = tangent + numbers.solve_tangent(
+            problem, y, nu, left_by(tangent).unsqueeze(0)
+        ).squeeze(0)
+        tangent = tangent + own * left_by(tangent)
         refined = y + (normal + tangent).reshape(y.shape)
         after_refined = _violation(problem, refined)
         nearer = worse & (after <= after_refined).logical_not_()
         better = torch.where(nearer.reshape(-1, *[1] * (y.ndim - 1)), refined, better)
         after = torch.where(nearer, after_refined, after)
+        if bool((after <= 0.5 * before)[worse].all()):
+            break
     return better, before, after
 
 

@@ -31,7 +31,7 @@ NUMERIC = [
 ]  # fmt: skip
 
 #: Tests of whole nodes by promised tolerances, whose parts other tests show.
-SLOW = ["core/test_sweep.py", "core/test_problem_bank.py", "checking", "fuzz"]
+SLOW = ["core/test_sweep.py", "core/test_problem_bank.py"]
 
 
 @dataclass(frozen=True)
