@@ -6,6 +6,7 @@ Small networks use two cores poorly: a job on one core each gets more done.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from ..recipe.recipe import Variant
 from .folder import RunFolder
 from .job import How, label
 from .progress import Display
+from .stopping import interrupted_by
 from .team import Team
 
 if TYPE_CHECKING:
@@ -37,20 +39,21 @@ def run_in_teams(
 ) -> None:
     """Run all jobs of ``queue`` in so many teams of ``devices`` processes.
 
-    The first interrupt lets the jobs save their state; a second one ends them at once.
+    The first interrupt, or SIGTERM, lets the jobs save their state; a second one ends them at once.
     """
     pool = _Pool(queue, folder, display, devices, how, threads_each(teams * devices))
     ended = [threading.Event() for _ in range(teams)]
-    try:
-        for event in ended:
-            threading.Thread(target=pool.serve, args=(event,), daemon=True).start()
-        _wait(ended)
-    except KeyboardInterrupt:
-        pool.ask_to_stop()
-        _wait(ended)
-        raise
-    finally:
-        pool.kill()
+    with interrupted_by(signal.SIGTERM):
+        try:
+            for event in ended:
+                threading.Thread(target=pool.serve, args=(event,), daemon=True).start()
+            _wait(ended)
+        except KeyboardInterrupt:
+            pool.ask_to_stop()
+            _wait(ended)
+            raise
+        finally:
+            pool.kill()
     if pool.trouble:
         raise pool.trouble[0]
 

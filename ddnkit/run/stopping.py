@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 
 class Stop:
-    """Whether this process was asked to stop."""
+    """Whether this process was asked to stop.
 
-    def __init__(self) -> None:
+    Args:
+        patient: a second request changes nothing, as in a process that others ask, and end.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
         self._asked = False
+        self._patient = patient
 
     def ask(self) -> None:
         """Ask to stop."""
@@ -29,18 +34,37 @@ class Stop:
 
         Only the main thread receives signals: elsewhere nothing changes.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self._asked:
+            if self._asked and not self._patient:
                 raise KeyboardInterrupt
             self._asked = True
 
-        before = {number: signal.signal(number, handle) for number in signals}
-        try:
+        with _handled(handle, signals):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Take each of ``signals`` as an interrupt from the keyboard."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(handle, signals):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(
+    handle: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from .. import registry
 from ..recipe.load import load
 from .distributed import leave
 from .folder import RunFolder
-from .job import Ended, How, label, run_job
+from .job import Ended, How, failed, label, run_job
 from .stopping import Stop
 
 #: Progress is sent at most so often, in seconds.
@@ -33,7 +33,7 @@ def main(path: str) -> None:
     folder = RunFolder(Path(path))
     recipe = load(str(folder.recipe))
     variants = {variant.name: variant for variant in recipe.variants}
-    stop = Stop()
+    stop = Stop(patient=True)  # a cluster may ask every process, and the parent does too
     last = 0.0
 
     def update(done: int, total: int, figures: dict[str, float]) -> None:
@@ -58,8 +58,11 @@ def main(path: str) -> None:
                     update=update,
                     stopping=stop,
                 )
-        except KeyboardInterrupt:
-            ended = Ended("interrupted", f"interrupted {label(variant.name, request['seed'])}")
+        except KeyboardInterrupt as error:
+            if stop():
+                ended = Ended("interrupted", f"interrupted {label(variant.name, request['seed'])}")
+            else:  # nobody asked: raised by the code of a plugin
+                ended = failed(folder.job(variant.name, request["seed"]), error)
         print(json.dumps({"ended": asdict(ended)}), file=answers, flush=True)
     leave()
 

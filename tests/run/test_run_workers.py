@@ -19,6 +19,10 @@ from typing import ClassVar
 from ddnkit import InputError, Job, Pipeline
 
 
+class Own(BaseException):
+    """Of the plugin's own."""
+
+
 class Toy(Pipeline):
     """Records a known row, or behaves badly in a given way for a given seed."""
 
@@ -31,6 +35,10 @@ class Toy(Pipeline):
         if self.trouble and job.seed == 1:
             if self.trouble == "raise":
                 raise ValueError("on purpose")
+            if self.trouble == "base":
+                raise Own("on purpose")
+            if self.trouble == "interrupt":
+                raise KeyboardInterrupt
             if self.trouble == "exit":
                 os._exit(7)
             if self.trouble == "input":
@@ -41,6 +49,20 @@ class Toy(Pipeline):
         for step in range(1, 4):
             job.progress(step, 3, {"loss": 1 / step})
             job.record({"epoch": step, "step": step, "train_loss": self.speed / step + job.seed})
+
+
+class Saves(Toy):
+    """Runs until it is asked to stop, and saves its state then."""
+
+    resumable: ClassVar[bool] = True
+
+    def run(self, job: Job) -> None:
+        (job.folder / "state").mkdir(exist_ok=True)
+        while not job.stopping():
+            Path(f"running-{job.seed}").touch()
+            time.sleep(0.02)
+        (job.folder / "state" / "saved").touch()
+        raise KeyboardInterrupt
 '''
 RECIPE = "pipeline: toy_workers\nseeds: [0, 1, 2]\nsweep: {speed: [1.0, 2.0]}\n"
 #: A shell leaves its background jobs deaf to an interrupt, and they their children.
@@ -56,11 +78,14 @@ def environment(tmp_path, monkeypatch):
     info = site / "toy-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ddnkit.pipelines]\ntoy_workers = toy_workers:Toy\n")
+    (info / "entry_points.txt").write_text(
+        "[ddnkit.pipelines]\ntoy_workers = toy_workers:Toy\ntoy_saves = toy_workers:Saves\n"
+    )
     (site / "toy_workers.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
     Path("race.yaml").write_text(RECIPE)
-    return {**os.environ, "PYTHONPATH": str(site)}
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def run(environment, *arguments):
@@ -90,6 +115,8 @@ def test_workers_write_what_one_process_writes(environment):
     [
         pytest.param("raise", 1, 4, "ValueError: on purpose", marks=pytest.mark.long),
         ("exit", 1, 4, "status 7"),
+        pytest.param("base", 1, 4, "Own: on purpose", marks=pytest.mark.long),
+        pytest.param("interrupt", 1, 4, "KeyboardInterrupt", marks=pytest.mark.long),
         ("input", 2, None, "the data are missing"),
     ],
 )
@@ -126,6 +153,29 @@ def test_an_interrupt_ends_the_workers_and_the_run_can_be_resumed(environment):
     resumed = run(environment, "--jobs", "2", "--out", "x", "--resume", "-s", "trouble=hang")
     assert resumed.returncode == 0, resumed.stderr
     assert len(list(Path("x").glob("runs/*/seed-*/done.json"))) == 6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ask", [os.kill, os.killpg], ids=["one", "all"])
+def test_sigterm_saves_what_runs_side_by_side(environment, ask):
+    """A cluster sends it to the process that it knows, or to all of its group."""
+    Path("saves.yaml").write_text("pipeline: toy_saves\nseeds: [0, 1]\n")
+    process = subprocess.Popen(
+        [*COMMAND[:-1], "saves.yaml", "--jobs", "2", "--out", "x"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not all(Path(f"running-{seed}").exists() for seed in (0, 1)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    ask(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert len(list(Path("x").glob("runs/*/seed-*/state/saved"))) == 2
 
 
 def test_cores_are_used_by_default(environment):
