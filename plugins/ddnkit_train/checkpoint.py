@@ -8,6 +8,7 @@ gone on from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddnkit import DamagedFileError
+from ddnkit import DamagedFileError, DdnkitError
 
 from .engine import Engine
 from .sharding import load_whole_state, whole_state
@@ -178,22 +179,43 @@ def write_sealed(file: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         write: given the path of a temporary file in the same folder.
+
+    Raises:
+        ddnkit.DdnkitError: the system refused it, as a full disk does; what was in ``file`` is there still.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    write(part)
-    digest = _digest(part, part.stat().st_size)
-    with part.open("ab") as stream:
-        stream.write(_SEAL + digest)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+        except RuntimeError:  # torch's own words, which name neither file nor reason
+            _try_to_write(part)
+            raise
+        digest = _digest(part, part.stat().st_size)
+        with part.open("ab") as stream:
+            stream.write(_SEAL + digest)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()  # a disk that is full needs the room
+        kept = "the one saved before is kept" if file.is_file() else "there is none yet"
+        raise DdnkitError(
+            f"{file}: the state cannot be saved: {error.strerror or error}; {kept}"
+        ) from error
     if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
         folder = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _try_to_write(part: Path) -> None:
+    """Write on at the end of a file, so that a system that refuses it says why."""
+    with part.open("ab") as stream:
+        stream.write(bytes(1 << 16))
 
 
 def read_sealed(file: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import hashlib
 import os
@@ -25,7 +26,7 @@ from ddnkit_train import read_sealed, write_sealed
 from safetensors.torch import load_file
 from training_stand_ins import start
 
-from ddnkit import DamagedFileError
+from ddnkit import DamagedFileError, DdnkitError
 from ddnkit.cli import main
 from ddnkit.recipe.load import load
 from ddnkit.run.folder import RunFolder
@@ -254,6 +255,40 @@ def test_a_damaged_checkpoint_leaves_the_other_jobs_alone(run_of: Path, stopped:
     assert result.exit_code == 2, result.output
     assert str(file) in result.stderr
     assert (run_of / "runs" / "default" / "seed-1" / "done.json").exists()
+
+
+class Full:
+    """A file of which the system takes so many bytes, as a full disk does, whatever torch says of it."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def __enter__(self) -> None:
+        resource = pytest.importorskip("resource")
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, self.before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+@pytest.mark.parametrize("room", [0, 500, 50_000, 400_100])
+def test_a_state_that_the_disk_has_no_room_for_leaves_the_one_before(
+    room: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "state" / "checkpoint.pt"
+    state = {"weights": torch.zeros(100_000)}
+    write_sealed(file, functools.partial(torch.save, {"step": 1}))
+    before = file.read_bytes()
+    with Full(room), pytest.raises(DdnkitError) as told:
+        write_sealed(file, functools.partial(torch.save, state))
+    assert str(file) in str(told.value)
+    assert os.strerror(errno.EFBIG) in str(told.value)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file], "room is given back"
+    write_sealed(file, functools.partial(torch.save, state))
 
 
 FORGED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
