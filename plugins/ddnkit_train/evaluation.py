@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from ddnkit_collapse import Evaluation, HeldOut, ce_bound, cosine_margins
 from torch import Tensor
 from torch.nn import functional
 
-from ddnkit import DdnkitError
+from ddnkit import DdnkitError, DdnkitWarning
 
 from .data import Data, Share, Split
 
@@ -65,6 +66,13 @@ def evaluate(
     if data.test_samples:
         keep = bool(getattr(metrics, "test_features", False))
         test = _pass(model, data, "test", batch, engine, None, keep=keep)
+        if test.unknown:
+            warnings.warn(
+                f"the outputs for {test.unknown} test sample(s) are NaN, which counts as decided wrong: "
+                "is there a non-finite sample in the test set?",
+                DdnkitWarning,
+                stacklevel=2,
+            )
     model.train(training)
     evaluation = Evaluation(
         features,
@@ -92,8 +100,13 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a split gave, in its order: mean cross-entropy, accuracy in per cent, sample by sample."""
+    """What a split gave, in its order: mean cross-entropy, accuracy in per cent, sample by sample.
 
+    ``unknown`` samples have logits that are NaN and are decided for class -1, which there is not: argmax
+    would decide for a class all the same.
+    """
+
+    unknown: int
     loss: Tensor
     top1: Tensor
     labels: Tensor
@@ -113,7 +126,7 @@ def _pass(
 ) -> _Pass:
     """Take a split through the network; ``keep`` its embedded features. Losses are summed in float64."""
     share = engine.share if engine else Share()
-    # (sum of losses, correct, samples): one small tensor, so that processes add up once
+    # (sum of losses, correct, samples, NaN): one small tensor, so that processes add up once
     sums: Tensor | None = None
     embedded, seen = [], []
     passes = 0
@@ -123,9 +136,10 @@ def _pass(
         logits, features = model(placed, labels, embedded=True)
         logits = logits.to(torch.float64)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        decided = logits.argmax(dim=1)
+        nan = logits.isnan().any(dim=1)
+        decided = logits.argmax(dim=1).masked_fill(nan, -1)
         correct = (decided == labels).sum()
-        part = torch.stack([loss, correct, loss.new_tensor(len(labels))])
+        part = torch.stack([loss, correct, loss.new_tensor(len(labels)), nan.sum()])
         sums = part if sums is None else sums + part
         seen.append(torch.stack([labels, decided], dim=1))
         if keep:
@@ -143,7 +157,9 @@ def _pass(
     if engine:
         pairs = engine.gathered(pairs, samples)
         rows = engine.gathered(rows, samples) if keep else rows
-    return _Pass(sums[0] / sums[2], 100 * sums[1] / sums[2], pairs[:, 0], pairs[:, 1], rows)
+    return _Pass(
+        int(sums[3]), sums[0] / sums[2], 100 * sums[1] / sums[2], pairs[:, 0], pairs[:, 1], rows
+    )
 
 
 def _unit_rows(rows: Tensor) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from bounds import rounding
 from ddnkit_collapse import ce_bound
+from ddnkit_train import Dataset
 from ddnkit_train.model import Model
 from ddnkit_train.settings import (
     AGD,
@@ -23,6 +24,7 @@ from ddnkit_train.settings import (
     AdamW,
     Classification,
     CrossEntropy,
+    DataSettings,
     Digits,
     FreeFeatures,
     FreeFeaturesData,
@@ -277,3 +279,29 @@ def test_public_names_are_what_the_facades_list() -> None:
 
     for facade in (ddnkit_collapse, ddnkit_train):
         assert all(getattr(facade, name).__name__ == name for name in facade.__all__)
+
+
+class BadTest(DataSettings):
+    """Four classes apart from each other, and a NaN in two of its test samples of class 0."""
+
+    def build(self, *, seed: int, smoke: bool, download: bool) -> Dataset:
+        labels = torch.arange(40) % 4
+        inputs = torch.eye(4)[labels]
+        test = inputs.clone()
+        test[[0, 4], 1] = math.nan
+        return Dataset(inputs, labels, 4, test, labels)
+
+
+def test_a_test_sample_that_is_no_number_is_no_class(tmp_path: Path) -> None:
+    """Of logits that are all NaN argmax gives class 0, which is theirs."""
+    settings = pipeline(
+        {"iterations": 30, "evaluate_every": 30},
+        data=BadTest(batch_size="full"),
+        backbone=MLP(width=8, depth=2),
+    )
+    with pytest.warns(ddnkit.DdnkitWarning, match="2 test sample"):
+        rows = run_job(settings, tmp_path)
+    assert rows[-1]["train_top1"] == 100
+    assert rows[-1]["test_top1"] == 95
+    with (tmp_path / "classes.csv").open() as file:
+        assert [float(row["test_top1"]) for row in csv.DictReader(file)] == [80, 100, 100, 100]
