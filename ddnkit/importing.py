@@ -154,10 +154,25 @@ def _signals(undone: list[str]) -> Iterator[_User]:
 
 @contextlib.contextmanager
 def _kept(undone: list[str]) -> Iterator[None]:
-    """Keep the working folder, the warning filters and torch's defaults."""
-    folder, before = _folder(), _torch_defaults()
-    with warnings.catch_warnings():
+    """Keep the warning filters too."""
+    with defaults_kept(undone), warnings.catch_warnings():
         yield
+
+
+@contextlib.contextmanager
+def defaults_kept(undone: list[str]) -> Iterator[None]:
+    """Keep the working folder and torch's defaults; in words, what was set back.
+
+    Whatever else foreign code does, what comes after it is as it would be without it.
+    """
+    folder, before = _folder(), _torch_defaults()
+    try:
+        yield
+    finally:
+        _set_back(folder, before, undone)
+
+
+def _set_back(folder: str | None, before: tuple[Any, ...] | None, undone: list[str]) -> None:
     if folder is not None and _folder() != folder:
         with contextlib.suppress(OSError):
             os.chdir(folder)

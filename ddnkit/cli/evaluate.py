@@ -46,6 +46,8 @@ def evaluate(
     from ..run.folder import open_run
 
     folder = open_run(run_dir)
+    if unknown := folder.unknown():
+        click.echo(f"warning: {unknown}", err=True)
     if "recipe.yaml" in folder.changed():
         click.echo(
             f"warning: {folder.recipe} was changed after the run; each variant is measured with the "

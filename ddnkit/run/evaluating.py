@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedFileError, InputError, nearest_choice
 from ..recipe.load import load
 from ..recipe.pipeline import Job
 from .folder import JobFolder, RunFolder
-from .record import KEYS, read_metrics
+from .record import KEYS
 from .table import aligned
 
 #: A figure is the same if it differs by no more than this, relative to the larger one, or
@@ -98,7 +97,7 @@ def evaluate_again(
     smoke = bool(folder.read_environment().get("smoke"))
     jobs = list(jobs)
     _check_settings(folder, jobs)
-    recorded = [_last_row(job.metrics) for job in jobs]  # before hours of measuring
+    recorded = [_last_row(job) for job in jobs]  # before hours of measuring
     for job, row in zip(jobs, recorded, strict=True):
         pipeline = load(folder.settings(job.variant), overrides).variants[0].pipeline
         if not smoke:
@@ -139,10 +138,12 @@ def _shown(results: Sequence[Again]) -> list[str]:
     return sorted(common or figures, key=lambda name: ("top1" not in name, "test" not in name))
 
 
-def _last_row(metrics: Path) -> Figures:
-    rows = read_metrics(metrics)[1]
+def _last_row(job: JobFolder) -> Figures:
+    rows = job.figures()[1]
     if not rows:
-        raise DamagedFileError(f"{metrics}: there is no evaluation in it, but the job is finished")
+        raise DamagedFileError(
+            f"{job.metrics}: there is no evaluation in it, but the job is finished"
+        )
     return rows[-1]
 
 

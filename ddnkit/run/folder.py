@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -36,7 +37,7 @@ from ..recipe.load import load
 from ..recipe.recipe import Recipe
 from ..recipe.source import Origin, parse, read, shown
 from .reading import read_json
-from .record import read_metrics
+from .record import checksum_of_rows, read_metrics
 
 OUTPUTS = Path("outputs")
 _LOCK_TRIES = 50
@@ -49,6 +50,27 @@ _KINDS: dict[str, type] = {
     "earlier_sessions": list,
     "checksums": dict,
 }
+
+
+class BusyError(DdnkitError):
+    """Another process has the folder that is needed."""
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file whole or not at all: what was there stays until all of ``text`` is on the disk."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):  # of the file that a reader knows
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -74,19 +96,23 @@ class JobFolder:
         """Hold the folder for this process while the job runs.
 
         Raises:
-            DdnkitError: another process is at this job.
+            BusyError: another process is at this job.
+            DamagedFileError: what lies there is no folder, or cannot be used.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DamagedFileError(
+                f"{self.path}: cannot be the folder of a job: {error.strerror}"
+            ) from error
+        with _locked(self.path, "running this job"):
             self.error.unlink(missing_ok=True)
             yield
 
-    def finish(self, seconds: float) -> None:
-        """Mark the job as done."""
-        # Written whole, then renamed: a marker is never half there.
-        temporary = self.path / "done.json.part"
-        temporary.write_text(json.dumps({"status": "done", "seconds": round(seconds, 3)}) + "\n")
-        temporary.replace(self.path / "done.json")
+    def finish(self, seconds: float, checksum: str | None = None) -> None:
+        """Mark the job as done, with the checksum of its rows; None where nobody knows."""
+        content = {"status": "done", "seconds": round(seconds, 3), "metrics": checksum}
+        write_whole(self.path / "done.json", json.dumps(content) + "\n")
         # What a resumed job would have gone on from.
         shutil.rmtree(self.path / "state", ignore_errors=True)
 
@@ -104,20 +130,54 @@ class JobFolder:
             DamagedFileError: what `finish` wrote is not that any more; whether the job finished is not
                 known then.
         """
+        found = self._done()
+        return None if found is None else found[0]
+
+    def figures(self) -> tuple[list[str], list[dict[str, float | None]]]:
+        """The columns and rows of `metrics`; of a finished job those that it ended with, no others.
+
+        Raises:
+            DamagedFileError: the file is damaged, or was changed after the job finished.
+        """
+        try:
+            finished = self._done()
+        except DamagedFileError:
+            finished = None  # told by those who ask whether it is finished
+        columns, rows = read_metrics(self.metrics)
+        if finished is None:
+            return columns, rows
+        if not columns:  # a finished job has them, if no row
+            state = "is empty" if self.metrics.exists() else "is gone"
+            raise DamagedFileError(f"{self.metrics} {state}, but the job is finished")
+        if finished[1] is not None and finished[1] != checksum_of_rows(self.metrics):
+            raise DamagedFileError(
+                f"{self.metrics} was changed or cut short after the job finished: its {len(rows)} "
+                "row(s) are not those that done.json has the checksum of"
+            )
+        return columns, rows
+
+    def _done(self) -> tuple[float, str | None] | None:
+        """Seconds and the checksum of the rows of a finished job."""
         file = self.path / "done.json"
         if not os.path.lexists(file):
             return None
-        seconds: Any = read_json(file).get("seconds")
+        content = read_json(file)
+        checksum = content.get("metrics")
+        if not isinstance(checksum, str | None):
+            raise DamagedFileError(
+                f"{file}: metrics: expected a checksum, was given {shown(checksum)}"
+            )
+        seconds: Any = content.get("seconds")
         with contextlib.suppress(OverflowError):  # a whole number may be of any length
             if type(seconds) in (int, float) and 0 <= float(seconds) < math.inf:
-                return float(seconds)
+                return float(seconds), checksum
         raise DamagedFileError(
             f"{file}: seconds: expected a number from 0, was given {shown(seconds)}"
         )
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, doing: str) -> Iterator[None]:
     """Lock a folder itself, so that no file is left; the system unlocks it when a process dies."""
     try:
         import fcntl
@@ -133,7 +193,7 @@ def _locked(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 time.sleep(0.1)  # a process that was killed a moment ago may still be going
         else:
-            raise DdnkitError(f"another process is running this job in {folder}")
+            raise BusyError(f"another process is {doing} in {folder}")
         yield
     finally:
         os.close(descriptor)
@@ -178,6 +238,19 @@ class RunFolder:
         """The folder of one job, made or not."""
         return JobFolder(self.path / "runs" / variant / f"seed-{seed}", variant, seed)
 
+    @contextlib.contextmanager
+    def opening(self, *, new: bool) -> Iterator[None]:
+        """Hold the folder while its record is written: of two runs that begin in it at once, one does.
+
+        Raises:
+            BusyError: another process holds it.
+            InputError: the run is to be ``new``, and another was begun here a moment ago.
+        """
+        with _locked(self.path, "beginning a run"):
+            if new and os.path.lexists(self.recipe):
+                raise InputError(f"'{self.path}' holds another run already: choose another --out")
+            yield
+
     def jobs(self) -> list[JobFolder]:
         """The jobs that have a folder, by variant and seed."""
         found = []
@@ -189,11 +262,11 @@ class RunFolder:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe and each variant's settings."""
-        self.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+        write_whole(self.recipe, recipe.to_yaml())
         for variant in recipe.variants:
             file = self.settings(variant.name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(variant.to_yaml(), encoding="utf-8")
+            write_whole(file, variant.to_yaml())
 
     def checksums(self) -> dict[str, str | None]:
         """Of the content of recipe and settings, by file; None for one that cannot be read.
@@ -246,6 +319,15 @@ class RunFolder:
             f"{path}: {plain(', '.join(names), 100)} missing: not begun, or removed since"
             for path, names in without.items()
         ]
+
+    def unknown(self) -> str | None:
+        """What is not known of a run whose `environment` is missing, in words; None where it is there."""
+        if os.path.lexists(self.environment):
+            return None
+        return (
+            f"{self.environment} is missing: whether this was a smoke run, and whether its recipe was "
+            "changed since, is not known"
+        )
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` holds; empty if it is not there.
@@ -303,13 +385,8 @@ def new_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
         InputError: ``out`` exists and is not empty; the text says what it holds and what to do.
     """
     if out is None:
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
-        out = OUTPUTS / recipe.name / stamp
-        number = 2
-        while out.exists():
-            out = out.with_name(f"{stamp}-{number}")
-            number += 1
-    elif (out / "recipe.yaml").is_file():
+        return RunFolder(_new_folder(OUTPUTS / recipe.name))
+    if (out / "recipe.yaml").is_file():
         same = "this run" if _difference(recipe, RunFolder(out)) is None else "another run"
         hint = "add --resume to go on with it, or " if same == "this run" else ""
         raise InputError(f"'{out}' holds {same} already: {hint}choose another --out")
@@ -318,6 +395,19 @@ def new_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
     with reaching(out):
         out.mkdir(parents=True, exist_ok=True)
     return RunFolder(out)
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder that was not there before, called by date and time; of two processes each has its own."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    with reaching(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            out = parent / (stamp if number == 1 else f"{stamp}-{number}")
+            with contextlib.suppress(FileExistsError):
+                out.mkdir()
+                break
+    return out
 
 
 def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
@@ -330,10 +420,9 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
     """
     if out is None:
         parent = OUTPUTS / recipe.name
-        runs = [file.parent for file in parent.glob("*/recipe.yaml")]
-        if not runs:
+        out = newest_run(parent)
+        if out is None:
             raise InputError(f"nothing to resume: no run of '{recipe.name}' in '{parent}'")
-        out = max(runs, key=lambda run: run.name)
     folder = open_run(out)
     changed = folder.changed()
     difference = _difference(recipe, folder)
@@ -351,6 +440,22 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
             f"ddnkit run {folder.recipe} --out {out} --resume"
         )
     return folder
+
+
+def newest_run(parent: Path) -> Path | None:
+    """The run below ``parent`` that was begun or gone on with last; None where there is none."""
+    return max((file.parent for file in parent.glob("*/recipe.yaml")), key=_begun, default=None)
+
+
+def _begun(run: Path) -> tuple[str, list[tuple[int, str]]]:
+    """When a run was begun or last gone on with, to compare; and its name, with its numbers as such."""
+    try:
+        date = str(RunFolder(run).read_environment().get("date", ""))
+        when = datetime.datetime.fromisoformat(date).astimezone(datetime.timezone.utc).isoformat()
+    except (DamagedFileError, ValueError, OverflowError):
+        when = ""
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", run.name)
+    return when, [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
 def _as_recorded(recipe: Recipe, folder: RunFolder) -> bool:

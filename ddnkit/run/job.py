@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import DamagedFileError, DdnkitError, InputError
+from ..importing import defaults_kept, described
 from ..recipe.pipeline import Job
 from ..recipe.recipe import Variant
-from .folder import RunFolder
+from .folder import BusyError, JobFolder, RunFolder
 from .record import MetricsWriter
 
 Update = Callable[[int, int, dict[str, float]], None]
@@ -81,24 +82,50 @@ def run_job(
     Raises:
         BrokenPipeError: nobody reads the progress any more: as an interrupt, not the job's fault.
     """
+    unread: list[BrokenPipeError] = []
+
+    def told(done: int, total: int, figures: dict[str, float]) -> None:
+        try:
+            update(done, total, figures)
+        except BrokenPipeError as error:
+            unread.append(error)
+            raise
+
     try:
-        return _run(folder, variant, seed, how, update, stopping)
+        # The next job begins as it would in a process of its own.
+        with defaults_kept([]):
+            return _run(folder, variant, seed, how, told, stopping)
     except DamagedFileError as error:
         line = f"failed {label(variant.name, seed)}: {error}"
         return Ended("damaged", line, line)
     except InputError as error:
         first = str(error).splitlines()[0]
         return Ended("wrong_input", f"failed {variant.name}: {first}", str(error))
-    except BrokenPipeError:
-        raise
-    except (Exception, SystemExit) as error:  # a job may fail in any way; the others go on
-        file = folder.job(variant.name, seed).error
-        if how.rank == 0:
-            file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        kind = "" if isinstance(error, DdnkitError) else f"{type(error).__name__}: "
-        first = str(error).strip().split("\n")[0]
-        line = f"failed {label(variant.name, seed)}: {kind}{first} (traceback: {file})"
+    except BusyError as error:
+        line = f"failed {label(variant.name, seed)}: {error}"
         return Ended("failed", line, line)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a job may fail in any way; the others go on
+        if any(error is one for one in unread):
+            raise
+        return failed(folder.job(variant.name, seed), error, write=how.rank == 0)
+
+
+def failed(job: JobFolder, error: BaseException, *, write: bool = True) -> Ended:
+    """A job that ``error`` ended; its traceback goes to ``error.txt``, if it can be written there."""
+    own = isinstance(error, DdnkitError)
+    what = str(error).strip().split("\n")[0] if own else described(error)
+    where = f"traceback: {job.error}"
+    if write:
+        text = "".join(traceback.format_exception(error))
+        try:
+            # A stranger's text may hold what is no character.
+            job.error.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError as refused:
+            where = f"no traceback: {job.error}: {refused.strerror}"
+    line = f"failed {label(job.variant, job.seed)}: {what} ({where})"
+    return Ended("failed", line, line)
 
 
 def _run(
@@ -109,6 +136,7 @@ def _run(
     update: Update,
     stopping: Callable[[], bool],
 ) -> Ended:
+    folder = RunFolder(folder.path.absolute())  # wherever the code of a plugin goes
     job_folder = folder.job(variant.name, seed)
     given: dict[str, Any] = {
         "variant": variant.name,
@@ -142,7 +170,7 @@ def _run(
             )
         )
         seconds = time.perf_counter() - began
-        job_folder.finish(seconds)
+        job_folder.finish(seconds, writer.checksum())
     return Ended("done", f"done {label(variant.name, seed)}  {seconds:.1f} s")
 
 

@@ -97,6 +97,16 @@ def whole_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, _cells(file, line, text)
 
 
+def whole_lines(file: Path) -> Iterator[str]:
+    """Each line of a text, one that was cut short too.
+
+    Raises:
+        DamagedFileError: as `read_table`.
+    """
+    for _, text in _lines(file):
+        yield text
+
+
 def number(text: str, place: str) -> float:
     """The number in a cell.
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import DamagedFileError, DdnkitError, nearest_choice
-from .reading import number, whole_rows
+from .reading import number, whole_lines, whole_rows
 
 KEYS = ("epoch", "step")
 
@@ -125,6 +125,18 @@ class MetricsWriter:
 
     def _checksum(self, rows: int) -> str:
         return hashlib.sha256(b"".join(self._lines[: rows + 1])).hexdigest()
+
+
+def checksum_of_rows(file: Path) -> str:
+    """What `MetricsWriter.checksum` was, if these are all its rows; however their lines end.
+
+    Raises:
+        DamagedFileError: as `read_metrics`.
+    """
+    found = hashlib.sha256()
+    for line in whole_lines(file):
+        found.update(line.encode() + b"\n")
+    return found.hexdigest()
 
 
 def _step(line: bytes) -> float | None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedFileError, InputError
+from ..importing import described
 from ..recipe.load import load
 from ..recipe.pipeline import Pipeline, Table
 from ..recipe.recipe import Recipe
 from ..recipe.source import dump
-from .folder import JobFolder, RunFolder
+from .folder import JobFolder, RunFolder, write_whole
 from .page import page
 from .summary import Summary, summarise, write_summary
 from .table import race
@@ -49,8 +50,10 @@ class _Contributed:
             do()
         except InputError as error:
             self.damaged.append(f"{error}; no {what}")
-        except Exception as error:  # these are a plugin's; the run's figures are safe
-            self.warnings.append(f"no {what}: {type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # these are a plugin's; the run's figures are safe
+            self.warnings.append(f"no {what}: {described(error)}")
 
 
 def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[str]]:
@@ -70,6 +73,7 @@ def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[
     environment: dict[str, Any] = {}
     try:
         environment = folder.read_environment()
+        contributed.warnings += filter(None, [folder.unknown()])
         contributed.warnings += [
             f"{folder.path / name} {folder.fate(name)}: what was run with is not to be read there"
             for name in folder.changed()
@@ -100,8 +104,8 @@ def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[
             contributed.ask(recipe.variants[0].pipeline, folder.path)
         summary = replace(summary, damaged=(*summary.damaged, *contributed.damaged))
         text = "\n\n".join(_sections(folder, environment, recipe, summary, contributed)) + "\n"
-        folder.report.write_text(text, encoding="utf-8")
-        folder.page.write_text(page(text, folder.path), encoding="utf-8")
+        write_whole(folder.report, text)
+        write_whole(folder.page, page(text, folder.path))
     except OSError as error:
         raise InputError(f"{error.filename or folder.path}: {error.strerror}") from error
     return summary, contributed.warnings

@@ -12,7 +12,7 @@ from ..recipe.recipe import Recipe, Variant
 from . import distributed
 from .environment import describe_environment, resolve_device
 from .execute import Outcome, execute
-from .folder import discard, new_run, resumed_run
+from .folder import discard, new_run, resumed_run, write_whole
 from .job import How
 from .parallel import threads_each, usable_cores
 from .progress import display
@@ -72,11 +72,12 @@ class Session:
         environment["devices"] = max(options.devices, distributed.world())
         if teams * options.devices > 1:
             environment["threads"] = threads_each(teams * options.devices)
-        if options.resume:
-            recipe, environment = self._continued(recipe, environment)
-        self.folder.write_recipe(recipe)
-        environment["checksums"] = self.folder.checksums()
-        self.folder.environment.write_text(json.dumps(environment, indent=2) + "\n")
+        with self.folder.opening(new=not options.resume):
+            if options.resume:
+                recipe, environment = self._continued(recipe, environment)
+            self.folder.write_recipe(recipe)
+            environment["checksums"] = self.folder.checksums()
+            write_whole(self.folder.environment, json.dumps(environment, indent=2) + "\n")
 
     def run(self) -> Outcome:
         """Run the jobs that are not done.
@@ -125,6 +126,9 @@ class Session:
         """The recipe with the seeds of the sessions before, and the record of them."""
         from ..recipe.load import load
 
+        unknown = self.folder.unknown()
+        if unknown and self.folder.jobs():
+            raise InputError(f"{unknown}: put it back, or choose another --out")
         before = self.folder.read_environment()
         if bool(before.get("smoke")) != self._options.smoke:
             kind = "a smoke run" if before.get("smoke") else "a full run"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import DamagedFileError
-from .folder import RunFolder
-from .record import KEYS, cell, read_metrics
+from .folder import RunFolder, write_whole
+from .record import KEYS, cell
 
 HEADER = ("variant", "metric", "epoch", "step", "median", "min", "max", "n")
 
@@ -67,10 +68,7 @@ def summarise(folder: RunFolder, order: Sequence[str] = ()) -> Summary:
     damaged: list[str] = []
     for job in folder.jobs():
         try:
-            columns, rows = read_metrics(job.metrics)
-            if not columns and job.seconds() is not None:  # a finished job has them, if no row
-                state = "is empty" if job.metrics.exists() else "is gone"
-                raise DamagedFileError(f"{job.metrics} {state}, but the job is finished")
+            columns, rows = job.figures()
         except DamagedFileError as error:
             damaged.append(f"{error}; {job.variant} seed {job.seed} is left out")
             continue
@@ -100,10 +98,11 @@ def summarise(folder: RunFolder, order: Sequence[str] = ()) -> Summary:
 
 def write_summary(folder: RunFolder, summary: Summary) -> None:
     """Write ``summary.csv``."""
-    with folder.summary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(HEADER)
-        writer.writerows(_cells(summary.rows))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(_cells(summary.rows))
+    write_whole(folder.summary, text.getvalue())
 
 
 def _cells(rows: Iterable[SummaryRow]) -> Iterable[list[str]]:

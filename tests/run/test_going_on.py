@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from ddnkit import DdnkitError
-from ddnkit.run.folder import RunFolder
+from ddnkit import DdnkitError, InputError
+from ddnkit.recipe.recipe import Recipe
+from ddnkit.run.folder import RunFolder, new_run, newest_run, write_whole
 from ddnkit.run.record import MetricsWriter
-from ddnkit.run.stopping import Stop
+from ddnkit.run.stopping import Stop, interrupted_by
 
 COLUMNS = ("epoch", "step", "loss")
 
@@ -94,3 +98,87 @@ def test_the_first_signal_asks_and_the_second_interrupts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_process_that_others_ask_is_asked_once() -> None:
+    """A cluster may ask each process of a run, and the first of them asks the others too."""
+    stop = Stop(patient=True)
+    with stop.on_signals(signal.SIGTERM):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stop()
+
+
+def test_a_signal_is_taken_for_an_interrupt() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupted_by(signal.SIGTERM):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_was_there_stays_until_all_of_the_new_text_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    write_whole(file, "old\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as told:
+        write_whole(file, "new\n")
+    assert told.value.filename == str(file)
+    assert file.read_text() == "old\n"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_of_two_runs_that_begin_in_a_folder_at_once_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found it empty."""
+    monkeypatch.setattr("ddnkit.run.folder._LOCK_TRIES", 2)
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    with first.opening(new=True):
+        with pytest.raises(DdnkitError, match=str(tmp_path)), second.opening(new=True):
+            pass
+        write_whole(first.recipe, "pipeline: toy\n")
+    with pytest.raises(InputError, match=str(tmp_path)), second.opening(new=True):
+        pass
+    with second.opening(new=False):
+        pass
+
+
+def test_two_runs_that_begin_in_the_same_second_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe("race", "race.yaml", "", (), (), {})
+    with ThreadPoolExecutor(8) as pool:
+        found = [one.result().path for one in [pool.submit(new_run, recipe) for _ in range(32)]]
+    assert len(set(found)) == 32
+
+
+def test_the_newest_run_is_the_one_that_was_begun_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its folder is called."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, date: str) -> Path:
+        folder = RunFolder(Path("outputs/race") / name)
+        folder.path.mkdir(parents=True)
+        folder.recipe.touch()
+        folder.environment.write_text(json.dumps({"date": date}))
+        return folder.path
+
+    run("trial", "2026-01-01T00:00:00+00:00")
+    run("2026-03-01_000000", "2026-03-01T00:00:00+00:00")
+    run("2026-03-01_000000-9", "2026-03-01T12:00:00+00:00")
+    newest = run("2026-03-01_000000-10", "2026-03-01T13:30:00+01:00")
+    assert newest_run(Path("outputs/race")) == newest
+    run("no date", "yesterday")
+    assert newest_run(Path("outputs/race")) == newest
+    last = run("2026-03-01_000000-11", "2026-03-01T12:30:00+00:00")
+    assert newest_run(Path("outputs/race")) == last, "of two of one second the later number"
+    assert newest_run(Path("outputs/none")) is None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 from click.testing import Result
 
 from ddnkit import Job
@@ -617,3 +618,133 @@ def test_a_pipe_among_the_files_of_a_job_is_not_waited_for(ddnkit: Command, name
     again = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--seeds", "1")
     assert str(folder / name) in again.stderr
     assert again.exit_code == (2 if name == "metrics.csv" else 0)
+
+
+class Own(BaseException):
+    """Of a stranger's own, which cannot even be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def surrogate(job: Job) -> NoReturn:
+    raise ValueError("\udcff")
+
+
+def pipe(job: Job) -> NoReturn:
+    raise BrokenPipeError("a stranger's pipe")
+
+
+def own(job: Job) -> NoReturn:
+    raise Own
+
+
+def leave(job: Job) -> NoReturn:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("end", [surrogate, pipe, own, leave])
+def test_however_a_job_ends_the_others_go_on(
+    ddnkit: Command, trouble: Trouble, end: Callable[[Job], None]
+) -> None:
+    trouble["toy_slow", 0] = end
+    result = ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1", "--device", "cpu")
+    assert result.exit_code == 1, result.output
+    error = Path("o/runs/toy_slow/seed-0/error.txt")
+    assert str(error) in result.stderr
+    assert "Traceback" in error.read_text(encoding="utf-8")
+    assert "unexpected" not in result.stderr
+    assert Path("o/runs/toy_fast/seed-0/done.json").is_file()
+
+
+def wander(job: Job) -> None:
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+
+
+def test_what_a_job_changes_besides_ends_with_it(
+    ddnkit: Command, ran: Ran, trouble: Trouble
+) -> None:
+    found = []
+
+    def look(job: Job) -> None:
+        found.append((Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype()))
+
+    here = Path.cwd()
+    trouble.update({("toy_slow", 0): wander, ("toy_fast", 0): look})
+    result = ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert found == [(here, True, torch.float32)]
+    assert len(rows("o/runs/toy_slow/seed-0/metrics.csv")) == 3
+    assert not list(Path("elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("", 2), ("error.txt", 1), ("metrics.csv", 2), ("done.json", 1)]
+)
+def test_what_lies_in_the_way_of_a_job_leaves_the_others_alone(
+    ddnkit: Command, name: str, status: int
+) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1", "--device", "cpu")
+    folder = Path("o/runs/toy_slow/seed-0")
+    shutil.rmtree(folder)
+    if name:
+        (folder / name).mkdir(parents=True)
+    else:
+        folder.write_text("in the way")
+    shutil.rmtree("o/runs/toy_fast/seed-0")
+    result = ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1", "--resume", "--device", "cpu")
+    assert result.exit_code == status, result.output
+    assert str(folder / name) in result.stderr
+    assert "unexpected" not in result.stderr
+    assert Path("o/runs/toy_fast/seed-0/done.json").is_file()
+
+
+@pytest.mark.parametrize("how", ["a figure", "a row less", "cut short", "a row more"])
+def test_a_finished_job_has_the_figures_that_it_ended_with(ddnkit: Command, how: str) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "2", "--device", "cpu")
+    file = Path("o/runs/toy_slow/seed-0/metrics.csv")
+    content = file.read_bytes()
+    head, first, *rest = content.splitlines(keepends=True)
+    changed = {
+        "a figure": [head, first.replace(b"0.5", b"0.6"), *rest],
+        "a row less": [head, first],
+        "cut short": [head, first, *rest[:-1], rest[-1][:-4]],
+        "a row more": [head, first, *rest, rest[-1].replace(b"20", b"30")],
+    }[how]
+    file.write_bytes(b"".join(changed))
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2, result.output
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert str(file) in error
+    assert {row["n"] for row in rows("o/summary.csv") if row["variant"] == "toy_slow"} == {"1"}
+    file.write_bytes(content.replace(b"\n", b"\r\n"))
+    assert ddnkit("report", "o").exit_code == 0, "the end of a line is no figure"
+    marker = Path("o/runs/toy_slow/seed-0/done.json")
+    marker.write_text('{"status": "done", "seconds": 1.5}')  # of a version that kept no checksum
+    assert ddnkit("report", "o").exit_code == 0
+    marker.write_text('{"status": "done", "seconds": 1.5, "metrics": 7}')
+    result = ddnkit("report", "o")
+    assert result.exit_code == 2
+    assert str(marker) in result.stderr
+
+
+def test_a_run_without_its_environment_is_told(ddnkit: Command, ran: Ran) -> None:
+    """It may have been a smoke run, whose figures mean nothing."""
+    ddnkit("run", "race.yaml", "--out", "o", "--smoke", "--device", "cpu")
+    file = Path("o/environment.json")
+    file.unlink()
+    told = ddnkit("report", "o")
+    assert told.exit_code == 0
+    assert str(file) in told.stderr and str(file) in report("o")
+    ran.clear()
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert str(file) in result.stderr
+    assert not ran
+    for job in Path("o/runs").glob("*/seed-*"):  # killed before it began any
+        shutil.rmtree(job)
+    result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--device", "cpu")
+    assert result.exit_code == 0, result.output
