@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,15 @@ from torch import Tensor
 
 from ddnkit import DdnkitError, DdnkitWarning, InputError, Job
 
+from .built import (
+    backbone_of,
+    check_inputs,
+    checked_loss,
+    head_of,
+    loss_of,
+    metrics_of,
+    optimizer_of,
+)
 from .checkpoint import Checkpoint, TrainingPlan
 from .curves import Curves
 from .data import Data, Plan
@@ -47,16 +57,12 @@ def train(settings: Classification, job: Job) -> None:
     data = settings.load_data(job).to(engine.device)
     torch.manual_seed(job.seed)
     with engine.job():
-        backbone = _backbone(sections, data)
+        backbone: Any = backbone_of(settings, data)
         if isinstance(sections.backbone, BackboneSettings) and not job.smoke:
             sections.backbone.start(backbone, download=job.download)
-        head = sections.head.build(feature_dim=backbone.feature_dim, classes=data.classes)
+        head = head_of(settings, backbone.feature_dim, data.classes)
         model = Model(backbone, head)
         _Training(settings, job, engine, data, model).run()
-
-
-def _backbone(sections: Any, data: Data) -> Any:
-    return sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
 
 
 class _Training:
@@ -65,13 +71,12 @@ class _Training:
     def __init__(
         self, settings: Classification, job: Job, engine: Engine, data: Data, model: Model
     ) -> None:
-        sections: Any = settings
         self.settings, self.job, self.engine, self.data = settings, job, engine, data
         self.plain = model
         counts = torch.bincount(data.labels, minlength=data.classes)
-        self.loss_function = sections.loss.build(counts=counts, head=model.head).to(engine.device)
-        self.model, self.optimizer = engine.setup(model, sections.optimizer.build)
-        self.metrics = sections.metrics.build()
+        self.loss_function = loss_of(settings, counts, model.head).to(engine.device)
+        self.model, self.optimizer = engine.setup(model, partial(optimizer_of, settings))
+        self.metrics = metrics_of(settings)
         # The optimiser may have given the weights its own start, which the head has not seen.
         model.head.after_step()  # type: ignore[operator]
         self.sampler = _sampler(settings, data, job)
@@ -145,9 +150,11 @@ class _Training:
     ) -> None:
         """One step of the optimiser; nothing in it waits for the device."""
         self.rate.set(step)
+        check_inputs(inputs, self.engine.precision)
         logits = self.model(self.engine.placed(inputs), labels)
         batch = self.data.samples if plan.index is None else len(plan.index)
-        loss = self.engine.weighted(self.loss_function(logits, labels), len(labels), batch)
+        loss = checked_loss(self.loss_function(logits, labels), self.loss_function)
+        loss = self.engine.weighted(loss, len(labels), batch)
         self.recent.append((step, plan))
         self._refuse(self.losses.see(step, loss))
         watch.mark()
@@ -202,8 +209,7 @@ class _Training:
         weights = whole_state(self.plain.backbone.state_dict(), keep=first)
         if not first:
             return None
-        sections: Any = self.settings
-        backbone = _backbone(sections, self.data)
+        backbone = backbone_of(self.settings, self.data)
         backbone.load_state_dict(weights)
         return Model(backbone.to(self.engine.device), self.plain.head)
 

@@ -204,6 +204,12 @@ class Dataset(Data):
 
 
 def _check(which: str, inputs: Tensor, labels: Tensor, classes: int) -> None:
+    for what, given in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise InputError(
+                f"the {which} {what} are {type(given).__module__}.{type(given).__name__}; expected a "
+                "torch.Tensor"
+            )
     if labels.ndim != 1 or labels.dtype != torch.int64 or inputs.shape[:1] != labels.shape:
         raise InputError(
             f"the {which} set needs int64 labels, one a sample; it has inputs "

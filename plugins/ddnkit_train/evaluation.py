@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ddnkit import DdnkitError, DdnkitWarning
 
+from .built import checked_figures
 from .data import Data, Share, Split
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def evaluate(
         "ce_gap": train_loss - bound if _unit_rows(features) and _unit_rows(weight) else None,
         "train_top1": float(train.top1),
         "test_top1": None if test is None else float(test.top1),
-        **metrics(evaluation),
+        **checked_figures(metrics(evaluation), metrics),
     }
     return row, evaluation
 

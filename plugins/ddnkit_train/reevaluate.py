@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddnkit import DamagedFileError, InputError, Job
 
+from .built import backbone_of, metrics_of
 from .classifier import FinalHead
 from .engine import PRECISIONS, Engine
 from .evaluation import evaluate
@@ -30,12 +31,11 @@ _CLASSIFIER = ("weight", "global_mean", "temperature")
 
 def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
     """The figures of a job's model on its data: `Classification.evaluate`."""
-    sections: Any = settings
     file = job.folder / WEIGHTS
     tensors, about = _read(file)
     engine = Engine(_as_trained(settings.engine, job.folder), job)
     data = settings.load_data(job).to(engine.device)
-    backbone = sections.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
+    backbone = backbone_of(settings, data)
     head = _head(tensors, about)
     if len(head.weight) != data.classes:
         raise InputError(f"'{file}' is of {len(head.weight)} classes; the data have {data.classes}")
@@ -49,7 +49,7 @@ def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
         row, _ = evaluate(
             model,
             data,
-            sections.metrics.build(),
+            metrics_of(settings),
             settings.train.evaluation_batch,
             engine=engine,
             index=index,

@@ -266,7 +266,9 @@ class Classification(Pipeline):
 
     def load_data(self, job: Job) -> Data:
         """The data of a job, on the CPU."""
-        return self.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
+        from ..built import data_of
+
+        return data_of(self, job)
 
     def run(self, job: Job) -> None:
         """Train one variant with one seed.
