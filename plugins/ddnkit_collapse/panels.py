@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +263,8 @@ def _series(panel: Panel, run: RunFigures) -> dict[str, Series]:
 
 
 def _positive(panel: Panel, run: RunFigures) -> bool:
-    return any(value > 0 for series in _series(panel, run).values() for value in series.median)
+    values = (value for series in _series(panel, run).values() for value in series.median)
+    return any(0 < value < math.inf for value in values)
 
 
 def new_figure(width: float, height: float) -> Figure:

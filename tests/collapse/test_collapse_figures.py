@@ -85,6 +85,13 @@ def test_many_variants_and_values_at_zero_can_be_drawn(tmp_path: Path) -> None:
     assert names == ["panels.png", "ce_gap.png", "p_cm.png", "nc1.png"]
 
 
+def test_a_figure_that_is_infinite_throughout_leaves_the_others(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["a"], ["train_top1"], [100, 200], margins=False)
+    with (folder / "summary.csv").open("a") as file:
+        file.writelines(f"a,nc1,{step / 100},{step},inf,inf,inf,1\n" for step in (100, 200))
+    assert "train_top1.png" in [file.name for file in draw_panels(folder)]
+
+
 @pytest.mark.parametrize("content", [None, "", "variant,metric\na,b\n"])
 def test_a_folder_without_a_summary_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
