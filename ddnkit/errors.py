@@ -6,7 +6,9 @@ import contextlib
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class DdnkitError(Exception):
@@ -39,6 +41,25 @@ class UntrustedGradientError(DdnkitError):
 
 class DdnkitWarning(UserWarning):
     """What goes on all the same: a failed certificate under ``warn``, batches that say nothing."""
+
+
+@contextlib.contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Have a `DdnkitWarning` shown as the command line shows its own: a file and a line of code of ddnkit
+    say nothing to whoever started a run.
+    """
+    usual = warnings.formatwarning
+
+    def line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        if issubclass(category, DdnkitWarning):
+            return f"warning: {message}\n"
+        return usual(message, category, *where, **more)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextlib.contextmanager

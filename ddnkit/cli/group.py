@@ -13,7 +13,14 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import DdnkitError, InputError, nearest_choice, plain, shortened
+from ..errors import (
+    DdnkitError,
+    InputError,
+    nearest_choice,
+    plain,
+    shortened,
+    warnings_in_a_line,
+)
 from ..importing import described
 
 #: Command: where it is, and its line in the help, here so that the help imports none of them.
@@ -79,7 +86,8 @@ class LazyGroup(click.Group):
         registry.find()  # before a command imports what looks for extensions too
         previous = registry.tell_by(lambda text: click.echo(f"warning: {text}", err=True))
         try:
-            return self._invoke(ctx)
+            with warnings_in_a_line():
+                return self._invoke(ctx)
         finally:
             registry.tell_by(previous)
 

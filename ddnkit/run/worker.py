@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import registry
+from ..errors import warnings_in_a_line
 from ..recipe.load import load
 from .distributed import leave
 from .folder import RunFolder
@@ -80,4 +81,5 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with warnings_in_a_line():
+        main(sys.argv[1])

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +17,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from ddnkit import Job
+from ddnkit import DdnkitWarning, Job
 from ddnkit.recipe.load import load
 from ddnkit.run.summary import Summary, SummaryRow
 from ddnkit.run.table import race
@@ -748,3 +749,19 @@ def test_a_run_without_its_environment_is_told(ddnkit: Command, ran: Ran) -> Non
         shutil.rmtree(job)
     result = ddnkit("run", "race.yaml", "--out", "o", "--resume", "--device", "cpu")
     assert result.exit_code == 0, result.output
+
+
+def test_what_a_job_warns_of_is_a_line(ddnkit: Command, trouble: Trouble) -> None:
+    """A place in ddnkit's code says nothing to a user; where a stranger's warning comes from does."""
+    shown: list[str] = []
+
+    def warn(job: Job) -> None:
+        for kind in (DdnkitWarning, UserWarning):
+            shown.append(warnings.formatwarning("of no use", kind, "file.py", 7, "code"))
+
+    trouble["toy_slow", 0] = warn
+    usual = warnings.formatwarning
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "1", "--device", "cpu")
+    assert shown[0] == "warning: of no use\n"
+    assert shown[1].startswith("file.py:7: ")
+    assert warnings.formatwarning is usual
