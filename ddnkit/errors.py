@@ -102,7 +102,7 @@ _BEGINNING, _END = 48, 24
 
 
 def shortened(text: str, given: Iterable[str] = ()) -> str:
-    """``text`` for a terminal with what is longer than any name cut in its middle.
+    """``text`` for a terminal: what is longer than any name is cut in its middle, what is invisible shown.
 
     Args:
         given: arguments that it may repeat, which are cut as a whole; without spaces any word is.
@@ -114,7 +114,9 @@ def shortened(text: str, given: Iterable[str] = ()) -> str:
         for part in (argument, argument.partition("=")[2]):
             if len(part) > _LONGEST_WORD:
                 text = text.replace(part, _cut(part))
-    return re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0]), text)
+    text = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0]), text)
+    # A mark of direction in a key, or a colour in a stranger's words: neither seen nor harmless.
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def _cut(word: str) -> str:

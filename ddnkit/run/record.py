@@ -111,17 +111,34 @@ class MetricsWriter:
                 raise DdnkitError(f"no column '{column}' among the pipeline's.{hint}")
         if row.get("step") is None:
             raise DdnkitError("a recorded row needs its 'step'")
-        step, before = cell(row["step"]), _step(self._lines[-1])
+        cells = {column: self._cell(column, row.get(column)) for column in self._columns}
+        step, before = cells["step"], _step(self._lines[-1])
         if before is not None and not float(step) > before:
             raise DdnkitError(f"a row of step {step} was recorded after one of step {before:.9g}")
         if not self._begun:
             self.rewind(0)
-        line = _line([cell(row.get(column)) for column in self._columns])
+        line = _line(list(cells.values()))
         self._stream.write(line)
         self._stream.flush()
         # On disk before a state that counts it is.
         os.fsync(self._stream.fileno())
         self._lines.append(line)
+
+    def _cell(self, column: str, value: Any) -> str:
+        """The text of a value, of which `read_metrics` makes that number again."""
+        try:
+            text = cell(value)
+            size = float(text or 0)
+            if math.isinf(size) and text.strip("-") != "inf":
+                raise OverflowError("it is too large")
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            kind = type(value).__name__
+            raise DdnkitError(
+                f"a {kind} was recorded as '{column}'; expected a number: {error}"
+            ) from error
+        if column in KEYS and not math.isfinite(size):
+            raise DdnkitError(f"{text} was recorded as '{column}'; expected a finite number")
+        return text
 
     def _checksum(self, rows: int) -> str:
         return hashlib.sha256(b"".join(self._lines[: rows + 1])).hexdigest()

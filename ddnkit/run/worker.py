@@ -42,7 +42,9 @@ def main(path: str) -> None:
         now = time.monotonic()
         if now - last >= _EVERY or done >= total:
             last = now
-            print(json.dumps({"progress": [done, total, figures]}), file=answers, flush=True)
+            # A pipeline's figures may be of torch or numpy.
+            text = json.dumps({"progress": [done, total, figures]}, default=float)
+            print(text, file=answers, flush=True)
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -243,3 +243,11 @@ def test_a_path_that_is_wrong_is_named_whole() -> None:
     deep = Path(*["a_folder_of_some_length"] * 8)
     result = call("report", deep)
     assert result.exit_code == 2 and str(deep) in result.stderr
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\ufeff", "\x1b[31m", "\xa0"])
+def test_what_cannot_be_seen_is_shown(mark: str) -> None:
+    Path("marked.yaml").write_text(f'pipeline: classification\n"{ascii(mark)[1:-1]}data": digits\n')
+    for told in (call("run", "marked.yaml"), call("run", "digits", "-s", f"x{mark}y=1")):
+        assert told.exit_code == 2
+        assert mark not in told.stderr and ascii(mark)[1:-1] in told.stderr

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -469,10 +469,17 @@ def test_figures_that_fail_are_a_warning(ddnkit: Command) -> None:
     [
         ({"step": 1, "test_topl": 1.0}, "'test_topl'.*'test_top1'"),
         ({"epoch": 1}, "'step'"),
+        ({"step": math.nan}, "'step'"),
+        ({"step": 1, "epoch": math.inf}, "'epoch'"),
+        ({"step": 1, "nc1": "many"}, "'nc1'"),
+        ({"step": 1, "nc1": torch.ones(2)}, "'nc1'"),
+        ({"step": 1, "nc1": 10**400}, "'nc1'"),
+        ({"step": 1, "nc1": 10**5000}, "'nc1'"),
+        ({"step": 1, "nc1": 1j}, "'nc1'"),
     ],
 )
 def test_a_wrong_row_fails_the_job(
-    ddnkit: Command, trouble: Trouble, row: dict[str, float], told: str
+    ddnkit: Command, trouble: Trouble, row: dict[str, Any], told: str
 ) -> None:
     trouble["toy_slow", 0] = lambda job: job.record(row)
     result = ddnkit("run", "race.yaml", "--seeds", "1")

@@ -8,7 +8,9 @@ import math
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ddnkit import read_table
@@ -54,6 +56,17 @@ def test_rows_are_on_disk_when_recorded(tmp_path: Path) -> None:
 def test_columns_begin_with_epoch_and_step(tmp_path: Path, columns: tuple[str, ...]) -> None:
     with pytest.raises(DdnkitError, match="epoch, step"):
         MetricsWriter(tmp_path / "metrics.csv", columns)
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, None, True, np.float32(2), 10**300]
+)
+def test_what_is_recorded_is_read_again(tmp_path: Path, value: Any) -> None:
+    file = tmp_path / "metrics.csv"
+    with MetricsWriter(file, ("epoch", "step", "nc1")) as writer:
+        writer.record({"step": 1, "nc1": value})
+    found = read_metrics(file)[1][0]["nc1"]
+    assert str(found) == str(None if value is None else float(value))
 
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:

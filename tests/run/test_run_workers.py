@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from ddnkit import InputError, Job, Pipeline
 
 
@@ -47,7 +49,7 @@ class Toy(Pipeline):
                 Path("hanging").touch()
                 time.sleep(0.02)
         for step in range(1, 4):
-            job.progress(step, 3, {"loss": 1 / step})
+            job.progress(step, 3, {"loss": np.float32(1 / step)})
             job.record({"epoch": step, "step": step, "train_loss": self.speed / step + job.seed})
 
 
