@@ -23,19 +23,23 @@ def read_seeds(given: Any, mark: Mark, problems: Problems) -> tuple[int, ...]:
         problems.add(mark, ("seeds",), f"the seed {twice} is given twice")
     else:
         text = (
-            f"expected a count from 1 to {MAXIMUM_SEEDS}, or a list of whole numbers >= 0 such as "
-            f"[0, 1, 2], was given {shown(given)}"
+            f"expected a count from 1 to {MAXIMUM_SEEDS}, or a list of whole numbers from 0 to "
+            f"{_LIMIT - 1} such as [0, 1, 2], was given {shown(given)}"
         )
         problems.add(mark, ("seeds",), text)
     return (0,)
 
 
 def parse_seeds(text: str) -> Any:
-    """``"3"`` or ``"0,1,2"`` of the command line as a recipe would write it."""
-    numbers = [part.strip() for part in text.strip().removesuffix(",").split(",")]
+    """``"3"``, ``"0,1,2"`` or ``"[0, 1, 2]"`` of the command line as a recipe would write it."""
+    listed = text.strip()
+    is_list = "," in listed
+    if listed.startswith("[") and listed.endswith("]"):
+        is_list, listed = True, listed[1:-1].strip()
+    numbers = [part.strip() for part in listed.removesuffix(",").split(",")]
     if not all(part.isdecimal() and len(part) < 12 for part in numbers):
         return text
-    return [int(part) for part in numbers] if "," in text else int(text)
+    return [int(part) for part in numbers] if is_list else int(listed)
 
 
 def _is_seed(value: Any) -> bool:

@@ -191,7 +191,16 @@ def test_a_preset_that_does_not_fit_says_where_it_came_from(errors: Errors) -> N
 
 
 @pytest.mark.parametrize(
-    ("seeds", "expected"), [("3", (0, 1, 2)), ("4,2", (4, 2)), ("7,", (7,)), ("1", (0,))]
+    ("seeds", "expected"),
+    [
+        ("3", (0, 1, 2)),
+        ("4,2", (4, 2)),
+        ("7,", (7,)),
+        ("1", (0,)),
+        ("[4, 2]", (4, 2)),
+        ("[7]", (7,)),
+        (str(2**32 - 1) + ",", (2**32 - 1,)),
+    ],
 )
 def test_seeds_of_the_command_line(recipe: Loader, seeds: str, expected: tuple[int, ...]) -> None:
     assert recipe(SWEEP, seeds=seeds).seeds == expected
@@ -206,6 +215,9 @@ def test_seeds_of_the_command_line(recipe: Loader, seeds: str, expected: tuple[i
         ("1,1", "1"),
         ("1.5", "'1.5'"),
         ("", "''"),
+        ("[]", "'[]'"),
+        ("[1", "'[1'"),
+        (f"{2**32},", str(2**32 - 1)),
         ("9" * 5000, "'999"),
     ],
 )
