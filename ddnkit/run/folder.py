@@ -159,8 +159,12 @@ class JobFolder:
     def _done(self) -> tuple[float, str | None] | None:
         """Seconds and the checksum of the rows of a finished job."""
         file = self.path / "done.json"
-        if not os.path.lexists(file):
+        try:
+            os.lstat(file)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # a folder that may not be entered
+            raise DamagedFileError(f"{file}: cannot be read: {error.strerror}") from error
         content = read_json(file)
         checksum = content.get("metrics")
         if not isinstance(checksum, str | None):

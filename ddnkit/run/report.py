@@ -179,8 +179,8 @@ def _state(folder: RunFolder, recipe: Recipe | None) -> str:
     lines = [f"{done} of {len(jobs)} jobs finished."]
     for job in jobs:
         if job.seconds() is None:
-            state = "failed" if job.error.is_file() else "not finished"
-            state = state if job.path.is_dir() else "not there: not begun, or removed since"
+            state = "failed" if os.path.isfile(job.error) else "not finished"
+            state = state if os.path.isdir(job.path) else "not there: not begun, or removed since"
             lines.append(f"- {job.variant} seed {job.seed}: {state}")
     return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
 

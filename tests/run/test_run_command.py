@@ -772,3 +772,20 @@ def test_what_a_job_warns_of_is_a_line(ddnkit: Command, trouble: Trouble) -> Non
     assert shown[0] == "warning: of no use\n"
     assert shown[1].startswith("file.py:7: ")
     assert warnings.formatwarning is usual
+
+
+def test_a_job_that_may_not_be_looked_at_is_named_and_the_rest_reported(ddnkit: Command) -> None:
+    ddnkit("run", "race.yaml", "--out", "o", "--seeds", "2", "--device", "cpu")
+    folder = Path("o/runs/toy_slow/seed-0")
+    folder.chmod(0)
+    try:
+        if os.access(folder / "done.json", os.R_OK):
+            pytest.skip("this user may look at everything")
+        result = ddnkit("report", "o")
+        evaluated = ddnkit("evaluate", "o")
+    finally:
+        folder.chmod(0o755)
+    for told in (result, evaluated):
+        assert told.exit_code == 2, told.output
+        assert f"{folder}/done.json" in told.stderr
+    assert {row["n"] for row in rows("o/summary.csv") if row["variant"] == "toy_fast"} == {"2"}
