@@ -36,6 +36,8 @@ COMMANDS = {
 }
 
 
+#: The system's ways to say that there is no room: on the disk, for this user, in this file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Where a context keeps the arguments as they were typed.
 _GIVEN = "ddnkit.given"
 
@@ -113,9 +115,10 @@ class LazyGroup(click.Group):
             if given is not None:
                 click.echo(f"error: {shortened(given)}: {_reason(error)}", err=True)
                 ctx.exit(InputError.exit_status)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 _drop_output()
-                click.echo(f"error: nothing more can be written: {_reason(error)}", err=True)
+                where = f"{shortened(str(error.filename))}: " if error.filename else ""
+                click.echo(f"error: nothing more can be written: {where}{_reason(error)}", err=True)
                 ctx.exit(InputError.exit_status)
             click.echo(
                 f"error: unexpected {described(error)}; for the traceback: ddnkit --debug "

@@ -152,7 +152,8 @@ class JobFolder:
         if finished[1] is not None and finished[1] != checksum_of_rows(self.metrics):
             raise DamagedFileError(
                 f"{self.metrics} was changed or cut short after the job finished: its {len(rows)} "
-                "row(s) are not those that done.json has the checksum of"
+                "row(s) are not those that done.json has the checksum of. Put the file back, or remove "
+                "done.json beside it to have --resume run the job again"
             )
         return columns, rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +235,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (KeyboardInterrupt(), 130, r"interrupted\n"),
         (ValueError("odd"), 1, r"error: .*ValueError: odd\b.* ddnkit --debug bench .*\n"),
         (BrokenPipeError(32, "gone"), 1, ""),
+        (OSError(errno.EDQUOT, "over quota", "outputs/x"), 2, r"error: .*outputs/x.*over quota\n"),
     ],
 )
 def test_errors_become_one_line_and_a_status(
