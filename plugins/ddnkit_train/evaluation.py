@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
+#: So many samples that are wrong are named.
+_SHOWN = 8
+
+
 @torch.no_grad()
 def evaluate(
     model: Any,
@@ -48,13 +52,17 @@ def evaluate(
         those alone. Accuracies are in per cent. Then the evaluation they were taken from.
 
     Raises:
-        ddnkit.DdnkitError: the training loss is not finite.
+        ddnkit.DdnkitError: the training loss is not finite; samples that are not are named.
     """
     training = model.training
     model.eval()
     train = _pass(model, data, "train", batch, engine, index)
     train_loss = float(train.loss)
     if not torch.isfinite(train.loss):
+        if bad := _non_finite(data, "train", batch, index):
+            raise DdnkitError(
+                f"the training loss is {train_loss}: {bad} have NaN or infinity in them"
+            )
         raise DdnkitError(
             f"the training loss is {train_loss}. Likely causes: (a) the step is too large: lower "
             "the optimizer's gain or lr; (b) features of length zero, which cannot be normalised: "
@@ -68,9 +76,10 @@ def evaluate(
         keep = bool(getattr(metrics, "test_features", False))
         test = _pass(model, data, "test", batch, engine, None, keep=keep)
         if test.unknown:
+            bad = _non_finite(data, "test", batch, None)
             warnings.warn(
-                f"the outputs for {test.unknown} test sample(s) are NaN, which counts as decided wrong: "
-                "is there a non-finite sample in the test set?",
+                f"the outputs for {test.unknown} test sample(s) are NaN, which counts as decided wrong"
+                + (f": {bad} have NaN or infinity in them" if bad else ""),
                 DdnkitWarning,
                 stacklevel=2,
             )
@@ -97,6 +106,21 @@ def evaluate(
         **checked_figures(metrics(evaluation), metrics),
     }
     return row, evaluation
+
+
+def _non_finite(data: Data, split: Split, batch: int, index: Tensor | None) -> str:
+    """The samples of a split that hold NaN or infinity, as the network sees them; empty if none does."""
+    found: list[Tensor] = []
+    for inputs, _ in data.evaluation(split, batch, Share(), index):
+        if inputs.is_floating_point():
+            found.append(~inputs.flatten(1).isfinite().all(dim=1))
+    bad = torch.cat(found).nonzero()[:, 0] if found else torch.zeros(0)
+    if not len(bad):
+        return ""
+    bad = bad if index is None else index[bad.to(index.device)]
+    numbers = ", ".join(map(str, bad[:_SHOWN].tolist()))
+    more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    return f"{'training' if split == 'train' else 'test'} samples {numbers}{more}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from bounds import rounding
 from ddnkit_collapse import ce_bound
 from ddnkit_train import Dataset
 from ddnkit_train.model import Model
+from ddnkit_train.samplers import Shuffled
 from ddnkit_train.settings import (
     AGD,
     CNN,
@@ -34,7 +35,7 @@ from ddnkit_train.watch import non_finite
 from training_stand_ins import LinearHeadSettings, pipeline, run_job
 
 import ddnkit
-from ddnkit import InputError
+from ddnkit import DdnkitError, InputError
 
 SMALL = {"data": Digits(batch_size=128), "backbone": MLP(width=32, depth=2)}
 UFM = {"data": FreeFeaturesData(classes=4, samples=40), "backbone": FreeFeatures(dimension=16)}
@@ -299,9 +300,32 @@ def test_a_test_sample_that_is_no_number_is_no_class(tmp_path: Path) -> None:
         data=BadTest(batch_size="full"),
         backbone=MLP(width=8, depth=2),
     )
-    with pytest.warns(ddnkit.DdnkitWarning, match="2 test sample"):
+    with pytest.warns(ddnkit.DdnkitWarning, match="2 test sample.* 0, 4 "):
         rows = run_job(settings, tmp_path)
     assert rows[-1]["train_top1"] == 100
     assert rows[-1]["test_top1"] == 95
     with (tmp_path / "classes.csv").open() as file:
         assert [float(row["test_top1"]) for row in csv.DictReader(file)] == [80, 100, 100, 100]
+
+
+class BadTraining(DataSettings):
+    """A NaN and an infinity in samples that no batch holds before the first evaluation."""
+
+    def build(self, *, seed: int, smoke: bool, download: bool) -> Dataset:
+        labels = torch.arange(40) % 4
+        order = Shuffled(labels, 4, seed).order(0)
+        inputs = torch.eye(4)[labels]
+        inputs[order[-1], 1], inputs[order[-2], 2] = math.nan, -math.inf
+        return Dataset(inputs, labels, 4)
+
+
+def test_a_training_sample_that_is_no_number_is_named_by_the_evaluation(tmp_path: Path) -> None:
+    labels = torch.arange(40) % 4
+    bad = Shuffled(labels, 4, 0).order(0)[-2:].sort().values.tolist()
+    settings = pipeline(
+        {"iterations": 5, "evaluate_at": [1]},
+        data=BadTraining(batch_size=4, sampler="shuffled"),
+        backbone=MLP(width=8, depth=2),
+    )
+    with pytest.raises(DdnkitError, match=f"samples {bad[0]}, {bad[1]} "):
+        run_job(settings, tmp_path)
