@@ -21,7 +21,7 @@ from ..errors import (
     shortened,
     warnings_in_a_line,
 )
-from ..importing import described
+from ..importing import described, place
 
 #: Command: where it is, and its line in the help, here so that the help imports none of them.
 COMMANDS = {
@@ -121,7 +121,7 @@ class LazyGroup(click.Group):
                 click.echo(f"error: nothing more can be written: {where}{_reason(error)}", err=True)
                 ctx.exit(InputError.exit_status)
             click.echo(
-                f"error: unexpected {described(error)}; for the traceback: ddnkit --debug "
+                f"error: unexpected {described(error)} at {place(error)}; for the traceback: ddnkit --debug "
                 f"{ctx.invoked_subcommand} ...",
                 err=True,
             )

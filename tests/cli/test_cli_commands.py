@@ -63,10 +63,20 @@ class Halfway(DeclarativeNode):
         return ((y - self.factor * x) ** 2).sum()
 
 
+class Careless(Settings):
+    """A stranger's settings, whose own code fails before anything runs."""
+
+    def doubts(self) -> Any:
+        raise RuntimeError("oops")
+
+    def build(self, *, feature_dim: int, classes: int) -> None: ...
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _plugins() -> None:
     registry.register("backbones", "cli_toy", Width)
     registry.register("heads", "cli_toy", Undocumented)
+    registry.register("heads", "cli_careless", Careless)
     registry.register("pipelines", "cli_sketch", Sketch)
     registry.register("nodes", "cli_halfway", Halfway)
 
@@ -249,6 +259,12 @@ def test_errors_become_one_line_and_a_status(
     result = ddnkit("bench")
     assert result.exit_code == status
     assert re.fullmatch(told, result.stderr)
+
+
+def test_an_error_of_a_strangers_code_says_where_it_is(ddnkit: Command) -> None:
+    result = ddnkit("run", "digits", "-s", "head=cli_careless", "--dry-run")
+    assert result.exit_code == 1, result.output
+    assert f"{__file__}:" in result.stderr and "oops" in result.stderr
 
 
 def test_debug_gives_the_traceback(
