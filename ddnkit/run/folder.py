@@ -60,7 +60,7 @@ def write_whole(file: Path, text: str) -> None:
     """Write a file whole or not at all: what was there stays until all of ``text`` is on the disk."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as stream:
+        with part.open("w", encoding="utf-8", newline="") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
