@@ -168,8 +168,10 @@ class _Run:
         converged = self.scales.confirmed(*at, of=active)
         if iteration == 0:
             converged = converged | self.solved
-        # What comes to rest between half the tolerance and all of it is good enough.
-        return converged | (stalled & self.scales.pass_(residual, h, slack=2))
+        # What comes to rest between half the tolerance and all of it is good enough, before other multipliers
+        # are tried on it.
+        at_rest = stalled | (active & (self.failures >= _LAST_RESORT))
+        return converged | (at_rest & self.scales.pass_(residual, h, slack=2))
 
     def _settled(self, items: Tensor, stalled: Tensor) -> Tensor:
         """Better multipliers for those of ``items`` at a minimum of M; those that are stuck there."""

@@ -22,6 +22,8 @@ from ddnkit.programs import program, short_calls
 from ddnkit.programs.program import NotAProgramError, traced
 from ddnkit.solvers.newton import Newton
 
+pytestmark = pytest.mark.programs
+
 # -- programs ------------------------------------------------------------------------------------------
 
 FUNCTIONS = {

@@ -190,6 +190,7 @@ class Counted(testing.AffineConstraint):
         return super().objective(*xs, y=y)
 
 
+@pytest.mark.programs
 def test_short_calls(monkeypatch):
     """Traces, runs of a program, and evaluations of the objective, of a call and its way back."""
     counts = collections.Counter()
