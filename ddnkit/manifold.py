@@ -24,6 +24,8 @@ class Manifold(abc.ABC):
     event_dims: int
     #: whether `normal` takes each row by itself: normal(diag(r) y, σ) = diag(r) normal(y, σ)
     normal_by_rows: bool = False
+    #: names of solvers that minimise some objectives on it in closed form: `ddnkit check` tells of them
+    closed_form_solvers: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def constraint(self, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One case with all that is around it: other inputs in turn and in a batch, another precision."""
+"""One case with all that is around it: other inputs in turn and in a batch, another precision or solver."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import Any
 import torch
 
 from .batch import compare_batch
+from .closed_form import look_for_closed_form
 from .findings import Findings
 from .instance import examine
 from .memory import compare_memory
 from .precision import compare_precision
 from .subject import Subject
 
-_AROUND = {"memory": compare_memory, "batch": compare_batch, "float32": compare_precision}
+_AROUND = {
+    "memory": compare_memory,
+    "batch": compare_batch,
+    "float32": compare_precision,
+    "solver": look_for_closed_form,
+}
 
 
 def examine_around(

@@ -46,17 +46,23 @@ METHODS = ("auto", "factors", "products")
 #: Below this ratio of singular values AᵀA has lost too much of the least one; an SVD of A has not.
 _LEAST_BY_GRAM = 1e-5
 
+#: Roundings that a gradient may be off by, of an objective whose terms may cancel.
+_GRADIENT_ROUNDINGS = 1e3
+_SEED = 0x9206
+
 #: The factor by which the rounding of a left singular vector may be enlarged.
 _ENLARGED = 4
 
 
 class Procrustes(Solver):
-    """Solves  min −⟨A(x), U⟩ + const over St(d, C)  exactly: U* = polar(A).
+    """Solves  min ½c‖U‖² − ⟨A(x), U⟩ + const over St(d, C)  exactly: U* = polar(A).
 
-    The node says what A is, by a method on the whole batch (one batch dimension in front):
+    ½c‖U‖² is constant there: ‖U − W‖² is such an objective, with A = 2W. A comes from three gradients of the
+    objective, which also show whether it is one; or the node says what it is. Methods of a node, on the whole
+    batch (one batch dimension in front), which may be left out:
 
     * ``procrustes_target(*xs)``: A, (B, d, C), such that the node's objective equals −⟨A, U⟩ plus a
-      constant wherever UᵀU = I. Required.
+      constant wherever UᵀU = I. It is taken as it is.
     * ``procrustes_completion(*xs)``: a preferred point, (B, d, C). Where A is rank-deficient (a
       singular value at most eps · d · the largest, eps that of the input's dtype) the solution
       nearest to it is taken. Without it the completion is arbitrary.
@@ -71,7 +77,7 @@ class Procrustes(Solver):
     solution of NaN.
 
     Raises:
-        InputError: where A is not a (B, d, C) tensor with d ≥ C.
+        InputError: where A is not a (B, d, C) tensor with d ≥ C, or the objective is no such.
     """
 
     name = "procrustes"
@@ -83,23 +89,21 @@ class Procrustes(Solver):
         self.method = method
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Needs a node on a Stiefel manifold that has a `procrustes_target`."""
-        if not callable(getattr(problem.node, "procrustes_target", None)):
-            return (
-                f"{type(problem.node).__name__} has no `procrustes_target(*xs)`, which gives the A "
-                "of an objective −⟨A, U⟩"
-            )
+        """Needs a node on a Stiefel manifold."""
         return manifold_reason(problem, [Stiefel])
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
-        """U* = polar(A) of each item; ``start`` is not needed."""
+        """U* = polar(A) of each item; ``start`` is where the objective is looked at, and no matter else."""
         node: Any = problem.node
-        A = node.procrustes_target(*problem.inputs).detach()
-        if A.dim() != 3 or A.shape[-2] < A.shape[-1]:
-            raise InputError(
-                f"{type(node).__name__}.procrustes_target must return (B, d, C) with d ≥ C; "
-                f"it returned shape {tuple(A.shape)}"
-            )
+        if callable(getattr(node, "procrustes_target", None)):
+            A = node.procrustes_target(*problem.inputs).detach()
+            if A.dim() != 3 or A.shape[-2] < A.shape[-1]:
+                raise InputError(
+                    f"{type(node).__name__}.procrustes_target must return (B, d, C) with d ≥ C; "
+                    f"it returned shape {tuple(A.shape)}"
+                )
+        else:
+            A = _linear_part(problem, problem.start() if start is None else start)
         if self._takes_products(A):
             return procrustes_products.solution(A, _preferred(node, problem, A), self.name)
         return self._by_factors(node, problem, A)
@@ -226,6 +230,34 @@ def _by_gram(A: Tensor, threshold: float) -> _Factors | None:
     left = product(narrow, scaled.to(narrow.dtype))
     left[..., :few] = wide @ scaled[..., :few]
     return _Factors(product(left, right.mT), left, right, s)
+
+
+def _linear_part(problem: Problem, point: Tensor) -> Tensor:
+    """A (B, d, C) of an objective ½c‖U‖² − ⟨A, U⟩ + const, from gradients at ±``point`` and at another point.
+
+    g(U) = cU − A, so that A = −½(g(P) + g(−P)) and cP = ½(g(P) − g(−P)). Of any other objective a point that
+    is drawn shows another gradient than cU − A, with probability one.
+    """
+    other = Stiefel().random(tuple(point.shape), generator=_drawn(point), like=point)
+    here, opposite, there = (problem.gradient(at) for at in (point, -point, other))
+    A = -(here + opposite) / 2
+    c = ((here - opposite) * point).sum(dim=(-2, -1), keepdim=True) / (2 * point.shape[-1])
+    size = sum(torch.linalg.vector_norm(g, dim=(-2, -1)) for g in (here, opposite, there))
+    off = torch.linalg.vector_norm(there - (c * other - A), dim=(-2, -1))
+    off = torch.maximum(off, torch.linalg.vector_norm(here - (c * point - A), dim=(-2, -1)))
+    wrong = off > _GRADIENT_ROUNDINGS * torch.finfo(point.dtype).eps * size
+    if bool(wrong.any()):
+        worst = float((off / size)[wrong].max())
+        raise InputError(
+            f"solver 'procrustes' cannot solve {type(problem.node).__name__}: its objective is not "
+            f"½c‖y‖² − ⟨A, y⟩ + const: its gradient is {worst:.0e} off what that would have. "
+            "Other solvers on this manifold take any smooth objective: 'newton', say, or 'trust_regions'"
+        )
+    return A.detach()
+
+
+def _drawn(like: Tensor) -> torch.Generator:
+    return torch.Generator(device=like.device).manual_seed(_SEED)
 
 
 def _preferred(node: Any, problem: Problem, A: Tensor) -> Tensor | None:

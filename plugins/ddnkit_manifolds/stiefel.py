@@ -44,6 +44,7 @@ class Stiefel(Manifold):
     name = "stiefel"
     event_dims = 2
     normal_by_rows = True
+    closed_form_solvers = ("procrustes",)
 
     def constraint(self, y: Tensor) -> Tensor:
         """rvech(UᵀU − I), shape (..., C(C+1)/2), row-major lower triangle."""

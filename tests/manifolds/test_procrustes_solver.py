@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from bounds import eps, factorised, infeasibility, rounding
+from bounds import condition, eps, factorised, infeasibility, rounding
 from ddnkit_manifolds import Procrustes, Sphere, Stiefel
 
-from ddnkit import DeclarativeNode, InputError, Problem, Status
+import ddnkit
+from ddnkit import DeclarativeLayer, DeclarativeNode, InputError, Problem, Status
 from ddnkit.linalg.inverse_root import ACCURACY
 
 
@@ -135,19 +136,85 @@ def test_more_columns_than_rows_is_an_error():
 
 
 def test_says_what_it_cannot_take():
-    class NoTarget(DeclarativeNode):
-        manifold = Stiefel()
-
-        def objective(self, A, y):
-            return A.sum() * y.sum()
-
     class OnTheSphere(MaximalTrace):
         manifold = Sphere()
 
     A = torch.randn(7, 4)
-    assert "procrustes_target" in Procrustes().unsupported(Problem.single(NoTarget(), [A]))
     assert "Sphere()" in Procrustes().unsupported(Problem.single(OnTheSphere(), [A]))
     assert Procrustes().unsupported(Problem.single(MaximalTrace(), [A])) is None
+
+
+class Nearest(DeclarativeNode):
+    """Its A is 2W, which the objective shows."""
+
+    input_dims = (2,)
+    manifold = Stiefel()
+    solver = "procrustes"
+
+    def objective(self, W, y):
+        return ((y - W) ** 2).sum()
+
+    def initial_point(self, W):
+        return Stiefel().project(torch.ones_like(W))
+
+    def sample_inputs(self):
+        return (torch.randn(6, 3),)
+
+
+class Linear(Nearest):
+    def objective(self, W, y):
+        return 5.0 - 3 * (W * y).sum()
+
+
+class Bent(Nearest):
+    def objective(self, W, y):
+        return ((y - W) ** 2).sum() + 1e-2 * (y**4).sum()
+
+
+@pytest.mark.parametrize("node", [Nearest(), Linear()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 6, 3), (6, 3), (2, 4, 4), (3, 5, 1), (0, 6, 3)])
+def test_the_objective_shows_what_it_is_linear_in(node, dtype, shape):
+    W = torch.randn(shape, dtype=dtype, requires_grad=True)
+    layer = DeclarativeLayer(node, policy="raise")
+    y = layer(W)
+    wide = W.detach().double()
+    cond = max((condition(each) for each in wide.reshape(-1, *shape[-2:])), default=1.0)
+    bound = factorised(dtype, shape[-2], condition=cond)
+    torch.testing.assert_close(y.detach().double(), polar(wide), atol=bound, rtol=0)
+    v = torch.randn(shape, dtype=dtype)
+    wide.requires_grad_()
+    (expected,) = torch.autograd.grad(polar(wide), wide, v.double())
+    (found,) = torch.autograd.grad(y, W, v)
+    bound = bound * cond * max(1.0, float(expected.norm()) if expected.numel() else 1.0)
+    torch.testing.assert_close(found.double(), expected, atol=bound, rtol=0)
+
+
+def test_another_objective_is_refused_and_one_that_is_no_number_is_told_by_item():
+    W = torch.randn(3, 6, 3)
+    # What is bent beyond rounding: 1e-5 of the gradient at the last scale.
+    for scale, dtype in ((1e-3, torch.float32), (1.0, torch.float32), (1e3, torch.float64)):
+        with pytest.raises(InputError, match="newton"):
+            DeclarativeLayer(Bent())(scale * W.to(dtype))
+    W[1, 0, 0] = torch.nan
+    y = DeclarativeLayer(Nearest(), policy="nan")(W)
+    assert y.isfinite().flatten(1).all(dim=1).tolist() == [True, False, True]
+    for item in (0, 2):
+        assert torch.equal(y[item], DeclarativeLayer(Nearest(), policy="raise")(W[item]))
+
+
+def test_a_check_names_the_solver_that_has_a_closed_form():
+    class ByNewton(Nearest):
+        solver = "newton"
+
+    class BentByNewton(Bent):
+        solver = "newton"
+
+    (told,) = [note for note in ddnkit.check(ByNewton(), examples=2).notes if "procrustes" in note]
+    assert 'solver = "procrustes"' in told
+    for node in (Nearest(), BentByNewton()):
+        report = ddnkit.check(node, examples=2)
+        assert report.ok and not [note for note in report.notes if "procrustes" in note]
 
 
 # -- by products -----------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""Whether a solver of the node's manifold finds the minimum in closed form, and sooner than its own."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ..errors import DdnkitError
+from ..problem import Problem
+from ..solution import Status
+from ..solver import Solver, as_solver
+from .findings import Findings
+
+
+def look_for_closed_form(findings: Findings) -> None:
+    """A note where the manifold has a solver that finds this minimum in closed form, and sooner."""
+    subject, solved = findings.subject, findings.solved
+    manifold = subject.node.manifold
+    if solved is None or manifold is None or subject.has_own_solve:
+        return
+    chosen = as_solver(subject.node.solver)
+    for name in manifold.closed_form_solvers:
+        if chosen.name == name:
+            return
+        try:
+            solver = as_solver(name)
+            found = None if solver.unsupported(solved.problem) else solver.solve(solved.problem)
+        except DdnkitError:  # another objective, or nothing of that name is installed
+            continue
+        if found is None or set(found.statuses()) != {Status.CONVERGED}:
+            continue
+        here, there = (solved.problem.objective(y) for y in (solved.solution.y, found.y))
+        size = 1e3 * torch.finfo(here.dtype).eps * torch.maximum(here.abs(), there.abs())
+        long, short = (_seconds(each, solved.problem) for each in (chosen, solver))
+        if bool(torch.all(there <= here + size)) and short < long / 2:
+            findings.note(
+                "solver",
+                f"solver: {name} finds this minimum in closed form, in {1e3 * short:.2g} ms a call where "
+                f'{chosen.name} takes {1e3 * long:.2g} ms: write  solver = "{name}"  in the node',
+            )
+            return
+
+
+def _seconds(solver: Solver, problem: Problem) -> float:
+    """The least of three calls."""
+    times = []
+    for _ in range(3):
+        before = time.perf_counter()
+        solver.solve(problem)
+        times.append(time.perf_counter() - before)
+    return min(times)
