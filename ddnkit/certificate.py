@@ -47,8 +47,8 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-4}
 _SHOWN = 3
 
 #: From this many unknowns on, one probe gives the scale: the entries average out. Of few, a probe
-#: may by chance leave the residual almost as it is.
-_ONE_PROBE_SIZE = 64
+#: may by chance leave the residual almost as it is, and so many are taken.
+ONE_PROBE_SIZE, PROBES_OF_FEW = 64, 3
 
 
 #: Differences keep two thirds of the digits, less what the third derivative takes.
@@ -298,6 +298,12 @@ def clear_margin(dtype: torch.dtype, tolerance: float) -> float:
     return torch.finfo(dtype).eps / tolerance if tolerance else 0.0
 
 
+def settled_each(y: Tensor) -> float:
+    """The largest residual of an unknown of y (B, *y) beside what one probe gives for its scale, of a y that
+    is settled: the chance of that probe to leave one of m unknowns as it is costs a closer look."""
+    return _SETTLED_EACH * max(1.0, y.shape[1:].numel() / 8) * torch.finfo(y.dtype).eps
+
+
 def tolerance_of(problem: Problem, y: Tensor, asked: float | None) -> float:
     """The tolerance asked for, else the node's, else that of the dtype."""
     if asked is not None:
@@ -392,10 +398,10 @@ def _backward_errors(
 
     # Where rows of y are scaled and nothing else, the normal part is scaled with them: no second
     # product of y with the multipliers.
-    by_rows = sigma is not None and manifold.normal_by_rows and y.shape[-2] >= _ONE_PROBE_SIZE
+    by_rows = sigma is not None and manifold.normal_by_rows and y.shape[-2] >= ONE_PROBE_SIZE
     scale = torch.zeros_like(feasibility)
     of_each: Tensor | None = None
-    for probe in range(1 if residual.shape[-1] >= _ONE_PROBE_SIZE else 3):
+    for probe in range(1 if residual.shape[-1] >= ONE_PROBE_SIZE else PROBES_OF_FEW):
         flags = problem.operands_batched
         operands = [
             perturbed(x, step, k + 1, probe) if own else x
@@ -436,10 +442,7 @@ def _backward_errors(
         feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
     uneven = None
     if manifold is None and of_each is not None:
-        # By one probe, whose chance to leave one of m unknowns as it is costs a closer look.
-        many = max(1.0, residual.shape[-1] / 8)
-        limit = _SETTLED_EACH * many * torch.finfo(y.dtype).eps / step
-        uneven = (residual.abs() > limit * of_each.abs()).any(dim=-1)
+        uneven = (residual.abs() > settled_each(y) / step * of_each.abs()).any(dim=-1)
     return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
 
 

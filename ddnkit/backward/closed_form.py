@@ -167,6 +167,17 @@ def _as_adjoint(node: object, returned: Any) -> Adjoint:
     return Adjoint(returned)
 
 
+def unaliased(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """The results, copied where one shares its memory with the others or with another result."""
+    taken = {x.untyped_storage().data_ptr() for x in others}
+    apart = []
+    for x in results:
+        x = x.clone() if x.untyped_storage().data_ptr() in taken else x
+        taken.add(x.untyped_storage().data_ptr())
+        apart.append(x)
+    return apart
+
+
 def _part(y: object, at: int | slice) -> object:
     if isinstance(y, Tensor):
         return y[at]

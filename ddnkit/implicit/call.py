@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..aside import finite_inputs, may_look, solve_apart, without
 from ..assessment import assess, error_bound, solution_error
+from ..backward.closed_form import unaliased
 from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
@@ -377,7 +378,7 @@ class Call(Numbers):
         self._judge(None if residual is None else residual.unsqueeze(0))
         fill = 0.0 if self.policy == "mask" else torch.nan
         filled = [self._filled(g, fill, problem.batch_size) for g in gradients]
-        return _apart(filled, [*problem.operands, y, v, *aux])
+        return unaliased(filled, [*problem.operands, y, v, *aux])
 
     def _compare(
         self, problem: Problem, y: Tensor, aux: Mapping[str, Tensor], wrt: Sequence[int]
@@ -448,17 +449,6 @@ class Call(Numbers):
         if self.policy in ("raise", "warn") or not size or batch % size:
             return z
         return _where(self.certificate.differentiable.repeat(len(z) // size), z, fill)
-
-
-def _apart(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """The results, copied where one shares its memory with the others or with another result."""
-    taken = {x.untyped_storage().data_ptr() for x in others}
-    apart = []
-    for x in results:
-        x = x.clone() if x.untyped_storage().data_ptr() in taken else x
-        taken.add(x.untyped_storage().data_ptr())
-        apart.append(x)
-    return apart
 
 
 def _where(good: Tensor, x: Tensor, fill: float) -> Tensor:

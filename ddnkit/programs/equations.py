@@ -36,8 +36,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ..certificate import SETTLED, clear_margin
+from ..certificate import ONE_PROBE_SIZE, PROBES_OF_FEW, SETTLED, clear_margin, settled_each
 from ..lagrangian import objective_gradient, vjp
+from ..perturbation import STEP, relative_changes
 from ..problem import Problem, flat
 
 
@@ -165,6 +166,75 @@ def way_back(
     return found
 
 
+def measured(
+    problem: Problem, y: Tensor, limits: Limits, tolerance: float
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The function of y (B, *y) and the operands that says how well y is solved, with no matrix: for a way
+    back that is the node's own.
+
+    It gives whether all items pass; stationarity, feasibility and licq (B,), as the certificate measures
+    them; and where nothing better is to be had (B,), `Certificate.settled`.
+
+    Args:
+        y: a solution, of whose shape others are.
+    """
+    step, manifold = STEP[y.dtype], problem.manifold
+    few = y.shape[1:].numel() < ONE_PROBE_SIZE
+    moving = [(y, True), *zip(problem.operands, problem.operands_batched, strict=True)]
+    changes = [
+        [
+            relative_changes(x, x.shape[1:], step, stream, probe) if own else None
+            for stream, (x, own) in enumerate(moving)
+        ]
+        for probe in range(PROBES_OF_FEW if few else 1)
+    ]
+
+    def found(y: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+        here, feasibility = problem.with_operands(operands), torch.zeros_like(flat(y)[:, 0])
+        rows, licq = None, torch.ones_like(feasibility)
+        g = objective_gradient(here, y)
+        nu = g[:, :0]
+        clear = []
+        if here.has_constraints(y):
+            rows = _rows(here, y, g)
+            nu, licq = rows.nu, rows.margin
+            size = torch.linalg.vector_norm(times(rows.A.abs(), flat(y).abs()), dim=-1)
+            feasibility = _ratio(torch.linalg.vector_norm(rows.h, dim=-1), size)
+            clear += [rows.pivot >= limits.pivot, licq >= limits.margin]
+        elif manifold is not None:
+            nu = manifold.multipliers(y, g.reshape(y.shape))
+            feasibility = manifold.infeasibility(y)
+
+        def slope(there: Problem, point: Tensor) -> Tensor:
+            gradient = objective_gradient(there, point) if rows is None else g
+            if rows is not None:
+                return flat(grad(lambda y: _lagrangian(there, y, nu))(point))
+            if manifold is None:
+                return gradient
+            return flat(manifold.less_normal(gradient.reshape(point.shape), point, nu))
+
+        r, scale, uneven = slope(here, y), torch.zeros_like(feasibility), None
+        for pattern in changes:
+            y_moved, *moved = (
+                x if change is None else torch.addcmul(x, x, change)
+                for x, change in zip((y, *operands), pattern, strict=True)
+            )
+            change = slope(problem.with_operands(moved), y_moved) - r
+            scale = torch.maximum(scale, torch.linalg.vector_norm(change, dim=-1) / step)
+            if uneven is None:
+                limit = settled_each(y)
+                uneven = (r.abs() > limit / step * change.abs()).any(dim=-1)
+        stationarity = _ratio(torch.linalg.vector_norm(r, dim=-1), scale)
+        settled = torch.maximum(stationarity, feasibility) <= SETTLED * torch.finfo(y.dtype).eps
+        if manifold is None and uneven is not None:
+            settled = settled & ~uneven
+        clear += [stationarity <= tolerance, feasibility <= tolerance]
+        clear.append(scale <= torch.finfo(y.dtype).max ** 0.5)
+        return torch.stack(clear).all(), stationarity, feasibility, licq, settled
+
+    return found
+
+
 class Rows(NamedTuple):
     """The constraints at y.
 
@@ -203,12 +273,7 @@ def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
     matrix of each item would have to be made for each unknown anew.
     """
     g = objective_gradient(problem, y)
-    rows = None
-    if _constrained(problem, y):
-        h = problem.all_constraints(y)
-        assert h is not None
-        A = _jacobian(problem, y, h[:, :0], lambda here, y, _: here.all_constraints(y))
-        rows = Rows(h, A, *multipliers(A, g))
+    rows = _rows(problem, y, g) if _constrained(problem, y) else None
     nu = g[:, :0] if rows is None else rows.nu
 
     def slope(here: Problem, y: Tensor, nu: Tensor) -> Tensor:
@@ -223,6 +288,13 @@ def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
     beside = (found - d * pattern).abs()
     alone = (beside <= _ROUNDINGS * torch.finfo(values.dtype).eps * d.abs()).all(dim=-1)
     return Local(g, d, rows, alone)
+
+
+def _rows(problem: Problem, y: Tensor, g: Tensor) -> Rows:
+    h = problem.all_constraints(y)
+    assert h is not None
+    A = _jacobian(problem, y, h[:, :0], lambda here, y, _: here.all_constraints(y))
+    return Rows(h, A, *multipliers(A, g))
 
 
 #: Of an entry of the diagonal, that two products with it may differ by.
@@ -357,6 +429,11 @@ def times(M: Tensor, x: Tensor) -> Tensor:
 def _largest_ratio(r: Tensor, scale: Tensor) -> Tensor:
     """Of |r| to the sizes of its terms: 0/0 is 0."""
     return (r.abs() / (scale + torch.finfo(r.dtype).tiny)).amax(dim=-1)
+
+
+def _ratio(size: Tensor, scale: Tensor) -> Tensor:
+    """0/0 is 0."""
+    return torch.where(size == 0, size, size / scale)
 
 
 def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

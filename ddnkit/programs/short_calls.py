@@ -7,7 +7,7 @@ again with inputs of one signature has had all of that looked at many times over
 
 - the node's own `solve`, or its solver;
 - one evaluation of the functions on one problem, held against the one that was traced (`evaluation`);
-- the program of the figures at y, and on the way back that of the gradient.
+- the program of the figures at y, and on the way back that of the gradient, or the node's own `adjoint`.
 
 Programs are made only where the eager way trusts the call, where the functions are plain (no random
 numbers, nothing hidden, no kinks, no autograd.Function of the user's own), and where the same gradient
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..backward.automatic import Automatic
+from ..backward.closed_form import ClosedForm, unaliased
 from ..backward.dense import DENSE_SIZE, Dense
 from ..backward.embedded_field import EmbeddedField
 from ..backward.form import BackwardForm
@@ -35,13 +36,14 @@ from ..captured import Captured, attributes, is_tracked
 from ..certificate import Certificate, tolerance_of
 from ..errors import DdnkitWarning, InputError
 from ..node import DeclarativeNode
+from ..node_state import NodeState
 from ..perturbation import perturbed
 from ..problem import Problem
 from ..recording import Held
 from ..solution import Solution, Status
 from ..solving import solve
 from ..transforms import under_transform
-from .equations import Limits, Shape, at_solution, way_back
+from .equations import Limits, Shape, at_solution, measured, way_back
 from .evaluation import Evaluation
 from .newton import NewtonProgram
 from .program import BusyError, NotAProgramError, Program, traced
@@ -77,7 +79,8 @@ class _Programs:
     Attributes:
         evaluation: of the functions that were traced.
         figures: `equations.at_solution`.
-        back: `equations.way_back`; None where nothing asks for a derivative.
+        back: `equations.way_back`; None where nothing asks for a derivative, or the node has its own.
+        own: the node's own way back: then the figures are those of `equations.measured`.
         tracked: which of inputs and outside tensors want one.
         form: the backward form that the eager way takes.
         y_shape: of the batch.
@@ -90,6 +93,7 @@ class _Programs:
     evaluation: Evaluation
     figures: Program
     back: Program | None
+    own: ClosedForm | None
     tracked: tuple[int, ...]
     form: str
     y_shape: torch.Size
@@ -160,6 +164,11 @@ class ShortCalls:
             if signature.calls <= self.first_calls:
                 return None
             programs = self._made(layer, xs, signature)
+        elif programs.own is not None and _own_is_due(layer, programs.calls):
+            # The eager way holds the node's own adjoint against a known answer, every so often.
+            programs.calls += 1
+            layer.comparisons.soon()
+            return None
         elif _due(programs.calls):
             self._compare(layer, xs, signature, programs)
             programs = signature.programs
@@ -188,7 +197,9 @@ class ShortCalls:
             torch.get_default_dtype(),
             torch.is_grad_enabled(),
             node.tolerance,
-            _way_of_its_own(node),
+            node.adjoint is None,
+            node.preferred_backward,
+            _unlike_others(node),
         ]
         for x in xs:
             if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
@@ -297,6 +308,11 @@ def _due(calls: int) -> bool:
     return calls in _COMPARED or (calls > 0 and calls % COMPARED_EVERY == 0)
 
 
+def _own_is_due(layer: DeclarativeLayer, calls: int) -> bool:
+    every = layer.comparisons.every
+    return bool(every) and calls > 0 and calls % every == 0
+
+
 def _plain_surroundings() -> bool:
     """Whether nothing is at work that the eager way heeds and a program does not."""
     return (
@@ -339,12 +355,12 @@ def _unsuited(layer: DeclarativeLayer, xs: Sequence[Tensor], leads: set[torch.Si
         return "its inputs are not on the CPU"
     if layer.certify != "fast":
         return f"certify is {layer.certify!r}"
-    return _way_of_its_own(node)
+    return _unlike_others(node)
 
 
-def _way_of_its_own(node: DeclarativeNode) -> str | None:
-    if node.adjoint is not None or node.preferred_backward is not None:
-        return "the node has a backward of its own"
+def _unlike_others(node: DeclarativeNode) -> str | None:
+    if node.adjoint is not None and not node.batched_solve:
+        return "the node's own adjoint takes one problem at a time"
     if node.fixed_point is not None:
         return "the node is a fixed point"
     return None
@@ -377,13 +393,12 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     y = solution.y.contiguous()
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
-    if solution.aux:
-        raise NotAProgramError("the solver keeps something for the way back")
     unknowns = y.shape[1:].numel()
     form = layer.form.taken(problem, unknowns)
-    if isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
+    own = form if type(form) is ClosedForm else None
+    if own is None and isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
         form = Dense()  # without Python around it, it is the quicker one for longer
-    if not _suited(form) or unknowns > MOST_DIAGONAL:
+    if own is None and (not _suited(form) or unknowns > MOST_DIAGONAL):
         raise NotAProgramError(f"the backward form is {form.name}, with {unknowns} unknowns")
     manifold = _manifold(node)
     if manifold is not None and not _immutable(tuple(manifold[1].values())):
@@ -407,6 +422,33 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     problem = problem.with_captured([Captured(x) for x in outside], outside)
     limits = Limits.of(y.dtype, tolerance_of(problem, y, layer.tolerance))
     operands = problem.operands
+    everything = [*xs, *outside]
+    tracked = [k for k, x in enumerate(everything) if x.requires_grad]
+    plain = Solution(y).batched(len(y))
+    common = {
+        "evaluation": evaluation,
+        "y_shape": y.shape,
+        "manifold": manifold,
+        "unknown": torch.as_tensor(plain.status),
+        "untold": torch.as_tensor(plain.iterations),
+        "all": torch.ones(len(y), dtype=torch.bool),
+    }
+    if own is not None:
+        if any(x.requires_grad for x in outside):
+            raise NotAProgramError("its own adjoint has no gradient for a tensor that it holds")
+        tolerance = tolerance_of(problem, y, layer.tolerance)
+        figures = traced(measured(problem, y, limits, tolerance), [y, *operands], _FIGURES + 1)
+        if not bool(figures(y, *(x.detach().contiguous() for x in operands))[0]):
+            raise NotAProgramError("its figures are not clear")
+        return _Programs(
+            **common,
+            figures=figures,
+            back=None,
+            own=own if torch.is_grad_enabled() else None,
+            tracked=tuple(tracked),
+            form=form.name,
+            newton=None,
+        )
     for shape in _shapes(len(y), unknowns):
         figures = traced(at_solution(problem, limits, shape), [y, *operands], _FIGURES)
         found = figures(y, *(x.detach().contiguous() for x in operands))
@@ -415,8 +457,6 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     else:
         raise NotAProgramError("its figures are not clear")
     newton = NewtonProgram.of(problem, y, limits, shape)
-    everything = [*xs, *outside]
-    tracked = [k for k, x in enumerate(everything) if x.requires_grad]
     back = None
     rest = found[_FIGURES:]
 
@@ -436,19 +476,14 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         if idle:
             tracked = [k for k in tracked if k not in idle]
             back = traced_back() if tracked else None
-    plain = Solution(y).batched(len(y))
     return _Programs(
-        evaluation,
-        figures,
-        back,
-        tuple(tracked),
-        form.name,
-        y.shape,
-        manifold,
-        newton,
-        torch.as_tensor(plain.status),
-        torch.as_tensor(plain.iterations),
-        torch.ones(len(y), dtype=torch.bool),
+        **common,
+        figures=figures,
+        back=back,
+        own=None,
+        tracked=tuple(tracked),
+        form=form.name,
+        newton=newton,
     )
 
 
@@ -583,7 +618,7 @@ def _refuse_difference(
                     raise NotAProgramError("its figures are not clear")
                 solution = y.detach()
                 v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
-                if not found and programs.back:
+                if not found and (programs.back or programs.own):
                     wanted = [x for x in own if x.requires_grad]
                     wanted += _wanted_outside(programs, signature, layer, own, solution)
                 gradients = torch.autograd.grad(y, wanted, v, allow_unused=True) if wanted else ()
@@ -633,8 +668,12 @@ def _by_programs(
                 return None
             operands = [*inputs, *(x.detach().contiguous() for x in outside)]
             clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
-            if not clear.item() or not _ended_well(programs, solution.status):
+            if not clear.item() or not _ended_well(programs, solution):
                 return None
+            settled, aux = programs.all.clone(), {}
+            if programs.own is not None:
+                (settled,), aux = rest, {k: x.detach() for k, x in solution.aux.items()}
+                rest = list(aux.values())
         except Exception:
             return None
         held = y.untyped_storage().data_ptr()
@@ -649,7 +688,7 @@ def _by_programs(
         solution.solver,
         solution.uniqueness,
         licq=licq,
-        settled=programs.all.clone(),
+        settled=settled,
         form=programs.form,
     )
     if len(lead) != 1:
@@ -657,11 +696,13 @@ def _by_programs(
         # Not as a view, on which a function of its own lets nobody write.
         y = y.reshape(lead + y.shape[1:]).data
     layer.certificate = certificate
-    if programs.back is None:
+    if not programs.tracked or (programs.back is None and programs.own is None):
         return y
     everything = [*xs, *outside]
     tracked = [everything[k] for k in programs.tracked]
-    state = _State(programs, layer, xs, operands, [Held(x) for x in operands], certificate)
+    kept = None if programs.own is None else NodeState(problem.node)
+    held_then = [Held(x) for x in operands]
+    state = _State(programs, layer, xs, operands, held_then, certificate, tuple(aux), kept)
     found: Tensor = _Short.apply(state, [y], rest, *tracked)
     return found
 
@@ -675,12 +716,12 @@ def _solution(programs: _Programs, problem: Problem) -> Solution:
         if solution is not None:
             return solution
     node = problem.node
-    if node.batched_solve and newton is None:
+    if node.batched_solve and newton is None and type(node).solve is not DeclarativeNode.solve:
         returned = node.solve(*problem.inputs)
         if type(returned) is Tensor and len(returned) == problem.batch_size:
             return Solution(returned.detach(), programs.unknown, programs.untold)
         # Not to be asked twice
-        if type(returned) is Solution and not returned.aux and type(returned.y) is Tensor:
+        if type(returned) is Solution and type(returned.y) is Tensor:
             return replace(returned, y=returned.y.detach()).batched(problem.batch_size)
         raise NotAProgramError("its `solve` returns something else")
     problem, solution = solve(problem)
@@ -696,10 +737,13 @@ def _swapped(layer: DeclarativeLayer, outside: Sequence[Tensor]) -> bool:
     return bool(others) and any(x is p for p in layer.parameters() for x in others)
 
 
-def _ended_well(programs: _Programs, status: Any) -> bool:
-    if status is programs.unknown:
+def _ended_well(programs: _Programs, solution: Solution) -> bool:
+    unique = solution.uniqueness
+    if unique is not None and not bool((unique >= torch.finfo(unique.dtype).eps ** 0.5).all()):
+        return False
+    if solution.status is programs.unknown:
         return True
-    return bool((torch.as_tensor(status) < Status.NON_FINITE).all())
+    return bool((torch.as_tensor(solution.status) < Status.NON_FINITE).all())
 
 
 @dataclass
@@ -708,6 +752,7 @@ class _State:
 
     Attributes:
         operands: as the program takes them, with what they held then.
+        aux: names of what the solver has left, for the node's own adjoint; and the node as it was.
     """
 
     programs: _Programs
@@ -716,6 +761,8 @@ class _State:
     operands: list[Tensor]
     held: list[Held]
     certificate: Certificate
+    aux: tuple[str, ...]
+    node: NodeState | None
 
 
 class _Short(torch.autograd.Function):
@@ -747,16 +794,22 @@ class _Short(torch.autograd.Function):
             return (None, None, None, *_eagerly(state, y, tracked, v))
         point = y.detach().reshape(programs.y_shape)
         v = v.reshape(programs.y_shape).contiguous()
-        assert programs.back is not None
         try:
-            clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
-            sound = bool(clear.item())
+            if programs.own is not None:
+                aux = dict(zip(state.aux, rest, strict=True))
+                sound, residual, gradients = _own_way_back(state, point, v, aux)
+            else:
+                assert programs.back is not None
+                clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
+                sound = bool(clear.item())
         except Exception:  # whatever a system with no solution throws: the eager way knows it
             sound = False
         if not sound:
             return (None, None, None, *_eagerly(state, y, tracked, v.reshape(y.shape)))
         layer, before = state.layer, state.certificate
-        state.certificate = replace(before, adjoint_residual=residual.reshape(before.licq.shape))
+        if residual is not None:
+            residual = residual.reshape(before.licq.shape)
+        state.certificate = replace(before, adjoint_residual=residual)
         if layer.certificate is before:
             layer.certificate = state.certificate
         return (
@@ -765,6 +818,21 @@ class _Short(torch.autograd.Function):
             None,
             *(g.reshape(x.shape) for g, x in zip(gradients, tracked, strict=True)),
         )
+
+
+def _own_way_back(
+    state: _State, y: Tensor, v: Tensor, aux: Mapping[str, Tensor]
+) -> tuple[bool, Tensor | None, list[Tensor]]:
+    """The node's own adjoint, of the node as it was: whether it passes, its residual, and the gradients."""
+    assert state.node is not None and state.programs.own is not None
+    node = state.node.node() if state.node.changed() else state.layer.node
+    problem = Problem(node, state.operands[: len(state.xs)], len(y))
+    # An adjoint may work in the memory of v, or give back what it was given.
+    gradients, residual = state.programs.own.adjoint(
+        problem, y, v.clone(), aux, state.programs.tracked
+    )
+    passes = residual is None or bool((residual <= state.certificate.tolerance).all())
+    return passes, residual, unaliased(gradients, [*state.operands, y, *aux.values()])
 
 
 def _plain_on_the_way_back(v: Tensor) -> bool:

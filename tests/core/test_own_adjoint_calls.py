@@ -1,0 +1,325 @@
+"""Short calls of nodes with a way back of their own: the same gradients, the same words."""
+
+import warnings
+
+import pytest
+import torch
+from bounds import factorised
+from ddnkit_etf import NearestETF
+from ddnkit_manifolds import Stiefel
+
+import ddnkit
+from ddnkit import Adjoint, DeclarativeLayer, DeclarativeNode, InputError, Solution, Status
+
+pytestmark = pytest.mark.programs
+
+
+class Scaled(DeclarativeNode):
+    """min ½‖y − s x‖² + ½‖w y‖², y = s x/(1 + w²), with a number s."""
+
+    input_dims = (1, 1)
+    batched_solve = True
+
+    def __init__(self, s=2.0):
+        self.s = s
+
+    def objective(self, x, w, y):
+        return ((y - self.s * x) ** 2).sum() / 2 + (w * y).square().sum() / 2
+
+    def solve(self, x, w):
+        return self.s * x / (1 + w**2)
+
+    def adjoint(self, x, w, y, v):
+        u = v / (1 + w**2)
+        return self.s * u, -2 * w * y * u
+
+
+class OnPlane(Scaled):
+    """The same on the plane of entries that sum to 1."""
+
+    def equality_constraints(self, x, w, y):
+        return y.sum() - 1
+
+    def solve(self, x, w):
+        d = 1 / (1 + w**2)
+        return d * (
+            self.s * x + (1 - (d * self.s * x).sum(-1, keepdim=True)) / d.sum(-1, keepdim=True)
+        )
+
+    def adjoint(self, x, w, y, v):
+        d = 1 / (1 + w**2)
+        u = d * (v - (d * v).sum(-1, keepdim=True) / d.sum(-1, keepdim=True))
+        return self.s * u, -2 * w * y * u
+
+
+class Keeping(Scaled):
+    """Its solver keeps what the way back needs, and says how well that is solved."""
+
+    def solve_problem(self, problem, start=None):
+        x, w = problem.inputs
+        d = 1 / (1 + w**2)
+        ended = torch.full((len(x),), int(Status.CONVERGED))
+        return Solution(self.s * x * d, ended, torch.zeros_like(ended), "own", {"d": d})
+
+    solve = DeclarativeNode.solve
+
+    def adjoint(self, x, w, y, v, aux):
+        u = v * aux["d"]
+        return Adjoint((self.s * u, -2 * w * y * u), v.new_zeros(len(v)))
+
+
+class Frame(DeclarativeNode):
+    """The frame nearest to X: polar(X), by SVD and its derivative."""
+
+    input_dims = (2,)
+    batched_solve = True
+    manifold = Stiefel()
+
+    def objective(self, X, y):
+        return -(X * y).sum()
+
+    def solve(self, X):
+        U, _, V = torch.linalg.svd(X, full_matrices=False)
+        return U @ V
+
+    def adjoint(self, X, y, v):
+        with torch.enable_grad():
+            X = X.detach().requires_grad_()
+            return torch.autograd.grad(self.solve(X), X, v)
+
+
+def inputs(node, lead=(3,), dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {Frame: [(6, 3)], NearestETF: [(7, 5), (7, 5)]}.get(type(node), [(4,), (4,)])
+    xs = [torch.randn(*lead, *s, generator=generator, dtype=torch.float64) for s in shapes]
+    if isinstance(node, NearestETF):
+        xs = [xs[0] / xs[0].norm(), torch.linalg.qr(xs[1]).Q]
+    return [x.to(dtype).requires_grad_() for x in xs]
+
+
+def short(node, **options):
+    layer = DeclarativeLayer(node, **options)
+    layer.short.first_calls = 0
+    return layer
+
+
+def eager(node, **options):
+    layer = DeclarativeLayer(node, **options)
+    layer.short.on = False
+    return layer
+
+
+def gradients(layer, xs):
+    y = layer(*xs)
+    v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return y.detach(), *torch.autograd.grad(y, xs, v)
+
+
+@pytest.mark.parametrize(
+    "node", [Scaled(), OnPlane(), Keeping(), Frame(), NearestETF(), NearestETF(reduced=True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "lead",
+    [pytest.param((), marks=pytest.mark.long), pytest.param((3,), marks=pytest.mark.long), (2, 2)],
+)
+def test_they_give_what_an_eager_call_gives(node, dtype, lead):
+    layer, other = short(node), eager(node)
+    for seed in range(3):
+        xs = inputs(node, lead, dtype, seed)
+        # The same functions on the same numbers; strides may differ, and with them the order of sums, of
+        # a frame through an S of condition 1/δ at most.
+        for a, b in zip(gradients(layer, xs), gradients(other, xs), strict=True):
+            bound = factorised(dtype, 7, size=float(b.norm()), condition=1e3)
+            torch.testing.assert_close(a, b, atol=bound, rtol=0)
+        here, there = layer.certificate, other.certificate
+        assert here.form == there.form == "closed_form"
+        assert here.verdicts() == there.verdicts() and torch.equal(here.settled, there.settled)
+        assert here.stationarity.shape == there.stationarity.shape == torch.Size(lead)
+    assert layer.short.taken >= 3 and layer.short.reasons() == []
+
+
+@pytest.mark.parametrize("node", [OnPlane(), Frame()])
+def test_every_derivative_is_there(node):
+    layer, xs = short(node), inputs(node, (2,))
+    gradients(layer, xs)
+    taken = layer.short.taken
+    assert torch.autograd.gradcheck(layer, xs)
+    assert torch.autograd.gradgradcheck(layer, xs)
+    assert layer.short.taken > taken
+
+
+def test_a_number_that_changes_between_the_passes_is_as_it_was():
+    for made in (Scaled, OnPlane, Keeping):
+        node = made(2.0)
+        layer, xs = short(node), inputs(node)
+        right = gradients(layer, xs)[1:]
+        y = layer(*xs)
+        node.s = -5.0
+        v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+        found = torch.autograd.grad(y, xs, v)
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+        # And the next call sees it.
+        for a, b in zip(gradients(layer, xs), gradients(eager(made(-5.0)), xs), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_an_input_that_is_written_on_between_the_passes_is_refused():
+    node = Scaled()
+    layer, xs = short(node), inputs(node)
+    gradients(layer, xs)
+    y = layer(*xs)
+    with torch.no_grad():
+        xs[1].mul_(2)
+    with pytest.raises((InputError, RuntimeError)):
+        torch.autograd.grad(y.sum(), xs)
+
+
+def test_an_adjoint_that_turns_wrong_is_found_within_a_hundred_calls():
+    class Turning(Scaled):
+        off = 1.0
+
+        def adjoint(self, x, w, y, v):
+            a, b = super().adjoint(x, w, y, v)
+            return self.off * a, b
+
+    node = Turning()
+    layer, xs = short(node, policy="raise"), inputs(node)
+    for _ in range(3):
+        gradients(layer, xs)
+    node.off = 1.5
+
+    def many():
+        for _ in range(layer.comparisons.every + 1):
+            gradients(layer, xs)
+
+    with pytest.raises(ddnkit.UntrustedGradientError):
+        many()
+
+
+def test_a_wrong_adjoint_is_never_short():
+    class Wrong(Scaled):
+        def adjoint(self, x, w, y, v):
+            return tuple(2 * g for g in super().adjoint(x, w, y, v))
+
+    layer = short(Wrong())
+    for seed in range(3):
+        with pytest.warns(ddnkit.DdnkitWarning):
+            gradients(layer, inputs(layer.node, (seed + 1,)))
+    assert layer.short.taken == 0
+
+
+def test_an_adjoint_may_work_in_the_memory_of_v_and_give_back_what_it_was_given():
+    class Careless(Keeping):
+        def adjoint(self, x, w, y, v, aux):
+            u = v.mul_(aux["d"])
+            return Adjoint((u.mul_(self.s), u * (-2 / self.s) * w * y))
+
+    class Giving(DeclarativeNode):
+        """y = x, and the gradient is v itself."""
+
+        input_dims = (1,)
+        batched_solve = True
+
+        def objective(self, x, y):
+            return ((y - x) ** 2).sum()
+
+        def solve(self, x):
+            return x.clone()
+
+        def adjoint(self, x, y, v):
+            return (v,)
+
+    layer, right = short(Careless()), eager(Keeping())
+    xs = inputs(layer.node)
+    expected = gradients(right, xs)
+    for _ in range(2):
+        y = layer(*xs)
+        v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+        kept = v.clone()
+        for _ in range(2):
+            found = torch.autograd.grad(y, xs, v, retain_graph=True)
+            assert torch.equal(v, kept)
+            torch.testing.assert_close(found, expected[1:])
+    assert layer.short.taken
+    layer = short(Giving())
+    x = torch.randn(3, 4, requires_grad=True)
+    for _ in range(2):
+        y = layer(x)
+        v = torch.ones_like(y)
+        (found,) = torch.autograd.grad(y, x, v, retain_graph=True)
+        found.zero_()
+        assert torch.equal(v, torch.ones_like(y))
+        assert torch.equal(torch.autograd.grad(y, x, v)[0], v)
+    assert layer.short.taken
+
+
+def test_what_is_not_solved_is_told():
+    class Rough(Keeping):
+        residual = 0.0
+        shift = 0.0
+
+        def solve_problem(self, problem, start=None):
+            found = super().solve_problem(problem, start)
+            return ddnkit.Solution(
+                found.y + self.shift, found.status, found.iterations, "own", dict(found.aux)
+            )
+
+        def adjoint(self, x, w, y, v, aux):
+            found = super().adjoint(x, w, y, v, aux)
+            return Adjoint(found.gradients, found.residual + self.residual)
+
+    for name, value in (("residual", 0.1), ("shift", 0.1)):
+        node = Rough()
+        layer = short(node, policy="raise")
+        xs = inputs(node)
+        for _ in range(2):
+            gradients(layer, xs)
+        assert layer.short.taken
+        setattr(node, name, value)
+        with pytest.raises(ddnkit.UntrustedGradientError):
+            gradients(layer, xs)
+
+
+def test_a_tensor_that_it_holds_and_that_wants_a_gradient_goes_the_eager_way():
+    class Held(DeclarativeNode):
+        input_dims = (1,)
+        batched_solve = True
+
+        def __init__(self):
+            self.c = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def objective(self, x, y):
+            return ((y - self.c * x) ** 2).sum()
+
+        def solve(self, x):
+            return self.c * x
+
+        def adjoint(self, x, y, v):
+            return (self.c * v,)
+
+    layer = short(Held())
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        found = torch.autograd.grad(layer(x).sum(), [x, layer.node.c])
+        torch.testing.assert_close(found[0], 2 * torch.ones_like(x))
+        torch.testing.assert_close(found[1], x.detach().sum())
+    assert layer.short.taken == 0 and layer.short.reasons()
+
+
+def test_without_a_gradient_and_in_inference():
+    node = Keeping()
+    layer, xs = short(node), inputs(node)
+    right = gradients(eager(node), xs)[0]
+    with torch.no_grad():
+        assert torch.equal(layer(*xs), right) and torch.equal(layer(*xs), right)
+    with torch.inference_mode():
+        assert torch.equal(layer(*xs), right)
+    plain = [x.detach() for x in xs]
+    y = layer(*plain)
+    assert torch.equal(y, right) and not y.requires_grad
+    assert layer.short.taken >= 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (one,) = torch.autograd.grad(layer(xs[0], plain[1]).sum(), [xs[0]])
+    assert torch.equal(one, torch.autograd.grad(eager(node)(xs[0], plain[1]).sum(), [xs[0]])[0])
