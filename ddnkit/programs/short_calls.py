@@ -22,6 +22,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,6 +105,11 @@ class _Programs:
     all: Tensor
     calls: int = 0
     refused: int = 0
+
+    @property
+    def derives(self) -> bool:
+        """Whether there is a way back."""
+        return bool(self.tracked) and (self.back is not None or self.own is not None)
 
 
 @dataclass
@@ -425,14 +431,16 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     everything = [*xs, *outside]
     tracked = [k for k, x in enumerate(everything) if x.requires_grad]
     plain = Solution(y).batched(len(y))
-    common = {
-        "evaluation": evaluation,
-        "y_shape": y.shape,
-        "manifold": manifold,
-        "unknown": torch.as_tensor(plain.status),
-        "untold": torch.as_tensor(plain.iterations),
-        "all": torch.ones(len(y), dtype=torch.bool),
-    }
+    programs = partial(
+        _Programs,
+        evaluation=evaluation,
+        form=form.name,
+        y_shape=y.shape,
+        manifold=manifold,
+        unknown=torch.as_tensor(plain.status),
+        untold=torch.as_tensor(plain.iterations),
+        all=torch.ones(len(y), dtype=torch.bool),
+    )
     if own is not None:
         if any(x.requires_grad for x in outside):
             raise NotAProgramError("its own adjoint has no gradient for a tensor that it holds")
@@ -440,15 +448,8 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         figures = traced(measured(problem, y, limits, tolerance), [y, *operands], _FIGURES + 1)
         if not bool(figures(y, *(x.detach().contiguous() for x in operands))[0]):
             raise NotAProgramError("its figures are not clear")
-        return _Programs(
-            **common,
-            figures=figures,
-            back=None,
-            own=own if torch.is_grad_enabled() else None,
-            tracked=tuple(tracked),
-            form=form.name,
-            newton=None,
-        )
+        asked = tuple(tracked) if torch.is_grad_enabled() else ()
+        return programs(figures=figures, back=None, own=own, tracked=asked, newton=None)
     for shape in _shapes(len(y), unknowns):
         figures = traced(at_solution(problem, limits, shape), [y, *operands], _FIGURES)
         found = figures(y, *(x.detach().contiguous() for x in operands))
@@ -476,15 +477,7 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         if idle:
             tracked = [k for k in tracked if k not in idle]
             back = traced_back() if tracked else None
-    return _Programs(
-        **common,
-        figures=figures,
-        back=back,
-        own=None,
-        tracked=tuple(tracked),
-        form=form.name,
-        newton=newton,
-    )
+    return programs(figures=figures, back=back, own=None, tracked=tuple(tracked), newton=newton)
 
 
 def _shapes(batch: int, unknowns: int) -> list[Shape]:
@@ -618,7 +611,7 @@ def _refuse_difference(
                     raise NotAProgramError("its figures are not clear")
                 solution = y.detach()
                 v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
-                if not found and (programs.back or programs.own):
+                if not found and programs.derives:
                     wanted = [x for x in own if x.requires_grad]
                     wanted += _wanted_outside(programs, signature, layer, own, solution)
                 gradients = torch.autograd.grad(y, wanted, v, allow_unused=True) if wanted else ()
@@ -696,7 +689,7 @@ def _by_programs(
         # Not as a view, on which a function of its own lets nobody write.
         y = y.reshape(lead + y.shape[1:]).data
     layer.certificate = certificate
-    if not programs.tracked or (programs.back is None and programs.own is None):
+    if not programs.derives:
         return y
     everything = [*xs, *outside]
     tracked = [everything[k] for k in programs.tracked]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from ddnkit_etf import NearestETF
 from ddnkit_manifolds import Sphere
 from torch import Tensor, nn
 
@@ -33,13 +34,17 @@ class Calls(Comparison):
     tolerance = 1e-3
 
     def cases(self, request: Request) -> list[Case]:
-        """Each problem at each size."""
-        return [Case(size, kind) for kind in PROBLEMS for size in self.asked_sizes(request)]
+        """Each problem at each size, and the nearest ETF (d, C) at its own."""
+        cases = [Case(size, kind) for kind in PROBLEMS for size in self.asked_sizes(request)]
+        return cases if request.sizes else [*cases, Case(ETF_SIZE, ETF)]
 
     def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
-        """x, and positive weights w."""
+        """x, and positive weights w; for the nearest ETF class means and a frame."""
         # As a training that has freed large tensors: the allocator keeps small ones from then on.
         torch.empty(2**22).fill_(1.0)
+        if case.kind == ETF:
+            means, frame = NearestETF().bench_inputs(*case.size)
+            return {"x": means.to(dtype), "w": frame.to(dtype)}
         return {
             "x": torch.randn(case.size, dtype=dtype),
             "w": torch.rand(case.size, dtype=dtype) + 0.1,
@@ -47,7 +52,7 @@ class Calls(Comparison):
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
         """The layer by hand first."""
-        node, by_hand = PROBLEMS[case.kind]
+        node, by_hand = ({ETF: _ETF} | PROBLEMS)[case.kind]
 
         def layer(
             short: bool = True, compile: bool = False
@@ -299,6 +304,17 @@ def _captured_by_hand(m: int) -> Callable[..., Tensor]:
     return lambda x, w: _CapturedByHand.apply(x, w, q)
 
 
+def _etf_by_hand(H: Tensor, P: Tensor) -> Tensor:
+    """U Vᵀ of A = 2 H M̃ + δP, by one SVD and torch's derivative of it."""
+    scale = 2 / (H.shape[1] - 1) ** 0.5
+    A = scale * (H - H.mean(dim=1, keepdim=True)) + 1e-3 * P
+    left, _, right = torch.linalg.svd(A, full_matrices=False)
+    return left @ right
+
+
+#: The one problem here that is a matrix, and whose node has an adjoint of its own.
+ETF, ETF_SIZE = "nearest ETF, d x C", (512, 10)
+_ETF = (lambda C: NearestETF(1e-3), lambda C: _etf_by_hand)
 #: By kind: the node for m unknowns, and the call by hand.
 PROBLEMS: dict[
     str, tuple[Callable[[int], DeclarativeNode], Callable[[int], Callable[..., Tensor]]]
