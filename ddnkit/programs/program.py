@@ -218,7 +218,8 @@ class _Simplified:
         refs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, _Ref)]
         if isinstance(target, torch._ops.OpOverload):
             if not (target._schema.is_mutable and not refs and self._unused(args[0])):
-                _refuse_impure(target)
+                given = [self.value(x) for x in pytree.tree_leaves(args)]
+                _refuse_impure(target, given)
         elif target is not operator.getitem:
             raise NotAProgramError(f"it calls {target}")
         args = _plain(args)
@@ -557,12 +558,16 @@ def _overload(packet: Any, target: torch._ops.OpOverload) -> torch._ops.OpOverlo
     return None
 
 
-def _refuse_impure(target: torch._ops.OpOverload) -> None:
+def _refuse_impure(target: torch._ops.OpOverload, given: Sequence[Any] = ()) -> None:
     if target._schema.is_mutable:
         raise NotAProgramError(f"it works in place ({target})")
     tags = set(target.tags)
     if torch.Tag.nondeterministic_seeded in tags:
         raise NotAProgramError(f"it draws random numbers ({target})")
+    if target is aten.index.Tensor and not any(
+        isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in given
+    ):
+        return  # by whole numbers: as many entries as there are of these
     if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
         raise NotAProgramError(f"its shapes depend on values ({target})")
     if target.namespace not in ("aten", "prims"):

@@ -11,7 +11,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from ddnkit_manifolds import Sphere
+from ddnkit_manifolds import Sphere, Stiefel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -230,14 +230,32 @@ class Transport(DeclarativeNode):
         return r.unsqueeze(-1) * torch.softmax(-3 * X, -1)
 
 
+class OnFrames(DeclarativeNode):
+    """The frame nearest to X; the manifold's constraints are picked by whole numbers."""
+
+    input_dims = (2, 1)
+    batched_solve = True
+    manifold = Stiefel()
+
+    def objective(self, X, r, y):
+        return ((y - X) ** 2).sum() * r.sum()
+
+    def solve(self, X, r):
+        U, _, V = torch.linalg.svd(X, full_matrices=False)
+        return U @ V
+
+
 NODES = [
-    Projection, Alone, ByNewton, Free, OnSphere, LinearOnSphere, Entropic, Matrix, Network, Transport
+    Projection, Alone, ByNewton, Free, OnSphere, LinearOnSphere, Entropic, Matrix, Network, Transport,
+    OnFrames,
 ]  # fmt: skip
 
 
 def inputs(node, lead, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {Matrix: [(3, 4), (3,)], Transport: [(3, 8), (3,)]}.get(type(node), [(4,), (4,)])
+    shapes = {Matrix: [(3, 4), (3,)], Transport: [(3, 8), (3,)], OnFrames: [(5, 3), (3,)]}.get(
+        type(node), [(4,), (4,)]
+    )
     made = [torch.randn(*lead, *s, generator=generator, dtype=torch.float64) for s in shapes]
     made[1] = made[1].abs() + 0.5
     return [x.to(dtype).requires_grad_() for x in made]
