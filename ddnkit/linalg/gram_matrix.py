@@ -45,8 +45,8 @@ def departure_from_orthonormal(U: Tensor) -> Tensor:
     """‖UᵀU − I‖_F, (...) for U (..., d, C)."""
     columns = U.shape[-1]
     if columns < 2 * BLOCK or U.device.type != "cpu":
-        # Not in place: short calls are traced.
-        G = U.mT @ U - torch.eye(columns, dtype=U.dtype, device=U.device)
+        G = U.mT @ U
+        G.diagonal(dim1=-2, dim2=-1).sub_(1)
         return torch.linalg.vector_norm(G, dim=(-2, -1))
     total = U.new_zeros(U.shape[:-2])
     for start, end in blocks(columns):

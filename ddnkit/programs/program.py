@@ -41,6 +41,10 @@ class NotAProgramError(Exception):
     """A function that cannot be followed, or is not the same at each call. The text says why."""
 
 
+class _InPlaceError(NotAProgramError):
+    """An operation writes over what is used later."""
+
+
 class BusyError(NotAProgramError):
     """Another thread is tracing: there may well be a program, later."""
 
@@ -111,7 +115,12 @@ def traced(
     if not _TRACING.acquire(blocking=False):
         raise BusyError("another thread is tracing")
     try:
-        return Program(_Simplified(_graph_of(function, own), own).code(shown))
+        try:
+            return Program(_Simplified(_graph_of(function, own), own).code(shown))
+        except _InPlaceError:
+            # A part of an intermediate result that is written over: torch's own way to undo that.
+            function = torch.func.functionalize(function, remove="mutations")
+            return Program(_Simplified(_graph_of(function, own), own).code(shown))
     finally:
         _TRACING.release()
 
@@ -533,7 +542,7 @@ def _replacement(
     name = target._schema.name.partition("::")[2]
     found = _overload(getattr(aten, name.removesuffix("_"), None), target)
     first = node.args[0] if node.args else None
-    refused = NotAProgramError(f"it works in place ({target})")
+    refused = _InPlaceError(f"it works in place ({target})")
     if not name.endswith("_") or found is None or not isinstance(first, torch.fx.Node):
         raise refused
     if first.op != "call_function":
@@ -560,7 +569,7 @@ def _overload(packet: Any, target: torch._ops.OpOverload) -> torch._ops.OpOverlo
 
 def _refuse_impure(target: torch._ops.OpOverload, given: Sequence[Any] = ()) -> None:
     if target._schema.is_mutable:
-        raise NotAProgramError(f"it works in place ({target})")
+        raise _InPlaceError(f"it works in place ({target})")
     tags = set(target.tags)
     if torch.Tag.nondeterministic_seeded in tags:
         raise NotAProgramError(f"it draws random numbers ({target})")
