@@ -581,7 +581,7 @@ def test_failing_inputs_are_shrunk_to_simple_ones():
     [
         AdjointTwice(),
         Raises(),
-        testing.NearestSimplexETF("missing"),
+        pytest.param(testing.NearestSimplexETF("missing"), marks=pytest.mark.long),
         pytest.param(HiddenInput(), marks=pytest.mark.long),
         pytest.param(AdjointLeak(), marks=pytest.mark.long),
     ],

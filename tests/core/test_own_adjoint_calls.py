@@ -118,7 +118,9 @@ def gradients(layer, xs):
 @pytest.mark.parametrize(
     "node", [Scaled(), OnPlane(), Keeping(), Frame(), NearestETF(), NearestETF(reduced=True)]
 )
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.long), torch.float32]
+)
 @pytest.mark.parametrize(
     "lead",
     [pytest.param((), marks=pytest.mark.long), pytest.param((3,), marks=pytest.mark.long), (2, 2)],

@@ -135,7 +135,9 @@ def around(problem):
     return of_steps, [torch.zeros_like(x).requires_grad_() for x in case.operands]
 
 
-@pytest.mark.parametrize("problem", some(PROBLEMS.values()), ids=lambda problem: problem.label)
+@pytest.mark.parametrize(
+    "problem", some(PROBLEMS.values(), every=5), ids=lambda problem: problem.label
+)
 def test_gradcheck(problem):
     function, steps = around(problem)
     assert gradcheck(function, steps, check_forward_ad=True, fast_mode=True, rtol=1e-5)
@@ -143,7 +145,7 @@ def test_gradcheck(problem):
 
 @pytest.mark.parametrize(
     "problem",
-    some(problem for problem in PROBLEMS.values() if problem.unique),
+    some((problem for problem in PROBLEMS.values() if problem.unique), every=4),
     ids=lambda problem: problem.label,
 )
 def test_gradgradcheck(problem):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 ASKED = os.environ.get("DDNKIT_FUZZ_CASES")
 #: In all; `make fuzz` asks for more, and for other ones each time.
-CASES = int(ASKED or "300")
+CASES = int(ASKED or "200")
 #: (drawn, error) of each case that passed.
 PASSED = []
 

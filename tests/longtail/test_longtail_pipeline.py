@@ -58,7 +58,7 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
     "options",
     [
         [],
-        ["-s", "mixup.alpha=1"],
+        pytest.param(["-s", "mixup.alpha=1"], marks=pytest.mark.long),
         pytest.param(["-s", "head.name=nearest_etf"], marks=pytest.mark.long),
         pytest.param(["-s", "loss.name=weighted_cross_entropy"], marks=pytest.mark.long),
     ],

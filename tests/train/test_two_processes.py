@@ -113,7 +113,11 @@ def recorded(
         return works[name]
 
     asked = " ".join(item.name for item in request.session.items)
-    cases = [n for n in range(len(CASES)) if n == BY_TORCHRUN or f"[{named(n)}]" in asked]
+    cases = [
+        n
+        for n in range(len(CASES))
+        if f"[{named(n)}]" in asked or (n == BY_TORCHRUN and "torchrun" in asked)
+    ]
     compared = [work(named(n), recipe_of(*CASES[n])) for n in cases]
     # Test samples, 180 and 179 of them, 179 at a time: two forward passes and one.
     uneven = recipe_of(head="fixed_etf", strategy="fsdp")
@@ -204,7 +208,8 @@ def test_two_processes_train_as_one(case: int, recorded: dict[str, Work]) -> Non
     assert (folder / "0-of-2" / "model.pt2").exists() == (data != UFM)
 
 
-@pytest.mark.parametrize("optimizer", ["agd", pytest.param("sgd", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["agd", "sgd"])
 def test_split_weights_go_on_bit_for_bit(optimizer: str, recorded: dict[str, Work]) -> None:
     whole, stopped = (recorded[f"{how} {optimizer}"] for how in ("whole", "stopped"))
     state = torch.load(stopped.folder / "0-of-2" / "state" / "checkpoint.pt", weights_only=True)
