@@ -64,10 +64,15 @@ def test_a_program_gives_what_the_function_gives(name, B):
     for _ in range(3):
         inputs = drawn()
         kept = [x.clone() for x in inputs]
-        for found, right in zip(program(*inputs), derivatives(*inputs), strict=True):
-            # The same operations; where memory lies otherwise a sum may be taken in another order.
-            bound = 16 * torch.finfo(right.dtype).eps * right.abs().amax()
-            assert bool(((found - right).abs() <= bound).all())
+        eps, step = torch.finfo(torch.float64).eps, 1e-6
+        moved = [x * (1 + step * torch.randn_like(x)) for x in inputs]
+        for found, right, there in zip(
+            program(*inputs), derivatives(*inputs), derivatives(*moved), strict=True
+        ):
+            # The same operations; where memory lies otherwise a sum may be taken in another order. What
+            # a few dozen roundings come to, of the result and, by a difference, of what it is made from.
+            size = right.abs().amax() + (there - right).abs().amax() / step
+            assert bool(((found - right).abs() <= 32 * eps * size).all())
         assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True))
 
 
