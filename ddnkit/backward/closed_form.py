@@ -7,6 +7,7 @@ system solved by the node's own `tangent_inverse`, or as "auto" would.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ class ClosedForm(BackwardForm):
             if node.batched_solve and problem.shares_captured:
                 extra = {"aux": aux} if aux else {}
                 with problem.substituted():
-                    found = _as_adjoint(node, node.adjoint(*problem.inputs, y=y, v=v, **extra))
+                    returned = node.adjoint(*problem.inputs, y=y, v=v, **extra)
+                found = _as_adjoint(node, returned, (problem.batch_size,))
             else:
                 found = _item_by_item(problem, y, v, aux)
         except TypeError as error:
@@ -106,12 +108,21 @@ class ClosedForm(BackwardForm):
                 f"{name} returned None for input {index}, whose gradient is asked for: its "
                 "gradient would silently be missing"
             )
+        plain = isinstance(gradient, Tensor) and gradient.layout == torch.strided
+        if not plain or gradient.is_complex():
+            kind = type(gradient).__name__
+            if isinstance(gradient, Tensor):
+                kind = f"a tensor of {gradient.dtype}, {gradient.layout}"
+            raise InputError(
+                f"{name} returned {kind} for input {index}, where a tensor of real numbers of shape {shape} "
+                "is expected"
+            )
         if tuple(gradient.shape) != shape:
             raise InputError(
                 f"{name} returned shape {tuple(gradient.shape)} for input {index} of shape "
                 f"{shape} (batch first)"
             )
-        return gradient
+        return gradient.detach()
 
 
 def _tangent_inverse(problem: Problem, y: Tensor) -> Callable[[Tensor], Tensor]:
@@ -145,7 +156,7 @@ def _item_by_item(problem: Problem, y: object, v: object, aux: Mapping[str, Tens
         extra = {"aux": kept} if kept else {}
         with problem.substituted(i):
             returned = node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra)
-            items.append(_as_adjoint(node, returned))
+            items.append(_as_adjoint(node, returned, (1,) if node.batched_solve else ()))
     join = torch.cat if node.batched_solve else torch.stack
 
     def joined(column: Sequence[Tensor | None]) -> Tensor | None:
@@ -156,9 +167,22 @@ def _item_by_item(problem: Problem, y: object, v: object, aux: Mapping[str, Tens
     return Adjoint([joined(column) for column in columns], joined([i.residual for i in items]))
 
 
-def _as_adjoint(node: object, returned: Any) -> Adjoint:
+def _as_adjoint(node: object, returned: Any, shape: tuple[int, ...]) -> Adjoint:
+    """What an adjoint has returned, with a residual of that shape."""
     if isinstance(returned, Adjoint):
-        return returned
+        residual = returned.residual
+        if residual is None:
+            return returned
+        count = shape[0] if shape else 1
+        if not isinstance(residual, Tensor) or residual.numel() != count:
+            given = type(residual).__name__
+            if isinstance(residual, Tensor):
+                given = f"a tensor of shape {tuple(residual.shape)}"
+            raise InputError(
+                f"{type(node).__name__}.adjoint returned {given} as the residual of its Adjoint: expected is "
+                f"one number a problem, a tensor of shape {shape}"
+            )
+        return replace(returned, residual=residual.detach().reshape(shape))
     if not isinstance(returned, (tuple, list)):
         raise InputError(
             f"{type(node).__name__}.adjoint must return a tuple with one gradient an input, or a "

@@ -50,10 +50,13 @@ class Comparisons:
 
     Attributes:
         every: 0 to compare never.
+        made: how many calls have been compared.
     """
 
     def __init__(self, every: int = EVERY):
         self.every = every
+        self.made = 0
+        self._differed: set[object] = set()
         self._calls: dict[object, int] = {}
         self._last: dict[object, Tensor] = {}
 
@@ -65,13 +68,23 @@ class Comparisons:
             oldest = next(iter(self._calls))
             self._calls.pop(oldest)
             self._last.pop(oldest, None)
+            self._differed.discard(oldest)
         count = self._calls.get(signature, 0)
         self._calls[signature] = (count + 1) % self.every
+        if count == 0:
+            self.made += 1
+            self._differed.discard(signature)
         return count == 0
+
+    @property
+    def differed(self) -> bool:
+        """Whether the last comparison of some signature has shown a difference."""
+        return bool(self._differed)
 
     def again(self, signature: object) -> None:
         """The next call is compared too."""
         self._calls[signature] = 0
+        self._differed.add(signature)
 
     def soon(self) -> None:
         """The next call of each signature is compared."""

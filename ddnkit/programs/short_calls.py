@@ -61,6 +61,8 @@ MOST_TRACES = 3
 #: Calls by program that are held against the eager way, beside every so many.
 _COMPARED = (10, 100)
 COMPARED_EVERY = 1_000
+#: So many calls in a row go the eager way, at most, for one whose own adjoint is compared.
+_DUE_FOR = 8
 #: So many calls in a row go the eager way for what they show, and the programs are given up.
 _MOST_REFUSED = 8
 #: Of a system as a matrix: its unknowns, and the entries of those of a batch.
@@ -89,6 +91,7 @@ class _Programs:
         newton: what solves, for a node that leaves that to newton.
         unknown, untold: status and iterations (B,) of a `solve` of the node's own.
         all: true for each item.
+        compared: how many comparisons the layer had made when one was last due.
     """
 
     evaluation: Evaluation
@@ -105,6 +108,7 @@ class _Programs:
     all: Tensor
     calls: int = 0
     refused: int = 0
+    compared: int = 0
 
     @property
     def derives(self) -> bool:
@@ -170,10 +174,9 @@ class ShortCalls:
             if signature.calls <= self.first_calls:
                 return None
             programs = self._made(layer, xs, signature)
-        elif programs.own is not None and _own_is_due(layer, programs.calls):
+        elif programs.own is not None and _own_is_due(layer, programs):
             # The eager way holds the node's own adjoint against a known answer, every so often.
             programs.calls += 1
-            layer.comparisons.soon()
             return None
         elif _due(programs.calls):
             self._compare(layer, xs, signature, programs)
@@ -314,9 +317,18 @@ def _due(calls: int) -> bool:
     return calls in _COMPARED or (calls > 0 and calls % COMPARED_EVERY == 0)
 
 
-def _own_is_due(layer: DeclarativeLayer, calls: int) -> bool:
-    every = layer.comparisons.every
-    return bool(every) and calls > 0 and calls % every == 0
+def _own_is_due(layer: DeclarativeLayer, programs: _Programs) -> bool:
+    comparisons = layer.comparisons
+    if comparisons.differed:
+        return True
+    if not comparisons.every or programs.calls < comparisons.every:
+        return False
+    since = programs.calls % comparisons.every
+    if since == 0:
+        comparisons.soon()
+        programs.compared = comparisons.made
+    # On its way back alone is a call compared, and there may be none.
+    return since < _DUE_FOR and comparisons.made == programs.compared
 
 
 def _plain_surroundings() -> bool:
@@ -686,8 +698,9 @@ def _by_programs(
     )
     if len(lead) != 1:
         certificate = certificate.reshaped(lead)
-        # Not as a view, on which a function of its own lets nobody write.
-        y = y.reshape(lead + y.shape[1:]).data
+        # Not as a view, on which a function of its own lets nobody write; nor in memory that the node may
+        # write on in its next call, where no version would tell.
+        y = y.reshape(lead + y.shape[1:]).clone()
     layer.certificate = certificate
     if not programs.derives:
         return y
@@ -825,7 +838,9 @@ def _own_way_back(
         problem, y, v.clone(), aux, state.programs.tracked
     )
     passes = residual is None or bool((residual <= state.certificate.tolerance).all())
-    return passes, residual, unaliased(gradients, [*state.operands, y, *aux.values()])
+    gradients = unaliased(gradients, [*state.operands, y, *aux.values()])
+    # What autograd accumulates is written on by others: a tensor that repeats itself cannot be.
+    return passes, residual, [g.contiguous() for g in gradients]
 
 
 def _plain_on_the_way_back(v: Tensor) -> bool:
