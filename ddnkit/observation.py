@@ -59,20 +59,27 @@ class Observation:
                     "or change it after backward()"
                 )
 
-    def as_solved(self, problem: Problem, y: Tensor) -> Problem:
+    def as_solved(self, problem: Problem, y: Tensor, whole: bool = False) -> Problem:
         """The problem for the way back: with the values that the node held when it was solved.
+
+        Args:
+            whole: also with those that objective and constraints do not use.
 
         Raises:
             InputError: they have changed, and what they were is not known any more.
         """
         name = type(problem.node).__name__
-        changed = self._difference(problem, y)
+        other = self.state.changed()
+        changed = "" if whole and other else self._difference(problem, y)
         if changed is None:
             return problem
-        if self.state.changed():
+        if other:
             before = problem.with_node(self.state.node())
             if self._difference(before, y) is None:
                 return before
+            changed = changed or self._difference(problem, y)
+        if changed is None:
+            return problem
         raise InputError(
             f"{name}: its functions are not what they were when the layer was called: {changed}. What "
             "they use was changed before backward(), so that the gradient would be another problem's: "

@@ -125,14 +125,14 @@ class Call(Numbers):
         """The problem as it was when it was solved, for a derivative at y.
 
         Args:
-            by_its_own: the node's own adjoint gives it, which does not evaluate the objective: what the
-                node holds is looked at alone.
+            by_its_own: the node's own adjoint gives it, which may use more of the node than the objective
+                does, and does not evaluate that: away from the CPU what the node holds is looked at alone.
         """
-        if by_its_own and self.observation is not None and not self.observation.state.changed():
-            return problem
         if self.observation is None or not problem.batch_size or self.nothing_derived:
             return problem
-        return self.observation.as_solved(problem, y)
+        if by_its_own and y.device.type != "cpu" and not self.observation.state.changed():
+            return problem
+        return self.observation.as_solved(problem, y, whole=by_its_own)
 
     # -- forward --------------------------------------------------------------------------------
 

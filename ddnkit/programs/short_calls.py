@@ -832,7 +832,12 @@ def _own_way_back(
     """The node's own adjoint, of the node as it was: whether it passes, its residual, and the gradients."""
     assert state.node is not None and state.programs.own is not None
     node = state.node.node() if state.node.changed() else state.layer.node
-    problem = Problem(node, state.operands[: len(state.xs)], len(y))
+    count = len(state.xs)
+    problem = Problem(node, state.operands[:count], len(y))
+    with torch.no_grad():
+        outside = _outside(state.programs, problem, y)
+    if not all(map(_same_values, outside, state.operands[count:])):
+        raise _ChangedError
     # An adjoint may work in the memory of v, or give back what it was given.
     gradients, residual = state.programs.own.adjoint(
         problem, y, v.clone(), aux, state.programs.tracked
@@ -841,6 +846,10 @@ def _own_way_back(
     gradients = unaliased(gradients, [*state.operands, y, *aux.values()])
     # What autograd accumulates is written on by others: a tensor that repeats itself cannot be.
     return passes, residual, [g.contiguous() for g in gradients]
+
+
+def _same_values(x: Tensor, operand: Tensor) -> bool:
+    return torch.equal(x.detach().reshape(operand.shape), operand)
 
 
 def _plain_on_the_way_back(v: Tensor) -> bool:
@@ -860,10 +869,7 @@ def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> 
     except _ChangedError:
         same = False
     # What does not lie in memory as a program has it was copied: a change of it does not show there.
-    if not same or not all(
-        torch.equal(a.detach().reshape(b.shape), b)
-        for a, b in zip([*xs, *outside], state.operands, strict=True)
-    ):
+    if not same or not all(map(_same_values, [*xs, *outside], state.operands)):
         raise InputError(
             f"{type(layer.node).__name__}: its functions, or what they use, are not what they were when the "
             "layer was called. They were changed before backward(), so that the gradient would be another "
