@@ -57,8 +57,8 @@ _ENLARGED = 4
 class Procrustes(Solver):
     """Solves  min ½c‖U‖² − ⟨A(x), U⟩ + const over St(d, C)  exactly: U* = polar(A).
 
-    ½c‖U‖² is constant there: ‖U − W‖² is such an objective, with A = 2W. A comes from three gradients of the
-    objective, which also show whether it is one; or the node says what it is. Methods of a node, on the whole
+    ½c‖U‖² is constant there: ‖U − W‖² is such an objective, with A = 2W. A comes from two gradients of the
+    objective, and a third, at the solution, shows whether it is one; or the node says what it is. Methods of a node, on the whole
     batch (one batch dimension in front), which may be left out:
 
     * ``procrustes_target(*xs)``: A, (B, d, C), such that the node's objective equals −⟨A, U⟩ plus a
@@ -93,8 +93,9 @@ class Procrustes(Solver):
         return manifold_reason(problem, [Stiefel])
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
-        """U* = polar(A) of each item; ``start`` is where the objective is looked at, and no matter else."""
+        """U* = polar(A) of each item; of ``start`` the shape alone matters."""
         node: Any = problem.node
+        part: _LinearPart | None = None
         if callable(getattr(node, "procrustes_target", None)):
             A = node.procrustes_target(*problem.inputs).detach()
             if A.dim() != 3 or A.shape[-2] < A.shape[-1]:
@@ -103,10 +104,15 @@ class Procrustes(Solver):
                     f"it returned shape {tuple(A.shape)}"
                 )
         else:
-            A = _linear_part(problem, problem.start() if start is None else start)
+            part = _LinearPart.of(problem, problem.start() if start is None else start)
+            A = part.A
         if self._takes_products(A):
-            return procrustes_products.solution(A, _preferred(node, problem, A), self.name)
-        return self._by_factors(node, problem, A)
+            found = procrustes_products.solution(A, _preferred(node, problem, A), self.name)
+        else:
+            found = self._by_factors(node, problem, A)
+        if part is not None:
+            part.refuse_another(problem, found.y)
+        return found
 
     def _takes_products(self, A: Tensor) -> bool:
         if self.method == "auto":
@@ -232,28 +238,55 @@ def _by_gram(A: Tensor, threshold: float) -> _Factors | None:
     return _Factors(product(left, right.mT), left, right, s)
 
 
-def _linear_part(problem: Problem, point: Tensor) -> Tensor:
-    """A (B, d, C) of an objective ½c‖U‖² − ⟨A, U⟩ + const, from gradients at ±``point`` and at another point.
+class _LinearPart(NamedTuple):
+    """Of an objective ½c‖U‖² − ⟨A, U⟩ + const, whose gradient is g(U) = cU − A.
 
-    g(U) = cU − A, so that A = −½(g(P) + g(−P)) and cP = ½(g(P) − g(−P)). Of any other objective a point that
-    is drawn shows another gradient than cU − A, with probability one.
+    Attributes:
+        A: (B, d, C). c: (B, 1, 1).
+        gradients: at two opposite points, from which both are taken.
     """
-    other = Stiefel().random(tuple(point.shape), generator=_drawn(point), like=point)
-    here, opposite, there = (problem.gradient(at) for at in (point, -point, other))
-    A = -(here + opposite) / 2
-    c = ((here - opposite) * point).sum(dim=(-2, -1), keepdim=True) / (2 * point.shape[-1])
-    size = sum(torch.linalg.vector_norm(g, dim=(-2, -1)) for g in (here, opposite, there))
-    off = torch.linalg.vector_norm(there - (c * other - A), dim=(-2, -1))
-    off = torch.maximum(off, torch.linalg.vector_norm(here - (c * point - A), dim=(-2, -1)))
-    wrong = off > _GRADIENT_ROUNDINGS * torch.finfo(point.dtype).eps * size
-    if bool(wrong.any()):
-        worst = float((off / size)[wrong].max())
-        raise InputError(
-            f"solver 'procrustes' cannot solve {type(problem.node).__name__}: its objective is not "
-            f"½c‖y‖² − ⟨A, y⟩ + const: its gradient is {worst:.0e} off what that would have. "
-            "Other solvers on this manifold take any smooth objective: 'newton', say, or 'trust_regions'"
-        )
-    return A.detach()
+
+    A: Tensor
+    c: Tensor
+    gradients: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, problem: Problem, like: Tensor) -> _LinearPart:
+        """A = −½(g(P) + g(−P)) and cP = ½(g(P) − g(−P)), for a point P that is drawn, the same for all items.
+
+        Of an objective with another odd part than cU, g(P) is another with probability one.
+        """
+        point = Stiefel().random(tuple(like.shape[1:]), generator=_drawn(like), like=like)
+        point = point.expand_as(like).contiguous()
+        gradients = problem.gradient(point).detach(), problem.gradient(-point).detach()
+        here, opposite = (g / 2 for g in gradients)
+        c = ((here - opposite) * point).sum(dim=(-2, -1), keepdim=True) / point.shape[-1]
+        found = cls(-(here + opposite), c, gradients)
+        found.refuse_another(problem, point, gradients[0])
+        return found
+
+    def refuse_another(self, problem: Problem, U: Tensor, gradient: Tensor | None = None) -> None:
+        """Raise if the gradient at U is not cU − A.
+
+        At the solution that says that it is one: of an objective that bends where nobody has looked, the
+        other odd part, or the even one, is not the same there.
+        """
+        there = problem.gradient(U).detach() if gradient is None else gradient
+        entries = torch.stack([*self.gradients, there, self.c * U, self.A]).double()
+        # In double, and of size 1: no square overflows, or vanishes.
+        largest = entries.abs().amax(dim=(0, -2, -1), keepdim=True)
+        entries = entries / torch.where(largest > 0, largest, 1.0)
+        size = torch.linalg.vector_norm(entries[:3], dim=(-2, -1)).sum(dim=0)
+        off = torch.linalg.vector_norm(entries[2] - entries[3] + entries[4], dim=(-2, -1))
+        # An item that is no number is none of another kind.
+        wrong = off > _GRADIENT_ROUNDINGS * torch.finfo(U.dtype).eps * size
+        if bool(wrong.any()):
+            worst = float((off / size)[wrong].max())
+            raise InputError(
+                f"solver 'procrustes' cannot solve {type(problem.node).__name__}: its objective is not "
+                f"½c‖y‖² − ⟨A, y⟩ + const: its gradient is {worst:.0e} off what that would have. "
+                "Other solvers on this manifold take any smooth objective: 'newton', say, or 'trust_regions'"
+            )
 
 
 def _drawn(like: Tensor) -> torch.Generator:

@@ -203,6 +203,43 @@ def test_another_objective_is_refused_and_one_that_is_no_number_is_told_by_item(
         assert torch.equal(y[item], DeclarativeLayer(Nearest(), policy="raise")(W[item]))
 
 
+class Anyhow(Nearest):
+    """A start that is no point of the manifold, as iterative solvers take it."""
+
+    def initial_point(self, W):
+        return torch.full_like(W, self.entry)
+
+
+@pytest.mark.parametrize("entry", [0.0, 3.0])
+def test_where_it_starts_does_not_matter(entry):
+    node, W = Anyhow(), torch.randn(3, 6, 3, dtype=torch.float64)
+    node.entry = entry
+    y = DeclarativeLayer(node, policy="raise")(W)
+    assert torch.equal(y, DeclarativeLayer(Nearest(), policy="raise")(W))
+
+
+class Hinged(Nearest):
+    """Linear but where few points are, with its least value elsewhere."""
+
+    def objective(self, W, y):
+        gain = (W * y).sum() / W.norm()
+        return W.norm() * (-gain + 10 * torch.relu(gain - 0.8) ** 2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e25])
+@pytest.mark.parametrize("node", [Hinged(), Bent()])
+def test_an_objective_that_bends_is_refused_whatever_its_size_and_wherever_it_does(node, scale):
+    class Scaled(type(node)):
+        def objective(self, W, y):
+            return scale * super().objective(W, y)
+
+    W = torch.randn(2, 40, 2)
+    W = W / torch.linalg.vector_norm(W, dim=(-2, -1), keepdim=True)
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(InputError, match="newton"):
+            DeclarativeLayer(Scaled())(W.to(dtype))
+
+
 def test_a_check_names_the_solver_that_has_a_closed_form():
     class ByNewton(Nearest):
         solver = "newton"
