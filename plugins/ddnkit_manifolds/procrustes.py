@@ -58,8 +58,8 @@ class Procrustes(Solver):
     """Solves  min ½c‖U‖² − ⟨A(x), U⟩ + const over St(d, C)  exactly: U* = polar(A).
 
     ½c‖U‖² is constant there: ‖U − W‖² is such an objective, with A = 2W. A comes from two gradients of the
-    objective, and a third, at the solution, shows whether it is one; or the node says what it is. Methods of a node, on the whole
-    batch (one batch dimension in front), which may be left out:
+    objective, and a third, at the solution, shows whether it is one; or the node says what it is. Methods
+    of a node, on the whole batch (one batch dimension in front), which may be left out:
 
     * ``procrustes_target(*xs)``: A, (B, d, C), such that the node's objective equals −⟨A, U⟩ plus a
       constant wherever UᵀU = I. It is taken as it is.

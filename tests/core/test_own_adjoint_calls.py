@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from bounds import factorised
@@ -325,3 +326,210 @@ def test_without_a_gradient_and_in_inference():
         warnings.simplefilter("error")
         (one,) = torch.autograd.grad(layer(xs[0], plain[1]).sum(), [xs[0]])
     assert torch.equal(one, torch.autograd.grad(eager(node)(xs[0], plain[1]).sum(), [xs[0]])[0])
+
+
+@pytest.mark.parametrize("policy", ["nan", "mask", "raise"])
+def test_after_a_difference_every_call_is_compared(policy):
+    class Turning(Scaled):
+        off = 1.0
+
+        def adjoint(self, x, w, y, v):
+            a, b = super().adjoint(x, w, y, v)
+            return self.off * a, b
+
+    node = Turning()
+    layer, xs = short(node, policy=policy), inputs(node)
+    layer.comparisons.every = 10
+    right = gradients(layer, xs)
+
+    def sound():
+        try:
+            found = gradients(layer, xs)
+        except ddnkit.UntrustedGradientError:
+            return False
+        return all(bool(g.isfinite().all() and g.any()) for g in found)
+
+    assert all(sound() for _ in range(3))
+    node.off = 1.5
+    told = [sound() for _ in range(25)]
+    first = told.index(False)
+    assert first <= layer.comparisons.every and not any(told[first:])
+    # Once it is right again, one comparison says so.
+    node.off = 1.0
+    assert sound()
+    taken = layer.short.taken
+    for _ in range(3):
+        assert all(map(torch.equal, gradients(layer, xs), right))
+    assert layer.short.taken > taken
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_call_is_compared_though_every_other_one_has_no_way_back(turn):
+    class Turning(Scaled):
+        off = 1.0
+
+        def adjoint(self, x, w, y, v):
+            a, b = super().adjoint(x, w, y, v)
+            return self.off * a, b
+
+    node = Turning()
+    layer, xs = short(node, policy="raise"), inputs(node)
+    layer.comparisons.every = 10
+    gradients(layer, xs)
+    node.off = 1.5
+
+    def many():
+        for k in range(40):
+            y = layer(*xs)
+            if k % 2 == turn:
+                y.sum().backward()
+
+    with pytest.raises(ddnkit.UntrustedGradientError):
+        many()
+
+
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_a_solve_that_writes_on_one_tensor_changes_no_call_before(lead):
+    class InOne(Scaled):
+        def __init__(self):
+            super().__init__()
+            self.room = torch.zeros(0, dtype=torch.float64)
+
+        def solve(self, x, w):
+            found = super().solve(x, w)
+            return self.room.resize_(found.shape).copy_(found)
+
+    node = InOne()
+    layer = short(node)
+    a, b = inputs(node, lead, seed=1), inputs(node, lead, seed=2)
+    expected = gradients(eager(Scaled()), a)
+    gradients(layer, b)
+    y = layer(*a)
+    layer(*b)
+    v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    found = y.detach(), *torch.autograd.grad(y, a, v)
+    assert layer.short.taken and all(map(torch.equal, found, expected))
+
+
+SCALE = {0: 2.0}
+
+
+class Anyhow(Scaled):
+    """s = 2, kept in one place or another; and what the adjoint alone uses."""
+
+    def __init__(self, place):
+        self.place, self.factor, self.factors = place, 1.0, [torch.ones((), dtype=torch.float64)]
+        self.tensor = torch.tensor(2.0, dtype=torch.float64)
+        self.far = type("Far", (), {"s": 2.0})()
+        self.array = np.array(2.0)
+
+    @property
+    def s(self):
+        return {
+            "tensor": self.tensor,
+            "object": self.far.s,
+            "array": float(self.array),
+            "global": SCALE[0],
+        }[self.place]
+
+    def adjoint(self, x, w, y, v):
+        return tuple(self.factor * self.factors[0] * g for g in super().adjoint(x, w, y, v))
+
+    def change(self, monkeypatch):
+        if self.place == "tensor":
+            self.tensor.fill_(5.0)
+        elif self.place == "object":
+            self.far.s = 5.0
+        elif self.place == "array":
+            self.array.fill(5.0)
+        else:
+            monkeypatch.setitem(SCALE, 0, 5.0)
+
+
+@pytest.mark.parametrize("made", [short, eager])
+@pytest.mark.parametrize("place", ["tensor", "object", "array", "global"])
+def test_what_is_not_at_hand_any_more_is_refused(made, place, monkeypatch):
+    node = Anyhow(place)
+    layer, xs = made(node), inputs(node)
+    gradients(layer, xs)
+    y = layer(*xs)
+    node.change(monkeypatch)
+    with pytest.raises(InputError):
+        y.sum().backward()
+    # The next call is of the node as it is now.
+    right = gradients(eager(Scaled(5.0)), xs)
+    assert all(torch.allclose(a, b) for a, b in zip(gradients(layer, xs), right, strict=True))
+
+
+@pytest.mark.parametrize("made", [short, eager])
+def test_what_the_adjoint_alone_uses_is_as_it_was(made):
+    node = Anyhow("object")
+    layer, xs = made(node), inputs(node)
+    right = gradients(layer, xs)[1:]
+    for name, value in (("factor", 3.0), ("factors", [3.0])):
+        y = layer(*xs)
+        v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+        before = getattr(node, name)
+        setattr(node, name, value)
+        assert all(map(torch.equal, torch.autograd.grad(y, xs, v), right))
+        setattr(node, name, before)
+    y = layer(*xs)
+    node.factors[0] = 3.0
+    assert all(map(torch.equal, torch.autograd.grad(y, xs, v), right))
+
+
+@pytest.mark.parametrize("made", [short, eager])
+def test_what_an_adjoint_returns_is_looked_at(made):
+    class Odd(Keeping):
+        gradient = residual = staticmethod(lambda x: x)
+
+        def adjoint(self, x, w, y, v, aux):
+            found = super().adjoint(x, w, y, v, aux)
+            first, *others = found.gradients
+            return Adjoint((self.gradient(first), *others), self.residual(found.residual))
+
+    node = Odd()
+    layer, xs = made(node), inputs(node)
+
+    def refused(name, change):
+        node.gradient = node.residual = Odd.gradient
+        gradients(layer, xs)
+        setattr(node, name, change)
+        with pytest.raises(InputError, match=r"Odd\.adjoint"):
+            gradients(layer, xs)
+
+    for change in (
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+        torch.Tensor.to_sparse,
+        lambda g: g + 0j,
+    ):
+        refused("gradient", change)
+    for change in (float, lambda r: r[:1], lambda r: r.sum(), lambda r: torch.cat([r, r])):
+        refused("residual", lambda r, change=change: change(r.sum() if change is float else r))
+
+
+@pytest.mark.parametrize("made", [short, eager])
+def test_a_gradient_may_be_written_on_and_has_no_graph(made):
+    class Repeating(DeclarativeNode):
+        """y = x s(p), of which the gradient for p is the same in each entry."""
+
+        input_dims = (1, 1)
+        batched_solve = True
+
+        def objective(self, x, p, y):
+            return ((y - x - p.sum()) ** 2).sum()
+
+        def solve(self, x, p):
+            return x + p.sum(-1, keepdim=True)
+
+        def adjoint(self, x, p, y, v):
+            return v.clone().requires_grad_(), v.sum(-1, keepdim=True).expand_as(p)
+
+    node = Repeating()
+    layer, xs = made(node), inputs(Scaled())
+    for _ in range(2):
+        found = gradients(layer, xs)[1:]
+        assert not any(g.requires_grad for g in found)
+        for g in found:
+            g.mul_(torch.arange(float(g.numel())).reshape(g.shape))
