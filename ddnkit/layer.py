@@ -217,7 +217,8 @@ class DeclarativeLayer(nn.Module):
         return _poisoned(measured, aside, whole, values)
 
     def _captured(self, problem: Problem) -> tuple[list[Captured], list[Tensor]]:
-        """Tensors of the node that want a derivative: as its functions see them, and their values."""
+        """Tensors of the node that want a derivative, or stand for others: as its functions see them, and their
+        values."""
         inputs = {id(x) for x in problem.inputs if isinstance(x, Tensor)}
         seen: dict[int, Captured] = {}
         values: dict[int, Tensor] = {}
@@ -225,7 +226,10 @@ class DeclarativeLayer(nn.Module):
             # torch.func.functional_call swaps the layer's parameters, not the node's attributes.
             current = self._parameters.get(f"node_{path}")
             value = tensor if current is None else current
-            if is_tracked(value) and id(tensor) not in inputs and id(tensor) not in seen:
+            swapped = value is not tensor
+            if not swapped and not is_tracked(value):
+                continue
+            if id(tensor) not in inputs and id(tensor) not in seen:
                 seen[id(tensor)], values[id(tensor)] = Captured(tensor, path), value
         return list(seen.values()), list(values.values())
 

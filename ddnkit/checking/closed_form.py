@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from ..problem import Problem
+from ..problem import Problem, flat
 from ..solution import Status
 from ..solver import Solver, as_solver
 from .findings import Findings
@@ -35,13 +35,24 @@ def look_for_closed_form(findings: Findings) -> None:
         if found is None or set(found.statuses()) != {Status.CONVERGED}:
             continue
         here, there = (solved.problem.objective(y) for y in (solved.solution.y, found.y))
-        size = 1e3 * torch.finfo(here.dtype).eps * torch.maximum(here.abs(), there.abs())
+        eps = torch.finfo(here.dtype).eps
+        if found.uniqueness is not None and bool((found.uniqueness < eps**0.5).any()):
+            continue  # no solver makes that one solution
+        size = 1e3 * eps * torch.maximum(here.abs(), there.abs())
+        lower = bool(torch.all(there <= here + size))
+        # Of an orthogonal matrix, say, of the other determinant: a minimum that may not be what is meant.
+        apart = torch.linalg.vector_norm(flat(solved.solution.y - found.y), dim=-1)
+        same = bool((apart <= eps**0.25 * torch.linalg.vector_norm(flat(found.y), dim=-1)).all())
+        if not lower or not (same or bool(torch.any(there < here - size))):
+            continue
         long, short = (_seconds(each, solved.problem) for each in (chosen, solver))
-        if bool(torch.all(there <= here + size)) and short < long / 2:
+        if short < long / 2:
+            which = "this minimum" if same else "a lower minimum than this, somewhere else,"
             findings.note(
                 "solver",
-                f"solver: {name} finds this minimum in closed form, in {1e3 * short:.2g} ms a call where "
-                f'{chosen.name} takes {1e3 * long:.2g} ms: write  solver = "{name}"  in the node',
+                f"solver: {name} finds {which} in closed form, in {1e3 * short:.2g} ms a call where "
+                f'{chosen.name} takes {1e3 * long:.2g} ms: write  solver = "{name}"  in the node'
+                + ("" if same else ", if that is what is meant"),
             )
             return
 

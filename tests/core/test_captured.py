@@ -157,6 +157,23 @@ def test_the_nodes_own_functions_see_the_values_of_functional_call(make):
     torch.testing.assert_close(twice, 2 * values * x.square().sum())
 
 
+@pytest.mark.parametrize("make", [Scaled, BatchedScaled])
+@pytest.mark.parametrize("wants", [False, True])
+def test_values_of_functional_call_are_used_whether_or_not_they_want_a_gradient(make, wants):
+    # As averaged weights do not.
+    layer, x = DeclarativeLayer(make(), policy="raise"), batch()
+    value = torch.tensor(5.0, dtype=torch.float64, requires_grad=wants)
+    for _ in range(2):
+        leaf = x.clone().requires_grad_()
+        y = functional_call(layer, {"node_s": value}, (leaf,))
+        torch.testing.assert_close(y.detach(), 5 * x)
+        (g,) = torch.autograd.grad(y.sum(), leaf)
+        torch.testing.assert_close(g, torch.full_like(x, 5.0))
+        with torch.no_grad():
+            torch.testing.assert_close(functional_call(layer, {"node_s": value}, (x,)), 5 * x)
+        torch.testing.assert_close(layer(x).detach(), 2 * x)
+
+
 def test_a_parameter_does_not_keep_the_inputs_from_the_nodes_own_adjoint():
     called = []
 

@@ -254,6 +254,33 @@ def test_a_check_names_the_solver_that_has_a_closed_form():
         assert report.ok and not [note for note in report.notes if "procrustes" in note]
 
 
+@pytest.mark.long
+def test_a_check_does_not_take_another_minimum_for_this_one():
+    class Rotation(Nearest):
+        """From the unit matrix newton stays among rotations, which the nearest matrix is not one of."""
+
+        solver = "newton"
+
+        def initial_point(self, W):
+            return torch.eye(3, dtype=W.dtype).expand_as(W)
+
+        def sample_inputs(self):
+            W = torch.randn(3, 3, dtype=torch.float64)
+            return (W * -torch.linalg.det(W).sign(),)
+
+    class Deficient(Rotation):
+        def initial_point(self, W):
+            return Nearest.initial_point(self, W)
+
+        def sample_inputs(self):
+            return (torch.randn(6, 1).double() @ torch.randn(1, 3).double(),)
+
+    (told,) = [note for note in ddnkit.check(Rotation(), examples=2).notes if "procrustes" in note]
+    assert "this minimum" not in told
+    report = ddnkit.check(Deficient(), examples=2)
+    assert not [note for note in report.notes if "procrustes" in note]
+
+
 # -- by products -----------------------------------------------------------------------------------
 
 
