@@ -268,17 +268,8 @@ def test_a_check_does_not_take_another_minimum_for_this_one():
             W = torch.randn(3, 3, dtype=torch.float64)
             return (W * -torch.linalg.det(W).sign(),)
 
-    class Deficient(Rotation):
-        def initial_point(self, W):
-            return Nearest.initial_point(self, W)
-
-        def sample_inputs(self):
-            return (torch.randn(6, 1).double() @ torch.randn(1, 3).double(),)
-
-    (told,) = [note for note in ddnkit.check(Rotation(), examples=2).notes if "procrustes" in note]
+    (told,) = [note for note in ddnkit.check(Rotation(), examples=1).notes if "procrustes" in note]
     assert "this minimum" not in told
-    report = ddnkit.check(Deficient(), examples=2)
-    assert not [note for note in report.notes if "procrustes" in note]
 
 
 # -- by products -----------------------------------------------------------------------------------
