@@ -217,8 +217,8 @@ class DeclarativeLayer(nn.Module):
         return _poisoned(measured, aside, whole, values)
 
     def _captured(self, problem: Problem) -> tuple[list[Captured], list[Tensor]]:
-        """Tensors of the node that want a derivative, or that others stand for: as its functions see them, and
-        their values."""
+        """Tensors of the node that want a derivative, or that others stand for: as its functions see them,
+        and their values."""
         inputs = {id(x) for x in problem.inputs if isinstance(x, Tensor)}
         seen: dict[int, Captured] = {}
         values: dict[int, Tensor] = {}

@@ -254,7 +254,6 @@ def test_a_check_names_the_solver_that_has_a_closed_form():
         assert report.ok and not [note for note in report.notes if "procrustes" in note]
 
 
-@pytest.mark.long
 def test_a_check_does_not_take_another_minimum_for_this_one():
     class Rotation(Nearest):
         """From the unit matrix newton stays among rotations, which the nearest matrix is not one of."""
