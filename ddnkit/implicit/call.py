@@ -93,6 +93,7 @@ class Call(Numbers):
         self.wanted = tuple(wanted)
         self.observation: Observation | None = None
         self._comparisons = comparisons
+        self._number = comparisons.begin()
         self.aux_names: tuple[str, ...] = ()
         self.structure: Structure | None = None
         self.discovered: list[Captured] = []
@@ -398,6 +399,7 @@ class Call(Numbers):
             y.shape,
             y.dtype,
             tuple(wrt),
+            comparisons.begun != self._number,
             *(x.shape for x in problem.operands),
         )
         if not comparisons.due(signature) and self.certify != "full":

@@ -48,14 +48,18 @@ class Comparisons:
     """When a layer's own adjoint is to be compared: at the first call of each signature, at each
     hundredth after, and at each one after a difference.
 
+    Ways back that come after another call of the layer are another signature: what a `solve` keeps on the
+    node for its `adjoint` may then be another problem's.
+
     Attributes:
         every: 0 to compare never.
         made: how many calls have been compared.
+        begun: how many calls of the layer there have been.
     """
 
     def __init__(self, every: int = EVERY):
         self.every = every
-        self.made = 0
+        self.made = self.begun = 0
         self._differed: set[object] = set()
         self._calls: dict[object, int] = {}
         self._last: dict[object, Tensor] = {}
@@ -80,6 +84,11 @@ class Comparisons:
     def differed(self) -> bool:
         """Whether the last comparison of some signature has shown a difference."""
         return bool(self._differed)
+
+    def begin(self) -> int:
+        """The number of a new call."""
+        self.begun += 1
+        return self.begun
 
     def again(self, signature: object) -> None:
         """The next call is compared too."""

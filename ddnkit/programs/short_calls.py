@@ -36,6 +36,7 @@ from ..backward.form import BackwardForm
 from ..captured import Captured, attributes, is_tracked
 from ..certificate import Certificate, tolerance_of
 from ..errors import DdnkitWarning, InputError
+from ..implicit.own_adjoint import difference
 from ..node import DeclarativeNode
 from ..node_state import NodeState
 from ..perturbation import perturbed
@@ -618,7 +619,9 @@ def _refuse_difference(
         own = [x.detach().requires_grad_(x.requires_grad) for x in xs]
         found: list[list[Tensor]] = []
         try:
-            for y in (_by_programs(programs, signature, layer, own), layer.eager(own)):
+            # Each way back before the other call: a `solve` may keep something on the node for it.
+            for call in (partial(_by_programs, programs, signature, layer), layer.eager):
+                y = call(own)
                 if y is None:
                     raise NotAProgramError("its figures are not clear")
                 solution = y.detach()
@@ -656,6 +659,7 @@ def _by_programs(
 ) -> Tensor | None:
     """y with its certificate and its way back; None if something is not plain."""
     lead = signature.lead
+    number = layer.comparisons.begin()
     with torch.no_grad():
         # Whatever is raised: the eager way knows which items to set aside, or raises it.
         try:
@@ -708,7 +712,7 @@ def _by_programs(
     tracked = [everything[k] for k in programs.tracked]
     kept = None if programs.own is None else NodeState(problem.node)
     held_then = [Held(x) for x in operands]
-    state = _State(programs, layer, xs, operands, held_then, certificate, tuple(aux), kept)
+    state = _State(programs, layer, xs, operands, held_then, certificate, tuple(aux), kept, number)
     found: Tensor = _Short.apply(state, [y], rest, *tracked)
     return found
 
@@ -759,6 +763,7 @@ class _State:
     Attributes:
         operands: as the program takes them, with what they held then.
         aux: names of what the solver has left, for the node's own adjoint; and the node as it was.
+        number: of the call, see `Comparisons.begin`.
     """
 
     programs: _Programs
@@ -769,6 +774,7 @@ class _State:
     certificate: Certificate
     aux: tuple[str, ...]
     node: NodeState | None
+    number: int
 
 
 class _Short(torch.autograd.Function):
@@ -838,6 +844,8 @@ def _own_way_back(
         outside = _outside(state.programs, problem, y)
     if not all(map(_same_values, outside, state.operands[count:])):
         raise _ChangedError
+    if _own_differs(state, problem, y, aux):
+        return False, None, []
     # An adjoint may work in the memory of v, or give back what it was given.
     gradients, residual = state.programs.own.adjoint(
         problem, y, v.clone(), aux, state.programs.tracked
@@ -846,6 +854,33 @@ def _own_way_back(
     gradients = unaliased(gradients, [*state.operands, y, *aux.values()])
     # What autograd accumulates is written on by others: a tensor that repeats itself cannot be.
     return passes, residual, [g.contiguous() for g in gradients]
+
+
+def _own_differs(state: _State, problem: Problem, y: Tensor, aux: Mapping[str, Tensor]) -> bool:
+    """Whether the node's own adjoint, after another call of the layer, is not that of this one any more.
+
+    In calls where that is due. Made anew, the eager way, the call is the last one again.
+    """
+    comparisons, programs = state.layer.comparisons, state.programs
+    if comparisons.begun == state.number:
+        return False
+    shapes = [x.shape for x in problem.operands]
+    signature = (programs.form, y.shape, y.dtype, programs.tracked, True, *shapes)
+    if not comparisons.due(signature):
+        return False
+
+    def adjoint(v: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        assert programs.own is not None
+        kept = {name: value.clone() for name, value in aux.items()}
+        return programs.own.adjoint(problem, y, v, kept, programs.tracked)
+
+    certificate = state.certificate
+    backward_error = torch.maximum(certificate.stationarity, certificate.feasibility).reshape(-1)
+    found = difference(problem, y, adjoint, programs.tracked, backward_error)
+    if found is None or bool((found <= certificate.tolerance).all()):
+        return False
+    comparisons.again(signature)
+    return True
 
 
 def _same_values(x: Tensor, operand: Tensor) -> bool:

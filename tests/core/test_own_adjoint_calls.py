@@ -533,3 +533,62 @@ def test_a_gradient_may_be_written_on_and_has_no_graph(made):
         assert not any(g.requires_grad for g in found)
         for g in found:
             g.mul_(torch.arange(float(g.numel())).reshape(g.shape))
+
+
+class Room:
+    """A place on a node that nobody follows."""
+
+
+class Remembering(Scaled):
+    """What its solve leaves on the node for the adjoint is that of the last call."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place, self.room = in_place, Room()
+        self.room.d = self.d = torch.zeros(3, 4, dtype=torch.float64)
+
+    def solve(self, x, w):
+        d = 1 / (1 + w**2)
+        if self.in_place:
+            self.d.copy_(d)
+        else:
+            self.room.d = d
+        return self.s * x * d
+
+    def adjoint(self, x, w, y, v):
+        u = v * (self.d if self.in_place else self.room.d)
+        return self.s * u, -2 * w * y * u
+
+
+@pytest.mark.parametrize("made", [short, eager])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_a_solve_leaves_on_the_node_is_not_silently_that_of_another_call(made, in_place):
+    layer = made(Remembering(in_place), policy="raise")
+    a, b = inputs(layer.node, seed=1), inputs(layer.node, seed=2)
+    right = [gradients(eager(Scaled()), xs)[1:] for xs in (a, b)]
+    told = 0
+    for xs in (a, b):
+        gradients(layer, xs)
+    for _ in range(3):
+        ys = layer(*a), layer(*b)
+        for xs, y, expected in zip((a, b), ys, right, strict=True):
+            v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+            try:
+                found = torch.autograd.grad(y, xs, v)
+            except ddnkit.UntrustedGradientError:
+                told += 1
+                continue
+            torch.testing.assert_close(found, expected)
+    assert told
+
+
+def test_calls_with_others_in_between_are_short_all_the_same():
+    layer = short(Keeping(), policy="raise")
+    a, b = inputs(layer.node, seed=1), inputs(layer.node, seed=2)
+    right = [gradients(eager(Keeping()), xs)[1:] for xs in (a, b)]
+    for _ in range(3):
+        ys = layer(*a), layer(*b)
+        for xs, y, expected in zip((a, b), ys, right, strict=True):
+            v = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+            assert all(map(torch.equal, torch.autograd.grad(y, xs, v), expected))
+    assert layer.short.taken == 6
