@@ -243,41 +243,38 @@ class _LinearPart(NamedTuple):
 
     Attributes:
         A: (B, d, C). c: (B, 1, 1).
-        gradients: at two opposite points, from which both are taken.
+        point: P, drawn, the same for all items. gradients: at P and −P, from which A and c are taken.
     """
 
     A: Tensor
     c: Tensor
+    point: Tensor
     gradients: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, problem: Problem, like: Tensor) -> _LinearPart:
-        """A = −½(g(P) + g(−P)) and cP = ½(g(P) − g(−P)), for a point P that is drawn, the same for all items.
-
-        Of an objective with another odd part than cU, g(P) is another with probability one.
-        """
+        """A = −½(g(P) + g(−P)) and cP = ½(g(P) − g(−P))."""
         point = Stiefel().random(tuple(like.shape[1:]), generator=_drawn(like), like=like)
         point = point.expand_as(like).contiguous()
         gradients = problem.gradient(point).detach(), problem.gradient(-point).detach()
         here, opposite = (g / 2 for g in gradients)
         c = ((here - opposite) * point).sum(dim=(-2, -1), keepdim=True) / point.shape[-1]
-        found = cls(-(here + opposite), c, gradients)
-        found.refuse_another(problem, point, gradients[0])
-        return found
+        return cls(-(here + opposite), c, point, gradients)
 
-    def refuse_another(self, problem: Problem, U: Tensor, gradient: Tensor | None = None) -> None:
-        """Raise if the gradient at U is not cU − A.
+    def refuse_another(self, problem: Problem, U: Tensor) -> None:
+        """Raise if the gradient is not cU − A, at P or at the solution U.
 
-        At the solution that says that it is one: of an objective that bends where nobody has looked, the
-        other odd part, or the even one, is not the same there.
+        Of an objective with another odd part it is another at P, with probability one. At U it is of one
+        that bends anywhere else: the even part, or an odd one where nobody has looked, is not the same.
         """
-        there = problem.gradient(U).detach() if gradient is None else gradient
-        entries = torch.stack([*self.gradients, there, self.c * U, self.A]).double()
+        there = problem.gradient(U).detach()
+        entries = [*self.gradients, there, self.c * self.point, self.c * U, self.A]
         # In double, and of size 1: no square overflows, or vanishes.
-        largest = entries.abs().amax(dim=(0, -2, -1), keepdim=True)
-        entries = entries / torch.where(largest > 0, largest, 1.0)
-        size = torch.linalg.vector_norm(entries[:3], dim=(-2, -1)).sum(dim=0)
-        off = torch.linalg.vector_norm(entries[2] - entries[3] + entries[4], dim=(-2, -1))
+        each = torch.stack(entries).double()
+        largest = each.abs().amax(dim=(0, -2, -1), keepdim=True)
+        each = each / torch.where(largest > 0, largest, 1.0)
+        size = torch.linalg.vector_norm(each[:3], dim=(-2, -1)).sum(dim=0)
+        off = torch.linalg.vector_norm(each[0:3:2] - each[3:5] + each[5], dim=(-2, -1)).amax(dim=0)
         # An item that is no number is none of another kind.
         wrong = off > _GRADIENT_ROUNDINGS * torch.finfo(U.dtype).eps * size
         if bool(wrong.any()):
