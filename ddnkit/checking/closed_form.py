@@ -28,9 +28,8 @@ def look_for_closed_form(findings: Findings) -> None:
         try:
             solver = as_solver(name)
             found = None if solver.unsupported(solved.problem) else solver.solve(solved.problem)
-        except (
-            Exception
-        ):  # another objective, which may raise anything where it was not meant to be
+        # Another objective, or one that raises where it was not meant to be looked at.
+        except Exception:
             continue
         if found is None or set(found.statuses()) != {Status.CONVERGED}:
             continue

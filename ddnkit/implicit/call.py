@@ -133,7 +133,9 @@ class Call(Numbers):
             return problem
         if by_its_own and y.device.type != "cpu" and not self.observation.state.changed():
             return problem
-        return self.observation.as_solved(problem, y, whole=by_its_own)
+        # What a solve of one problem at a time leaves on the node is the last item's: no state of the call's.
+        whole = by_its_own and problem.node.batched_solve
+        return self.observation.as_solved(problem, y, whole=whole)
 
     # -- forward --------------------------------------------------------------------------------
 
