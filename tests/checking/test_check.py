@@ -607,6 +607,7 @@ def test_the_snippet_has_what_the_check_was_made_with():
     assert not again.ok
 
 
+@pytest.mark.long
 def test_a_snippet_of_a_local_class_leaves_the_node_to_its_owner():
     class Local(AdjointTwice):
         pass

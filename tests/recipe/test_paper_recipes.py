@@ -139,7 +139,8 @@ def test_a_misspelt_fidelity_is_the_only_error() -> None:
 @pytest.mark.parametrize(
     ("name", "variant"),
     [
-        ("cifar10_resnet18", 2), ("mnist_vgg13", 1),
+        ("cifar10_resnet18", 2),
+        pytest.param("mnist_vgg13", 1, marks=pytest.mark.long),
         # The same networks with other settings of the head, which tests of the head hold.
         *(
             pytest.param(name, variant, marks=pytest.mark.long)
