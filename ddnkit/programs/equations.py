@@ -206,9 +206,9 @@ def measured(
             feasibility = manifold.infeasibility(y)
 
         def slope(there: Problem, point: Tensor) -> Tensor:
-            gradient = objective_gradient(there, point) if rows is None else g
             if rows is not None:
                 return flat(grad(lambda y: _lagrangian(there, y, nu))(point))
+            gradient = objective_gradient(there, point)
             if manifold is None:
                 return gradient
             return flat(manifold.less_normal(gradient.reshape(point.shape), point, nu))

@@ -8,9 +8,10 @@ import torch
 from bounds import factorised
 from ddnkit_etf import NearestETF
 from ddnkit_manifolds import Stiefel
+from layers import eager, short
 
 import ddnkit
-from ddnkit import Adjoint, DeclarativeLayer, DeclarativeNode, InputError, Solution, Status
+from ddnkit import Adjoint, DeclarativeNode, InputError, Solution, Status
 
 pytestmark = pytest.mark.programs
 
@@ -96,18 +97,6 @@ def inputs(node, lead=(3,), dtype=torch.float64, seed=0):
     if isinstance(node, NearestETF):
         xs = [xs[0] / xs[0].norm(), torch.linalg.qr(xs[1]).Q]
     return [x.to(dtype).requires_grad_() for x in xs]
-
-
-def short(node, **options):
-    layer = DeclarativeLayer(node, **options)
-    layer.short.first_calls = 0
-    return layer
-
-
-def eager(node, **options):
-    layer = DeclarativeLayer(node, **options)
-    layer.short.on = False
-    return layer
 
 
 def gradients(layer, xs):

@@ -14,6 +14,7 @@ import torch
 from ddnkit_manifolds import Sphere, Stiefel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import eager, short
 from torch import nn
 
 import ddnkit
@@ -264,19 +265,6 @@ def inputs(node, lead, dtype=torch.float64, seed=0):
     made = [torch.randn(*lead, *s, generator=generator, dtype=torch.float64) for s in shapes]
     made[1] = made[1].abs() + 0.5
     return [x.to(dtype).requires_grad_() for x in made]
-
-
-def short(node, **options):
-    """A layer whose first call is short already, if it can be."""
-    layer = DeclarativeLayer(node, **options)
-    layer.short.first_calls = 0
-    return layer
-
-
-def eager(node, **options):
-    layer = DeclarativeLayer(node, **options)
-    layer.short.on = False
-    return layer
 
 
 def gradients(layer, xs, weights=None):
