@@ -36,6 +36,16 @@ class Scaled(DeclarativeNode):
         return self.s * u, -2 * w * y * u
 
 
+class Turning(Scaled):
+    """Its adjoint is wrong where ``off`` is not 1."""
+
+    off = 1.0
+
+    def adjoint(self, x, w, y, v):
+        a, b = super().adjoint(x, w, y, v)
+        return self.off * a, b
+
+
 class OnPlane(Scaled):
     """The same on the plane of entries that sum to 1."""
 
@@ -168,13 +178,6 @@ def test_an_input_that_is_written_on_between_the_passes_is_refused():
 
 
 def test_an_adjoint_that_turns_wrong_is_found_within_a_hundred_calls():
-    class Turning(Scaled):
-        off = 1.0
-
-        def adjoint(self, x, w, y, v):
-            a, b = super().adjoint(x, w, y, v)
-            return self.off * a, b
-
     node = Turning()
     layer, xs = short(node, policy="raise"), inputs(node)
     for _ in range(3):
@@ -319,13 +322,6 @@ def test_without_a_gradient_and_in_inference():
 
 @pytest.mark.parametrize("policy", ["nan", "mask", "raise"])
 def test_after_a_difference_every_call_is_compared(policy):
-    class Turning(Scaled):
-        off = 1.0
-
-        def adjoint(self, x, w, y, v):
-            a, b = super().adjoint(x, w, y, v)
-            return self.off * a, b
-
     node = Turning()
     layer, xs = short(node, policy=policy), inputs(node)
     layer.comparisons.every = 10
@@ -354,13 +350,6 @@ def test_after_a_difference_every_call_is_compared(policy):
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_a_call_is_compared_though_every_other_one_has_no_way_back(turn):
-    class Turning(Scaled):
-        off = 1.0
-
-        def adjoint(self, x, w, y, v):
-            a, b = super().adjoint(x, w, y, v)
-            return self.off * a, b
-
     node = Turning()
     layer, xs = short(node, policy="raise"), inputs(node)
     layer.comparisons.every = 10
