@@ -72,6 +72,7 @@ def assess(
     form: BackwardForm,
     certificate: Certificate,
     v: Tensor | None = None,
+    wanted: Sequence[bool] = (),
 ) -> Certificate:
     """The certificate with `curvature`, `condition` and `error_bound` measured.
 
@@ -79,6 +80,7 @@ def assess(
         problem, solution: a solved batch.
         form: solves the linear systems.
         v: (B, *y), the incoming gradient that the bound is for; None for the worst of three others.
+        wanted: of the first operands, whether a derivative may be asked for; if of none, all are.
     """
     y = solution.y
     if len(y) == 0:
@@ -86,7 +88,7 @@ def assess(
         return dataclasses.replace(certificate, curvature=empty, condition=empty, error_bound=empty)
     nu = _multipliers(problem, y)
     curvature, condition = _curvatures(problem, y, nu)
-    bound = _error_bound(problem, y, nu, form, certificate, condition, v)
+    bound = _error_bound(problem, y, nu, form, certificate, condition, v, wanted)
     return dataclasses.replace(
         certificate, curvature=curvature, condition=condition, error_bound=bound
     )
@@ -94,12 +96,17 @@ def assess(
 
 @torch.no_grad()
 def error_bound(
-    problem: Problem, y: Tensor, form: BackwardForm, certificate: Certificate, v: Tensor
+    problem: Problem,
+    y: Tensor,
+    form: BackwardForm,
+    certificate: Certificate,
+    v: Tensor,
+    wanted: Sequence[bool] = (),
 ) -> Tensor:
     """The bound for one incoming gradient v (B, *y), given the curvatures of an assessed certificate."""
     assert certificate.condition is not None
     nu = _multipliers(problem, y)
-    return _error_bound(problem, y, nu, form, certificate, certificate.condition, v)
+    return _error_bound(problem, y, nu, form, certificate, certificate.condition, v, wanted)
 
 
 @torch.no_grad()
@@ -111,6 +118,7 @@ def solution_error(
     certificate: Certificate,
     rough: Tensor,
     v: Tensor,
+    wanted: Sequence[bool] = (),
 ) -> Tensor:
     """How much y, and the gradient for v (B, *y), change by a step of Newton's method from y, relative.
 
@@ -119,12 +127,14 @@ def solution_error(
 
     Args:
         rough: items (B,) that it is asked for; 0 for the others.
+        wanted: as `assess` takes it.
     """
     better, before, after = _stepped(problem, y, nu, numbers)
     better = torch.where(rough.reshape(-1, *[1] * (y.ndim - 1)), better, y)
     problem = _for_each_item(problem)
-    here, there = (_gradients(problem, point, v, numbers) for point in (y, better))
-    changes, sizes = _apart(here, there), _sizes(problem, there)
+    wrt = _asked_for(problem, wanted)
+    here, there = (_gradients(problem, point, v, numbers, wrt) for point in (y, better))
+    changes, sizes = _apart(here, there), _sizes(problem, there, wrt)
     error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
     of_y = flat(better - y).norm(dim=-1)
     of_y = torch.where(of_y > 0, of_y / flat(better).norm(dim=-1), 0.0)
@@ -165,9 +175,17 @@ def _for_each_item(problem: Problem) -> Problem:
     return problem.resized(operands, size, flags)
 
 
-def _gradients(problem: Problem, y: Tensor, v: Tensor, numbers: Numbers) -> list[Tensor]:
-    """The gradient for each floating operand, (B, n) each."""
+def _asked_for(problem: Problem, wanted: Sequence[bool]) -> list[int]:
+    """Which floating operands a derivative may be asked for. What others would have, as one that y does not
+    depend on, is no matter."""
     wrt = [i for i, x in enumerate(problem.operands) if x.is_floating_point()]
+    return [i for i in wrt if i >= len(wanted) or wanted[i]] or wrt
+
+
+def _gradients(
+    problem: Problem, y: Tensor, v: Tensor, numbers: Numbers, wrt: Sequence[int]
+) -> list[Tensor]:
+    """The gradient for each operand of ``wrt``, (B, n) each."""
     return [flat(g) for g in gradient_of_operands(numbers, problem, y, v, wrt)] if wrt else []
 
 
@@ -176,13 +194,13 @@ def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return torch.stack([(x - y).norm(dim=-1) for x, y in zip(a, b, strict=True)])
 
 
-def _sizes(problem: Problem, gradients: Sequence[Tensor]) -> Tensor:
+def _sizes(problem: Problem, gradients: Sequence[Tensor], wrt: Sequence[int]) -> Tensor:
     """What changes of them are held against (k, B): their own sizes, each operand's in its own unit.
 
     One that is the tolerance of the others, by what changes of the operands make of y, is held against that:
     of an input that y does not depend on nothing is left but rounding.
     """
-    operands = [flat(x) for x in problem.operands if x.is_floating_point()]
+    operands = [flat(problem.operands[i]) for i in wrt]
     # Changes of the size that its entries differ by, where they do: an offset that they share says nothing.
     whole = torch.stack([x.norm(dim=-1) for x in operands])
     spread = torch.stack([(x - x.mean(dim=-1, keepdim=True)).norm(dim=-1) for x in operands])
@@ -278,6 +296,7 @@ def _error_bound(
     certificate: Certificate,
     condition: Tensor,
     v: Tensor | None,
+    wanted: Sequence[bool],
 ) -> Tensor:
     if not any(x.is_floating_point() for x in problem.operands):
         return y.new_zeros(len(y))
@@ -291,16 +310,17 @@ def _error_bound(
     reduction = torch.where(exact, 0.0, reduction)
     better = torch.where(exact.reshape(-1, *[1] * (y.ndim - 1)), y, better)
     problem = _for_each_item(problem)
+    wrt = _asked_for(problem, wanted)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
     changes, moves, sizes, rounded = [], [], [], []
     for probe in probes:
         here, there, beside = (
-            _gradients(problem, point, probe, numbers) for point in (y, better, _beside(y))
+            _gradients(problem, point, probe, numbers, wrt) for point in (y, better, _beside(y))
         )
-        rounded.append(_rounding_of(here, problem, y, probe, numbers))
+        rounded.append(_rounding_of(here, problem, y, probe, numbers, wrt))
         changes.append(_apart(here, there))
         moves.append(_apart(here, beside))
-        sizes.append(_sizes(problem, there))
+        sizes.append(_sizes(problem, there, wrt))
     change, move, size = torch.stack(changes), torch.stack(moves), torch.stack(sizes)
     move = move + torch.stack(rounded) / (_CHANCE / 2)
     # A probe may happen to have no gradient, whose relative error would say nothing of the others'.
@@ -316,7 +336,12 @@ def _error_bound(
 
 
 def _rounding_of(
-    gradients: Sequence[Tensor], problem: Problem, y: Tensor, v: Tensor, numbers: Numbers
+    gradients: Sequence[Tensor],
+    problem: Problem,
+    y: Tensor,
+    v: Tensor,
+    numbers: Numbers,
+    wrt: Sequence[int],
 ) -> Tensor:
     """What float32 has made of gradients (k, B): their distance from those of the same problem in float64.
 
@@ -327,10 +352,10 @@ def _rounding_of(
     if instance is None:
         return nothing
     try:
-        wide = _gradients(instance, y.double(), v.double(), numbers)
+        wide = _gradients(instance, y.double(), v.double(), numbers, wrt)
     except Exception:  # whatever a node throws that is not made for float64
         return nothing
-    apart, size = _apart(wide, gradients), _sizes(instance, wide)
+    apart, size = _apart(wide, gradients), _sizes(instance, wide, wrt)
     return torch.where(apart <= SAME_OPERATOR * size, apart, 0.0).to(y.dtype)
 
 

@@ -63,6 +63,57 @@ class _Substitution(TorchFunctionMode):
         return func(*(_mapped(replace, value) for value in args), **kwargs)
 
 
+class InFloat64(TorchFunctionMode):
+    """Has a function of float64 tensors take its own float32 ones in float64 too.
+
+    torch adds the two, but refuses to multiply matrices of them, and of a number and a vector it takes the
+    vector's type. What works in place, or takes derivatives, is left with what it is given.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        kwargs = kwargs or {}
+        found: set[torch.dtype] = set()
+
+        def look(tensor: Tensor) -> Tensor:
+            found.add(tensor.dtype)
+            return tensor
+
+        _mapped(look, args)
+        if kwargs:
+            _mapped(look, kwargs)
+        if not {torch.float32, torch.float64} <= found or _needs_its_own(func, kwargs):
+            return func(*args, **kwargs)
+
+        def widen(tensor: Tensor) -> Tensor:
+            return tensor.double() if tensor.dtype == torch.float32 else tensor
+
+        return func(*_mapped(widen, tuple(args)), **_mapped(widen, kwargs))
+
+
+def _needs_its_own(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a torch function needs the very tensors that it is given, which it writes on or looks for."""
+    name = getattr(func, "__name__", "")
+    if works_in_place(name) or "out" in kwargs or kwargs.get("inplace") is True:
+        return True
+    return name == "backward" or getattr(func, "__module__", "") == torch.autograd.__name__
+
+
+def works_in_place(name: str) -> bool:
+    """Whether a torch function of this name writes on its first argument."""
+    if name.endswith("__"):
+        return name in _WRITING
+    return name.endswith("_")
+
+
+#: Operators that work in place.
+_WRITING = {
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__",
+    "__ifloordiv__", "__imod__", "__iand__", "__ior__", "__ixor__", "__set__",
+}  # fmt: skip
+
+
 class _Discovery(TorchFunctionMode):
     """Collects the tensors that enter torch functions, want a derivative, and were made outside."""
 

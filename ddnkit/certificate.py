@@ -203,7 +203,7 @@ class Certificate:
             figures.append(_Figure(saddle, 0.0, 0.0, _saddle_point, follows=True))
         for curvature in (self.uniqueness, self.curvature):
             if curvature is not None:
-                limits = -(torch.finfo(curvature.dtype).eps ** 0.5), -self._rounding
+                limits = -self._clear_curvature, -self._rounding
                 figures.append(_Figure(-curvature, *limits, _not_unique, acts=2, follows=True))
         if self.kink_margin is not None:
             none = -torch.finfo(self.kink_margin.dtype).tiny
@@ -233,6 +233,13 @@ class Certificate:
         # precision is another thing, and harmless: one constraint said twice. What decides between the
         # two is the rank that gradients are computed with, which makes of it a margin of 0.
         return (licq > 0) & (licq < clear_margin(licq.dtype, self.tolerance))
+
+    @property
+    def _clear_curvature(self) -> float:
+        # Below √ε a gradient may have lost half of its digits. Where the bound tells how many it has lost,
+        # the curvature must only be told from its own rounding, by the one digit that the bound is good to.
+        half = float(torch.finfo(self.stationarity.dtype).eps ** 0.5)
+        return half if self.error_bound is None else min(half, 10 * self._rounding)
 
     @property
     def _rounding(self) -> float:
@@ -356,7 +363,7 @@ def measure(
         error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
         settled=settled,
-        kink_margin=None if problem.kinks is None else problem.kinks.margin,
+        kink_margin=None if problem.kinks is None else problem.kinks.margin_of(error <= tolerance),
         at_kinks=() if problem.kinks is None else problem.kinks.told,
         measured=measured,
     )  # fmt: skip

@@ -39,6 +39,8 @@ _functorch = torch._C._functorch
 
 #: What a solution that is good to the tolerance may leave of a slope or an argument, in tolerances.
 _EDGE = 10
+#: Roundings of an argument within which it may be at its kink.
+_BESIDE = 64
 
 
 #: A kink in an evaluation: the operation, its place, and which of those there. Items that take other branches
@@ -66,6 +68,8 @@ class Kinks:
             ranges, relative to these: 1 where none is active, 0 or less where there is no derivative.
         excess: per item (B,), how far beyond, where y is no solution; else 0.
         told: what leaves items without a derivative, a text each.
+        unruled: which items (B,) are near a kink that there is no rule for: without a derivative too,
+            unless they are stationary beside it.
     """
 
     columns: tuple[Column, ...]
@@ -73,6 +77,7 @@ class Kinks:
     margin: Tensor
     excess: Tensor
     told: tuple[str, ...]
+    unruled: Tensor
 
     @property
     def count(self) -> int:
@@ -82,8 +87,16 @@ class Kinks:
     def of_items(self, items: Any) -> Kinks:
         """Those of some items of the batch."""
         return replace(
-            self, active=self.active[items], margin=self.margin[items], excess=self.excess[items]
+            self,
+            active=self.active[items],
+            margin=self.margin[items],
+            excess=self.excess[items],
+            unruled=self.unruled[items],
         )
+
+    def margin_of(self, stationary: Tensor) -> Tensor:
+        """The margin (B,), where it is known which items are stationary (B,)."""
+        return torch.where(self.unruled & ~stationary, 0.0, self.margin)
 
     def arguments(self, problem: Problem, y: Tensor) -> Tensor:
         """a (B, p), zero where it is not active."""
@@ -136,6 +149,7 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         return None
     B, tried = len(y), _EDGE * tolerance
     margin, excess, told, known = y.new_ones(B), y.new_zeros(B), [], []
+    unruled = torch.zeros(B, dtype=torch.bool, device=y.device)
     for point in _near(problem, y, recorded.traces):
         candidate = point.distance <= tried
         if point.tied is not None:  # the largest itself is always at no distance
@@ -144,17 +158,20 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         if not bool(candidate.any()):
             continue
         if point.outputs is None:
-            margin = torch.where(candidate.any(dim=1), 0.0, margin)
+            # Beside it, a solution is one of the smooth problem on that side, and else is not stationary.
+            at_it = point.distance <= _BESIDE * torch.finfo(y.dtype).eps
+            margin = torch.where(at_it.any(dim=1), 0.0, margin)
+            unruled = unruled | candidate.any(dim=1)
             told.append(f"{point.told} has a kink or a jump, at a distance of {_least(point)}")
         else:
             known.append((point, candidate, candidate.any(dim=0).nonzero()[:, 0]))
     if not known:
-        return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told))
+        return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told), unruled)
     columns = tuple(Column(point.function, point.key, entries) for point, _, entries in known)
     # Held where they may be active: the multipliers tell which of them are.
     masks = [(candidate & ~_leading(p, candidate))[:, entries].to(y.dtype)
              for p, candidate, entries in known]  # fmt: skip
-    held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, ()))
+    held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, (), unruled))
     gradient = flat(_gradient(recorded))
     A = constraint_jacobian(held, y)
     assert A is not None
@@ -193,7 +210,8 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         beyond = torch.where(-inside > ends, -inside, 0.0).amax(dim=1)
         excess = torch.maximum(excess, beyond)
         told += _told(point, inside, ends)
-    return Kinks(columns, torch.cat(active, dim=1), margin, excess, tuple(dict.fromkeys(told)))
+    active_of_all = torch.cat(active, dim=1)
+    return Kinks(columns, active_of_all, margin, excess, tuple(dict.fromkeys(told)), unruled)
 
 
 #: A kink, where it may be active (B, n), and in which entries it is in some item.
@@ -530,7 +548,7 @@ def _judged(
     inside = torch.where(weight * (point.right - point.left) < 0, -1.0, inside)  # concave
     # Beside the kink, and stationary with the slope of that side: smooth there.
     side = torch.where(a > 0, point.right, point.left)
-    beside = (point.distance > 64 * eps) & ((t - side).abs() <= edge * (high - low))
+    beside = (point.distance > _BESIDE * eps) & ((t - side).abs() <= edge * (high - low))
     active = counts & ~beside
     if point.tied is not None:
         # A single one that is left has nothing to tie with.

@@ -191,21 +191,27 @@ def _hidden(
 def _derivative_error(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
     """The least of several points: across a kink, a difference is no derivative.
 
-    What a cut hides, it hides beside the solution as well; a kink is left behind.
+    What a cut hides, it hides beside the solution as well, though it may be to one side of a kink alone; a
+    kink is left behind.
     """
-    error = _error_at(problem, y, wanted)
+    error = _error_at(problem, y, wanted, at_solution=True)
     for probe in range(3):
         if bool((error <= torch.finfo(y.dtype).eps ** 0.5).all()):
             break
-        moved = [
-            x + _AWAY * _direction(x, 100 * (probe + 1) + k) if want else x
-            for k, (x, want) in enumerate(zip(problem.operands, wanted, strict=True))
-        ]
-        point = y + _AWAY * _direction(y, 100 * (probe + 1) + len(moved))
-        error = torch.fmin(error, _beside(problem.with_operands(moved), point, wanted))
+        sides = []
+        for away in (_AWAY, -_AWAY):
+            moved = [
+                x + away * _direction(x, 100 * (probe + 1) + k) if want else x
+                for k, (x, want) in enumerate(zip(problem.operands, wanted, strict=True))
+            ]
+            point = y + away * _direction(y, 100 * (probe + 1) + len(moved))
+            sides.append(_beside(problem.with_operands(moved), point, wanted))
+        error = torch.fmin(error, torch.fmax(*sides))  # NaN: beyond the functions' domain
     return error
 
 
+#: A relative change of an operand changes a factor by about as much; this is far more.
+_OF_A_FACTOR = 16
 #: How far from the solution, relative: many steps of a difference.
 _AWAY = 0.1
 
@@ -213,15 +219,16 @@ _AWAY = 0.1
 def _beside(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
     if y.dtype == torch.float32:
         # Where the functions allow it in double, whose steps are a thousand times smaller.
-        double = [x.double() if x.is_floating_point() else x for x in problem.operands]
         try:
-            return _error_at(problem.with_operands(double), y.double(), wanted).to(y.dtype)
+            return _error_at(problem.widened(), y.double(), wanted).to(y.dtype)
         except (RuntimeError, InputError):
             pass
     return _error_at(problem, y, wanted)
 
 
-def _error_at(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
+def _error_at(
+    problem: Problem, y: Tensor, wanted: Sequence[bool], at_solution: bool = False
+) -> Tensor:
     gradient = problem.gradient(y)
     A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
     nu = multipliers_at(problem, y, gradient, A)
@@ -249,22 +256,26 @@ def _error_at(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
         assert h is not None
         return torch.cat([flat(slope), h], dim=1)
 
-    error = scale = whole = torch.zeros_like(flat(y)[:, 0])
-    error_h = scale_h = error
+    errors, scales = [], []  # of each operand and of y: ∇_y L, then h
+    whole = torch.zeros_like(flat(y)[:, 0])
     # One operand after the other, then y.
     for chosen in [*(k for k, want in enumerate(wanted) if want), None]:
         seen, found = _both_ways(slope_and_constraints, problem, y, chosen, step)
-        error_h = torch.maximum(error_h, (seen - found)[:, m:].norm(dim=1))
-        scale_h = torch.maximum(scale_h, _larger(seen[:, m:], found[:, m:]))
+        of_h = seen[:, m:], found[:, m:]
         seen, found = seen[:, :m], found[:, :m]
         whole = torch.maximum(whole, _larger(seen, found))
-        seen, found = tangential(seen), tangential(found)
-        error = torch.maximum(error, (seen - found).norm(dim=1))
-        scale = torch.maximum(scale, _larger(seen, found))
-    # Below that differences are rounding.
-    scale = torch.maximum(scale, step * whole)
-    of_slope = torch.where(error == 0, error, error / scale)
-    return torch.maximum(of_slope, torch.where(error_h == 0, error_h, error_h / scale_h))
+        of_slope = tangential(seen), tangential(found)
+        errors.append(torch.stack([(a - b).norm(dim=1) for a, b in (of_slope, of_h)]))
+        scales.append(torch.stack([_larger(*pair) for pair in (of_slope, of_h)]))
+    error, scale = torch.stack(errors), torch.stack(scales)
+    # Of each by itself, whose gradient is asked for; but what differences make of nothing is rounding.
+    least = torch.stack([torch.maximum(scale[:, 0].amax(dim=0), whole), scale[:, 1].amax(dim=0)])
+    scale = torch.maximum(scale, step * least)
+    if at_solution:
+        # What a cut leaves out of a factor of ∇_y L does no harm where ∇_y L is 0, as far as it is.
+        left = tangential(flat(gradient)).norm(dim=1)
+        error[:, 0] = (error[:, 0] - _OF_A_FACTOR * left).clamp(min=0)
+    return torch.where(error == 0, error, error / scale).amax(dim=(0, 1))
 
 
 def _both_ways(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .captured import Captured, substituted
+from .captured import Captured, InFloat64, substituted
 from .errors import InputError
 from .recording import Held, Recorder, Trace, version
 from .solution import Solution
@@ -57,6 +57,7 @@ class Problem:
         self.captured_batched: tuple[bool, ...] = ()
         self.kinks: Kinks | None = None
         self._traces: list[Trace] | None = None
+        self._in_float64 = False
         # What one evaluation has shown, shared by all that is made from this problem.
         self._shown: dict[str, bool] = {}
 
@@ -91,6 +92,13 @@ class Problem:
             captured=tuple(values),
             captured_batched=(False,) * len(values),
         )
+
+    def widened(self) -> Problem:
+        """The same batch in float64, with all tensors of float32 that its functions use."""
+        operands = [x.double() if x.dtype == torch.float32 else x for x in self.operands]
+        problem = self.with_operands(operands)
+        problem._in_float64 = True
+        return problem
 
     def with_node(self, node: DeclarativeNode) -> Problem:
         """The same batch of another node of the class."""
@@ -300,7 +308,9 @@ class Problem:
             extra = {} if v_one is None else {"v": self._split(v_one)}
             # Made before anything is watched: it looks at the node's tensors.
             swapped = substituted(self.node, self.originals, ones[count:])
-            with self._watched(function, y_one, ones) as recorder, swapped:
+            # What is entered last sees a call first: captured tensors are known by their identity.
+            wide = InFloat64() if self._in_float64 else contextlib.nullcontext()
+            with self._watched(function, y_one, ones) as recorder, wide, swapped:
                 value = _tensor(function, function(*xs, y=self._split(y_one), **extra))
                 if recorder is not None:
                     recorder.returns(value)

@@ -291,7 +291,7 @@ class Recorder(TorchFunctionMode):
         name = _name(func)
         if name in _LIKE and not depends.difference(self._source(args[0])[1] if args else ()):
             depends.clear()  # its shape and type alone; what it holds is compared by value
-        writes = _in_place(name) or "out" in kwargs or kwargs.get("inplace") is True
+        writes = captured.works_in_place(name) or "out" in kwargs or kwargs.get("inplace") is True
         given = args
         if writes and "y" in depends and name in KINKS and args:
             given = (args[0].clone(), *args[1:])  # what it was, to tell where it is from the kink
@@ -318,7 +318,7 @@ class Recorder(TorchFunctionMode):
         if name in _BLANK and isinstance(result, Tensor):
             made = f"blank {version(result)}"
         self._keep(result, made, on)
-        if depends and _in_place(name) and args and isinstance(args[0], Tensor):
+        if depends and captured.works_in_place(name) and args and isinstance(args[0], Tensor):
             self._wrote(args[0], made, on)
             if args[0]._base is not None:
                 self._wrote(args[0]._base, made, on)
@@ -449,19 +449,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _has_tensor(result: Any) -> bool:
     return isinstance(result, Tensor) or next(_tensors(result), None) is not None
-
-
-def _in_place(name: str) -> bool:
-    if name.endswith("__"):
-        return name in _WRITING
-    return name.endswith("_")
-
-
-#: Operators that work in place.
-_WRITING = {
-    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__",
-    "__ifloordiv__", "__imod__", "__iand__", "__ior__", "__ixor__", "__set__",
-}  # fmt: skip
 
 
 def _name(func: Any) -> str:

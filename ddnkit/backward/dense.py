@@ -69,9 +69,10 @@ class Dense(BackwardForm):
             diagonal = diagonal_solve(problem, y, nu)
             if diagonal is not None:
                 return diagonal
-        return in_enough_digits(problem, y, self._factorised)
+        return in_enough_digits(problem, y, self.factorised)
 
-    def _factorised(self, system: System) -> Solve:
+    def factorised(self, system: System) -> Solve:
+        """The solve of a system."""
         inverse = KKTInverse(
             system.G,
             system.A,
@@ -98,22 +99,37 @@ def in_enough_digits(
     narrow = factorise(system_at(problem, y, torch.finfo(y.dtype).eps))
     if y.dtype != torch.float32:
         return SystemSolve(narrow)
-    wide: list[Solve | None] = []
+    wide = InFloat64(problem, y, factorise)
 
     def solve(r: Tensor) -> SystemSolution:
         found = narrow(r)
-        short = ~(found.residual <= _GOOD_IN_FLOAT32)
-        if not bool(short.any()):
-            return found
-        if not wide:
-            system = _in_float64(problem, y)
-            wide.append(None if system is None else factorise(system))
-        if wide[0] is None:
-            return found
-        other = wide[0](r)
-        return replaced(short & ~other.residual.isnan(), found, other)
+        better = wide(r, found.residual)
+        return found if better is None else replaced(better[0], found, better[1])
 
     return SystemSolve(solve)
+
+
+class InFloat64:
+    """The system of a float32 problem in float64, factorised when a residual first asks for it."""
+
+    def __init__(self, problem: Problem, y: Tensor, factorise: Callable[[System], Solve]):
+        self._point, self._factorise = (problem, y), factorise
+        self._solves: list[Solve | None] = []
+
+    def __call__(self, r: Tensor, residual: Tensor) -> tuple[Tensor, SystemSolution] | None:
+        """For which of the right sides r (k, B, m), with these residuals in float32, it is better, and the
+        solution there; None if for none."""
+        short = ~(residual <= _GOOD_IN_FLOAT32)
+        if not bool(short.any()):
+            return None
+        if not self._solves:
+            system = _in_float64(*self._point)
+            self._solves.append(None if system is None else self._factorise(system))
+        solve = self._solves[0]
+        if solve is None:
+            return None
+        found = solve(r)
+        return short & ~found.residual.isnan(), found
 
 
 def system_at(problem: Problem, y: Tensor, eps: float) -> System:

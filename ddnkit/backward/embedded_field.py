@@ -14,12 +14,13 @@ Collapse* (NeurIPS 2024), eq. 36.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..lagrangian import lagrangian_hessian
 from ..linalg.kkt import ONE_UNIT, TangentInverse, curvature_ratio
 from ..problem import Problem, flat
-from .dense import Dense
+from .dense import Dense, InFloat64
 from .form import BackwardForm, TangentSolve
 from .tangent_operator import Projector, matrix_of
 
@@ -46,4 +47,27 @@ class EmbeddedField(BackwardForm):
                 return product.reshape(v.shape)
 
             G = lagrangian_hessian(problem, y, None) - matrix_of(curvature, flat(y))
-        return TangentInverse(G, matrix_of(Projector(problem, y), flat(y)))
+        inverse = TangentInverse(G, matrix_of(Projector(problem, y), flat(y)))
+        return inverse if y.dtype != torch.float32 else _InEnoughDigits(inverse, problem, y)
+
+
+class _InEnoughDigits:
+    """The system in float32, and in float64 for the right sides whose residual asks for it."""
+
+    def __init__(self, narrow: TangentInverse, problem: Problem, y: Tensor):
+        self._narrow = narrow
+        self._wide = InFloat64(problem, y, Dense().factorised)
+
+    @property
+    def saddle(self) -> Tensor | None:
+        """See `TangentInverse.saddle`."""
+        return self._narrow.saddle
+
+    def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """z (k, B, m) and the relative residual (k, B)."""
+        z, residual = self._narrow(r)
+        better = self._wide(r, residual)
+        if better is None:
+            return z, residual
+        mask, wide = better
+        return torch.where(mask.unsqueeze(-1), wide.z, z), torch.where(mask, wide.residual, residual)

@@ -33,11 +33,10 @@ SAME_OPERATOR = 1e-2
 
 
 def widened(problem: Problem) -> Problem | None:
-    """A float32 problem with its operands in float64; None where the device has no float64."""
-    operands = problem.operands
-    if any(x.device.type == "mps" for x in operands):
+    """A float32 problem in float64; None where the device has no float64."""
+    if any(x.device.type == "mps" for x in problem.operands):
         return None
-    return problem.with_operands([x.double() if x.dtype == torch.float32 else x for x in operands])
+    return problem.widened()
 
 
 def uncertainty(

@@ -199,7 +199,7 @@ class Call(Numbers):
         self.form = self.form.taken(found, solution.y.shape[1:].numel())
         certificate = dataclasses.replace(certificate, form=self.form.name)
         if self.certify == "full" and not self.nothing_sound:
-            certificate = assess(found, solution, self.form, certificate)
+            certificate = assess(found, solution, self.form, certificate, wanted=self.wanted)
         self._conclude(certificate, backward=False)
         y, good = solution.y, certificate.solved
         if self.aside is not None:
@@ -323,7 +323,8 @@ class Call(Numbers):
         certificate = self.certificate
         if self.certify != "full" or certificate is None or len(y) != len(certificate.stationarity):
             return
-        bound = error_bound(self.structured(problem), y, self.form, certificate, v)
+        whole = self.structured(problem)
+        bound = error_bound(whole, y, self.form, certificate, v, self.wanted)
         self.certificate = dataclasses.replace(certificate, error_bound=bound)
 
     def _settled(self, batch: int) -> Tensor | None:
@@ -342,7 +343,9 @@ class Call(Numbers):
             return
         numbers = _Prepared(self.form, self._tangent_solve(problem, y, nu), y)
         try:
-            error = solution_error(self.structured(problem), y, nu, numbers, certificate, rough, v)
+            error = solution_error(
+                self.structured(problem), y, nu, numbers, certificate, rough, v, self.wanted
+            )
         except Exception:  # whatever a node throws at a point that is not its solution
             error = torch.where(rough, torch.inf, 0.0).to(y.dtype)
         self.certificate = dataclasses.replace(certificate, solution_error=error)

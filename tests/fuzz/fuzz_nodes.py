@@ -633,6 +633,15 @@ class Drawn:
             found["p"], sizes["p"] = -Z * pull, _absolute(Z) * _absolute(pull)
         if self.o is not None:
             found["o"] = mp.zeros(n, self.o.shape[1])
+            sizes["o"] = mp.zeros(n, self.o.shape[1])
+        if self.o is not None and self.kinks.form == "root of a square":
+            # √(a²) has the curvature 1/|a| − a²/|a|³ beside its kink: what an exact zero cancels from.
+            rows, z = self.kinks.rows, self.z[k]
+            beside = np.abs(rows @ z - self.o[k])
+            for j in range(len(rows)):
+                if j not in self.chosen[k]:
+                    row = mp.matrix((self.p[k] / beside[j] * np.abs(rows[j])).tolist())
+                    sizes["o"][:, j] = _absolute(Z) * row
         for j, owner in enumerate(owners):
             if owner is None:
                 continue
@@ -641,7 +650,7 @@ class Drawn:
                 found["r"] = N[:, j]
             else:
                 for i in range(n):
-                    found["o"][i, place] = N[i, j]
+                    found["o"][i, place] = sizes["o"][i, place] = N[i, j]
         own = np.array([float(v) for v in s])
 
         def in_units(name, J):
@@ -1023,28 +1032,42 @@ class Drawn:
                 told, text = "doubted", "; ".join(layer.certificate.causes())
             bound = layer.certificate.error_bound
             if bound is not None and not told and np.isfinite(error):
-                beyond = max(error - float(bound.max()) - 1e-12, 0.0)
+                beyond = max(self._error(gradients, v, True) - float(bound.max()) - 1e-12, 0.0)
         return Outcome(self.seed, self.kind, str(self), told, text, error, beyond, self.dtype)
 
-    def _error(self, gradients, v):
+    def _error(self, gradients, v, bounded=False):
+        """The worst input's; ``bounded``: relative to what `error_bound` says that it is relative to."""
         if not self.right_gradient:
             return float("inf")
         worst = 0.0
-        for name, g in gradients.items():
-            for k in range(self.B):
+        for k in range(self.B):
+            u = v[k].double().numpy()
+            # A gradient that is less than the tolerance of the largest, by what changes of the inputs make
+            # of y, is held against that: a bound says nothing of how much smaller an exact zero comes out.
+            own = {name: self._own_size(name, k) for name in gradients}
+            largest = max(np.linalg.norm(u @ self.jacobians[k][name][0]) * own[name] for name in own)
+            for name, g in gradients.items():
                 J, sizes = self.jacobians[k][name]
-                u = v[k].double().numpy()
                 expected = u @ J
                 found = np.zeros_like(expected) if g is None else g[k].double().numpy().reshape(-1)
                 size = max(
                     np.linalg.norm(expected),
                     CANCELLED[self.dtype] * np.linalg.norm(np.abs(u) @ sizes),
                 )
+                if bounded and own[name] > 0:
+                    size = max(size, CANCELLED[self.dtype] * largest / own[name])
                 apart = np.linalg.norm(found - expected)
                 if not np.isfinite(apart):
                     return float("inf")
                 worst = max(worst, 0.0 if apart == 0 else apart / max(size, 1e-300))
         return worst
+
+
+    def _own_size(self, name, k):
+        """The size that an input's entries differ by, or their own where they do not."""
+        x = self.x[name][k].double().numpy().reshape(-1)
+        spread, whole = np.linalg.norm(x - x.mean()), np.linalg.norm(x)
+        return spread if spread > 64 * torch.finfo(self.dtype).eps * whole else whole
 
 
 class DependentError(Exception):
