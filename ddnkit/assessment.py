@@ -137,7 +137,10 @@ def solution_error(
     changes, sizes = _apart(here, there), _sizes(problem, there, wrt)
     error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
     of_y = flat(better - y).norm(dim=-1)
-    of_y = torch.where(of_y > 0, of_y / flat(better).norm(dim=-1), 0.0)
+    size = flat(better).norm(dim=-1)
+    if problem.kinks is not None:  # held at 0, an entry is nothing beside the size that y is measured by
+        size = torch.maximum(size, problem.kinks.size * better[0].numel() ** 0.5)
+    of_y = torch.where(of_y > 0, of_y / size, 0.0)
     # Of a v that is normal up to that error of y, as of a loss that the constraints hold constant, the
     # gradient is zero up to it, and has no relative error.
     eps = torch.finfo(y.dtype).eps

@@ -389,8 +389,11 @@ def _backward_errors(
         residual = residual - apply(jacobian.mT, nu)
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
         sizes = distinct(jacobian)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
-        own_scale = apply(sizes, flat(y).abs())
-        scale_h = own_scale.norm(dim=-1)
+        scale_h = apply(sizes, flat(y).abs())
+        if problem.kinks is not None and problem.kinks.count:
+            # As its distance was told: an entry of 0 moves by no part of itself.
+            count, size = problem.kinks.count, problem.kinks.size
+            scale_h[:, -count:] += sizes[:, -count:].sum(dim=-1) * size.unsqueeze(-1)
     elif manifold is not None:
         sigma = manifold.multipliers(y, gradient)
         residual = flat(manifold.less_normal(gradient, y, sigma))
@@ -425,7 +428,7 @@ def _backward_errors(
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
             of_each = change if of_each is None else of_each
             if own is not None:
-                scale_h = torch.maximum(scale_h, change_of_h.norm(dim=-1) / step)
+                scale_h = torch.maximum(scale_h, change_of_h.abs() / step)
             continue
         if by_rows:
             change_of_rows = relative_changes(y, y.shape[1:-1], step, 0, probe).unsqueeze(-1)
@@ -444,13 +447,21 @@ def _backward_errors(
         if own is not None:
             h_moved = moved.constraints(y_moved)
             assert h_moved is not None
-            scale_h = torch.maximum(scale_h, (h_moved - own).norm(dim=-1) / step)
+            scale_h = torch.maximum(scale_h, (h_moved - own).abs() / step)
     if own is not None:
-        feasibility = torch.maximum(feasibility, _ratio(own.norm(dim=-1), scale_h))
+        feasibility = torch.maximum(feasibility, _violation(problem, own, scale_h))
     uneven = None
     if manifold is None and of_each is not None:
         uneven = (residual.abs() > settled_each(y) / step * of_each.abs()).any(dim=-1)
     return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
+
+
+def _violation(problem: Problem, h: Tensor, scales: Tensor) -> Tensor:
+    """Of the constraints, and of the arguments of active kinks, which are others: no sum of both."""
+    count = 0 if problem.kinks is None else problem.kinks.count
+    parts = [slice(0, h.shape[-1] - count), slice(h.shape[-1] - count, None)]
+    ratios = [_ratio(h[:, p].norm(dim=-1), scales[:, p].norm(dim=-1)) for p in parts]
+    return torch.maximum(*ratios)
 
 
 def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor, clear: float) -> Tensor:

@@ -30,7 +30,12 @@ import torch
 from torch import Tensor
 
 from .kink_table import KinkPoint, slope_of_a_clamp_at_its_end
-from .lagrangian import constraint_jacobian, first_order_change, least_squares_multipliers
+from .lagrangian import (
+    constraint_jacobian,
+    first_order_change,
+    least_squares_multipliers,
+    multipliers_at,
+)
 from .perturbation import STEP, perturbed
 from .problem import Problem, Recorded, flat
 from .recording import Recorder, Step, Trace
@@ -70,6 +75,7 @@ class Kinks:
         told: what leaves items without a derivative, a text each.
         unruled: which items (B,) are near a kink that there is no rule for: without a derivative too,
             unless they are stationary beside it.
+        size: of y (B,), by which a distance from a kink is told.
     """
 
     columns: tuple[Column, ...]
@@ -78,6 +84,7 @@ class Kinks:
     excess: Tensor
     told: tuple[str, ...]
     unruled: Tensor
+    size: Tensor
 
     @property
     def count(self) -> int:
@@ -92,6 +99,7 @@ class Kinks:
             margin=self.margin[items],
             excess=self.excess[items],
             unruled=self.unruled[items],
+            size=self.size[items],
         )
 
     def margin_of(self, stationary: Tensor) -> Tensor:
@@ -150,7 +158,8 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     B, tried = len(y), _EDGE * tolerance
     margin, excess, told, known = y.new_ones(B), y.new_zeros(B), [], []
     unruled = torch.zeros(B, dtype=torch.bool, device=y.device)
-    for point in _near(problem, y, recorded.traces):
+    size = _size_of(problem, y, recorded, tolerance)
+    for point in _near(problem, y, recorded.traces, size):
         candidate = point.distance <= tried
         if point.tied is not None:  # the largest itself is always at no distance
             groups = _grouped(candidate.to(y.dtype), point)
@@ -166,12 +175,12 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         else:
             known.append((point, candidate, candidate.any(dim=0).nonzero()[:, 0]))
     if not known:
-        return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told), unruled)
+        return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told), unruled, size)
     columns = tuple(Column(point.function, point.key, entries) for point, _, entries in known)
     # Held where they may be active: the multipliers tell which of them are.
     masks = [(candidate & ~_leading(p, candidate))[:, entries].to(y.dtype)
              for p, candidate, entries in known]  # fmt: skip
-    held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, (), unruled))
+    held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, (), unruled, size))
     gradient = flat(_gradient(recorded))
     A = constraint_jacobian(held, y)
     assert A is not None
@@ -211,7 +220,8 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         excess = torch.maximum(excess, beyond)
         told += _told(point, inside, ends)
     active_of_all = torch.cat(active, dim=1)
-    return Kinks(columns, active_of_all, margin, excess, tuple(dict.fromkeys(told)), unruled)
+    texts = tuple(dict.fromkeys(told))
+    return Kinks(columns, active_of_all, margin, excess, texts, unruled, size)
 
 
 #: A kink, where it may be active (B, n), and in which entries it is in some item.
@@ -348,14 +358,32 @@ class _Point:
     items: Sequence[int] | None
 
 
-def _near(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> list[_Point]:
+def _size_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) -> Tensor:
+    """The size of y (B,): its root mean square or, where that may be what rounding or a solver has left of
+    zero, the change of y that changes ∇_y L by as much as the operands make of it."""
+    size = flat(y).square().mean(dim=1).sqrt()
+    operands = [x for x in problem.operands if x.is_floating_point() and x.numel()]
+    largest = max((float(x.detach().abs().amax()) for x in operands), default=0.0)
+    if not bool((size <= tolerance * largest).any()):
+        return size
+    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    gradient = _gradient(recorded)
+    nu = multipliers_at(problem, y, gradient, A)
+    by_operands, _ = first_order_change(problem, y, nu, _moved_operands(problem, 0), y)
+    moved = y + (perturbed(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
+    by_y, _ = first_order_change(problem, y, nu, problem.operands, moved)
+    own = by_operands.norm(dim=1) / by_y.norm(dim=1)
+    return torch.where(own.isfinite() & (size <= tolerance * own), own, size)
+
+
+def _near(problem: Problem, y: Tensor, traces: Sequence[Trace], size: Tensor) -> list[_Point]:
     """The kinks of every function, with how near their arguments are to zero: relative to how much
     they change with a relative change of operands and y, the entries of y taken as at least as large as
-    their root mean square."""
+    ``size`` (B,)."""
     points = _points(traces)
     scales = [torch.zeros_like(point.argument) for point in points]
     step = STEP[y.dtype]
-    size = flat(y).square().mean(dim=1).sqrt().reshape(-1, *[1] * (y.ndim - 1))
+    size = size.reshape(-1, *[1] * (y.ndim - 1))
     for probe in range(3):
         operands = _moved_operands(problem, probe)
         moved = y + (perturbed(torch.ones_like(y), step, 0, probe) - 1) * (y.abs() + size)
@@ -366,9 +394,9 @@ def _near(problem: Problem, y: Tensor, traces: Sequence[Trace]) -> list[_Point]:
             change = (other.argument - point.argument).abs() / step
             scales[k] = torch.maximum(scales[k], change)
     for point, scale in zip(points, scales, strict=True):
-        size = point.argument.abs()
+        distance = point.argument.abs()
         # 0/0 is at the kink; what never moves (scale 0) stays where it is.
-        point.distance = torch.where(size == 0, size, size / scale)
+        point.distance = torch.where(distance == 0, distance, distance / scale)
     return points
 
 
