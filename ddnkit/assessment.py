@@ -15,7 +15,7 @@ by the error of the latter, up to the same square. With ρ the reduction of ‖�
 is estimated as ‖g(y) − g(y⁺)‖ / ((1 − ρ)‖g(y⁺)‖), doubled for safety, plus what rounding and the adjoint
 residual may add (and, of a solution to the last digits, its backward error, whose step would be rounding):
 the condition times each, and what the gradient moves by when each entry of y is moved
-by a few roundings, which finds terms that cancel in the gradient itself. In float32 also how far it is from
+by a few roundings, and each of the system's solution, which finds terms that cancel in the gradient itself. In float32 also how far it is from
 the gradient of the same problem in float64, which tells the rounding of the last passes. Where the step does
 not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
 
@@ -317,9 +317,8 @@ def _error_bound(
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
     changes, moves, sizes, rounded = [], [], [], []
     for probe in probes:
-        here, there, beside = (
-            _gradients(problem, point, probe, numbers, wrt) for point in (y, better, _beside(y))
-        )
+        here, there = (_gradients(problem, point, probe, numbers, wrt) for point in (y, better))
+        beside = _gradients(problem, _beside(y), probe, _Rounded(form), wrt)
         rounded.append(_rounding_of(here, problem, y, probe, numbers, wrt))
         changes.append(_apart(here, there))
         moves.append(_apart(here, beside))
@@ -362,8 +361,22 @@ def _rounding_of(
     return torch.where(apart <= SAME_OPERATOR * size, apart, 0.0).to(y.dtype)
 
 
+class _Rounded(Numbers):
+    """With what the systems give moved by some roundings of each entry: what cancels in the products with it
+    that a gradient is made of, as where unknowns have very different units, is moved by as much."""
+
+    def solve_system(
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Numbers.solve_system`."""
+        z, mu = super().solve_system(problem, y, nu, r, multipliers)
+        z, mu = (None if x is None else _beside(x.flatten(0, 1)).reshape(x.shape) for x in (z, mu))
+        assert z is not None
+        return z, mu
+
+
 def _beside(y: Tensor) -> Tensor:
-    """y with each entry moved by some roundings of itself."""
+    """y (B, ...) with each entry moved by some roundings of itself."""
     index = torch.arange(1, y.shape[1:].numel() + 1, dtype=torch.float64, device=y.device)
     pattern = (1.6180339887498949 * index * index).sin().sign().reshape(y.shape[1:])
     return torch.addcmul(y, y, (_MOVED_BY * torch.finfo(y.dtype).eps * pattern).to(y.dtype))

@@ -144,11 +144,15 @@ class EigenInverse(SymmetricInverse):
         eps: float | None = None,
         noise: Tensor | None = None,
     ):
+        # LAPACK raises for what has overflowed: no answer for that item, which its residual then tells.
+        bad = ~finite_items(K).unsqueeze(-1)
+        (K,) = without_bad_items(K)
         values, self.vectors = torch.linalg.eigh((K + K.mT) / 2)
+        values = values.masked_fill(bad, torch.nan)
         largest = values.abs().amax(dim=-1, keepdim=True)
         if singular == "damped":
-            floor = torch.where(largest > 0, (DAMPING * largest) ** 2, 1.0)
-            self.inverse = values / (values**2 + floor)
+            size = torch.where(largest > 0, largest, 1.0)  # whose square may be infinite
+            self.inverse = (values / size) / ((values / size) ** 2 + DAMPING**2) / size
             self.values = values
             return
         if size is not None:
@@ -156,7 +160,7 @@ class EigenInverse(SymmetricInverse):
         cutoff = largest * (_roundings(K) * (eps or torch.finfo(K.dtype).eps))
         if noise is not None:
             cutoff = torch.maximum(cutoff, NOISE_FACTOR * noise.unsqueeze(-1))
-        kept = values.abs() > cutoff
+        kept = (values.abs() > cutoff) | bad
         left_out = torch.nan if singular == "error" else 0.0
         self.inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), left_out)
         lowest = values.amin(dim=-1, keepdim=True) if values.shape[-1] else largest
@@ -598,10 +602,12 @@ class TangentInverse:
             self.scaled = KKTInverse(self.G.to(self.given), normal.mT[..., -most:, :], noise=noise)
             return
         eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
+        self.unit = power_of_two(G.flatten(1)).reshape(-1, 1, 1)
+        self.G, G = self.G / self.unit, G / self.unit
         norm = torch.linalg.matrix_norm(G)
         scale = norm.clamp(min=torch.finfo(wide).tiny) / G.shape[-1] ** 0.5
         matrix = P @ G @ P + scale.reshape(-1, 1, 1) * (eye - P)
-        uncertain = None if noise is None else noise.to(wide).flatten(1).norm(dim=1)
+        uncertain = None if noise is None else (noise.to(wide) / self.unit).flatten(1).norm(dim=1)
         self.inverse = _inverse(
             matrix, "minimum_norm", norm, torch.finfo(self.given).eps, uncertain
         )
@@ -624,7 +630,19 @@ class TangentInverse:
         if self.given != given.dtype:
             felt = _apply(self.G.abs(), z.abs()).norm(dim=-1)
             residual = residual + torch.finfo(self.given).eps * felt
-        return z.to(r.dtype), relative(residual, given.norm(dim=-1)).to(r.dtype)
+        z = (z / self.unit.squeeze(-1)).to(r.dtype)
+        return z, relative(residual, given.norm(dim=-1)).to(r.dtype)
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The power of 2 (B,) next below the largest entry of x (B, n), 1 where that is 0: a unit in which squares
+    do not overflow, and which rounds nothing."""
+    if x.shape[-1] == 0:
+        return x.new_ones(len(x))
+    largest = x.abs().amax(dim=-1)
+    usual = largest.isfinite() & (largest > 0)
+    largest = torch.where(usual, largest, 1.0)
+    return largest / (2 * torch.frexp(largest).mantissa)
 
 
 def curvature_ratio(G: Tensor) -> Tensor:
