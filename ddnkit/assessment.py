@@ -14,10 +14,10 @@ lies nearer to the solution by the square of the distance. The gradient there di
 by the error of the latter, up to the same square. With ρ the reduction of ‖∇L‖ by the step, the error
 is estimated as ‖g(y) − g(y⁺)‖ / ((1 − ρ)‖g(y⁺)‖), doubled for safety, plus what rounding and the adjoint
 residual may add (and, of a solution to the last digits, its backward error, whose step would be rounding):
-the condition times each, and what the gradient moves by when each entry of y is moved
-by a few roundings, and each of the system's solution, which finds terms that cancel in the gradient itself. In float32 also how far it is from
-the gradient of the same problem in float64, which tells the rounding of the last passes. Where the step does
-not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
+the condition times each, and what the gradient moves by when each entry of y, and of the linear system's
+solution, is moved by a few roundings, which finds terms that cancel in the gradient itself. In float32 also
+how far it is from the gradient of the same problem in float64, which tells the rounding of the last passes.
+Where the step does not reduce ‖∇L‖ by half, y is too far for any estimate: infinity.
 
 With certify="fast" the change by that step is all that is looked at, and only of a y that is not solved to
 rounding (`Certificate.settled`, `solution_error`).
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .backward.form import BackwardForm
-from .backward.precision import SAME_OPERATOR, uncertainty, widened
+from .backward.precision import SAME_OPERATOR, moved, uncertainty, widened
 from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import TOLERANCE, Certificate
 from .implicit.numbers import Numbers
@@ -138,7 +138,9 @@ def solution_error(
     error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
     of_y = flat(better - y).norm(dim=-1)
     size = flat(better).norm(dim=-1)
-    if problem.kinks is not None:  # held at 0, an entry is nothing beside the size that y is measured by
+    if (
+        problem.kinks is not None
+    ):  # held at 0, an entry is nothing beside the size that y is measured by
         size = torch.maximum(size, problem.kinks.size * better[0].numel() ** 0.5)
     of_y = torch.where(of_y > 0, of_y / size, 0.0)
     # Of a v that is normal up to that error of y, as of a loss that the constraints hold constant, the
@@ -370,13 +372,16 @@ class _Rounded(Numbers):
     ) -> tuple[Tensor, Tensor | None]:
         """See `Numbers.solve_system`."""
         z, mu = super().solve_system(problem, y, nu, r, multipliers)
-        z, mu = (None if x is None else _beside(x.flatten(0, 1)).reshape(x.shape) for x in (z, mu))
+        eps = torch.finfo(y.dtype).eps
+        z, mu = (
+            x if x is None else moved(x.flatten(0, 1), eps, 0).reshape(x.shape) for x in (z, mu)
+        )
         assert z is not None
         return z, mu
 
 
 def _beside(y: Tensor) -> Tensor:
-    """y (B, ...) with each entry moved by some roundings of itself."""
+    """y with each entry moved by some roundings of itself."""
     index = torch.arange(1, y.shape[1:].numel() + 1, dtype=torch.float64, device=y.device)
     pattern = (1.6180339887498949 * index * index).sin().sign().reshape(y.shape[1:])
     return torch.addcmul(y, y, (_MOVED_BY * torch.finfo(y.dtype).eps * pattern).to(y.dtype))

@@ -180,7 +180,9 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     # Held where they may be active: the multipliers tell which of them are.
     masks = [(candidate & ~_leading(p, candidate))[:, entries].to(y.dtype)
              for p, candidate, entries in known]  # fmt: skip
-    held = problem.with_kinks(Kinks(columns, torch.cat(masks, dim=1), margin, excess, (), unruled, size))
+    held = problem.with_kinks(
+        Kinks(columns, torch.cat(masks, dim=1), margin, excess, (), unruled, size)
+    )
     gradient = flat(_gradient(recorded))
     A = constraint_jacobian(held, y)
     assert A is not None

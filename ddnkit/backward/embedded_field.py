@@ -70,4 +70,6 @@ class _InEnoughDigits:
         if better is None:
             return z, residual
         mask, wide = better
-        return torch.where(mask.unsqueeze(-1), wide.z, z), torch.where(mask, wide.residual, residual)
+        return torch.where(mask.unsqueeze(-1), wide.z, z), torch.where(
+            mask, wide.residual, residual
+        )

@@ -78,13 +78,14 @@ class _Rounded(TorchDispatchMode):
 def _moved_problem(problem: Problem, y: Tensor, eps: float, probe: int) -> tuple[Problem, Tensor]:
     """The problem and y, each entry moved by some roundings ``eps`` of itself, either way."""
     operands = [
-        _moved(x, eps, 100 * probe + k) if x.is_floating_point() else x
+        moved(x, eps, 100 * probe + k) if x.is_floating_point() else x
         for k, x in enumerate(problem.operands, start=1)
     ]
-    return problem.with_operands(operands), _moved(y, eps, 100 * probe)
+    return problem.with_operands(operands), moved(y, eps, 100 * probe)
 
 
-def _moved(x: Tensor, eps: float, stream: int) -> Tensor:
+def moved(x: Tensor, eps: float, stream: int) -> Tensor:
+    """x (B, ...) with each entry moved by 4 to 8 roundings ``eps`` of itself, either way."""
     if x.numel() == 0:
         return x
     # The same in every item of a batch. Multiples of an irrational number, of size ½ to 1.

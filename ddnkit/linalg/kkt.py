@@ -635,8 +635,8 @@ class TangentInverse:
 
 
 def power_of_two(x: Tensor) -> Tensor:
-    """The power of 2 (B,) next below the largest entry of x (B, n), 1 where that is 0: a unit in which squares
-    do not overflow, and which rounds nothing."""
+    """The power of 2 (B,) next below the largest entry of x (B, n), or 1: a unit in which squares do not
+    overflow, and which rounds nothing."""
     if x.shape[-1] == 0:
         return x.new_ones(len(x))
     largest = x.abs().amax(dim=-1)

@@ -1,5 +1,6 @@
 """The costly figures: curvature, condition, error bound, verdicts."""
 
+import mpmath
 import pytest
 import torch
 from bounds import factorised, rounding
@@ -513,3 +514,105 @@ def test_a_gradient_that_is_zero_has_no_relative_error(dtype):
     layer = DeclarativeLayer(node, policy="nan")
     torch.autograd.grad(layer(a.requires_grad_())[0], a)
     assert layer.certificate.verdicts() != ["trusted"]
+
+
+class Posed(DeclarativeNode):
+    """min ½yᵀQy − xᵀy with a matrix Q of its own, which is float32 where the inputs are."""
+
+    input_dims = (1,)
+
+    def __init__(self, Q):
+        self.Q = Q
+
+    def objective(self, x, y):
+        return y @ (self.Q @ y) / 2 - x @ y
+
+    def solve(self, x):
+        return torch.linalg.solve(self.Q.double(), x.double()).to(x.dtype)
+
+
+def posed(dtype, condition, seed):
+    """A node with this condition, an x, a v, and Q⁻¹v for the very Q that the node holds."""
+    generator = torch.Generator().manual_seed(seed)
+    U = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0]
+    Q = ((U * condition ** -torch.linspace(0, 1, 4, dtype=torch.float64)) @ U.T).to(dtype)
+    Q = (Q + Q.T) / 2
+    x, v = torch.randn(2, 4, generator=generator, dtype=torch.float64).to(dtype)
+    exact = mpmath.lu_solve(mpmath.matrix(Q.double().tolist()), mpmath.matrix(v.double().tolist()))
+    return Posed(Q), x, v, torch.tensor([float(z) for z in exact], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("certify", ["fast", "full"])
+@pytest.mark.parametrize("form", ["auto", "dense", "embedded_field", "krylov"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_float32_node_with_a_matrix_of_its_own_is_solved_in_float64(form, certify, seed):
+    node, x, v, right = posed(torch.float32, 1e4, seed)
+    layer = DeclarativeLayer(node, form, policy="raise", certify=certify)
+    (found,) = torch.autograd.grad(layer(x.requires_grad_()), x, v)
+    error = (found.double() - right).norm() / right.norm()
+    # Of the system nothing is left but the rounding of its solution.
+    assert error < rounding(torch.float32, 4)
+    assert layer.certificate.verdicts() == ["trusted"]
+    if certify == "full":
+        assert error <= layer.certificate.error_bound
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "embedded_field", "krylov"])
+def test_where_a_bound_tells_what_is_lost_a_small_curvature_is_no_doubt(form):
+    for exponent, trusted in ((9, True), (10, True), (15, False)):
+        node, x, v, right = posed(torch.float64, 10.0**exponent, exponent)
+        layer = DeclarativeLayer(node, form, policy="nan", certify="full", tolerance=1e-5)
+        (found,) = torch.autograd.grad(layer(x.requires_grad_()), x, v)
+        if trusted:
+            assert layer.certificate.curvature < 2 * 10.0**-exponent  # below √ε
+            error = (found - right).norm() / right.norm()
+            assert error <= layer.certificate.error_bound
+        assert (layer.certificate.verdicts() == ["trusted"]) == trusted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bound_is_of_what_is_asked_for(dtype):
+    """y = a exp(−b) whatever the unit u is: its gradient is an exact zero, of which rounding is left."""
+
+    class InUnits(DeclarativeNode):
+        input_dims = (1, 1, 1)
+
+        def objective(self, a, b, u, y):
+            z = u * y
+            return (z * (z / (u * a)).log() - z).sum() + b @ z
+
+        def solve(self, a, b, u):
+            return a * (-b).exp()
+
+    a, b = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in ([2.0, 0.5], [1.5, -0.7]))
+    unit = torch.tensor([1e2, 1e-2], dtype=dtype)
+    layer = DeclarativeLayer(InUnits(), policy="raise", certify="full")
+    torch.autograd.grad(layer(a, b, unit).sum(), [a, b])
+    assert layer.certificate.verdicts() == ["trusted"]
+    # Of the two that are asked for: sums of four terms, a way back and its probes.
+    assert layer.certificate.error_bound < rounding(
+        dtype, 4, size=64 * 16, condition=float(layer.certificate.condition)
+    )
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "krylov", "embedded_field"])
+def test_what_cancels_beyond_the_digits_is_in_the_bound(form):
+    """dy/dx = 1, but the terms of Bᵀz are as many decades apart as the units of the unknowns."""
+
+    class Spread(Posed):
+        def objective(self, x, y):
+            return y @ (self.Q @ y) / 2 - (self.Q @ x) @ y
+
+        def solve(self, x):
+            return x.clone()
+
+    x = torch.tensor([[0.4, -1.2, 0.8]], dtype=torch.float64, requires_grad=True)
+    Q = torch.tensor([[2.0, 0.7, -0.5], [0.7, 1.5, 0.3], [-0.5, 0.3, 1.0]], dtype=torch.float64)
+    for decades in (2, 10):
+        unit = torch.logspace(0, decades, 3, dtype=torch.float64)
+        layer = DeclarativeLayer(
+            Spread(unit * Q * unit[:, None]), form, policy="raise", certify="full"
+        )
+        (found,) = torch.autograd.grad(layer(x).sum(), x)
+        error = (found - 1).norm() / 3**0.5
+        assert error <= layer.certificate.error_bound

@@ -444,3 +444,72 @@ def test_a_network_with_kinks_elsewhere_raises_no_alarm(seed, dtype):
     x = torch.randn(8, 4, generator=made, dtype=dtype, requires_grad=True)
     layer(x).sum().backward()
     assert layer.certificate.verdicts() == ["trusted"] * 8
+
+
+def off_by_rounding(x, y):
+    """0 but for the rounding of 0.3 in x's type."""
+    tenth = torch.full_like(x, 0.1)
+    return y + (tenth + 2 * tenth - 3 * tenth) + (0.1 + 0.2 - 0.3)
+
+
+@pytest.mark.parametrize("certify", ["fast", "full"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("held", [1, 3], ids=["one entry", "all of y"])
+@pytest.mark.parametrize("left", [0.0, 1e-20, 1e-12])
+def test_an_argument_that_is_off_by_rounding_where_y_is_zero(certify, dtype, held, left):
+    """y is what a solver or rounding has left of 0, which moves by no part of itself."""
+
+    class Held(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (y - x).square().sum() / 2 + off_by_rounding(x, y)[:held].abs().sum()
+
+        def solve(self, x):
+            return torch.cat([torch.full_like(x[:held], left), x[held:]])
+
+    x = torch.tensor([[0.3, 0.2, 0.1], [-0.4, 0.5, 0.9]], dtype=dtype, requires_grad=True)
+    layer = DeclarativeLayer(Held(), policy="raise", certify=certify)
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    expected = torch.tensor([[0.0] * held + [1.0] * (3 - held)] * 2, dtype=dtype)
+    torch.testing.assert_close(found, expected)
+    assert layer.certificate.verdicts() == ["trusted"] * 2
+
+
+def test_a_y_of_zero_that_is_no_solution_is_still_told():
+    x = torch.tensor([1.3, 1.2, -1.1], dtype=torch.float64)
+    node = ByFormula(lambda y: y.abs().sum(), lambda x: torch.full_like(x, 1e-20))
+    with pytest.raises(UntrustedGradientError):
+        DeclarativeLayer(node, policy="raise")(x)
+
+
+def branch(y):
+    return sum(v if bool(v > 0) else -v for v in y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("term", [branch, lambda y: torch.where(y > 0, y, -y).sum()])
+def test_beside_a_kink_without_a_rule_a_solution_is_smooth(term, dtype):
+    """Near to it beside an offset of the data, and stationary on that side; or there and not stationary."""
+    far = 1e-3 / torch.finfo(dtype).eps ** 0.5
+    kink = torch.full((3,), far, dtype=dtype)
+
+    class Beside(DeclarativeNode):
+        input_dims = (1,)
+        at = 0.25
+
+        def objective(self, x, y):
+            return (y - x).square().sum() / 2 + term(y - kink)
+
+        def solve(self, x):
+            return kink + self.at
+
+    x = (kink + 1.25).requires_grad_()
+    layer = DeclarativeLayer(Beside(), policy="raise")
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(found, torch.ones_like(x))
+    # Inside of the dead zone, an unknown at some distance from 0 is no solution.
+    node = ByFormula(term, lambda x: torch.full_like(x, 1e-9))
+    layer = DeclarativeLayer(node, policy="mask")
+    layer(torch.tensor([0.3, 0.2, 0.1], dtype=dtype))
+    assert layer.certificate.verdicts() == ["invalid"]

@@ -350,6 +350,62 @@ def test_an_input_that_is_hidden_is_told(how, dtype):
         layer(inputs(1, dtype)).sum().backward()
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_hidden_input_of_little_weight_is_told(dtype, batch):
+    """The gradient that is missing is all of its own, a hundredth of another's."""
+
+    class TwoInputs(DeclarativeNode):
+        input_dims = (1, 1)
+
+        def objective(self, x, p, y):
+            return (y - x).square().sum() / 2 + 0.005 * p.detach() @ y
+
+        def solve(self, x, p):
+            return x - 0.005 * p
+
+    x, p = (inputs(batch, dtype) for _ in range(2))
+    layer = DeclarativeLayer(TwoInputs(), policy="raise")
+    with pytest.raises(UntrustedGradientError, match="input 1"):
+        layer(x, p).sum().backward()
+    # A cut that does no harm, of a y that is not solved to the last digit.
+    layer = DeclarativeLayer(
+        node(
+            lambda self, x, y: square(x, y) * (1 + x.detach().square().sum()),
+            lambda self, x: x + 1e2 * eps(x),
+        ),
+        policy="raise",
+    )
+    x = inputs(batch, dtype)
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(found, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", [1, -1])
+def test_an_input_that_is_hidden_to_one_side_of_a_kink_is_told(side, dtype):
+    """y lies where p acts, and so near to the other side that most of what is beside it does not."""
+
+    class OneSided(DeclarativeNode):
+        input_dims = (1, 1, 1)
+
+        def objective(self, x, p, o, y):
+            with torch.no_grad():
+                weight = p * 1
+            return (y - x).square().sum() / 2 + (weight * torch.relu(side * (y - o))).sum()
+
+        def solve(self, x, p, o):
+            return x - side * p
+
+    p = torch.tensor([[0.7, 1.5], [2.0, 0.4]], dtype=dtype)
+    o = torch.tensor([[3.0, 1.0], [2.0, -2.0]], dtype=dtype)
+    x = o + side * (p + 1e-4)
+    xs = [t.requires_grad_() for t in (x, p, o)]
+    layer = DeclarativeLayer(OneSided(), policy="raise")
+    with pytest.raises(UntrustedGradientError, match="input 1"):
+        torch.autograd.grad(layer(*xs).sum(), xs, allow_unused=True)
+
+
 # -- work in place -------------------------------------------------------------------------------
 
 

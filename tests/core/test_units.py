@@ -126,6 +126,51 @@ def test_what_is_left_of_a_saturated_softmax_has_its_own_digits(form, dtype, cer
     assert layer.certificate.verdicts() == ["trusted"] * 2
 
 
+class InOneUnit(DeclarativeNode):
+    """min s ½(y − x)ᵀG(y − x)."""
+
+    input_dims = (1, 0)
+
+    def objective(self, x, s, y):
+        G = torch.tensor([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 4.0]], dtype=y.dtype)
+        return s * ((y - x) @ (G @ (y - x)) / 2)
+
+    def solve(self, x, s):
+        return x.clone()
+
+
+SQUARES_OVERFLOW = [
+    *((torch.float64, size) for size in (1e-300, 1e-160, 1e160, 1e300)),
+    *((torch.float32, size) for size in (1e-30, 1e30)),
+]
+
+
+@pytest.mark.parametrize("form", [*FORMS, "damped", "error"])
+@pytest.mark.parametrize(("dtype", "size"), SQUARES_OVERFLOW)
+def test_curvatures_whose_squares_overflow(form, dtype, size):
+    form = FORMS[form] if form in FORMS else Dense(singular=form)
+    layer = DeclarativeLayer(InOneUnit(), form, policy="raise")
+    x = torch.tensor([[0.3, -1.2, 0.8], [1.0, 2.0, 3.0]], dtype=dtype, requires_grad=True)
+    s = torch.tensor([size, 1.0], dtype=dtype)
+    (found,) = torch.autograd.grad(layer(x, s).sum(), x)
+    # Damping is inexact by design, by the square of 1e-6 times the condition, which is below 5.
+    assert (found - 1).abs().max() < rounding(dtype, 9, condition=5) + 25e-12
+    assert layer.certificate.verdicts() == ["trusted"] * 2
+
+
+@pytest.mark.parametrize("form", [*FORMS, "damped", "error"])
+def test_a_curvature_that_overflows_is_told_and_stops_no_other(form):
+    form = FORMS[form] if form in FORMS else Dense(singular=form)
+    layer = DeclarativeLayer(InOneUnit(), form, policy="nan")
+    x = torch.tensor([[0.3, -1.2, 0.8], [1.0, 2.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    s = torch.tensor([1.7e308, 1.0], dtype=torch.float64)
+    (found,) = torch.autograd.grad(layer(x, s).sum(), x)
+    torch.testing.assert_close(found[1], torch.ones_like(found[1]))
+    # Products with a vector may stay within the numbers, where the matrix does not.
+    verdicts = layer.certificate.verdicts()
+    assert verdicts == ["invalid", "trusted"] or (found - 1).abs().max() < rounding(found, 9)
+
+
 # -- transport -------------------------------------------------------------------------------------
 
 

@@ -1045,7 +1045,9 @@ class Drawn:
             # A gradient that is less than the tolerance of the largest, by what changes of the inputs make
             # of y, is held against that: a bound says nothing of how much smaller an exact zero comes out.
             own = {name: self._own_size(name, k) for name in gradients}
-            largest = max(np.linalg.norm(u @ self.jacobians[k][name][0]) * own[name] for name in own)
+            largest = max(
+                np.linalg.norm(u @ self.jacobians[k][name][0]) * own[name] for name in own
+            )
             for name, g in gradients.items():
                 J, sizes = self.jacobians[k][name]
                 expected = u @ J
@@ -1061,7 +1063,6 @@ class Drawn:
                     return float("inf")
                 worst = max(worst, 0.0 if apart == 0 else apart / max(size, 1e-300))
         return worst
-
 
     def _own_size(self, name, k):
         """The size that an input's entries differ by, or their own where they do not."""
