@@ -37,9 +37,11 @@ from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import TOLERANCE, Certificate
 from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
+from .kinks import kinks_of
 from .lagrangian import (
     constraint_jacobian,
     lagrangian_gradient,
+    lagrangian_hessian,
     least_squares_multipliers,
     multipliers_at,
     pseudo_inverse,
@@ -131,6 +133,7 @@ def solution_error(
     """
     better, before, after = _stepped(problem, y, nu, numbers)
     better = torch.where(rough.reshape(-1, *[1] * (y.ndim - 1)), better, y)
+    held = _kinks_hold(problem, better, certificate.tolerance)
     problem = _for_each_item(problem)
     wrt = _asked_for(problem, wanted)
     here, there = (_gradients(problem, point, v, numbers, wrt) for point in (y, better))
@@ -156,7 +159,7 @@ def solution_error(
     slope, beside = _slope(problem, y, nu), _slope(problem, _beside(y), nu)
     rounded = slope.norm(dim=-1) <= _SLOPE_ROUNDINGS * (beside - slope).norm(dim=-1)
     rounded = rounded & (certificate.feasibility <= 64 * eps)
-    error = torch.where(nearer | rounded, 2 * error, torch.inf)
+    error = torch.where((nearer | rounded) & held, 2 * error, torch.inf)
     return torch.where(rough, torch.where(error.isnan(), torch.inf, error), 0.0)
 
 
@@ -314,13 +317,18 @@ def _error_bound(
     exact = backward <= 1e3 * eps
     reduction = torch.where(exact, 0.0, reduction)
     better = torch.where(exact.reshape(-1, *[1] * (y.ndim - 1)), y, better)
+    held = exact | _kinks_hold(problem, better, certificate.tolerance)
     problem = _for_each_item(problem)
     wrt = _asked_for(problem, wanted)
+    off = _beside(y)
+    if problem.kinks is not None:  # beside an active kink is another problem
+        smooth = (problem.kinks.active == 0).all(dim=-1)
+        off = torch.where(smooth.reshape(-1, *[1] * (y.ndim - 1)), off, y)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
     changes, moves, sizes, rounded = [], [], [], []
     for probe in probes:
         here, there = (_gradients(problem, point, probe, numbers, wrt) for point in (y, better))
-        beside = _gradients(problem, _beside(y), probe, _Rounded(form), wrt)
+        beside = _gradients(problem, off, probe, _Rounded(form), wrt)
         rounded.append(_rounding_of(here, problem, y, probe, numbers, wrt))
         changes.append(_apart(here, there))
         moves.append(_apart(here, beside))
@@ -333,9 +341,9 @@ def _error_bound(
     rounding = torch.where(move > 0, move / size, 0.0).amax(dim=(0, 1))
     residual = certificate.adjoint_residual
     solving = eps if residual is None else eps + residual
-    solving = solving + torch.where(exact, backward, 0.0)
+    solving = solving + torch.where(exact, backward, 0.0) + _rounding_of_curvatures(problem, y, nu)
     bound = 2 * error / (1 - reduction) + condition * solving + _CHANCE * rounding
-    bound = torch.where(reduction <= 0.5, bound, torch.inf)
+    bound = torch.where((reduction <= 0.5) & held, bound, torch.inf)
     return torch.where(bound.isnan(), torch.inf, bound)
 
 
@@ -361,6 +369,21 @@ def _rounding_of(
         return nothing
     apart, size = _apart(wide, gradients), _sizes(instance, wide, wrt)
     return torch.where(apart <= SAME_OPERATOR * size, apart, 0.0).to(y.dtype)
+
+
+def _rounding_of_curvatures(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
+    """What rounding has made of the Hessian (B,), in units of curvature 1: of one whose terms cancel, as far
+    out on a function that grows like |y|, it may be most of it. Of float32 the gradient in float64 tells."""
+    m = flat(y).shape[1]
+    if y.dtype != torch.float64 or problem.manifold is not None or not 0 < m <= _ALL_CURVATURES:
+        return y.new_zeros(len(y))
+    G = lagrangian_hessian(problem, y, nu)
+    noise = uncertainty(lagrangian_hessian, G, problem, y, nu, torch.finfo(y.dtype).eps)
+    h = G.diagonal(dim1=-2, dim2=-1).abs()
+    told = h > NOISE_FACTOR * noise.diagonal(dim1=-2, dim2=-1)
+    unit = torch.where(told, torch.where(told, h, 1.0).rsqrt(), 0.0)
+    scaled = unit.unsqueeze(-1) * noise * unit.unsqueeze(-2)
+    return scaled.flatten(1).norm(dim=1).nan_to_num(0.0)
 
 
 class _Rounded(Numbers):
@@ -440,6 +463,19 @@ def _stepped(
         if bool((after <= 0.5 * before)[worse].all()):
             break
     return better, before, after
+
+
+def _kinks_hold(problem: Problem, y: Tensor, tolerance: float) -> Tensor:
+    """Items (B,) whose active kinks are so, or are none, at a better y too, where their arguments are 0.
+
+    Near to a kink in the size of an offset may be far from it in what the solution is made of.
+    """
+    kinks = problem.kinks
+    if kinks is None or not kinks.count:
+        return torch.ones(len(y), dtype=torch.bool, device=y.device)
+    free = problem.with_kinks(None)
+    there = kinks_of(free, y, free.recorded(y), tolerance)
+    return kinks.margin >= 1 if there is None else (there.margin > 0) & (there.excess <= 0)
 
 
 def _violation(problem: Problem, y: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ _functorch = torch._C._functorch
 _EDGE = 10
 #: Roundings of an argument within which it may be at its kink.
 _BESIDE = 64
+#: By so much more than an argument is away from its kink, a kink must change what it is in.
+_SEEN = 16
 
 
 #: A kink in an evaluation: the operation, its place, and which of those there. Items that take other branches
@@ -191,10 +193,13 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     weights = _weights(recorded, nu[:, :own], [point for point, _, _ in known])
     edge = _EDGE * tolerance
     visible = _visible(held, y, nu, A[:, own:], known, weights)
+    # The weight of relu(a)² is as small as a; that of a kink may be small beside an offset of the data.
+    away = torch.cat([point.distance[:, entries] for point, _, entries in known], dim=1)
+    limit = (_SEEN * away).clamp(min=_BESIDE * torch.finfo(y.dtype).eps, max=edge)
     known = [
         (point, candidate & _with_its_group(point, of_point), entries)
         for (point, candidate, entries), of_point in zip(
-            known, _spread(known, visible > edge), strict=True
+            known, _spread(known, visible > limit), strict=True
         )
     ]
     # What the tolerance leaves is relative to the terms that meet: of a steep kink, an exact penalty's, it

@@ -616,3 +616,29 @@ def test_what_cancels_beyond_the_digits_is_in_the_bound(form):
         (found,) = torch.autograd.grad(layer(x).sum(), x)
         error = (found - 1).norm() / 3**0.5
         assert error <= layer.certificate.error_bound
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "krylov", "embedded_field"])
+@pytest.mark.parametrize("far", [1e2, 2e3, 1e4])
+def test_a_hessian_whose_terms_cancel_is_in_the_bound(form, far):
+    """The curvature of √(1 + u²) is 1/s − u²/s³, of which u² roundings are left."""
+
+    class PseudoHuber(DeclarativeNode):
+        input_dims = (1, 1)
+
+        def objective(self, a, b, y):
+            return (1 + (y - a).square()).sqrt().sum() + b @ y
+
+        def solve(self, a, b):
+            return a - b / (1 - b.square()).sqrt()
+
+    a = torch.tensor([0.3, -0.8], dtype=torch.float64, requires_grad=True)
+    u = torch.tensor([1.0, far], dtype=torch.float64)
+    b = (-u / (1 + u.square()).sqrt()).requires_grad_()
+    layer = DeclarativeLayer(PseudoHuber(), form, policy="nan", certify="full", tolerance=1e-3)
+    y = layer(a, b)
+    _, found = torch.autograd.grad(y.sum(), [a, b])
+    # At the y that was given, where dy/db = −(1 + u²)^(3/2).
+    right = -((1 + (y - a).detach().square()) ** 1.5)
+    error = (found - right).norm() / right.norm()
+    assert error <= layer.certificate.error_bound

@@ -513,3 +513,64 @@ def test_beside_a_kink_without_a_rule_a_solution_is_smooth(term, dtype):
     layer = DeclarativeLayer(node, policy="mask")
     layer(torch.tensor([0.3, 0.2, 0.1], dtype=dtype))
     assert layer.certificate.verdicts() == ["invalid"]
+
+
+class Level(DeclarativeNode):
+    """min ½‖y − x‖² + p max y, whose two largest entries tie; y may be off by a number."""
+
+    input_dims = (1,)
+
+    def __init__(self, p, off=0.0):
+        self.p, self.off = p, off
+
+    def objective(self, x, y):
+        return (y - x).square().sum() / 2 + self.p * y.max()
+
+    def solve(self, x):
+        y = x - self.off
+        y[:2] -= self.p / 2
+        return torch.cat([y[:2].mean().expand(2), y[2:]])
+
+
+@pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
+@pytest.mark.parametrize("certify", ["fast", "full"])
+@pytest.mark.parametrize("places", [6, 10])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_tie_beside_an_offset_of_the_data(form, certify, places, dtype):
+    """The kink changes ∇f by a small part of the terms that meet there, and decides dy/dx all the same."""
+    places = places if dtype is torch.float64 else places / 2
+    x = torch.tensor([2.0, 2.0, -9.0], dtype=dtype) + 10**places
+    x.requires_grad_()
+    layer = DeclarativeLayer(Level(2.75), form, policy="raise", certify=certify)
+    (found,) = torch.autograd.grad(layer(x)[0], x)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
+
+
+@pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
+@pytest.mark.parametrize("certify", ["fast", "full"])
+@pytest.mark.parametrize("off", [0.05, 0.3, 0.7])
+def test_what_ties_beside_an_offset_alone_is_no_tie(form, certify, off):
+    """The third entry is 0.1 below the other two, which is nothing beside what they have in common. Where y
+    is off by as much, its slope may be as if it were one of them: right or told."""
+    for third in (0.5, 0.4, 0.2):
+        x = torch.tensor([2.0, 2.0, third], dtype=torch.float64) + 1e6
+        x.requires_grad_()
+        layer = DeclarativeLayer(Level(2.8, off), form, policy="nan", certify=certify)
+        (found,) = torch.autograd.grad(layer(x)[0], x)
+        right = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+        told = layer.certificate.verdicts() != ["trusted"]
+        assert told or (found - right).norm() < eps(found) ** 0.5
+
+
+@pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_bound_is_of_the_problem_in_which_ties_are_held(form, dtype):
+    node = ByFormula(
+        lambda y: torch.stack([y, -y]).amax(dim=0).sum(),
+        lambda x: torch.nn.functional.softshrink(x, 1.0),
+    )
+    x = torch.tensor([[0.3, -0.2, 2.1], [1.3, 0.1, -0.9]], dtype=dtype, requires_grad=True)
+    layer = DeclarativeLayer(node, form, policy="raise", certify="full")
+    (found,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(found, (x.abs() > 1).to(dtype))
+    assert layer.certificate.verdicts() == ["trusted"] * 2
