@@ -341,8 +341,9 @@ def _error_bound(
     rounding = torch.where(move > 0, move / size, 0.0).amax(dim=(0, 1))
     residual = certificate.adjoint_residual
     solving = eps if residual is None else eps + residual
-    solving = solving + torch.where(exact, backward, 0.0) + _rounding_of_curvatures(problem, y, nu)
+    solving = solving + torch.where(exact, backward, 0.0)
     bound = 2 * error / (1 - reduction) + condition * solving + _CHANCE * rounding
+    bound = bound + _rounding_of_curvatures(problem, y, nu)
     bound = torch.where((reduction <= 0.5) & held, bound, torch.inf)
     return torch.where(bound.isnan(), torch.inf, bound)
 
@@ -372,18 +373,24 @@ def _rounding_of(
 
 
 def _rounding_of_curvatures(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
-    """What rounding has made of the Hessian (B,), in units of curvature 1: of one whose terms cancel, as far
-    out on a function that grows like |y|, it may be most of it. Of float32 the gradient in float64 tells."""
+    """How far the system's solution may be off (B,), relative, by what rounding has made of the Hessian: of
+    one whose terms cancel, as far out on a function that grows like |y|, it may be most of it.
+
+    In units of curvature 1, which each unknown's rounding is relative to. Of float32 the gradient in float64
+    tells.
+    """
     m = flat(y).shape[1]
     if y.dtype != torch.float64 or problem.manifold is not None or not 0 < m <= _ALL_CURVATURES:
         return y.new_zeros(len(y))
     G = lagrangian_hessian(problem, y, nu)
     noise = uncertainty(lagrangian_hessian, G, problem, y, nu, torch.finfo(y.dtype).eps)
     h = G.diagonal(dim1=-2, dim2=-1).abs()
-    told = h > NOISE_FACTOR * noise.diagonal(dim1=-2, dim2=-1)
-    unit = torch.where(told, torch.where(told, h, 1.0).rsqrt(), 0.0)
-    scaled = unit.unsqueeze(-1) * noise * unit.unsqueeze(-2)
-    return scaled.flatten(1).norm(dim=1).nan_to_num(0.0)
+    known = (h > NOISE_FACTOR * noise.diagonal(dim1=-2, dim2=-1)).all(dim=-1, keepdim=True)
+    unit = torch.where(known, torch.where(known, h, 1.0).rsqrt(), 1.0)
+    G, noise = (unit.unsqueeze(-1) * x * unit.unsqueeze(-2) for x in (G, noise))
+    _, condition = _curvatures_in(problem, y, nu, unit)
+    off = noise.flatten(1).norm(dim=1) / G.abs().flatten(1).amax(dim=1) * condition
+    return off.nan_to_num(0.0, posinf=torch.inf)
 
 
 class _Rounded(Numbers):
