@@ -387,7 +387,7 @@ def _rounding_of_curvatures(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
     h = G.diagonal(dim1=-2, dim2=-1).abs()
     known = (h > NOISE_FACTOR * noise.diagonal(dim1=-2, dim2=-1)).all(dim=-1, keepdim=True)
     unit = torch.where(known, torch.where(known, h, 1.0).rsqrt(), 1.0)
-    G, noise = (unit.unsqueeze(-1) * x * unit.unsqueeze(-2) for x in (G, noise))
+    G, noise = [unit.unsqueeze(-1) * x * unit.unsqueeze(-2) for x in (G, noise)]
     _, condition = _curvatures_in(problem, y, nu, unit)
     off = noise.flatten(1).norm(dim=1) / G.abs().flatten(1).amax(dim=1) * condition
     return off.nan_to_num(0.0, posinf=torch.inf)
@@ -402,12 +402,11 @@ class _Rounded(Numbers):
     ) -> tuple[Tensor, Tensor | None]:
         """See `Numbers.solve_system`."""
         z, mu = super().solve_system(problem, y, nu, r, multipliers)
-        eps = torch.finfo(y.dtype).eps
-        z, mu = (
-            x if x is None else moved(x.flatten(0, 1), eps, 0).reshape(x.shape) for x in (z, mu)
-        )
-        assert z is not None
-        return z, mu
+
+        def off(x: Tensor) -> Tensor:
+            return moved(x.flatten(0, 1), torch.finfo(y.dtype).eps, 0).reshape(x.shape)
+
+        return off(z), None if mu is None else off(mu)
 
 
 def _beside(y: Tensor) -> Tensor:

@@ -587,6 +587,12 @@ def _not_stationary(certificate: Certificate) -> str:
     degenerate = licq is not None and not bool(
         (licq >= clear_margin(licq.dtype, certificate.tolerance)).all()
     )
+    if bool(certificate.stationarity.isnan().any()):
+        return (
+            "not stationary: the objective's gradient at y is no number; (a) y is at the border of what the "
+            "objective is defined on, as where an entry below the least number of its dtype, of a logarithm "
+            "or a barrier, has become 0: use float64, (b) the solver diverged"
+        )
     return (
         f"not stationary: backward error {_worst(certificate.stationarity)} {_held(certificate)}; "
         "(a) the solver stopped early, (b) it solves another problem than the objective states"

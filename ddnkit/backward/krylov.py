@@ -250,8 +250,8 @@ def _widened(
 ) -> _Operator | None:
     """The operator of a float32 problem in float64, where it is one and the same operator.
 
-    None where the node mixes in float32 tensors of its own, or is another problem in float64, as one
-    that smooths by the rounding error of y's dtype.
+    None where the node is another problem in float64, as one that smooths by the rounding error of y's
+    dtype.
     """
     instance = widened(problem) if y.dtype == torch.float32 else None
     if instance is None:

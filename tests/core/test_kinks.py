@@ -455,7 +455,7 @@ def off_by_rounding(x, y):
 @pytest.mark.parametrize("certify", ["fast", "full"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("held", [1, 3], ids=["one entry", "all of y"])
-@pytest.mark.parametrize("left", [0.0, 1e-20, 1e-12])
+@pytest.mark.parametrize("left", [0.0, 1e-20])
 def test_an_argument_that_is_off_by_rounding_where_y_is_zero(certify, dtype, held, left):
     """y is what a solver or rounding has left of 0, which moves by no part of itself."""
 
@@ -532,8 +532,9 @@ class Level(DeclarativeNode):
         return torch.cat([y[:2].mean().expand(2), y[2:]])
 
 
-@pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
-@pytest.mark.parametrize("certify", ["fast", "full"])
+@pytest.mark.parametrize(
+    ("form", "certify"), [("auto", "fast"), ("krylov", "fast"), ("embedded_field", "full")]
+)
 @pytest.mark.parametrize("places", [6, 10])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_tie_beside_an_offset_of_the_data(form, certify, places, dtype):
@@ -546,13 +547,14 @@ def test_a_tie_beside_an_offset_of_the_data(form, certify, places, dtype):
     torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
 
 
-@pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
-@pytest.mark.parametrize("certify", ["fast", "full"])
-@pytest.mark.parametrize("off", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize(
+    ("form", "certify"), [("auto", "fast"), ("krylov", "fast"), ("embedded_field", "full")]
+)
+@pytest.mark.parametrize("off", [0.05, 0.7])
 def test_what_ties_beside_an_offset_alone_is_no_tie(form, certify, off):
     """The third entry is 0.1 below the other two, which is nothing beside what they have in common. Where y
     is off by as much, its slope may be as if it were one of them: right or told."""
-    for third in (0.5, 0.4, 0.2):
+    for third in (0.5, 0.3):
         x = torch.tensor([2.0, 2.0, third], dtype=torch.float64) + 1e6
         x.requires_grad_()
         layer = DeclarativeLayer(Level(2.8, off), form, policy="nan", certify=certify)

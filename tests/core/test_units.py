@@ -348,6 +348,17 @@ def test_transport_that_is_not_solved_is_told_where_its_gradient_is_off(gamma, s
         assert error <= float(certificate.solution_error) + rounding(torch.float64, 100)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_transport_whose_plan_float32_cannot_hold_is_told(seed):
+    """Entries below 1e-45 are 0 in float32, and y log y has no gradient there; in float64 all is well."""
+    M, r, c, plan, _ = transport(8, 150.0, seed, torch.float32)
+    assert bool((plan.float() == 0).any())
+    layer = DeclarativeLayer(Transport(150.0, plan), policy="raise")
+    with pytest.raises(ddnkit.UntrustedGradientError):
+        layer(M, r, c)
+    check_transport(8, 150.0, "auto", torch.float64, "fast", seed)
+
+
 def test_second_derivatives_of_transport_use_the_same_multipliers():
     M, r, c, plan, v = transport(20, 10.0, 3, torch.float32)
     xs = [x.requires_grad_() for x in (M, r, c)]

@@ -52,7 +52,7 @@ def test_krylov_in_float32(shape, seed):
 
 
 class Mixed(DeclarativeNode):
-    """min ½yᵀDy − xᵀy with D kept in float32 whatever the input: it cannot be widened."""
+    """min ½yᵀDy − xᵀy with D kept in float32 whatever the input."""
 
     input_dims = (1,)
 
