@@ -170,7 +170,8 @@ class _Operator:
         return self.scaled(self._G(self.scaled(v)))
 
     def __call__(self, v: Tensor) -> Tensor:
-        return self.P(self._curvature(v))
+        """P G P v: what an iteration in float32 leaves of a normal part is no part of its solution."""
+        return self.P(self._curvature(self.P(v)))
 
     def inside(self, v: Tensor) -> Tensor:
         """For the iteration: the right side is tangent, and with it all that is made of it."""

@@ -171,6 +171,51 @@ def test_a_curvature_that_overflows_is_told_and_stops_no_other(form):
     assert verdicts == ["invalid", "trusted"] or (found - 1).abs().max() < rounding(found, 9)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_tensors_of_the_nodes_own_on_a_plane(form, seed):
+    """The curvature is largest along the normal, where it does not count."""
+    generator = torch.Generator().manual_seed(seed)
+    U = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0]
+    Q = ((U * torch.logspace(0, -2, 4, dtype=torch.float64)) @ U.T).float()
+    Q = (Q + Q.T) / 2
+    unit, normal = (
+        torch.tensor([22.0, 0.186, 0.045, 1.71]),
+        torch.tensor([-4.3, -0.23, -0.04, 0.66]),
+    )
+
+    class OnPlane(DeclarativeNode):
+        input_dims = (1, 0)
+
+        def objective(self, a, r, y):
+            z = unit * (y - a)
+            return z @ (Q @ z) / 2
+
+        def equality_constraints(self, a, r, y):
+            return normal @ y - r
+
+        def solve(self, a, r):
+            return a.clone()
+
+    a = torch.randn(1, 4, generator=generator)
+    v = torch.randn(1, 4, generator=generator)
+    r = a.double() @ normal.double()
+    a, r = a.requires_grad_(), r.float().requires_grad_()
+    layer = DeclarativeLayer(OnPlane(), FORMS[form], policy="raise", tolerance=1e-3)
+    found = torch.autograd.grad(layer(a, r), [a, r], v)
+    K = np.zeros((5, 5), dtype=object)
+    K[:4, :4] = exact(unit)[:, None] * exact(Q) * exact(unit)[None]
+    K[:4, 4] = K[4, :4] = exact(normal)
+    solution = exact_solution(K, np.concatenate([exact(v)[0], [mpmath.mpf(0)]]))
+    with mpmath.workdps(60):
+        # As dy = da + N (dr − normal · da), with N the last column of K's inverse.
+        of_r = solution[4]
+        of_a = exact(v)[0] - of_r * exact(normal)
+    right = [torch.tensor([float(x) for x in of_a]), torch.tensor([float(of_r)])]
+    assert apart([found[0]], [right[0]]) < PROMISED[torch.float32]
+    assert apart([found[1]], [right[1]]) < PROMISED[torch.float32]
+
+
 # -- transport -------------------------------------------------------------------------------------
 
 
