@@ -18,8 +18,13 @@ X = Q X̂ Qᵀ, X̂ᵢⱼ = (T̂ᵢⱼ − T̂ⱼᵢ)/(sᵢ + sⱼ), and
 
     ∂ℓ/∂A = (V̂ diag(1/s) + P Ŷ) Qᵀ,      Ŷ = X̂ − T̂ diag(1/s):
 
-four products of the size of A and none of the size of S. Where d = C, (I − UUᵀ) is zero, and so are the
-two terms with 1/s together; they are left out there, and a single s = 0 does no harm.
+four products of the size of A and none of the size of S. With U in place of P it is
+
+    ∂ℓ/∂A = V S⁻¹ − U Q M̂ Qᵀ,      M̂ᵢⱼ = (T̃ᵢⱼ + T̃ⱼᵢ) sᵢ/(sᵢ + sⱼ),   T̃ = T̂ diag(1/s),
+
+three of the size of A and five of the size of S: less where A is tall, or small. Where d = C, (I − UUᵀ)
+is zero, and so are the two terms with 1/s together; they are left out there, and a single s = 0 does no
+harm.
 
 Without singular vectors, S and S⁻¹ are enough for the formula above it, the Sylvester equation being
 solved by products as well (`sylvester`).
@@ -64,8 +69,29 @@ def symmetric_factors(U: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def polar_adjoint(U: Tensor, right_vectors: Tensor, singular_values: Tensor, V: Tensor) -> Tensor:
-    """∂ℓ/∂A for V = ∂ℓ/∂U, both (..., d, C). O(dC²) time, O(dC) memory."""
-    return polar_adjoint_by_vectors(U @ right_vectors, right_vectors, singular_values, V)
+    """∂ℓ/∂A for V = ∂ℓ/∂U, both (..., d, C), in U's dtype. O(dC²) time, O(dC) memory."""
+    if U.dim() == V.dim() == 3 and len(U) == 1:
+        # A batch of one as matrices, whose small products cost a third of those in a batch.
+        one = polar_adjoint(
+            U.squeeze(0), right_vectors.squeeze(0), singular_values.squeeze(0), V.squeeze(0)
+        )
+        return one.unsqueeze(0)
+    Q, V = right_vectors, V.to(U.dtype)
+    column, row = singular_values.unsqueeze(-1), singular_values.unsqueeze(-2)
+    T = U.mT @ V
+    pairs = column + row
+    if U.shape[-2] == U.shape[-1]:
+        # X̂ is zero there, whatever it is divided by.
+        pairs.diagonal(dim1=-2, dim2=-1).fill_(1)
+        T = Q.mT @ T @ Q
+        return U @ (Q @ ((T - T.mT) / pairs) @ Q.mT)
+    scaled = Q / row
+    T = Q.mT @ T @ scaled
+    within = Q @ ((T + T.mT) * (column / pairs)) @ Q.mT
+    gradient = V @ (scaled @ Q.mT)
+    if gradient.dim() == 2:
+        return gradient.addmm_(U, within, alpha=-1)
+    return _plus_product(gradient, U, -within)
 
 
 def polar_adjoint_by_vectors(

@@ -22,6 +22,7 @@ Source: Schönemann, *A generalized solution of the orthogonal Procrustes proble
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from torch import Tensor
 from ddnkit import InputError, Problem, Solution, Solver, Status
 from ddnkit.linalg import (
     gram,
+    polar_adjoint,
     polar_adjoint_by_products,
     polar_adjoint_by_vectors,
     precision,
@@ -127,38 +129,36 @@ class Procrustes(Solver):
     def _by_factors(self, node: Any, problem: Problem, A: Tensor) -> Solution:
         threshold = torch.finfo(A.dtype).eps * A.shape[-2]
         # A factorisation synchronises with the host: what is asked here costs nothing more.
-        finite = A.sum(dim=(-2, -1)).isfinite()
-        all_finite = bool(finite.all())
+        clean, finite, all_finite = A, None, math.isfinite(A.sum().item())
         if not all_finite:  # or too large to be added up
             finite = A.isfinite().flatten(1).all(dim=1)
-        # In the place of another, one of full rank, which asks nothing more of the batch.
-        sound = torch.eye(*A.shape[-2:], dtype=A.dtype, device=A.device)
-        clean = A if all_finite else torch.where(finite[:, None, None], A, sound)
-        factors = _by_svd(clean) if A.dtype == torch.float64 else _by_gram(clean, threshold)
-        if factors is None or not _full_rank(factors.s, threshold):
+            # In the place of another, one of full rank, which asks nothing more of the batch.
+            sound = torch.eye(*A.shape[-2:], dtype=A.dtype, device=A.device)
+            clean = torch.where(finite[:, None, None], A, sound)
+        factors = _of_full_rank(clean, threshold)
+        if factors is None:
             preferred = _preferred(node, problem, A)
             if preferred is not None and not bool(preferred.isfinite().all()):
                 # An item of full rank has no use for its own; one that has is not solved.
                 known = preferred.isfinite().flatten(1).all(dim=1)
-                needed = ~(factors or _by_svd(clean.to(torch.float64))).full_rank(threshold)
-                finite, all_finite = finite & (known | ~needed), False
+                deficient = _least_ratio(torch.linalg.svdvals(clean.to(torch.float64))) <= threshold
+                usable = known | ~deficient
+                finite = usable if finite is None else finite & usable
                 preferred = torch.where(known[:, None, None], preferred, 0.0)
             factors = _deficient(clean, preferred, threshold)
-        if not all_finite:
-            known = finite[:, None, None]
-            U, left = (torch.where(known, x, torch.nan) for x in (factors.U, factors.left))
-            s = torch.where(finite[:, None], factors.s, torch.nan)
-            factors = factors._replace(U=U, left=left, s=s)
-        U = factors.U.to(A.dtype)
-        status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
-        dtype = precision(A)
-        aux = {
-            "left_vectors": factors.left.to(dtype),
-            "right_vectors": factors.right.to(dtype),
-            "singular_values": factors.s,
-        }
-        uniqueness = relative_curvature(factors.s, A.shape).to(A.dtype)
-        return Solution(U, status, torch.zeros_like(status), self.name, aux, uniqueness=uniqueness)
+        if finite is None:
+            status = torch.full(A.shape[:1], int(Status.CONVERGED), device=A.device)
+        else:
+            factors = factors.only(finite)
+            status = torch.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE))
+        return Solution(
+            factors.U.to(A.dtype),
+            status,
+            torch.zeros_like(status),
+            self.name,
+            factors.aux(precision(A)),
+            uniqueness=relative_curvature(factors.s, A.shape).to(A.dtype),
+        )
 
 
 def procrustes_adjoint(
@@ -169,7 +169,11 @@ def procrustes_adjoint(
     The gradient is in `ddnkit.linalg.precision`. None for the residual where the solution was found
     by factors: nothing is left to be solved.
     """
-    if "singular_values" in aux:
+    if "polar_factor" in aux:
+        return polar_adjoint(
+            aux["polar_factor"], aux["right_vectors"], aux["singular_values"], v
+        ), None
+    if "left_vectors" in aux:
         left, right, s = (aux[k] for k in ("left_vectors", "right_vectors", "singular_values"))
         return polar_adjoint_by_vectors(left, right, s, v), None
     bounds = aux["bounds"][..., 0], aux["bounds"][..., -1]
@@ -185,49 +189,74 @@ def relative_curvature(s: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     The curvatures are sᵢ + sⱼ (i < j), and for d > C also each sᵢ; one of 2s counts as s.
     """
+    if not shape[-2] == shape[-1] > 1:
+        return _least_ratio(s)
     s = s.sort(dim=-1).values
-    square = shape[-2] == shape[-1] > 1
-    least = (s[..., 0] + s[..., 1]) / 2 if square else s[..., 0]
-    return torch.where(s[..., -1] > 0, least / s[..., -1], 0.0)
+    return torch.where(s[..., -1] > 0, (s[..., 0] + s[..., 1]) / 2 / s[..., -1], 0.0)
+
+
+def _least_ratio(s: Tensor) -> Tensor:
+    """The least over the largest of s (B, C), (B,); 0 where all are."""
+    least, largest = torch.aminmax(s, dim=-1)
+    return (least / largest).nan_to_num_(0.0)
 
 
 class _Factors(NamedTuple):
+    """U, and A = U V diag(s) Vᵀ: right V (B, C, C), s (B, C); left U V, where products are rounded."""
+
     U: Tensor
-    left: Tensor
     right: Tensor
     s: Tensor
+    left: Tensor | None = None
 
-    def full_rank(self, threshold: float) -> Tensor:
-        return (self.s > threshold * self.s.amax(dim=-1, keepdim=True)).all(dim=-1)
+    def aux(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What `procrustes_adjoint` takes, with the matrices in that dtype."""
+        kept = {"right_vectors": self.right.to(dtype), "singular_values": self.s}
+        if self.left is None:
+            return {"polar_factor": self.U.to(dtype), **kept}
+        return {"left_vectors": self.left.to(dtype), **kept}
+
+    def only(self, finite: Tensor) -> _Factors:
+        """The same with NaN in the other items (B,)."""
+        matrices, NaN = finite[:, None, None], torch.nan
+        return self._replace(
+            U=torch.where(matrices, self.U, NaN),
+            s=torch.where(finite[:, None], self.s, NaN),
+            left=None if self.left is None else torch.where(matrices, self.left, NaN),
+        )
 
 
-def _full_rank(s: Tensor, threshold: float) -> bool:
-    return bool((s > threshold * s.amax(dim=-1, keepdim=True)).all())
-
-
-def _by_svd(A: Tensor) -> _Factors:
+def _of_full_rank(A: Tensor, threshold: float) -> _Factors | None:
+    """The factors of A; None where an item is of deficient rank, or so near to it that an SVD must tell."""
+    if A.dtype != torch.float64:
+        return _by_gram(A, max(threshold, _LEAST_BY_GRAM))
     left, s, right = torch.linalg.svd(A, full_matrices=False)
-    return _Factors(left @ right, left, right.mT, s)
+    full = bool((_least_ratio(s) > threshold).all())
+    return _Factors(left @ right, right.mT, s) if full else None
 
 
-def _by_gram(A: Tensor, threshold: float) -> _Factors | None:
+def _by_gram(A: Tensor, least: float) -> _Factors | None:
     """From AᵀA = V diag(s²) Vᵀ in float64, in half the time of an SVD; None where that is too rough.
 
     The square costs accuracy: eps₆₄ κ² in the directions of the least singular values, 2e-6 at the
-    κ up to which this is used. P = A V diag(1/s) and V are orthonormal, so that U = P Vᵀ can be
+    κ up to which this is used. U = A (V diag(1/s) Vᵀ), one product of the size of A.
+
+    Of many columns P = A V diag(1/s) and V are orthonormal, so that U = P Vᵀ can be
     formed in the input's precision: that costs rounding alone. So can the columns of P whose 1/s
     enlarges the rounding of A V by a small factor; only the others are worth the double of their
     time.
+
+    Args:
+        least: singular value, relative to the largest, that is not too small for this.
     """
     wide = A.to(torch.float64)
     squares, V = torch.linalg.eigh(gram(wide))
     s = squares.clamp_(min=0).sqrt_()
-    if not _full_rank(s, max(threshold, _LEAST_BY_GRAM)):
+    if not bool((_least_ratio(s) > least).all()):
         return None
+    if precision(A) == torch.float64:
+        return _Factors(torch.bmm(wide, torch.bmm(V / s.unsqueeze(-2), V.mT)), V, s)
     narrow = A.to(precision(A))
-    if narrow.dtype == wide.dtype:
-        left = wide @ (V / s.unsqueeze(-2))
-        return _Factors(left @ V.mT, left, V, s)
     right = V.to(narrow.dtype, memory_format=torch.contiguous_format)
     # eigh returns them in ascending order.
     few = int((s < s[:, -1:] / _ENLARGED).sum(dim=-1).amax())
@@ -235,7 +264,7 @@ def _by_gram(A: Tensor, threshold: float) -> _Factors | None:
     # All columns at first: a product into the others alone is slower by what they are fewer.
     left = product(narrow, scaled.to(narrow.dtype))
     left[..., :few] = wide @ scaled[..., :few]
-    return _Factors(product(left, right.mT), left, right, s)
+    return _Factors(product(left, right.mT), right, s, left)
 
 
 class _LinearPart(NamedTuple):
@@ -298,13 +327,14 @@ def _preferred(node: Any, problem: Problem, A: Tensor) -> Tensor | None:
 
 
 def _deficient(A: Tensor, preferred: Tensor | None, threshold: float) -> _Factors:
-    found = _by_svd(A.to(torch.float64))
-    if preferred is None:
-        return found
-    kept = found.s > threshold * found.s[:, :1]
-    partial = found.left * kept.unsqueeze(1) @ found.right.mT
-    U = completed(partial, preferred.to(torch.float64), threshold)
-    return found._replace(U=U, left=U @ found.right)
+    left, s, right = torch.linalg.svd(A.to(torch.float64), full_matrices=False)
+    U = left @ right
+    if preferred is not None:
+        kept = s > threshold * s[:, :1]
+        partial = left * kept.unsqueeze(1) @ right
+        U = completed(partial, preferred.to(torch.float64), threshold)
+    exact = precision(A) == torch.float64
+    return _Factors(U, right.mT, s, None if exact else U @ right.mT)
 
 
 def completed(partial: Tensor, preferred: Tensor, threshold: float) -> Tensor:
