@@ -87,15 +87,22 @@ class Solution:
             return [Status(int(code)) for code in self.status.reshape(-1).tolist()]
         return [self.status]
 
-    def batched(self, batch_size: int) -> Solution:
-        """The same with status and iterations as integer tensors of length ``batch_size``."""
+    def batched(self, batch_size: int, y: Tensor | None = None) -> Solution:
+        """The same with status and iterations as integer tensors of length ``batch_size``.
+
+        Args:
+            y: in the place of `y`.
+        """
+        y = self.y if y is None else y
+        shape, device = (batch_size,), y.device
 
         def expand(value: int | Tensor) -> Tensor:
-            return torch.as_tensor(value, device=self.y.device).expand(batch_size)
+            if isinstance(value, Tensor) and value.shape == shape and value.device == device:
+                return value
+            return torch.as_tensor(value, device=device).expand(batch_size)
 
-        return dataclasses.replace(
-            self, status=expand(self.status), iterations=expand(self.iterations)
-        )
+        status, iterations = expand(self.status), expand(self.iterations)
+        return dataclasses.replace(self, y=y, status=status, iterations=iterations)
 
 
 @dataclass(frozen=True)

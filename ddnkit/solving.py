@@ -53,7 +53,7 @@ def solve(
         items = [_solve_item(problem, i) for i in range(size)]
         problem = _structured(problem, items[0].y, 0)
         solution = _stacked([_joined(problem, item, 0) for item in items])
-    return problem, _in_dtype(problem, solution, keep_graph).batched(size)
+    return problem, solution.batched(size, _in_dtype(problem, solution.y, keep_graph))
 
 
 def _solve_item(problem: Problem, index: int) -> Solution:
@@ -93,19 +93,21 @@ def _joined(problem: Problem, solution: Solution, batch_dims: int) -> Solution:
     return dataclasses.replace(solution, y=structure.join(solution.y, batch_dims))
 
 
-def _in_dtype(problem: Problem, solution: Solution, keep_graph: bool) -> Solution:
-    y = solution.y if keep_graph else solution.y.detach()
-    name = type(problem.node).__name__
+def _in_dtype(problem: Problem, y: Tensor, keep_graph: bool) -> Tensor:
+    """y in the dtype of the inputs, in memory of its own."""
+    y = y if keep_graph else y.detach()
     if not y.is_floating_point():
+        name = type(problem.node).__name__
         raise InputError(f"{name}.solve returned dtype {y.dtype}; y must be floating")
-    floating = [x.dtype for x in problem.operands if x.is_floating_point()]
-    if floating:
-        y = y.to(floating[0])
+    operands = problem.operands
+    dtype = next((x.dtype for x in operands if x.is_floating_point()), y.dtype)
+    y = y.to(dtype)
     # An output that shares memory with an input would change with it.
-    if not keep_graph and any(y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-           for x in problem.operands):  # fmt: skip
-        y = y.clone()
-    return dataclasses.replace(solution, y=y)
+    if not keep_graph:
+        held = y.untyped_storage().data_ptr()
+        if any(held == x.untyped_storage().data_ptr() for x in operands):
+            y = y.clone()
+    return y
 
 
 def _as_solution(node: DeclarativeNode, returned: Any) -> Solution:

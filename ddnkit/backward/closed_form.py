@@ -60,8 +60,9 @@ class ClosedForm(BackwardForm):
         """See `BackwardForm.adjoint`."""
         node, structure = problem.node, problem.structure
         # What it is given of v is its own; y and the inputs are what the caller holds.
-        lent = [("y", y), *((f"input {i}", x) for i, x in enumerate(problem.inputs))]
-        given = [(name, x, version(x)) for name, x in lent if isinstance(x, Tensor)]
+        lent = [
+            (i, x, version(x)) for i, x in enumerate((y, *problem.inputs)) if isinstance(x, Tensor)
+        ]
         if structure is not None:
             y, v = structure.split(y), structure.split(v)
         try:
@@ -80,8 +81,9 @@ class ClosedForm(BackwardForm):
                 f"{name}.adjoint takes no argument `aux`, by which it is given what {name}.solve keeps "
                 f"({', '.join(aux)}): `def adjoint(self, …, y, v, aux)`"
             ) from error
-        for name, x, before in given:
+        for i, x, before in lent:
             if version(x) != before:
+                name = f"input {i - 1}" if i else "y"
                 raise InputError(
                     f"{type(node).__name__}.adjoint changes {name} in place, which is the caller's: work on "
                     "a copy (x.clone()), or without the underscore (x / s for x.div_(s))"

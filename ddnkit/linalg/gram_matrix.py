@@ -23,7 +23,7 @@ def gram(A: Tensor) -> Tensor:
     """
     columns = A.shape[-1]
     if columns < 2 * BLOCK or A.device.type != "cpu" or A.requires_grad:
-        return A.mT @ A
+        return torch.bmm(A.mT, A) if A.dim() == 3 else A.mT @ A
     G = A.new_empty(*A.shape[:-2], columns, columns)
     pairs = zip(G.view(-1, columns, columns), A.reshape(-1, *A.shape[-2:]), strict=True)
     for product, matrix in pairs:
@@ -46,8 +46,10 @@ def departure_from_orthonormal(U: Tensor) -> Tensor:
     columns = U.shape[-1]
     if columns < 2 * BLOCK or U.device.type != "cpu":
         G = U.mT @ U
-        G.diagonal(dim1=-2, dim2=-1).sub_(1)
-        return torch.linalg.vector_norm(G, dim=(-2, -1))
+        # In a program the unit matrix is a constant, and to write on a diagonal takes three operations.
+        return torch.linalg.vector_norm(
+            G.sub_(torch.eye(columns, dtype=U.dtype, device=U.device)), dim=(-2, -1)
+        )
     total = U.new_zeros(U.shape[:-2])
     for start, end in blocks(columns):
         panel = U[..., start:].mT @ U[..., start:end]

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -166,6 +167,11 @@ def way_back(
     return found
 
 
+#: Numbers up to which several points are evaluated as one batch: beyond it arithmetic is what takes time,
+#: and memory is worth more.
+_TOGETHER = 2**17
+
+
 def measured(
     problem: Problem, y: Tensor, limits: Limits, tolerance: float
 ) -> Callable[..., tuple[Tensor, ...]]:
@@ -178,59 +184,90 @@ def measured(
     Args:
         y: a solution, of whose shape others are.
     """
-    step, manifold = STEP[y.dtype], problem.manifold
-    few = y.shape[1:].numel() < ONE_PROBE_SIZE
+    step, manifold, shape = STEP[y.dtype], problem.manifold, y.shape
+    few = shape[1:].numel() < ONE_PROBE_SIZE
+    probes = range(PROBES_OF_FEW if few else 1)
+    constrained = problem.has_constraints(y)
+    # As in the certificate: the normal part of rows that are scaled is scaled with them.
+    by_rows = not constrained and manifold is not None and manifold.normal_by_rows
+    by_rows = by_rows and shape[-2] >= ONE_PROBE_SIZE
+
+    def factors(x: Tensor, stream: int) -> Tensor:
+        """1, and 1 + c for each probe, (points, 1, *x); of one problem (points, *x)."""
+        own = x.shape[1:-1] if by_rows and stream == 0 else x.shape[1:]
+        changes = [relative_changes(x, own, step, stream, probe) for probe in probes]
+        found = torch.stack([torch.zeros_like(changes[0]), *changes]).add_(1)
+        found = found.reshape(*found.shape, *[1] * (len(x.shape[1:]) - len(own)))
+        found = found.expand(-1, *x.shape[1:]).contiguous()
+        return found if len(y) == 1 else found.unsqueeze(1)
+
     moving = [(y, True), *zip(problem.operands, problem.operands_batched, strict=True)]
-    changes = [
-        [
-            relative_changes(x, x.shape[1:], step, stream, probe) if own else None
-            for stream, (x, own) in enumerate(moving)
-        ]
-        for probe in range(PROBES_OF_FEW if few else 1)
-    ]
+    change_by = [factors(x, k) if own else None for k, (x, own) in enumerate(moving)]
+    y_factors = factors(y, 0)
+    together = len(y) * sum(f.numel() for f in change_by if f is not None) <= _TOGETHER
+    passes = y.new_tensor([[tolerance], [tolerance], [torch.finfo(y.dtype).max ** 0.5]])
 
     def found(y: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
-        here, feasibility = problem.with_operands(operands), torch.zeros_like(flat(y)[:, 0])
-        rows, licq = None, torch.ones_like(feasibility)
-        g = objective_gradient(here, y)
-        nu = g[:, :0]
-        clear = []
-        if here.has_constraints(y):
-            rows = _rows(here, y, g)
-            nu, licq = rows.nu, rows.margin
+        here = problem.with_operands(operands)
+        given = list(zip((y, *operands), change_by, strict=True))
+        points = [(here, y)]
+        for k in range(1, len(probes) + 1):
+            point, *there = (x if f is None else x * f[k] for x, f in given)
+            points.append((problem.with_operands(there), point))
+
+        def gradients() -> Sequence[Tensor]:
+            if not together:
+                return [objective_gradient(*point) for point in points]
+            # As one batch: of a small problem an operation takes as long for one point as for two.
+            Y, *there = (x if f is None else (x * f).reshape(-1, *x.shape[1:]) for x, f in given)
+            batch = problem.resized(there, len(Y), problem.operands_batched)
+            return objective_gradient(batch, Y).split(len(y))
+
+        feasibility = torch.zeros_like(flat(y)[:, 0])
+        licq, clear = torch.ones_like(feasibility), list[Tensor]()
+        if constrained:
+            rows = _rows(here, y, objective_gradient(here, y))
+            licq = rows.margin
             size = torch.linalg.vector_norm(times(rows.A.abs(), flat(y).abs()), dim=-1)
             feasibility = _ratio(torch.linalg.vector_norm(rows.h, dim=-1), size)
-            clear += [rows.pivot >= limits.pivot, licq >= limits.margin]
-        elif manifold is not None:
-            nu = manifold.multipliers(y, g.reshape(y.shape))
+            clear = [rows.pivot >= limits.pivot, licq >= limits.margin]
+
+            def slope(there: Problem, point: Tensor) -> Tensor:
+                return flat(grad(lambda y: _lagrangian(there, y, rows.nu))(point))
+
+            r, *moved = (slope(*point) for point in points)
+        elif manifold is None:
+            r, *moved = gradients()
+        else:
+            gradient, *moved = gradients()
+            nu = manifold.multipliers(y, gradient.reshape(shape))
             feasibility = manifold.infeasibility(y)
 
-        def slope(there: Problem, point: Tensor) -> Tensor:
-            if rows is not None:
-                return flat(grad(lambda y: _lagrangian(there, y, nu))(point))
-            gradient = objective_gradient(there, point)
-            if manifold is None:
-                return gradient
-            return flat(manifold.less_normal(gradient.reshape(point.shape), point, nu))
+            def tangent(gradient: Tensor, point: Tensor) -> Tensor:
+                return flat(manifold.less_normal(gradient.reshape(shape), point, nu))
 
-        r, scale, uneven = slope(here, y), torch.zeros_like(feasibility), None
-        for pattern in changes:
-            y_moved, *moved = (
-                x if change is None else torch.addcmul(x, x, change)
-                for x, change in zip((y, *operands), pattern, strict=True)
-            )
-            change = slope(problem.with_operands(moved), y_moved) - r
-            scale = torch.maximum(scale, torch.linalg.vector_norm(change, dim=-1) / step)
-            if uneven is None:
-                limit = settled_each(y)
-                uneven = (r.abs() > limit / step * change.abs()).any(dim=-1)
+            r = tangent(gradient, y)
+            if by_rows:
+                normal = gradient - r
+                scaled = [flat(f.reshape(1, *shape[1:])) for f in y_factors[1:]]
+                moved = [
+                    torch.addcmul(x, f, normal, value=-1)
+                    for x, f in zip(moved, scaled, strict=True)
+                ]
+            else:
+                moved = [tangent(x, point) for x, (_, point) in zip(moved, points[1:], strict=True)]
+        changes = [x - r for x in moved]
+        lengths = [torch.linalg.vector_norm(x, dim=-1) for x in changes]
+        scale = reduce(torch.maximum, lengths) / step
         stationarity = _ratio(torch.linalg.vector_norm(r, dim=-1), scale)
         settled = torch.maximum(stationarity, feasibility) <= SETTLED * torch.finfo(y.dtype).eps
-        if manifold is None and uneven is not None:
+        if manifold is None:
+            uneven = (r.abs() > settled_each(y) / step * changes[0].abs()).any(dim=-1)
             settled = settled & ~uneven
-        clear += [stationarity <= tolerance, feasibility <= tolerance]
-        clear.append(scale <= torch.finfo(y.dtype).max ** 0.5)
-        return torch.stack(clear).all(), stationarity, feasibility, licq, settled
+        good = (torch.stack([stationarity, feasibility, scale]) <= passes).all()
+        if clear:
+            good = good & torch.stack(clear).all()
+        return good, stationarity, feasibility, licq, settled
 
     return found
 
@@ -433,7 +470,7 @@ def _largest_ratio(r: Tensor, scale: Tensor) -> Tensor:
 
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:
     """0/0 is 0."""
-    return torch.where(size == 0, size, size / scale)
+    return size / (scale + torch.finfo(size.dtype).tiny)
 
 
 def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

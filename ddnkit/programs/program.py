@@ -679,7 +679,8 @@ _SHORT: dict[Any, Callable[..., Any]] = {
     aten.logical_and.default: torch.logical_and, aten.sigmoid.default: torch.sigmoid,
     aten.tanh.default: torch.tanh, aten.sin.default: torch.sin, aten.cos.default: torch.cos,
     aten.maximum.default: torch.maximum, aten.minimum.default: torch.minimum,
-    aten.addmm.default: torch.addmm, aten.t.default: torch.t, aten.amax.default: torch.amax,
+    aten.addmm.default: torch.addmm, aten.baddbmm.default: torch.baddbmm,
+    aten.addcmul.default: torch.addcmul, aten.t.default: torch.t, aten.amax.default: torch.amax,
     aten.diagonal.default: torch.diagonal, aten.eq.Scalar: torch.eq, aten.amin.default: torch.amin,
     aten.stack.default: torch.stack, aten.all.default: torch.all, aten.any.default: torch.any,
     aten.bitwise_and.Tensor: torch.bitwise_and, aten.bitwise_or.Tensor: torch.bitwise_or,
@@ -697,7 +698,7 @@ _OF_A_NUMBER = {
 }  # fmt: skip
 
 #: Named arguments that the shorter ways have too.
-_KEPT_NAMES = {"upper"}
+_KEPT_NAMES = {"upper", "alpha", "beta", "value"}
 
 
 #: What may write over its first argument.

@@ -62,9 +62,9 @@ class NearestETF(DeclarativeNode):
         scale = (H.shape[-1] - 1) ** -0.5
         ETF = scale * expand(y) if self.reduced else centre(y, scale)
         value = _squared_distance(ETF, H)
-        if P is not None and self.delta:
-            value = value + self.delta / 2 * _squared_distance(y, self._frame(P))
-        return value
+        if P is None or not self.delta:
+            return value
+        return torch.add(value, _squared_distance(y, self._frame(P)), alpha=self.delta / 2)
 
     def initial_point(self, H: Tensor, P: Tensor | None) -> Tensor:
         """P, or the canonical frame; where an iterative solver starts."""
@@ -109,9 +109,11 @@ class NearestETF(DeclarativeNode):
         P_gradient = None if P is None else (self.delta * lifted).to(P.dtype)
         # In place: `lifted` is this function's own. Before it is rounded to H's dtype: in the null
         # direction of M̃ it is 1/δ times as large as what is left of it here.
-        H_gradient = lifted if self.reduced else lifted.sub_(lifted.mean(dim=-1, keepdim=True))
-        H_gradient *= 2 / (H.shape[-1] - 1) ** 0.5
-        return Adjoint((H_gradient.to(H.dtype), P_gradient), residual)
+        C = H.shape[-1]
+        if not self.reduced:
+            lifted.add_(lifted.sum(dim=-1, keepdim=True).mul_(-1 / C))
+        lifted.mul_(2 / (C - 1) ** 0.5)
+        return Adjoint((lifted.to(H.dtype), P_gradient), residual)
 
     def tangent_inverse(self, H: Tensor, P: Tensor | None, y: Tensor) -> Callable[[Tensor], Tensor]:
         """(P G P)⁺ P for G = I_d ⊗ S: the derivative of a polar factor is its own adjoint."""

@@ -141,8 +141,8 @@ class Procrustes(Solver):
             if preferred is not None and not bool(preferred.isfinite().all()):
                 # An item of full rank has no use for its own; one that has is not solved.
                 known = preferred.isfinite().flatten(1).all(dim=1)
-                deficient = _least_ratio(torch.linalg.svdvals(clean.to(torch.float64))) <= threshold
-                usable = known | ~deficient
+                s = torch.linalg.svdvals(clean.to(torch.float64))
+                usable = known | (s > threshold * s[:, :1]).all(dim=-1)
                 finite = usable if finite is None else finite & usable
                 preferred = torch.where(known[:, None, None], preferred, 0.0)
             factors = _deficient(clean, preferred, threshold)
@@ -157,7 +157,7 @@ class Procrustes(Solver):
             torch.zeros_like(status),
             self.name,
             factors.aux(precision(A)),
-            uniqueness=relative_curvature(factors.s, A.shape).to(A.dtype),
+            uniqueness=factors.curvature.to(A.dtype),
         )
 
 
@@ -189,24 +189,34 @@ def relative_curvature(s: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     The curvatures are sᵢ + sⱼ (i < j), and for d > C also each sᵢ; one of 2s counts as s.
     """
-    if not shape[-2] == shape[-1] > 1:
-        return _least_ratio(s)
     s = s.sort(dim=-1).values
-    return torch.where(s[..., -1] > 0, (s[..., 0] + s[..., 1]) / 2 / s[..., -1], 0.0)
+    return torch.where(s[..., -1] > 0, _ratio(s, shape), 0.0)
 
 
-def _least_ratio(s: Tensor) -> Tensor:
-    """The least over the largest of s (B, C), (B,); 0 where all are."""
-    least, largest = torch.aminmax(s, dim=-1)
-    return (least / largest).nan_to_num_(0.0)
+def _ratio(ascending: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`relative_curvature`, NaN where all are zero."""
+    s = ascending
+    least = s.select(-1, 0)
+    if shape[-2] == shape[-1] > 1:
+        least = (least + s.select(-1, 1)) / 2
+    return least / s.select(-1, -1)
+
+
+def _all_above(s: Tensor, limit: float) -> bool:
+    """Whether, for each item, the least of s (B, C), ascending, is that much of the largest."""
+    return bool((s.select(-1, 0) > limit * s.select(-1, -1)).all())
 
 
 class _Factors(NamedTuple):
-    """U, and A = U V diag(s) Vᵀ: right V (B, C, C), s (B, C); left U V, where products are rounded."""
+    """U, and A = U V diag(s) Vᵀ: right V (B, C, C), s (B, C); left U V, where products are rounded.
+
+    curvature: see `relative_curvature`.
+    """
 
     U: Tensor
     right: Tensor
     s: Tensor
+    curvature: Tensor
     left: Tensor | None = None
 
     def aux(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -222,6 +232,7 @@ class _Factors(NamedTuple):
         return self._replace(
             U=torch.where(matrices, self.U, NaN),
             s=torch.where(finite[:, None], self.s, NaN),
+            curvature=torch.where(finite, self.curvature, 0.0),
             left=None if self.left is None else torch.where(matrices, self.left, NaN),
         )
 
@@ -231,8 +242,10 @@ def _of_full_rank(A: Tensor, threshold: float) -> _Factors | None:
     if A.dtype != torch.float64:
         return _by_gram(A, max(threshold, _LEAST_BY_GRAM))
     left, s, right = torch.linalg.svd(A, full_matrices=False)
-    full = bool((_least_ratio(s) > threshold).all())
-    return _Factors(left @ right, right.mT, s) if full else None
+    ascending = s.flip(-1)
+    if not _all_above(ascending, threshold):
+        return None
+    return _Factors(left @ right, right.mT, s, _ratio(ascending, A.shape))
 
 
 def _by_gram(A: Tensor, least: float) -> _Factors | None:
@@ -251,20 +264,21 @@ def _by_gram(A: Tensor, least: float) -> _Factors | None:
     """
     wide = A.to(torch.float64)
     squares, V = torch.linalg.eigh(gram(wide))
-    s = squares.clamp_(min=0).sqrt_()
-    if not bool((_least_ratio(s) > least).all()):
+    s = squares.sqrt_()  # ascending; NaN for what rounding made negative, which is above nothing
+    if not _all_above(s, least):
         return None
+    curvature = _ratio(s, A.shape)
     if precision(A) == torch.float64:
-        return _Factors(torch.bmm(wide, torch.bmm(V / s.unsqueeze(-2), V.mT)), V, s)
+        root = torch.bmm(V / s.unsqueeze(-2), V.mT)
+        return _Factors(torch.bmm(wide, root), V, s, curvature)
     narrow = A.to(precision(A))
     right = V.to(narrow.dtype, memory_format=torch.contiguous_format)
-    # eigh returns them in ascending order.
     few = int((s < s[:, -1:] / _ENLARGED).sum(dim=-1).amax())
     scaled = V.div_(s.unsqueeze(-2))
     # All columns at first: a product into the others alone is slower by what they are fewer.
     left = product(narrow, scaled.to(narrow.dtype))
     left[..., :few] = wide @ scaled[..., :few]
-    return _Factors(product(left, right.mT), right, s, left)
+    return _Factors(product(left, right.mT), right, s, curvature, left)
 
 
 class _LinearPart(NamedTuple):
@@ -334,7 +348,8 @@ def _deficient(A: Tensor, preferred: Tensor | None, threshold: float) -> _Factor
         partial = left * kept.unsqueeze(1) @ right
         U = completed(partial, preferred.to(torch.float64), threshold)
     exact = precision(A) == torch.float64
-    return _Factors(U, right.mT, s, None if exact else U @ right.mT)
+    left_vectors = None if exact else U @ right.mT
+    return _Factors(U, right.mT, s, relative_curvature(s, A.shape), left_vectors)
 
 
 def completed(partial: Tensor, preferred: Tensor, threshold: float) -> Tensor:
