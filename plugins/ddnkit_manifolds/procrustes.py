@@ -190,21 +190,16 @@ def relative_curvature(s: Tensor, shape: tuple[int, ...]) -> Tensor:
     The curvatures are sᵢ + sⱼ (i < j), and for d > C also each sᵢ; one of 2s counts as s.
     """
     s = s.sort(dim=-1).values
-    return torch.where(s[..., -1] > 0, _ratio(s, shape), 0.0)
+    return torch.where(s[..., -1] > 0, _ratios(s, shape)[1], 0.0)
 
 
-def _ratio(ascending: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`relative_curvature`, NaN where all are zero."""
-    s = ascending
-    least = s.select(-1, 0)
-    if shape[-2] == shape[-1] > 1:
-        least = (least + s.select(-1, 1)) / 2
-    return least / s.select(-1, -1)
-
-
-def _all_above(s: Tensor, limit: float) -> bool:
-    """Whether, for each item, the least of s (B, C), ascending, is that much of the largest."""
-    return bool((s.select(-1, 0) > limit * s.select(-1, -1)).all())
+def _ratios(ascending: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Of the least of s (B, C) to the largest, and `relative_curvature`; NaN where all are zero."""
+    largest = ascending.select(-1, -1)
+    ratio = ascending.select(-1, 0) / largest
+    if not shape[-2] == shape[-1] > 1:
+        return ratio, ratio
+    return ratio, (ratio + ascending.select(-1, 1) / largest) / 2
 
 
 class _Factors(NamedTuple):
@@ -242,10 +237,9 @@ def _of_full_rank(A: Tensor, threshold: float) -> _Factors | None:
     if A.dtype != torch.float64:
         return _by_gram(A, max(threshold, _LEAST_BY_GRAM))
     left, s, right = torch.linalg.svd(A, full_matrices=False)
-    ascending = s.flip(-1)
-    if not _all_above(ascending, threshold):
-        return None
-    return _Factors(left @ right, right.mT, s, _ratio(ascending, A.shape))
+    ratio, curvature = _ratios(s.flip(-1), A.shape)
+    full = bool((ratio > threshold).all())
+    return _Factors(left @ right, right.mT, s, curvature) if full else None
 
 
 def _by_gram(A: Tensor, least: float) -> _Factors | None:
@@ -265,9 +259,9 @@ def _by_gram(A: Tensor, least: float) -> _Factors | None:
     wide = A.to(torch.float64)
     squares, V = torch.linalg.eigh(gram(wide))
     s = squares.sqrt_()  # ascending; NaN for what rounding made negative, which is above nothing
-    if not _all_above(s, least):
+    ratio, curvature = _ratios(s, A.shape)
+    if not bool((ratio > least).all()):
         return None
-    curvature = _ratio(s, A.shape)
     if precision(A) == torch.float64:
         root = torch.bmm(V / s.unsqueeze(-2), V.mT)
         return _Factors(torch.bmm(wide, root), V, s, curvature)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from bounds import factorised
+from bounds import factorised, rounding
 from ddnkit_etf import NearestETF
 from ddnkit_manifolds import Stiefel
 from layers import eager, short
@@ -139,6 +139,68 @@ def test_they_give_what_an_eager_call_gives(node, dtype, lead):
         assert here.verdicts() == there.verdicts() and torch.equal(here.settled, there.settled)
         assert here.stationarity.shape == there.stationarity.shape == torch.Size(lead)
     assert layer.short.taken >= 3 and layer.short.reasons() == []
+
+
+class Held(Scaled):
+    """With a factor that the node holds, which no figure moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.ones(4, dtype=torch.float64)
+
+    def objective(self, x, w, y):
+        return super().objective(x * self.one, w, y)
+
+
+def off(node, step):
+    """The node with a solution that is so far off, relative and in each entry by another number."""
+
+    class Off(type(node)):
+        def solve(self, *xs):
+            y = super().solve(*xs)
+            return y * (
+                1 + step * torch.linspace(-1, 1, y[0].numel(), dtype=y.dtype).reshape(y[0].shape)
+            )
+
+    other = object.__new__(Off)
+    vars(other).update(vars(node))
+    return other
+
+
+def frames(d, C, lead):
+    X = torch.randn(*lead, d, C, dtype=torch.float64)
+    return [X.requires_grad_()]
+
+
+@pytest.mark.parametrize(
+    ("node", "made"),
+    [
+        (Scaled(), lambda lead: inputs(Scaled(), lead)),
+        (Held(), lambda lead: inputs(Scaled(), lead)),
+        (OnPlane(), lambda lead: inputs(Scaled(), lead)),
+        (Frame(), lambda lead: frames(6, 3, lead)),  # three probes, each with a normal part
+        (Frame(), lambda lead: frames(70, 3, lead)),  # rows that are scaled as a whole
+        # too large for one batch
+        pytest.param(Frame(), lambda lead: frames(1100, 45, lead), marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("step", [1e-8, 1e-7])
+def test_the_figures_are_those_of_the_certificate(node, made, lead, step):
+    node = off(node, step)
+    layer, other, xs = short(node), eager(node), made(lead)
+    for _ in range(2):
+        layer(*xs), other(*xs)
+    assert layer.short.taken == 2
+    here, there = layer.certificate, other.certificate
+    # A relative change of √eps is rounded to eps, the difference of two gradients with it; that of sums
+    # of n terms, √n in the mean square. r is known to eps beside the step that it is off by.
+    n = xs[0].shape[-2:].numel() if type(node).__mro__[1] is Frame else 4
+    bound = rounding(torch.float64, 30 * n**0.5, condition=1 / step)
+    for a, b in ((here.stationarity, there.stationarity), (here.feasibility, there.feasibility)):
+        torch.testing.assert_close(a, b, rtol=bound, atol=0)
+    assert there.stationarity.min() > step / 100
+    assert torch.equal(here.settled, there.settled) and not there.settled.any()
 
 
 @pytest.mark.parametrize("node", [OnPlane(), Frame()])

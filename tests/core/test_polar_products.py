@@ -263,6 +263,37 @@ def test_every_form_of_the_adjoint_is_the_same(C, extra, exponent, seed):
     assert (found[0] - found[1]).norm() < bound * V.norm() / float(s.min())
 
 
+@pytest.mark.parametrize("shape", [(9, 4), (4, 4), (3, 1), (1, 1)])
+def test_a_batch_of_one_and_more_vectors_than_frames(shape):
+    A, V = torch.randn(2, *shape, **DOUBLE), torch.randn(3, 2, *shape, **DOUBLE)
+    U, Q, s = polar(A)
+    bound = factorised(V, shape[0], condition=float((s[:, 0] / s[:, -1]).max()) / float(s.min()))
+    for i in range(2):
+        alone = [x[i : i + 1] for x in (U, Q, s)]
+        together = polar_adjoint(*alone, V[:, i : i + 1])
+        assert together.shape == (3, 1, *shape)
+        for v, found in zip(V[:, i], together[:, 0], strict=True):
+            for other in (
+                polar_adjoint(*alone, v.unsqueeze(0)).squeeze(0),
+                polar_adjoint(*(x[i] for x in (U, Q, s)), v),
+                by_definition(U[i], s[i], Q[i], v),
+            ):
+                assert (found - other).norm() <= bound * v.norm()
+        assert polar_adjoint(*alone, V[0, i : i + 1].float()).dtype == torch.float64
+
+
+def test_small_values_cost_the_adjoint_no_more_than_their_own_directions():
+    # Of A = diag(s) on top of zeros all is known: U = [I; 0], Q = I, and the adjoint of V is, row by row,
+    # (Vᵢⱼ − Vⱼᵢ)/(sᵢ + sⱼ) above and Vᵢⱼ/sⱼ below.
+    s = torch.tensor([1.0, 1e-3, 1e-9, 1e-12], **DOUBLE)
+    U, V = torch.eye(6, 4, **DOUBLE), torch.randn(6, 4, **DOUBLE)
+    expected = V / s
+    expected[:4] = (V[:4] - V[:4].T) / (s.unsqueeze(-1) + s)
+    found = polar_adjoint(U, torch.eye(4, **DOUBLE), s, V)
+    # V/s less what of it is normal: in each column of the size of V/s there.
+    assert ((found - expected).abs() <= rounding(s, 30) * V.abs().max() / s).all()
+
+
 @pytest.mark.parametrize("C", [40, 300])
 def test_adjoints_in_float32_against_float64(C):
     # One singular value a thousandth of the others, as in the null direction of the nearest ETF.

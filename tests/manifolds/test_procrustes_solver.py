@@ -129,6 +129,25 @@ def test_an_item_that_is_not_finite_is_named_and_leaves_the_others_alone():
     assert torch.allclose(solution.y[2], polar(A[2]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lead", [1, 3])
+@pytest.mark.parametrize("shape", [(7, 4), (4, 4)])
+def test_entries_of_any_size_are_solved_and_their_sum_need_not_be_finite(dtype, lead, shape):
+    A = torch.randn(lead, *shape, dtype=torch.float64)
+    A = (A / A.abs().max()).to(dtype)
+    expected = polar(A.double()).to(dtype)
+    bound = factorised(dtype, shape[0], condition=max(map(condition, A.double())))
+    for size in (torch.finfo(dtype).max / 2, torch.finfo(dtype).tiny * 2.0**30):
+        solution = Procrustes().solve(Problem(MaximalTrace(), [A * size], lead))
+        assert solution.statuses() == [Status.CONVERGED] * lead
+        assert (solution.y - expected).abs().max() <= bound
+        s = torch.linalg.svdvals(A.double())
+        least = (s[:, -1] + s[:, -2]) / 2 if shape[0] == shape[1] else s[:, -1]
+        torch.testing.assert_close(
+            solution.uniqueness, (least / s[:, 0]).to(dtype), atol=bound, rtol=0
+        )
+
+
 def test_more_columns_than_rows_is_an_error():
     problem = Problem(MaximalTrace(), [torch.randn(1, 2, 3)], 1)
     with pytest.raises(InputError, match=r"\(1, 2, 3\)"):
