@@ -193,10 +193,10 @@ def measured(
     by_rows = by_rows and shape[-2] >= ONE_PROBE_SIZE
 
     def factors(x: Tensor, stream: int) -> Tensor:
-        """1, and 1 + c for each probe, (points, 1, *x); of one problem (points, *x)."""
+        """1 + c for each probe, (probes, 1, *x); of one problem (probes, *x)."""
         own = x.shape[1:-1] if by_rows and stream == 0 else x.shape[1:]
         changes = [relative_changes(x, own, step, stream, probe) for probe in probes]
-        found = torch.stack([torch.zeros_like(changes[0]), *changes]).add_(1)
+        found = torch.stack(changes).add_(1)
         found = found.reshape(*found.shape, *[1] * (len(x.shape[1:]) - len(own)))
         found = found.expand(-1, *x.shape[1:]).contiguous()
         return found if len(y) == 1 else found.unsqueeze(1)
@@ -204,22 +204,31 @@ def measured(
     moving = [(y, True), *zip(problem.operands, problem.operands_batched, strict=True)]
     change_by = [factors(x, k) if own else None for k, (x, own) in enumerate(moving)]
     y_factors = factors(y, 0)
-    together = len(y) * sum(f.numel() for f in change_by if f is not None) <= _TOGETHER
+    size = len(y) * sum(f.numel() for f in change_by if f is not None)
+    together: list[Tensor | None] | None = None
+    if size <= _TOGETHER:
+        together = [
+            None if f is None else torch.cat([torch.ones_like(f[:1]), f]) for f in change_by
+        ]
     passes = y.new_tensor([[tolerance], [tolerance], [torch.finfo(y.dtype).max ** 0.5]])
 
     def found(y: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
-        here = problem.with_operands(operands)
-        given = list(zip((y, *operands), change_by, strict=True))
+        here, given = problem.with_operands(operands), (y, *operands)
         points = [(here, y)]
-        for k in range(1, len(probes) + 1):
-            point, *there = (x if f is None else x * f[k] for x, f in given)
+        for k in range(len(probes)):
+            point, *there = (
+                x if f is None else x * f[k] for x, f in zip(given, change_by, strict=True)
+            )
             points.append((problem.with_operands(there), point))
 
         def gradients() -> Sequence[Tensor]:
-            if not together:
+            if together is None:
                 return [objective_gradient(*point) for point in points]
             # As one batch: of a small problem an operation takes as long for one point as for two.
-            Y, *there = (x if f is None else (x * f).reshape(-1, *x.shape[1:]) for x, f in given)
+            Y, *there = (
+                x if f is None else (x * f).reshape(-1, *x.shape[1:])
+                for x, f in zip(given, together, strict=True)
+            )
             batch = problem.resized(there, len(Y), problem.operands_batched)
             return objective_gradient(batch, Y).split(len(y))
 
@@ -236,27 +245,29 @@ def measured(
                 return flat(grad(lambda y: _lagrangian(there, y, rows.nu))(point))
 
             r, *moved = (slope(*point) for point in points)
+            changes = [x - r for x in moved]
         elif manifold is None:
             r, *moved = gradients()
+            changes = [x - r for x in moved]
         else:
-            gradient, *moved = gradients()
-            nu = manifold.multipliers(y, gradient.reshape(shape))
+            g, *moved = gradients()
+            nu = manifold.multipliers(y, g.reshape(shape))
             feasibility = manifold.infeasibility(y)
 
             def tangent(gradient: Tensor, point: Tensor) -> Tensor:
                 return flat(manifold.less_normal(gradient.reshape(shape), point, nu))
 
-            r = tangent(gradient, y)
+            r = tangent(g, y)
             if by_rows:
-                normal = gradient - r
-                scaled = [flat(f.reshape(1, *shape[1:])) for f in y_factors[1:]]
-                moved = [
-                    torch.addcmul(x, f, normal, value=-1)
-                    for x, f in zip(moved, scaled, strict=True)
+                # Less (1 + c) G in place of (1 + c) N + R: they differ by c R, and so a stationarity s
+                # comes out between s/(1 + s) and s/(1 − s).
+                scaled = [flat(f.reshape(1, *shape[1:])) for f in y_factors]
+                changes = [
+                    torch.addcmul(x, f, g, value=-1) for x, f in zip(moved, scaled, strict=True)
                 ]
             else:
-                moved = [tangent(x, point) for x, (_, point) in zip(moved, points[1:], strict=True)]
-        changes = [x - r for x in moved]
+                there = zip(moved, points[1:], strict=True)
+                changes = [tangent(x, point) - r for x, (_, point) in there]
         lengths = [torch.linalg.vector_norm(x, dim=-1) for x in changes]
         scale = reduce(torch.maximum, lengths) / step
         stationarity = _ratio(torch.linalg.vector_norm(r, dim=-1), scale)
