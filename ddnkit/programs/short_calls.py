@@ -18,9 +18,10 @@ derivatives. Every so often a call is held against the eager way again.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -749,11 +750,18 @@ def _swapped(layer: DeclarativeLayer, outside: Sequence[Tensor]) -> bool:
 
 def _ended_well(programs: _Programs, solution: Solution) -> bool:
     unique = solution.uniqueness
-    if unique is not None and not bool((unique >= torch.finfo(unique.dtype).eps ** 0.5).all()):
+    if unique is not None and not _all(unique, torch.finfo(unique.dtype).eps ** 0.5, operator.ge):
         return False
     if solution.status is programs.unknown:
         return True
-    return bool((torch.as_tensor(solution.status) < Status.NON_FINITE).all())
+    return _all(torch.as_tensor(solution.status), Status.NON_FINITE, operator.lt)
+
+
+def _all(values: Tensor, limit: float, compared: Callable[[Any, Any], Any]) -> bool:
+    """Whether all of them stand so to the limit."""
+    if values.numel() == 1:  # a call in C, in place of three operations
+        return bool(compared(values.item(), limit))
+    return bool(compared(values, limit).all())
 
 
 @dataclass

@@ -87,7 +87,8 @@ def haar_frame(
     columns = min(dimension, classes)
     gaussian = torch.randn(dimension, columns, dtype=dtype, device=device)
     Q, R = torch.linalg.qr(gaussian)
-    frame = Q * R.diagonal().sign()
+    # LAPACK writes by columns, and every tensor that is made of one would be too.
+    frame = (Q * R.diagonal().sign()).contiguous()
     return expand(frame) if dimension == classes - 1 else frame
 
 
