@@ -266,8 +266,9 @@ def measured(
                     torch.addcmul(x, f, g, value=-1) for x, f in zip(moved, scaled, strict=True)
                 ]
             else:
-                there = zip(moved, points[1:], strict=True)
-                changes = [tangent(x, point) - r for x, (_, point) in there]
+                changes = [
+                    tangent(x, point) - r for x, (_, point) in zip(moved, points[1:], strict=True)
+                ]
         lengths = [torch.linalg.vector_norm(x, dim=-1) for x in changes]
         scale = reduce(torch.maximum, lengths) / step
         stationarity = _ratio(torch.linalg.vector_norm(r, dim=-1), scale)
