@@ -121,7 +121,7 @@ class Procrustes(Solver):
 
     def _takes_products(self, A: Tensor) -> bool:
         if self.method == "auto":
-            return A.device.type == "cuda" and A.dtype == torch.float32
+            return A.is_cuda and A.dtype == torch.float32
         if self.method == "products" and A.dtype != torch.float32:
             # The square of a condition number that counts as full in float64 is beyond float64.
             raise InputError(
@@ -205,6 +205,11 @@ def _ratios(ascending: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return ratio, (ratio + ascending.select(-1, 1) / largest) / 2
 
 
+def _all_above(ratio: Tensor, limit: float) -> bool:
+    # Of one item without three operations.
+    return ratio.item() > limit if len(ratio) == 1 else bool((ratio > limit).all())
+
+
 class _Factors(NamedTuple):
     """U, and A = U V diag(s) Vᵀ: right V (B, C, C), s (B, C); left U V, where the adjoint goes by that.
 
@@ -248,8 +253,7 @@ def _of_full_rank(A: Tensor, threshold: float) -> _Factors | None:
         return _by_gram(A, max(threshold, _LEAST_BY_GRAM))
     left, s, right = torch.linalg.svd(A, full_matrices=False)
     ratio, curvature = _ratios(s.flip(-1), A.shape)
-    full = bool((ratio > threshold).all())
-    if not full:
+    if not _all_above(ratio, threshold):
         return None
     return _Factors(left @ right, right.mT, s, curvature, None if _is_tall(A) else left)
 
@@ -272,7 +276,7 @@ def _by_gram(A: Tensor, least: float) -> _Factors | None:
     squares, V = torch.linalg.eigh(gram(wide))
     s = squares.sqrt_()  # ascending; NaN for what rounding made negative, which is above nothing
     ratio, curvature = _ratios(s, A.shape)
-    if not bool((ratio > least).all()):
+    if not _all_above(ratio, least):
         return None
     if _is_tall(A):
         root = torch.bmm(V / s.unsqueeze(-2), V.mT)

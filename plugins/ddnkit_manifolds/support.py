@@ -39,13 +39,12 @@ def in_dtype(problem: Problem, dtype: torch.dtype) -> Problem:
 
 def manifold_reason(problem: Problem, known: Iterable[type]) -> str | None:
     """Why a Riemannian solver that knows the manifolds ``known`` cannot take the problem."""
-    kinds = tuple(known)
-    names = ", ".join(kind.__name__ for kind in kinds)
-    name = type(problem.node).__name__
-    if problem.manifold is None:
-        return f"{name} has no manifold; this solver needs one of: {names}"
-    if not isinstance(problem.manifold, kinds):
-        return f"its manifold is {problem.manifold!r}; this solver knows: {names}"
+    kinds, name, manifold = tuple(known), type(problem.node).__name__, problem.manifold
+    if not isinstance(manifold, kinds):
+        names = ", ".join(kind.__name__ for kind in kinds)
+        if manifold is None:
+            return f"{name} has no manifold; this solver needs one of: {names}"
+        return f"its manifold is {manifold!r}; this solver knows: {names}"
     constrained = problem.batch_size and problem.node.constrained
     if constrained and problem.constraints(problem.start()) is not None:
         return (
