@@ -70,10 +70,10 @@ def symmetric_factors(U: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
 
 def polar_adjoint(U: Tensor, right_vectors: Tensor, singular_values: Tensor, V: Tensor) -> Tensor:
     """∂ℓ/∂A for V = ∂ℓ/∂U, both (..., d, C), in U's dtype. O(dC²) time, O(dC) memory."""
-    Q, V = right_vectors, V.to(U.dtype)
+    Q, s, V = (x.to(U.dtype) for x in (right_vectors, singular_values, V))
     # A product of small batches is half as dear where nothing has to be asked about their shapes.
     times = torch.bmm if U.dim() == V.dim() == Q.dim() == 3 else torch.matmul
-    column, row = singular_values.unsqueeze(-1), singular_values.unsqueeze(-2)
+    column, row = s.unsqueeze(-1), s.unsqueeze(-2)
     transposed, T, pairs = Q.mT, times(U.mT, V), column + row
     if U.shape[-2] == U.shape[-1]:
         # X̂ is zero there, whatever it is divided by.

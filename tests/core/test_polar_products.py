@@ -279,7 +279,14 @@ def test_a_batch_of_one_and_more_vectors_than_frames(shape):
                 by_definition(U[i], s[i], Q[i], v),
             ):
                 assert (found - other).norm() <= bound * v.norm()
-        assert polar_adjoint(*alone, V[0, i : i + 1].float()).dtype == torch.float64
+        v = V[0, i : i + 1]
+        assert polar_adjoint(*alone, v.float()).dtype == torch.float64
+        # U's type is that of the gradient, whatever the others are of.
+        U_narrow, Q_i, s_i = alone[0].float(), *alone[1:]
+        narrow = polar_adjoint(U_narrow, Q_i, s_i, v)
+        assert narrow.dtype == torch.float32
+        wide = rounding(torch.float32, 8 * shape[0]) * float(s[i, 0] / s[i, -1]) / float(s[i].min())
+        assert (narrow - polar_adjoint(*alone, v)).norm() <= wide * v.norm()
 
 
 def test_small_values_cost_the_adjoint_no_more_than_their_own_directions():

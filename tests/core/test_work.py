@@ -63,7 +63,7 @@ def test_nearest_etf_by_factors_of_small_matrices():
     d, C = 64, 10
     forward, backward, _ = nearest(d, C, "factors")
     product, small = 2 * d * C * C, 2 * C**3
-    # Three Gram matrices, that of A, those of U and of UᵀG for the certificate; U = A Z, Z, and UΣ.
+    # AᵀA, Z of its size, U = A Z; UᵀU, UᵀG and UΣ for the certificate.
     assert forward.flops == 5 * product + small
     # UᵀV, V S⁻¹ and U M; T̂ and M two each, and S⁻¹.
     assert backward.flops == 3 * product + 5 * small
