@@ -59,8 +59,9 @@ class NearestETF(DeclarativeNode):
 
     def objective(self, H: Tensor, P: Tensor | None, y: Tensor) -> Tensor:
         """‖H − U M̃‖² + (δ/2)‖U − P‖² (reduced: ‖U E − P E‖²)."""
-        scale = (H.shape[-1] - 1) ** -0.5
-        ETF = scale * expand(y) if self.reduced else centre(y, scale)
+        C = H.shape[-1]
+        scale = (C - 1) ** -0.5
+        ETF = scale * expand(y) if self.reduced else centre(y, scale, C)
         value = _squared_distance(ETF, H)
         if P is None or not self.delta:
             return value

@@ -120,10 +120,11 @@ def _reject(frame: Tensor, vector: Tensor) -> Tensor:
     return vector - frame @ (frame.mT @ vector)
 
 
-def centre(X: Tensor, scale: float = 1.0) -> Tensor:
-    """scale · X (I − 11ᵀ/C): subtract the mean of the columns."""
+def centre(X: Tensor, scale: float = 1.0, columns: int | None = None) -> Tensor:
+    """scale · X (I − 11ᵀ/C): subtract the mean of the columns, C of them where that is known already."""
+    C = X.shape[-1] if columns is None else columns
     # In this form neither the value nor its derivative makes more tensors like X than one or two.
-    minus_mean = X.sum(dim=-1, keepdim=True) * (-scale / X.shape[-1])
+    minus_mean = X.sum(dim=-1, keepdim=True) * (-scale / C)
     return torch.add(minus_mean, X, alpha=scale)
 
 
