@@ -311,6 +311,38 @@ def settled_each(y: Tensor) -> float:
     return _SETTLED_EACH * max(1.0, y.shape[1:].numel() / 8) * torch.finfo(y.dtype).eps
 
 
+class LateCertificate:
+    """A certificate that is made when somebody asks for it: the record costs more than the figures in it.
+
+    Args:
+        make: of the adjoint residual, None before the backward pass.
+    """
+
+    __slots__ = ("_made", "_make", "_residual")
+
+    def __init__(self, make: Callable[[Tensor | None], Certificate]):
+        self._make = make
+        self._residual: Tensor | None = None
+        self._made: Certificate | None = None
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.certificate(),)
+
+    def certificate(self) -> Certificate:
+        """The certificate, as things stand."""
+        if self._made is None:
+            self._made = self._make(self._residual)
+        return self._made
+
+    def solved(self, residual: Tensor | None) -> None:
+        """The adjoint system was solved with this residual."""
+        self._residual, self._made = residual, None
+
+
+def _itself(x: Certificate) -> Certificate:
+    return x
+
+
 def tolerance_of(problem: Problem, y: Tensor, asked: float | None) -> float:
     """The tolerance asked for, else the node's, else that of the dtype."""
     if asked is not None:

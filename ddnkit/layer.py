@@ -19,7 +19,7 @@ from .aside import finite_inputs, solve_apart
 from .backward.form import BackwardForm, as_form
 from .backward.unrolled import Unrolled
 from .captured import Captured, attributes, is_tracked, is_wrapped, running_statistics
-from .certificate import Certificate, validated_certify, validated_policy
+from .certificate import Certificate, LateCertificate, validated_certify, validated_policy
 from .errors import InputError
 from .implicit.call import Call
 from .implicit.function import solution_of
@@ -92,7 +92,7 @@ class DeclarativeLayer(nn.Module):
         self.policy = validated_policy(node.policy if policy is None else policy)
         self.tolerance = validated_tolerance(tolerance)
         self.certify = validated_certify(certify)
-        self.certificate: Certificate | None = None
+        self.show(None)
         #: Whether derivatives are held against differences where an operation hides what it is given.
         self.looks_for_hidden = True
         self._sample_dims: tuple[int | None, ...] | None = None
@@ -255,6 +255,27 @@ class DeclarativeLayer(nn.Module):
         # A layer used twice shows its last call; the way back of an earlier one must not replace it.
         if instead_of is None or self.certificate is instead_of:
             self.certificate = certificate
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the last call has shown; None before the first."""
+        shown = self.shown
+        return shown.certificate() if isinstance(shown, LateCertificate) else shown
+
+    @certificate.setter
+    def certificate(self, certificate: Certificate | None) -> None:
+        self.show(certificate)
+
+    @property
+    def shown(self) -> Certificate | LateCertificate | None:
+        """The certificate, or what it will be made of."""
+        found: Certificate | LateCertificate | None = self.__dict__.get("_shown")
+        return found
+
+    def show(self, shown: Certificate | LateCertificate | None) -> None:
+        """Have `certificate` be that of a call."""
+        # Past what a module looks for in whatever is set on it.
+        self.__dict__["_shown"] = shown
 
     def extra_repr(self) -> str:
         """Shows what the layer was made of."""

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .written_out import MOST_ROWS, WRITTEN_OUT
+
 #: Operations beyond which a program is none: a loop over items, say, that was unrolled.
 MOST_STEPS = 3_000
 
@@ -58,13 +60,12 @@ class Program:
         constant: for each output, its value if it depends on no input.
     """
 
-    def __init__(self, code: _Code):
+    def __init__(self, code: _Code, for_compiler: _Code):
         self.steps = len(code.lines)
         self.source = code.source
         self.constant = code.constant_outputs
-        scope = dict(code.scope)
-        exec(compile(self.source, "<a ddnkit program>", "exec"), scope)
-        self._run: Callable[..., Sequence[Tensor]] = scope["run"]
+        self._run = code.function()
+        self._for_compiler = for_compiler
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """The outputs for inputs that lie in memory as the examples did, without a graph."""
@@ -85,7 +86,7 @@ class Program:
         with _TRACING:
             try:
                 with torch.no_grad():
-                    compiled: Any = compile_fx(make_fx(self._run)(*own), own)
+                    compiled: Any = compile_fx(make_fx(self._for_compiler.function())(*own), own)
                     compiled(*own)
             except Exception as error:  # whatever it is: a compiler is many programs
                 text = str(error).strip().splitlines() or [type(error).__name__]
@@ -116,13 +117,18 @@ def traced(
         raise BusyError("another thread is tracing")
     try:
         try:
-            return Program(_Simplified(_graph_of(function, own), own).code(shown))
+            return _program(_graph_of(function, own), own, shown)
         except _InPlaceError:
             # A part of an intermediate result that is written over: torch's own way to undo that.
             function = torch.func.functionalize(function, remove="mutations")
-            return Program(_Simplified(_graph_of(function, own), own).code(shown))
+            return _program(_graph_of(function, own), own, shown)
     finally:
         _TRACING.release()
+
+
+def _program(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], shown: int | None) -> Program:
+    simplified = _Simplified(graph, inputs)
+    return Program(simplified.code(shown), simplified.code(shown, for_compiler=True))
 
 
 def _graph_of(
@@ -170,6 +176,13 @@ class _Code(NamedTuple):
     source: str
     scope: dict[str, Any]
     constant_outputs: list[Tensor | None]
+
+    def function(self) -> Callable[..., Sequence[Tensor]]:
+        """What the text defines."""
+        scope = dict(self.scope)
+        exec(compile(self.source, "<a ddnkit program>", "exec"), scope)
+        found: Callable[..., Sequence[Tensor]] = scope["run"]
+        return found
 
 
 class _Step(NamedTuple):
@@ -357,11 +370,13 @@ class _Simplified:
 
     # -- text -----------------------------------------------------------------------------------
 
-    def code(self, shown: int | None = None) -> _Code:
+    def code(self, shown: int | None = None, for_compiler: bool = False) -> _Code:
         """The Python text of the steps that the outputs need, and what its names stand for.
 
         Args:
             shown: see `traced`.
+            for_compiler: as a compiler likes them: it has its own ways with numbers and memory, and makes
+                one loop of what is written out.
         """
         needed: set[int] = set()
         ahead = [x.index for x in self.outputs if isinstance(x, _Ref)]
@@ -373,7 +388,7 @@ class _Simplified:
             step = self.steps[k]
             if step is not None:
                 ahead += _refs(step)
-        scope: dict[str, Any] = {}
+        scope: dict[str, Any] = {"full": torch.full, "torch": torch} if for_compiler else {}
         names: dict[int, str] = {}
 
         def text(x: Any) -> str:
@@ -386,6 +401,9 @@ class _Simplified:
                 return repr(x)
             if isinstance(x, float) and x == x and abs(x) != float("inf"):
                 return repr(x)
+            if for_compiler and isinstance(x, Tensor) and _is_one_number(x):
+                shape, number = tuple(x.shape), x.flatten()[0].item()
+                return f"full({shape}, {number}, dtype={x.dtype}, device='{x.device}')"
             if id(x) not in names:
                 names[id(x)] = f"c{len(names)}"
                 scope[names[id(x)]] = x
@@ -404,8 +422,11 @@ class _Simplified:
                 continue
             over = [i for i, at in last.items() if at == k and i not in kept and i >= self.inputs]
             call, args, kwargs = _fast(step)
-            args = self._numbers_as_tensors(step.target, args)
-            call = self._in_place(k, over, last, kept) or call
+            if for_compiler:
+                call = self._written_out(step) or call
+            else:
+                args = self._numbers_as_tensors(step.target, args)
+                call = self._in_place(k, over, last, kept) or call
             arguments = [text(x) for x in args]
             arguments += [f"{name}={text(x)}" for name, x in kwargs.items()]
             line = f"v{k} = {text(call)}({', '.join(arguments)})"
@@ -434,6 +455,14 @@ class _Simplified:
         if not first.is_floating_point():
             return args
         return args[0], torch.tensor(second, dtype=first.dtype, device=first.device)
+
+    def _written_out(self, step: _Step) -> Callable[..., Any] | None:
+        """What is done with small matrices by their entries, each of all items: see `written_out`."""
+        found = WRITTEN_OUT.get(step.target)
+        if found is None:
+            return None
+        shapes = [self.value(x).shape for x in step.args if isinstance(x, (_Ref, Tensor))]
+        return found if all(max(shape[-2:]) <= MOST_ROWS for shape in shapes) else None
 
     def _in_place(
         self, k: int, over: Sequence[int], last: Mapping[int, int], kept: set[int]
@@ -604,6 +633,13 @@ def _key(x: Any) -> Any:
     if isinstance(x, dict):
         return tuple((k, _key(v)) for k, v in sorted(x.items()))
     return type(x), x
+
+
+def _is_one_number(x: Tensor) -> bool:
+    """Whether all entries are the same number, as text gives it."""
+    if x.numel() == 0 or not bool((x == x.flatten()[0]).all()):
+        return False
+    return bool(x.isfinite().all()) and not bool(x.is_complex())
 
 
 def _is_one(x: Any) -> bool:

@@ -35,7 +35,7 @@ from ..backward.dense import DENSE_SIZE, Dense
 from ..backward.embedded_field import EmbeddedField
 from ..backward.form import BackwardForm
 from ..captured import Captured, attributes, is_tracked
-from ..certificate import Certificate, tolerance_of
+from ..certificate import Certificate, LateCertificate, tolerance_of
 from ..errors import DdnkitWarning, InputError
 from ..implicit.own_adjoint import difference
 from ..node import DeclarativeNode
@@ -73,6 +73,9 @@ MOST_UNKNOWNS, MOST_ENTRIES = 256, 2**22
 FEW_UNKNOWNS, MOST_DIAGONAL = 1, 4_096
 #: How far apart, relative, one solution may come out twice: where the system is nearly singular.
 _SAME = 1e-2
+#: Entries of what a call was given up to which it keeps a copy, and looks for no change.
+_MOST_COPIED = 2**14
+_CONTIGUOUS = torch.contiguous_format
 #: Figures that `equations.at_solution` gives before what the way back needs.
 _FIGURES = 4
 
@@ -93,6 +96,9 @@ class _Programs:
         newton: what solves, for a node that leaves that to newton.
         unknown, untold: status and iterations (B,) of a `solve` of the node's own.
         all: true for each item.
+        own_solve: whether the node's own `solve` takes the batch.
+        tolerance: what the certificate's figures are held against.
+        copies: whether a call keeps copies of what it was given: where these are small.
         compared: how many comparisons the layer had made when one was last due.
     """
 
@@ -108,6 +114,9 @@ class _Programs:
     unknown: Tensor
     untold: Tensor
     all: Tensor
+    own_solve: bool
+    tolerance: float
+    copies: bool
     calls: int = 0
     refused: int = 0
     compared: int = 0
@@ -254,6 +263,11 @@ class ShortCalls:
                 _refuse_difference(programs, signature, layer, xs)
         except BusyError:
             return None
+        except _UnclearError as reason:
+            signature.traces, signature.calls = signature.traces + 1, 0
+            if signature.traces >= MOST_TRACES:
+                signature.reason = str(reason)
+            return None
         except NotAProgramError as reason:
             signature.reason = str(reason)
             return None
@@ -309,6 +323,10 @@ class ShortCalls:
 
 class _ChangedError(NotAProgramError):
     """The functions are not what they were when they were traced."""
+
+
+class _UnclearError(NotAProgramError):
+    """Of these inputs, something is not plain; it may be of others."""
 
 
 class _DifferenceError(NotAProgramError):
@@ -426,11 +444,11 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
     _refuse_what_shows(problem, y)
     with torch.no_grad():
         given = _one_problem(inputs, y)
-        evaluation = Evaluation(lambda: _evaluate(node, given), given)
+        evaluation = Evaluation(partial(_evaluate, node), given)
         outside, evaluation.outside = evaluation.outside, []  # not to be kept alive
         if evaluation.changes_outside:
             raise NotAProgramError("it changes what the node holds")
-        again = evaluation.repeated(lambda: _evaluate(node, given), given)
+        again = evaluation.repeated(partial(_evaluate, node), lambda: given)
         if again is None or any(a is not b for a, b in zip(outside, again, strict=True)):
             # A tensor of numpy, or of a scripted function: in the trace it would be a constant.
             raise NotAProgramError("it makes tensors in a way that torch does not show")
@@ -440,7 +458,8 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         # Its gradient is zero, and not None: optimisers tell the two apart.
         raise NotAProgramError("it holds a tensor that wants a gradient, and does not use it")
     problem = problem.with_captured([Captured(x) for x in outside], outside)
-    limits = Limits.of(y.dtype, tolerance_of(problem, y, layer.tolerance))
+    tolerance = tolerance_of(problem, y, layer.tolerance)
+    limits = Limits.of(y.dtype, tolerance)
     operands = problem.operands
     everything = [*xs, *outside]
     tracked = [k for k, x in enumerate(everything) if x.requires_grad]
@@ -454,14 +473,16 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         unknown=torch.as_tensor(plain.status),
         untold=torch.as_tensor(plain.iterations),
         all=torch.ones(len(y), dtype=torch.bool),
+        own_solve=node.batched_solve and type(node).solve is not DeclarativeNode.solve,
+        tolerance=tolerance,
+        copies=sum(x.numel() for x in operands) <= _MOST_COPIED,
     )
     if own is not None:
         if any(x.requires_grad for x in outside):
             raise NotAProgramError("its own adjoint has no gradient for a tensor that it holds")
-        tolerance = tolerance_of(problem, y, layer.tolerance)
         figures = traced(measured(problem, y, limits, tolerance), [y, *operands], _FIGURES + 1)
         if not bool(figures(y, *(x.detach().contiguous() for x in operands))[0]):
-            raise NotAProgramError("its figures are not clear")
+            raise _UnclearError("its figures are not clear")
         asked = tuple(tracked) if torch.is_grad_enabled() else ()
         return programs(figures=figures, back=None, own=own, tracked=asked, newton=None)
     for shape in _shapes(len(y), unknowns):
@@ -470,7 +491,7 @@ def _programs(layer: DeclarativeLayer, xs: Sequence[Tensor], signature: _Signatu
         if bool(found[0]):
             break
     else:
-        raise NotAProgramError("its figures are not clear")
+        raise _UnclearError("its figures are not clear")
     newton = NewtonProgram.of(problem, y, limits, shape)
     back = None
     rest = found[_FIGURES:]
@@ -507,9 +528,9 @@ def _examples(
     """Each program, with inputs like those that it will be given by the ones before."""
     with torch.no_grad():
         inputs = _inputs(xs, signature)
-        problem = Problem(layer.node, inputs, len(inputs[0]))
-        y = _solution(programs, problem).y.contiguous()
-        operands = [*inputs, *(x.detach().contiguous() for x in _outside(programs, problem, y))]
+        y = _solution(programs, layer.node, inputs)[0].y.contiguous()
+        outside = _outside(programs, layer.node, inputs, y)
+        operands = inputs + [_kept(x, copies=False) for x in outside]
     yield programs.figures, [y, *operands]
     if programs.back is not None:
         rest = programs.figures(y, *operands)[_FIGURES:]
@@ -564,14 +585,15 @@ def _immutable(x: Any) -> bool:
     return x is None or isinstance(x, (int, float, str, torch.dtype))
 
 
-def _outside(programs: _Programs, problem: Problem, y: Tensor) -> list[Tensor]:
+def _outside(
+    programs: _Programs, node: DeclarativeNode, inputs: Sequence[Tensor], y: Tensor
+) -> list[Tensor]:
     """The tensors that the functions use without being given them, as they are now.
 
     Raises:
         _ChangedError: the functions are not those that were traced.
     """
-    given = _one_problem(problem.inputs, y)
-    found = programs.evaluation.repeated(lambda: _evaluate(problem.node, given), given)
+    found = programs.evaluation.repeated(partial(_evaluate, node), lambda: _one_problem(inputs, y))
     if found is None:
         raise _ChangedError
     return found
@@ -581,13 +603,13 @@ def _one_problem(inputs: Sequence[Tensor], y: Tensor) -> list[Tensor]:
     return [*(x[0] for x in inputs), y[0]]
 
 
-def _inputs(xs: Sequence[Tensor], signature: _Signature) -> list[Tensor]:
+def _inputs(xs: Sequence[Tensor], signature: _Signature, copies: bool = False) -> list[Tensor]:
     """The inputs without a graph, with one batch dimension in front, contiguous."""
-    count = len(signature.lead)
-    if count == 1:
-        return [x.detach().contiguous() for x in xs]
-    size = signature.lead.numel()
-    return [x.detach().reshape(size, *x.shape[count:]).contiguous() for x in xs]
+    lead = signature.lead
+    if len(lead) == 1:
+        return [_kept(x, copies) for x in xs]
+    size, count = lead.numel(), len(lead)
+    return [_kept(x.reshape(size, *x.shape[count:]), copies) for x in xs]
 
 
 def _wanted_outside(
@@ -599,8 +621,7 @@ def _wanted_outside(
 ) -> list[Tensor]:
     with torch.no_grad():
         inputs = _inputs(xs, signature)
-        problem = Problem(layer.node, inputs, len(inputs[0]))
-        outside = _outside(programs, problem, y.reshape(programs.y_shape))
+        outside = _outside(programs, layer.node, inputs, y.reshape(programs.y_shape))
     return [x for x in outside if x.requires_grad]
 
 
@@ -613,7 +634,7 @@ def _refuse_difference(
         _DifferenceError: they differ.
         NotAProgramError: there is nothing to compare here.
     """
-    shown = layer.certificate
+    shown = layer.shown
     wanted: list[Tensor] = []
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DdnkitWarning)
@@ -624,7 +645,7 @@ def _refuse_difference(
             for call in (partial(_by_programs, programs, signature, layer), layer.eager):
                 y = call(own)
                 if y is None:
-                    raise NotAProgramError("its figures are not clear")
+                    raise _UnclearError("its figures are not clear")
                 solution = y.detach()
                 v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
                 if not found and programs.derives:
@@ -639,9 +660,9 @@ def _refuse_difference(
                 )
                 certificate = layer.certificate
                 if certificate is None or set(certificate.verdicts()) != {"trusted"}:
-                    raise NotAProgramError("its figures are not clear")
+                    raise _UnclearError("its figures are not clear")
         finally:
-            layer.certificate = shown
+            layer.show(shown)
     for x, a, b in zip(wanted, *found, strict=True):
         # Of a system that is clearly regular, both keep nearly half of their digits: relative to the
         # gradient, or, of one that is zero, to one of which y moves by itself when x does.
@@ -659,86 +680,112 @@ def _by_programs(
     programs: _Programs, signature: _Signature, layer: DeclarativeLayer, xs: Sequence[Tensor]
 ) -> Tensor | None:
     """y with its certificate and its way back; None if something is not plain."""
-    lead = signature.lead
+    lead, node = signature.lead, layer.node
     number = layer.comparisons.begin()
     with torch.no_grad():
         # Whatever is raised: the eager way knows which items to set aside, or raises it.
         try:
-            inputs = _inputs(xs, signature)
-            versions = [x._version for x in xs]
-            problem = Problem(layer.node, inputs, len(inputs[0]))
-            if programs.manifold != _manifold(problem.node):
+            inputs = _inputs(xs, signature, programs.copies)
+            # What a `solve` that works in place would write on.
+            given = inputs if programs.copies else xs
+            versions = [x._version for x in given]
+            if programs.manifold != _manifold(node):
                 return None
-            solution = _solution(programs, problem)
+            solution, outside = _solution(programs, node, inputs)
             y = solution.y.contiguous()
             if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
                 return None
-            outside = _outside(programs, problem, y)
-            if [x._version for x in xs] != versions or _swapped(layer, outside):
+            if outside is None:
+                outside = _outside(programs, node, inputs, y)
+            if [x._version for x in given] != versions or (outside and _swapped(layer, outside)):
                 return None
-            operands = [*inputs, *(x.detach().contiguous() for x in outside)]
+            operands = inputs + [_kept(x, programs.copies) for x in outside]
             clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
             if not clear.item() or not _ended_well(programs, solution):
                 return None
-            settled, aux = programs.all.clone(), {}
+            settled, aux = programs.all, {}
             if programs.own is not None:
                 (settled,), aux = rest, {k: x.detach() for k, x in solution.aux.items()}
                 rest = list(aux.values())
         except Exception:
             return None
         held = y.untyped_storage().data_ptr()
-        if any(held == x.untyped_storage().data_ptr() for x in operands):
+        others = outside if programs.copies else operands
+        if any(held == x.untyped_storage().data_ptr() for x in others):
             y = y.clone()
+    figures = stationarity, feasibility, licq, settled
+    shown = LateCertificate(partial(_certificate, programs, lead, figures, solution))
+    layer.show(shown)
+    if len(lead) != 1:
+        # Not as a view, on which a function of its own lets nobody write; nor in memory that the node may
+        # write on in its next call, where no version would tell.
+        y = y.reshape(lead + y.shape[1:]).clone()
+    if not programs.derives:
+        return y
+    everything = [*xs, *outside]
+    tracked = [everything[k] for k in programs.tracked]
+    kept = None if programs.own is None else NodeState(node)
+    held_then = [] if programs.copies else [Held(x) for x in operands]
+    state = _State(programs, layer, xs, operands, held_then, shown, tuple(aux), kept, number)
+    found: Tensor = _Short.apply(state, [y], rest, *tracked)
+    return found
+
+
+def _certificate(
+    programs: _Programs,
+    lead: torch.Size,
+    figures: tuple[Tensor, Tensor, Tensor, Tensor],
+    solution: Solution,
+    residual: Tensor | None,
+) -> Certificate:
+    """That of a short call, each figure in memory of its own."""
+    stationarity, feasibility, licq, settled = figures
     certificate = Certificate(
         stationarity,
         feasibility,
         torch.as_tensor(solution.status).clone(),
         torch.as_tensor(solution.iterations).clone(),
-        tolerance_of(problem, y, layer.tolerance),
+        programs.tolerance,
         solution.solver,
         solution.uniqueness,
+        adjoint_residual=residual,
         licq=licq,
-        settled=settled,
+        settled=settled.clone(),
         form=programs.form,
     )
-    if len(lead) != 1:
-        certificate = certificate.reshaped(lead)
-        # Not as a view, on which a function of its own lets nobody write; nor in memory that the node may
-        # write on in its next call, where no version would tell.
-        y = y.reshape(lead + y.shape[1:]).clone()
-    layer.certificate = certificate
-    if not programs.derives:
-        return y
-    everything = [*xs, *outside]
-    tracked = [everything[k] for k in programs.tracked]
-    kept = None if programs.own is None else NodeState(problem.node)
-    held_then = [Held(x) for x in operands]
-    state = _State(programs, layer, xs, operands, held_then, certificate, tuple(aux), kept, number)
-    found: Tensor = _Short.apply(state, [y], rest, *tracked)
-    return found
+    return certificate if len(lead) == 1 else certificate.reshaped(lead)
 
 
-def _solution(programs: _Programs, problem: Problem) -> Solution:
+def _solution(
+    programs: _Programs, node: DeclarativeNode, inputs: list[Tensor]
+) -> tuple[Solution, list[Tensor] | None]:
+    """y, and the tensors from outside where they had to be looked for."""
     newton = programs.newton
-    start = None if newton is None else newton.start(problem)
-    if newton is not None and start is not None:
-        others = [x.detach().contiguous() for x in _outside(programs, problem, start)]
-        solution = newton.solve(start, [*problem.inputs, *others])
-        if solution is not None:
-            return solution
-    node = problem.node
-    if node.batched_solve and newton is None and type(node).solve is not DeclarativeNode.solve:
-        returned = node.solve(*problem.inputs)
-        if type(returned) is Tensor and len(returned) == problem.batch_size:
-            return Solution(returned.detach(), programs.unknown, programs.untold)
+    if newton is None and programs.own_solve:
+        returned = node.solve(*inputs)
+        if type(returned) is Tensor and len(returned) == len(inputs[0]):
+            return Solution(returned.detach(), programs.unknown, programs.untold), None
         # Not to be asked twice
         if type(returned) is Solution and type(returned.y) is Tensor:
-            return replace(returned, y=returned.y.detach()).batched(problem.batch_size)
+            return replace(returned, y=returned.y.detach()).batched(len(inputs[0])), None
         raise NotAProgramError("its `solve` returns something else")
+    problem = Problem(node, inputs, len(inputs[0]))
+    start = None if newton is None else newton.start(problem)
+    if newton is not None and start is not None:
+        outside = _outside(programs, node, inputs, start)
+        solution = newton.solve(start, inputs + [_kept(x, programs.copies) for x in outside])
+        if solution is not None:
+            # Nothing of the node's own was called since.
+            return solution, outside
     problem, solution = solve(problem)
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
-    return solution
+    return solution, None
+
+
+def _kept(x: Tensor, copies: bool) -> Tensor:
+    """A tensor as programs take it, without a graph."""
+    return x.clone(memory_format=_CONTIGUOUS) if copies else x.detach().contiguous()
 
 
 def _swapped(layer: DeclarativeLayer, outside: Sequence[Tensor]) -> bool:
@@ -769,7 +816,8 @@ class _State:
     """What a short call keeps for its way back.
 
     Attributes:
-        operands: as the program takes them, with what they held then.
+        operands: as the program takes them.
+        held: what they held then, where they are no copies.
         aux: names of what the solver has left, for the node's own adjoint; and the node as it was.
         number: of the call, see `Comparisons.begin`.
     """
@@ -779,10 +827,15 @@ class _State:
     xs: Sequence[Tensor]
     operands: list[Tensor]
     held: list[Held]
-    certificate: Certificate
+    shown: LateCertificate
     aux: tuple[str, ...]
     node: NodeState | None
     number: int
+
+    @property
+    def certificate(self) -> Certificate:
+        """That of the call."""
+        return self.shown.certificate()
 
 
 class _Short(torch.autograd.Function):
@@ -799,11 +852,11 @@ class _Short(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        state = ctx.state
+        state: _State = ctx.state
         programs, count = state.programs, len(state.programs.tracked)
         saved = ctx.saved_tensors
-        tracked, y, rest = saved[:count], saved[count], saved[count + 1 :]
-        for held, x in zip(state.held, state.operands, strict=True):
+        tracked, y, rest = saved[:count], saved[count].detach(), saved[count + 1 :]
+        for held, x in zip(state.held, state.operands, strict=False):
             if held.differs(Held(x)):
                 raise InputError(
                     f"{type(state.layer.node).__name__}: what it was solved with was changed in place after "
@@ -812,26 +865,25 @@ class _Short(torch.autograd.Function):
                 )
         if torch.is_grad_enabled() or type(v) is not Tensor or not _plain_on_the_way_back(v):
             return (None, None, None, *_eagerly(state, y, tracked, v))
-        point = y.detach().reshape(programs.y_shape)
-        v = v.reshape(programs.y_shape).contiguous()
+        flat = y.ndim == len(programs.y_shape)
+        point = y if flat else y.reshape(programs.y_shape)
+        right = (v if flat else v.reshape(programs.y_shape)).contiguous()
         try:
             if programs.own is not None:
                 aux = dict(zip(state.aux, rest, strict=True))
-                sound, residual, gradients = _own_way_back(state, point, v, aux)
+                sound, residual, gradients = _own_way_back(state, point, right, aux)
             else:
                 assert programs.back is not None
-                clear, residual, *gradients = programs.back(v, point, *rest, *state.operands)
+                clear, residual, *gradients = programs.back(right, point, *rest, *state.operands)
                 sound = bool(clear.item())
         except Exception:  # whatever a system with no solution throws: the eager way knows it
             sound = False
         if not sound:
-            return (None, None, None, *_eagerly(state, y, tracked, v.reshape(y.shape)))
-        layer, before = state.layer, state.certificate
-        if residual is not None:
-            residual = residual.reshape(before.licq.shape)
-        state.certificate = replace(before, adjoint_residual=residual)
-        if layer.certificate is before:
-            layer.certificate = state.certificate
+            return (None, None, None, *_eagerly(state, y, tracked, v))
+        lead = y.shape[: y.ndim - len(programs.y_shape) + 1]
+        state.shown.solved(residual if residual is None or flat else residual.reshape(lead))
+        if flat:
+            return (None, None, None, *gradients)
         return (
             None,
             None,
@@ -849,7 +901,7 @@ def _own_way_back(
     count = len(state.xs)
     problem = Problem(node, state.operands[:count], len(y))
     with torch.no_grad():
-        outside = _outside(state.programs, problem, y)
+        outside = _outside(state.programs, node, problem.inputs, y)
     if not all(map(_same_values, outside, state.operands[count:])):
         raise _ChangedError
     if _own_differs(state, problem, y, aux):
@@ -908,7 +960,7 @@ def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> 
     same = programs.manifold == _manifold(layer.node)
     try:
         with torch.no_grad():
-            outside = _outside(programs, Problem(layer.node, inputs, len(point)), point)
+            outside = _outside(programs, layer.node, inputs, point)
     except _ChangedError:
         same = False
     # What does not lie in memory as a program has it was copied: a change of it does not show there.
@@ -918,7 +970,7 @@ def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> 
             "layer was called. They were changed before backward(), so that the gradient would be another "
             "problem's: call backward() first, or pass what changes to the layer as an input"
         )
-    shown, graph = layer.certificate, torch.is_grad_enabled()
+    shown, graph = layer.shown, torch.is_grad_enabled()
     # A solver that starts there ends at the same solution where there are several.
     start = y.detach() if type(layer.node).solve is DeclarativeNode.solve else None
     with torch.enable_grad():
@@ -930,6 +982,6 @@ def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> 
                 "accuracy, it has another solution. A `solve` is to give the same y for the same inputs"
             )
         found = torch.autograd.grad(found_y, tracked, v, create_graph=graph, allow_unused=True)
-    if shown is not state.certificate:
-        layer.certificate = shown
+    if shown is not state.shown:
+        layer.show(shown)
     return list(found)

@@ -457,27 +457,35 @@ def test_a_change_between_the_passes_is_right_or_refused(kind):
         node.weight.data.fill_(9.0)
     else:
         node.weight = 9.0 if kind == "number" else torch.tensor(9.0, dtype=torch.float64)
-    if kind in ("number", "tensor"):
-        # What the call saw is still there.
-        (found,) = torch.autograd.grad(y.sum(), a, retain_graph=True)
-        assert float(found[0, 0]) == pytest.approx(0.5, rel=1e-9)
-        if kind == "number":
-            with pytest.raises(ddnkit.InputError):
-                torch.autograd.grad(y.sum(), a, create_graph=True)
-    else:
-        with pytest.raises((ddnkit.InputError, RuntimeError)):
-            torch.autograd.grad(y.sum(), a)
+    # What the call saw is still there, or a copy of it.
+    (found,) = torch.autograd.grad(y.sum(), a, retain_graph=True)
+    assert float(found[0, 0]) == pytest.approx(0.5, rel=1e-9)
+    if kind != "tensor":
+        with pytest.raises(ddnkit.InputError):
+            torch.autograd.grad(y.sum(), a, create_graph=True)
 
 
-def test_an_input_changed_in_place_between_the_passes_is_refused():
+def test_an_input_changed_in_place_between_the_passes_is_right_or_refused():
     layer = short(Projection())
     x, w = (z.detach() for z in inputs(layer.node, (2,)))
     moving, w = (x * 1).requires_grad_(), w.requires_grad_()
+    v = torch.linspace(1, 2, x.shape[-1], dtype=x.dtype).expand_as(x)
     for change in (lambda: moving.data.mul_(2), lambda: w.data.numpy().fill(3.0)):
+        (wanted,) = torch.autograd.grad(layer(moving, w), w, v)
         y = layer(moving, w)
         change()
+        (found,) = torch.autograd.grad(y, w, v, retain_graph=True)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
         with pytest.raises((ddnkit.InputError, RuntimeError)):
-            torch.autograd.grad(y.sum(), w)
+            torch.autograd.grad(y, w, v, create_graph=True)
+    large = short(Projection())
+    x = torch.linspace(1, 2, 9_000, dtype=torch.float64).reshape(900, 10)
+    moving, w = (x * 1).requires_grad_(), (1 / x).requires_grad_()
+    y = large(moving, w)
+    assert large.short.taken > 0, large.short.reasons()
+    moving.data.mul_(2)
+    with pytest.raises((ddnkit.InputError, RuntimeError)):
+        torch.autograd.grad(y.sum(), w)
 
 
 def test_functions_that_begin_to_be_others():
@@ -1148,3 +1156,96 @@ def test_whatever_is_asked_for_in_a_row(data):
             (y, found), (there, right) = gradients(layer, xs), gradients(fresh, xs)
         if fresh.certificate.verdicts() == ["trusted"] * max(1, len(fresh.certificate.verdicts())):
             assert_close((y, *found), (there, *right))
+
+
+def test_what_the_functions_keep_is_of_the_last_call():
+    class Keeping(Projection):
+        def objective(self, x, w, y):
+            self.residual = y - x
+            return (w * self.residual**2).sum()
+
+    layer = short(Keeping())
+    for _ in range(4):
+        x, w = (z.detach() for z in inputs(layer.node, (1,)))
+        x = (x + torch.rand(1)).requires_grad_()
+        y = layer(x, w)
+        torch.testing.assert_close(layer.node.residual, (y - x)[0].detach(), rtol=1e-9, atol=1e-12)
+    assert layer.short.taken > 0
+
+
+@pytest.mark.parametrize("kind", ["item", "bool", "numpy", "shape", "in place", "list"])
+def test_what_the_functions_read_is_of_each_call(kind):
+    seen = []
+
+    class Reading(Projection):
+        def objective(self, x, w, y):
+            with torch.no_grad():
+                if kind == "item":
+                    seen.append(w.max().item())
+                elif kind == "numpy":
+                    seen.append(float(w.numpy().max()))
+                elif kind == "list":
+                    seen.append(max(w.tolist()))
+                elif kind == "bool":
+                    seen.append(1.0 if w.max() > 0.5 else 0.0)
+                elif kind == "in place":
+                    z = w.clone()
+                    z.mul_(2)
+                    seen.append(float(z.max()))
+            return (w * (y - x) ** 2).sum() * (w.shape[0] if kind == "shape" else 1)
+
+    layer = short(Reading())
+    x, w = (z.detach() for z in inputs(layer.node, (1,)))
+    for scale in (1.0, 2.0, 0.5):
+        at, weights = x.clone().requires_grad_(), (w * scale).requires_grad_()
+        seen.clear()
+        found = torch.autograd.grad(layer(at, weights)[0, 0], at)[0]
+        if seen:
+            wanted = float(weights.detach().max())
+            last = {"bool": float(wanted > 0.5), "in place": 2 * wanted}.get(kind, wanted)
+            assert seen[0] == pytest.approx(last, rel=1e-12)
+        (right,) = torch.autograd.grad(eager(Projection())(at, weights)[0, 0], at)
+        torch.testing.assert_close(found, right)
+    if kind == "shape":
+        assert layer.short.taken == 3
+
+
+def test_functions_that_mend_themselves_are_seen():
+    class Branching(Projection):
+        power = 2
+
+        def objective(self, x, w, y):
+            z = y - x
+            if self.power == 2:
+                return (w * z**2).sum()
+            return (w * z**self.power).sum() + (w * z**2).sum()
+
+    layer, node = short(Branching()), Branching()
+    x, w = (z.detach().requires_grad_() for z in inputs(layer.node, (3,)))
+    for power in (2, 4, 2, 4):
+        layer.node.power = node.power = power
+        layer.node.solve = node.solve = lambda x, w: Projection.solve(node, x, w)
+        wanted = eager(Projection())(x, w)
+        if power == 2:
+            found = torch.autograd.grad(layer(x, w)[0, 0], x)
+            right = torch.autograd.grad(wanted[0, 0], x)
+            torch.testing.assert_close(found, right)
+        else:  # no solution of that problem, and told so
+            with pytest.warns(ddnkit.DdnkitWarning):
+                torch.autograd.grad(layer(x, w)[0, 0], x)
+
+
+def test_one_unlucky_call_does_not_make_all_others_long():
+    class Loose(Projection):
+        off = 1e-3
+
+        def solve(self, x, w):
+            return super().solve(x, w) * (1 + self.off)
+
+    layer = short(Loose(), tolerance=1e-2)
+    x, w = inputs(layer.node, (3,))
+    layer(x, w)
+    assert layer.short.taken == 0
+    layer.node.off = 0.0
+    layer(x, w)
+    assert layer.short.taken == 1
