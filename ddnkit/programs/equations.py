@@ -306,7 +306,7 @@ class Local(NamedTuple):
         gradient: ∇f (B, m).
         hessian: D²_yy L (B, m, m), or its diagonal (B, m).
         rows: of the constraints, if there are any.
-        alone: whether there is nothing beside the diagonal (B,), where that was asked for.
+        alone: whether there is nothing beside each entry of the diagonal (B, m), where that was asked for.
     """
 
     gradient: Tensor
@@ -335,7 +335,7 @@ def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
     pattern = (0.5 + (index * 0.6180339887498949) % 1.0).expand_as(values)
     d, found = flat(pull(torch.ones_like(values))[0]), flat(pull(pattern)[0])
     beside = (found - d * pattern).abs()
-    alone = (beside <= _ROUNDINGS * torch.finfo(values.dtype).eps * d.abs()).all(dim=-1)
+    alone = beside <= _ROUNDINGS * torch.finfo(values.dtype).eps * d.abs()
     return Local(g, d, rows, alone)
 
 
@@ -416,7 +416,8 @@ def factorised(here: Local, shape: Shape) -> tuple[System, Tensor]:
     if shape is Shape.DIAGONAL:
         assert here.alone is not None
         D = G.double().rsqrt()
-        pivot = torch.where(here.alone & (G > 0).all(dim=-1), torch.ones_like(D[:, 0]), 0.0)
+        clear = (here.alone & (G > 0)).all(dim=-1)
+        pivot = torch.where(clear, torch.ones_like(D[:, 0]), 0.0)
     else:
         if shape is Shape.TANGENT and A is not None:
             # As much as the curvatures on the diagonal, along each constraint.

@@ -168,7 +168,7 @@ def _step(
         length = torch.where(converged, 1.0, length) * running
         moved = y + length.reshape(-1, *[1] * (y.ndim - 1)) * step
         left = running & ~converged
-        flags = torch.stack([(plain | ~running).all(), ~left.any()])
+        flags = torch.stack([torch.where(running, plain, True), ~left]).all(dim=1)
         return flags, moved, penalty, left
 
     return taken

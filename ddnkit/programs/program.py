@@ -298,6 +298,16 @@ class _Simplified:
                 return self._step(aten.mul.Tensor, joined, {}, value)
         if target is aten.div.Tensor and not kwargs and _is_one(args[1]):
             return self._if_alike(first, value)
+        if target in _AND:
+            for x, true in ((first, args[1]), (args[1], first)):
+                if isinstance(true, Tensor) and true.dtype == torch.bool and bool(true.all()):
+                    return self._if_alike(x, value)
+        if target in _OVER_DIMENSIONS and not kwargs and isinstance(first, _Ref):
+            # Of one entry each.
+            there = self.values[first.index]
+            same = there.numel() == value.numel() > 0 and there.dtype == value.dtype
+            if same and there.is_contiguous() and value.is_contiguous():
+                return self._viewed(first, value, aten.view.default, args)
         if isinstance(first, _Ref) and target in _VIEWS:
             return self._viewed(first, value, target, args)
         return None
@@ -687,6 +697,14 @@ _SHAPE_ALONE = {
 _SHAPE_WRITING = {"squeeze_", "unsqueeze_", "t_", "transpose_"}
 
 _PRODUCTS = {aten.mul.Tensor, aten.mul.Scalar}
+
+_AND = {aten.bitwise_and.Tensor, aten.logical_and.default}
+
+#: What gives back its argument where each sum, or the like, is of one entry.
+_OVER_DIMENSIONS = {
+    aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.all.dim, aten.any.dim,
+    aten.prod.dim_int,
+}  # fmt: skip
 
 _VIEWS = {
     aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
