@@ -19,7 +19,7 @@ import ddnkit.backward.krylov
 from ddnkit import DeclarativeLayer, testing
 from ddnkit.linalg import odd_quintics
 from ddnkit.linalg.sylvester import doublings_for
-from ddnkit.programs import short_calls
+from ddnkit.programs import call_programs
 from ddnkit.programs.program import Program
 
 
@@ -208,7 +208,7 @@ def test_short_calls(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(short_calls, "traced", counted("traces", short_calls.traced))
+    monkeypatch.setattr(call_programs, "traced", counted("traces", call_programs.traced))
     monkeypatch.setattr(Program, "__call__", counted("runs", Program.__call__))
     node = Counted()
     layer = DeclarativeLayer(node)
