@@ -99,15 +99,11 @@ def _in_dtype(problem: Problem, y: Tensor, keep_graph: bool) -> Tensor:
     if not y.is_floating_point():
         name = type(problem.node).__name__
         raise InputError(f"{name}.solve returned dtype {y.dtype}; y must be floating")
-    operands = problem.operands
-    dtype = next((x.dtype for x in operands if x.is_floating_point()), y.dtype)
+    dtype = next((x.dtype for x in problem.operands if x.is_floating_point()), y.dtype)
     y = y.to(dtype)
-    # An output that shares memory with an input would change with it.
-    if not keep_graph:
-        held = y.untyped_storage().data_ptr()
-        if any(held == x.untyped_storage().data_ptr() for x in operands):
-            y = y.clone()
-    return y
+    # One that shares memory with an input would change with it; with what the node or its solver keeps, in
+    # their next call.
+    return y if keep_graph else y.clone()
 
 
 def _as_solution(node: DeclarativeNode, returned: Any) -> Solution:

@@ -20,6 +20,7 @@ from ..backward.closed_form import unaliased
 from ..backward.form import BackwardForm, TangentSolve, solved
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
+from ..errors import InputError
 from ..fixed_point import FixedPointNode
 from ..kinks import kinks_of
 from ..observation import Observation, observed, refuse_work_in_place
@@ -106,6 +107,7 @@ class Call(Numbers):
         self._shown: Certificate | None = None
         self._shape = self.batch_shape
         self._solved: tuple[Problem, Solution, Certificate] | None = None
+        self._y: Held | None = None
         self._prepared: tuple[list[tuple[int, int, torch.Size]], Any, TangentSolve] | None = None
         self._name = ""
         self._said: set[str | None] = set()
@@ -117,10 +119,20 @@ class Call(Numbers):
             problem = problem.with_kinks(self.observation.kinks)
         return problem
 
-    def refuse_changed(self, problem: Problem) -> None:
-        """Raise if an operand is not what it was when the layer was called."""
+    def refuse_changed(self, problem: Problem, y: Tensor) -> None:
+        """Raise if an operand, or y, is not what it was when the layer was called."""
         if self.observation is not None:
             self.observation.refuse_changed(problem)
+        # The caller has it, and can write on it where autograd's versions do not tell (numpy, `.data`).
+        # Elsewhere it may have been copied since, and versions are all that there is.
+        held = self._y
+        if held is None or held.shape != y.shape or y.device.type != "cpu":
+            return
+        if held.differs(Held(y)):
+            raise InputError(
+                f"{type(problem.node).__name__}: y was changed in place after the layer was called, so that "
+                "there is no way back through it: change a copy, or change it after backward()"
+            )
 
     def as_solved(self, problem: Problem, y: Tensor, by_its_own: bool = False) -> Problem:
         """The problem as it was when it was solved, for a derivative at y.
@@ -216,6 +228,7 @@ class Call(Numbers):
         if self.tells_good:
             aux["good"] = good if self.underived is None else good & ~self.underived
         self.aux_names = tuple(aux)
+        self._y = Held(y.detach())  # y itself will have a graph, which leads back here
         return (y, *aux.values())
 
     def _by_objective(self, problem: Problem, y: Tensor) -> list[bool]:

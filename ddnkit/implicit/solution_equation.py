@@ -203,7 +203,7 @@ class SolutionEquation(Equation):
     ) -> list[Tensor | None]:
         """Bᵀz + Cᵀμ."""
         problem = self.call.structured(self.problem).with_operands(operands)
-        self.call.refuse_changed(problem)
+        self.call.refuse_changed(problem, outputs[0])
         wrt = [i for i in wrt if operands[i].is_floating_point()]
         gradients: list[Tensor | None] = [None] * len(operands)
         if problem.batch_size == 0:
@@ -257,7 +257,7 @@ class SolutionEquation(Equation):
     ) -> tuple[Tensor, ...]:
         """n + (P G P)⁺ P(−B dθ − G n), n = −A⁺ C dθ."""
         problem = self.call.structured(self.problem).with_operands(operands)
-        self.call.refuse_changed(problem)
+        self.call.refuse_changed(problem, outputs[0])
         y = outputs[0]
         if problem.batch_size == 0:
             return (torch.zeros_like(y),)

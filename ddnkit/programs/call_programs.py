@@ -160,6 +160,9 @@ def call_programs(
             raise NotAProgramError("it makes tensors in a way that torch does not show")
     if any(x.device.type != "cpu" or x.layout != torch.strided for x in outside):
         raise NotAProgramError("it uses a tensor that is not on the CPU")
+    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in outside):
+        # What a class of the user's own does with it, no operation shows.
+        raise NotAProgramError("it uses a tensor of a class of its own")
     if any(is_tracked(x) and all(x is not z for z in outside) for _, x in attributes(node)):
         # Its gradient is zero, and not None: optimisers tell the two apart.
         raise NotAProgramError("it holds a tensor that wants a gradient, and does not use it")

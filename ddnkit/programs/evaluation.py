@@ -71,6 +71,9 @@ class Evaluation:
             x._version != version for x, version in zip(mode.outside, mode.versions, strict=True)
         )
         self._given: list[Tensor] | None = None
+        self._standing_in: list[Tensor] = []
+        self._held_then: list[int] = []
+        self._running: list[None] = []
         results = mode.alive[len(given) :]
         mode.alive.clear()
         del result, evaluate
@@ -111,6 +114,13 @@ class Evaluation:
         ]
         self._result = stand_in(self._result)
         self._given = own
+        self._standing_in = [*own, *results]
+        tensors.clear()  # which the function above would hold until garbage is collected
+
+    @property
+    def values_count(self) -> bool:
+        """Whether the values that a later evaluation computes may come into other hands."""
+        return self._given is None
 
     def repeated(
         self,
@@ -124,12 +134,34 @@ class Evaluation:
         Args:
             given: called where the values count.
         """
-        tensors: Sequence[Tensor]
-        if self._given is not None:
-            tensors, mode = self._given, _Comparing(self._steps)
-        else:
+        if self._given is None:
             tensors = given()
-            mode = _Executing(self._steps, tensors, self._given_names)
+            outside = self._compared(
+                evaluate, tensors, _Executing(self._steps, tensors, self._given_names)
+            )
+        else:
+            if not self._held_then:  # by now nobody is at work on them
+                self._held_then = _counts(self._standing_in)
+            self._running.append(None)
+            try:
+                outside = self._compared(evaluate, self._given, _Comparing(self._steps))
+                # Somebody has kept one after all, who is to have that of this call.
+                if len(self._running) == 1 and _counts(self._standing_in) != self._held_then:
+                    return None
+            finally:
+                self._running.pop()
+        if outside is None:
+            return None
+        if outside and [_kind(x) for x in outside] != self._outside:
+            return None
+        return outside if len(outside) == len(self._outside) else None
+
+    def _compared(
+        self,
+        evaluate: Callable[[Sequence[Tensor]], Any],
+        tensors: Sequence[Tensor],
+        mode: _Comparing,
+    ) -> list[Tensor] | None:
         with mode:
             try:
                 result = evaluate(tensors)
@@ -137,10 +169,7 @@ class Evaluation:
                 return None
         if not mode.same or mode.at != len(self._steps) or not mode.alike(result, self._result):
             return None
-        outside = mode.outside
-        if outside and [_kind(x) for x in outside] != self._outside:
-            return None
-        return outside if len(outside) == len(self._outside) else None
+        return mode.outside
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:
@@ -149,7 +178,7 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
 
 def _counts(held: Sequence[Any]) -> list[int]:
     """How often each is held, this way of asking included."""
-    return [sys.getrefcount(x) for x in held]
+    return [*map(sys.getrefcount, held)]
 
 
 class _Name:

@@ -62,7 +62,8 @@ def by_programs(
             y = solution.y.contiguous()
             if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
                 return None
-            if outside is None:
+            # What a program of newton's has looked at was the start.
+            if outside is None or programs.evaluation.values_count:
                 outside = outside_tensors(programs, node, inputs, y)
             if [x._version for x in given] != versions or (outside and _swapped(layer, outside)):
                 return None
@@ -78,21 +79,22 @@ def by_programs(
             return None
         held = y.untyped_storage().data_ptr()
         others = outside if programs.copies else operands
-        if any(held == x.untyped_storage().data_ptr() for x in others):
+        # Nor in memory of the node's, which it may write on in its next call, where no version would tell.
+        if programs.own_solve or any(held == x.untyped_storage().data_ptr() for x in others):
             y = y.clone()
     figures = stationarity, feasibility, licq, settled
     shown = LateCertificate(partial(_certificate, programs, lead, figures, solution))
     layer.show(shown)
     if len(lead) != 1:
-        # Not as a view, on which a function of its own lets nobody write; nor in memory that the node may
-        # write on in its next call, where no version would tell.
+        # Not as a view, on which a function of its own lets nobody write.
         y = y.reshape(lead + y.shape[1:]).clone()
     if not programs.derives:
         return y
     everything = [*xs, *outside]
     tracked = [everything[k] for k in programs.tracked]
     kept = None if programs.own is None else NodeState(node)
-    held_then = [] if programs.copies else [Held(x) for x in operands]
+    # The caller has y, and may write on it where no version tells.
+    held_then = [] if programs.copies else [Held(x) for x in (*operands, y)]
     state = _State(programs, layer, xs, operands, held_then, shown, tuple(aux), kept, number)
     found: Tensor = _Short.apply(state, [y], rest, *tracked)
     return found
@@ -179,7 +181,7 @@ class _State:
 
     Attributes:
         operands: as the program takes them.
-        held: what they held then, where they are no copies.
+        held: what they held then, and then y, where they are no copies.
         aux: names of what the solver has left, for the node's own adjoint; and the node as it was.
         number: of the call, see `Comparisons.begin`.
     """
@@ -209,7 +211,8 @@ class _Short(torch.autograd.Function):
         ctx: Any, state: _State, y: list[Tensor], rest: Sequence[Tensor], *tracked: Tensor
     ) -> Tensor:
         ctx.state = state
-        ctx.save_for_backward(*tracked, y[0], *rest)
+        kept = y[0].clone() if state.programs.copies else y[0]
+        ctx.save_for_backward(*tracked, kept, *rest)
         return y[0]
 
     @staticmethod
@@ -218,12 +221,13 @@ class _Short(torch.autograd.Function):
         programs, count = state.programs, len(state.programs.tracked)
         saved = ctx.saved_tensors
         tracked, y, rest = saved[:count], saved[count].detach(), saved[count + 1 :]
-        for held, x in zip(state.held, state.operands, strict=False):
+        for held, x in zip(state.held, (*state.operands, y), strict=False):
             if held.differs(Held(x)):
+                what = "its y" if x is y else "what it was solved with"
                 raise InputError(
-                    f"{type(state.layer.node).__name__}: what it was solved with was changed in place after "
-                    "the layer was called, so that there is no way back through it: change a copy, or "
-                    "change it after backward()"
+                    f"{type(state.layer.node).__name__}: {what} was changed in place after the layer was "
+                    "called, so that there is no way back through it: change a copy, or change it after "
+                    "backward()"
                 )
         if torch.is_grad_enabled() or type(v) is not Tensor or not _plain_on_the_way_back(v):
             return (None, None, None, *_eagerly(state, y, tracked, v))

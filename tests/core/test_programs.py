@@ -915,6 +915,54 @@ def test_y_may_be_written_on(lead):
     assert torch.allclose(y.detach(), eager(layer.node)(*xs).detach() + 1)
 
 
+class Buffered(Projection):
+    """`solve` gives the node's own memory, and writes on it again in its next call."""
+
+    buffer = torch.zeros(0)
+
+    def solve(self, x, w):
+        y = super().solve(x, w)
+        if self.buffer.shape != y.shape:
+            self.buffer = torch.empty_like(y)
+        self.buffer.numpy()[...] = y.numpy()
+        return self.buffer
+
+
+@pytest.mark.parametrize("items", [2, 3000])
+@pytest.mark.parametrize("make", [short, eager])
+def test_y_shares_no_memory_with_what_solve_keeps(make, items):
+    layer, plain = make(Buffered()), eager(Projection())
+    for _ in range(3):
+        xs, others = inputs(layer.node, (items,)), inputs(layer.node, (items,))
+        y = layer(*xs)
+        before = y.detach().clone()
+        layer(*others)
+        assert torch.equal(y.detach(), before)
+        found = torch.autograd.grad(y, xs, torch.ones_like(y))
+        assert_close(found, torch.autograd.grad(plain(*xs).sum(), xs))
+
+
+@pytest.mark.parametrize("items", [2, 3000])
+@pytest.mark.parametrize("make", [short, eager])
+@pytest.mark.parametrize(
+    "node", [Projection(), ByNewton(), Entropic()], ids=lambda n: type(n).__name__
+)
+def test_a_y_that_was_written_on_unseen_is_no_solution_of_another_problem(node, make, items):
+    layer, plain = make(node), eager(node)
+    for _ in range(2):
+        xs = inputs(node, (items,))
+        y = layer(*xs)
+        y.detach().numpy()[...] *= 1.5  # of which torch does not know
+        try:
+            found = torch.autograd.grad(y, xs, torch.ones_like(y), allow_unused=True)
+        except ddnkit.InputError:
+            pass
+        else:
+            there = plain(*xs)
+            right = torch.autograd.grad(there, xs, torch.ones_like(there), allow_unused=True)
+            assert_close([g for g in found if g is not None], [g for g in right if g is not None])
+
+
 def test_y_shares_no_memory_with_a_parameter():
     class Held(DeclarativeNode):
         input_dims = (1,)
@@ -1171,6 +1219,72 @@ def test_what_the_functions_keep_is_of_the_last_call():
         y = layer(x, w)
         torch.testing.assert_close(layer.node.residual, (y - x)[0].detach(), rtol=1e-9, atol=1e-12)
     assert layer.short.taken > 0
+
+
+@pytest.mark.parametrize("base", [Projection, ByNewton])
+@pytest.mark.parametrize("keeps", ["value", "y"])
+def test_what_the_functions_begin_to_keep_is_of_the_last_call(base, keeps):
+    class Keeping(base):
+        on = False
+        kept = None
+
+        def objective(self, *xs, y):
+            value = super().objective(*xs, y=y)
+            if self.on:
+                self.kept = value if keeps == "value" else y
+            return value
+
+    node = Keeping()
+    layer = short(node)
+
+    def called():
+        xs = [z.detach() * (1 + torch.rand(1)) for z in inputs(node, (1,))]
+        y = layer(*xs)
+        node.on = False
+        right = node.objective(*(z[0] for z in xs), y=y[0]) if keeps == "value" else y[0]
+        return right
+
+    for _ in range(3):
+        called()
+    assert layer.short.taken == 3
+    for _ in range(20):
+        node.on = True
+        right = called()
+        torch.testing.assert_close(node.kept.detach(), right, rtol=1e-5, atol=1e-8)
+    assert layer.short.taken > 3 and layer.short.reasons() == []
+
+
+class Scaled(torch.Tensor):
+    """A class whose products have a factor that no operation shows."""
+
+    factor = 1.0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs)
+        return found.as_subclass(torch.Tensor) * cls.factor if func is torch.Tensor.mul else found
+
+
+def test_a_tensor_of_a_class_of_its_own_is_in_no_program(monkeypatch):
+    class Weighted(DeclarativeNode):
+        input_dims = (1,)
+
+        def __init__(self):
+            self.weight = torch.ones(3, dtype=torch.float64).as_subclass(Scaled)
+
+        def objective(self, x, y):
+            return (y - x).square().sum() + self.weight.mul(y).as_subclass(
+                torch.Tensor
+            ).square().sum()
+
+        def initial_point(self, x):
+            return torch.zeros_like(x)
+
+    layer = short(Weighted())
+    x = torch.ones(2, 3, dtype=torch.float64)
+    for factor in (1.0, 1.0, 3.0):
+        monkeypatch.setattr(Scaled, "factor", factor)
+        torch.testing.assert_close(layer(x), x / (1 + factor**2))
 
 
 @pytest.mark.parametrize("kind", ["item", "bool", "numpy", "shape", "in place", "list"])
