@@ -196,6 +196,19 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     # The weight of relu(a)² is as small as a; that of a kink may be small beside an offset of the data.
     away = torch.cat([point.distance[:, entries] for point, _, entries in known], dim=1)
     limit = (_SEEN * away).clamp(min=_BESIDE * torch.finfo(y.dtype).eps, max=edge)
+    # Just at it, that of relu(a)² is zero, and the other one may be as small as it likes.
+    limit = torch.where(away == 0, 0.0, limit)
+    at_it = torch.cat([candidate[:, entries] for _, candidate, entries in known], dim=1)
+    at_it = at_it & (away <= _BESIDE * torch.finfo(y.dtype).eps)
+    quiet = at_it & (visible <= limit)
+    bent = _bent(held, y, nu, A[:, own:], quiet, at_it & ~quiet, size)
+    if bool(bent.any()):
+        margin = torch.where(bent, 0.0, margin)
+        told += [
+            f"{point.told} is at its kink, where the objective has another second derivative than beside it"
+            for (point, _, _), of_point in zip(known, _spread(known, quiet), strict=True)
+            if bool((of_point & bent.unsqueeze(1)).any())
+        ]
     known = [
         (point, candidate & _with_its_group(point, of_point), entries)
         for (point, candidate, entries), of_point in zip(
@@ -284,6 +297,45 @@ def _visible(
         scale = torch.maximum(scale, change.abs() / step)
     size = (jumps.unsqueeze(-1) * rows[:, : jumps.shape[1]]).abs()
     return torch.where(size == 0, size, size / scale.unsqueeze(1)).amax(dim=-1)
+
+
+def _bent(
+    held: Problem, y: Tensor, nu: Tensor, rows: Tensor, quiet: Tensor, loud: Tensor, size: Tensor
+) -> Tensor:
+    """The items (B,) in which ∇_y L has other derivatives beside y than torch's at y, and no jump.
+
+    As those of |a|² or relu(a)² are at a = 0: of the second there is none, and of the first torch says 0.
+
+    Args:
+        quiet, loud: of the kinks at y (B, p), those that change ∇_y L by nothing, and those that do.
+    """
+    bent = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    if not bool(quiet.any()):
+        return bent
+
+    def reached(kinks: Tensor) -> Tensor:
+        return ((rows[:, : kinks.shape[1]] != 0) & kinks.unsqueeze(-1)).any(dim=1)
+
+    # Away from those alone, relative to what y is, so as to stay where it is positive.
+    by = torch.where(size > 0, size, 1.0).unsqueeze(1)
+    by = torch.where(flat(y) == 0, by, flat(y).abs()) * (reached(quiet) & ~reached(loud))
+    eps = torch.finfo(y.dtype).eps
+    pattern = flat(perturbed(torch.ones_like(y), 1.0, 0, 0) - 1)
+    along = (pattern * by).reshape(y.shape)
+
+    def change(point: Tensor) -> Tensor:
+        return first_order_change(held, point, nu, held.operands, point + along)[0]
+
+    here = change(y)
+    for away in (eps**0.5, -(eps**0.5)):
+        far, near = change(y + away * along), change(y + away / 8 * along)
+        larger = torch.maximum(here.abs(), near.abs())
+        least = eps**0.25 * larger.amax(dim=1, keepdim=True)
+        jump = (near - here).abs()
+        # What a smooth function changes by is an eighth there.
+        jumps = (jump > 1e-2 * larger + least) & (2 * jump > (far - here).abs())
+        bent = bent | jumps.any(dim=1)
+    return bent
 
 
 def _spread(known: Sequence[_Known], columns: Tensor) -> list[Tensor]:

@@ -564,6 +564,78 @@ def test_what_ties_beside_an_offset_alone_is_no_tie(form, certify, off):
         assert told or (found - right).norm() < eps(found) ** 0.5
 
 
+class Pulled(DeclarativeNode):
+    """min ½‖y − x‖² + t ‖y − c‖₁, with an offset c that is large beside t."""
+
+    input_dims = (1,)
+
+    def __init__(self, t, c, power=1):
+        self.t, self.c, self.power = t, c, power
+
+    def objective(self, x, y):
+        return (y - x).square().sum() / 2 + self.t * ((y - self.c).abs() ** self.power).sum()
+
+    def solve(self, x):
+        if self.power == 1:
+            return self.c + torch.nn.functional.softshrink(x - self.c, self.t)
+        return self.c + (x - self.c) / (1 + 2 * self.t)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("roundings", [4, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_kink_that_is_few_roundings_of_an_offset_is_one(dtype, roundings, batch):
+    """x − c is exact there, so that a y at c is in the dead zone whatever the terms are rounded to."""
+    c = 1024.0
+    t = roundings * c * torch.finfo(dtype).eps
+    x = torch.tensor([c, c + t / 2, c - t / 4, c + 2.0], dtype=dtype).repeat(batch, 1)
+    x.requires_grad_()
+    for certify in ("fast", "full"):
+        layer = DeclarativeLayer(Pulled(t, c), policy="raise", certify=certify)
+        (found,) = torch.autograd.grad(layer(x).sum(), x)
+        right = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=dtype)
+        torch.testing.assert_close(found, right.expand_as(found))
+
+
+SQUARED = {
+    "abs": (lambda a: a.abs().square().sum() / 2, 0.5),
+    "both sides": (lambda a: (a.relu() ** 2 + (-a).relu() ** 2).sum() / 2, 0.5),
+    "product": (lambda a: (a.abs() * torch.maximum(a, -a)).sum() / 2, 0.5),
+    "one side": (lambda a: a.relu().square().sum() / 2, None),
+    "beside a kink": (lambda a: a[:1].abs().sum() / 4 + a[1:].relu().square().sum() / 2, None),
+    "no weight": (lambda a: a.square().sum() / 2 + 0 * a.abs().sum(), 0.5),
+    "cube": (lambda a: a.square().sum() / 2 + a.abs().pow(3).sum(), 0.5),
+}
+
+
+@pytest.mark.parametrize("c", [0.0, 1024.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", SQUARED)
+def test_a_kink_of_the_slope_alone_is_right_or_told(kind, dtype, c):
+    """|a|² has a second derivative at a = 0, where torch says 0; relu(a)² has none."""
+    term, slope = SQUARED[kind]
+
+    class Squared(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return (y - x).square().sum() / 2 + term(y - c)
+
+        def solve(self, x):
+            return torch.full_like(x, c)
+
+    x = torch.full((2, 3), c, dtype=dtype, requires_grad=True)
+    for certify in ("fast", "full"):
+        layer = DeclarativeLayer(Squared(), policy="mask", certify=certify)
+        (found,) = torch.autograd.grad(layer(x).sum(), x)
+        if kind in ("no weight", "cube") and certify == "fast":
+            assert layer.certificate.verdicts() == ["trusted"] * 2
+        if layer.certificate.verdicts() == ["trusted"] * 2:
+            torch.testing.assert_close(found, torch.full_like(x, slope))
+        else:
+            assert "trusted" not in layer.certificate.verdicts()
+
+
 @pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_bound_is_of_the_problem_in_which_ties_are_held(form, dtype):
