@@ -15,14 +15,15 @@ from torch import Tensor
 from ..backward.form import BackwardForm
 from ..captured import Captured, attributes, versions
 from ..certificate import Certificate, measure, tolerance_of
-from ..errors import DdnkitError
+from ..errors import DdnkitError, InputError
 from ..implicit.own_adjoint import Comparisons
 from ..kinks import Kinks
 from ..layer import DeclarativeLayer, batched_inputs
 from ..members import read
 from ..node import DeclarativeNode
-from ..observation import observed
+from ..observation import observed, refuse_work_in_place
 from ..problem import Problem, flat
+from ..recording import Held
 from ..solution import Solution
 from ..solving import captured_tensors, reject_changed_state, solve
 from ..structure import Structure
@@ -134,8 +135,18 @@ class Subject:
     def solve(self, xs: Sequence[Any]) -> Solved:
         """The solution from the node's own starting point, as a layer would find it."""
         inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
+        asked = Problem(self.node, inputs, shape.numel())
+        held = [Held(x) for x in asked.operands]
+        kept = [(x, x.clone()) for x in xs if isinstance(x, Tensor)]
         with torch.no_grad():
-            problem, solution = solve(Problem(self.node, inputs, shape.numel()))
+            problem, solution = solve(asked)
+            try:
+                refuse_work_in_place(asked, held, "solve")
+            except InputError:
+                # The report is about what was given.
+                for x, value in kept:
+                    x.detach().copy_(value)
+                raise
         before = versions(self.node)
         captured = self.captured(problem, solution.y)
         reject_changed_state(self.node, before)

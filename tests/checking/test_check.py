@@ -721,3 +721,30 @@ def test_a_failure_on_inputs_without_an_entry_is_told_like_any_other() -> None:
             return (torch.empty(0),)
 
     assert not ddnkit.check(Nothing(), examples=2).ok
+
+
+class UnitInPlace(ddnkit.DeclarativeNode):
+    """`solve` normalises what it is given, which is the caller's."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return ((y - x) ** 2).sum()
+
+    def equality_constraints(self, x, y):
+        return y @ y - 1
+
+    def solve(self, x):
+        return x.div_(x.norm())
+
+    def sample_inputs(self):
+        return (3 * torch.randn(5),)
+
+
+@pytest.mark.parametrize("shape", [None, (5,), (2, 5)])
+def test_a_solve_that_writes_on_its_input_does_not_pass_and_leaves_it(shape):
+    given = () if shape is None else (torch.full(shape, 3.0, dtype=torch.float64),)
+    report = ddnkit.check(UnitInPlace(), *given)
+    assert not report.ok and "in place" in report.diagnosis[0] and len(report.diagnosis) == 1
+    for x in given:
+        assert bool((x == 3).all())
