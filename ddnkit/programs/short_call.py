@@ -94,7 +94,7 @@ def by_programs(
     tracked = [everything[k] for k in programs.tracked]
     kept = None if programs.own is None else NodeState(node)
     # The caller has y, and may write on it where no version tells.
-    held_then = [] if programs.copies else [Held(x) for x in (*operands, y)]
+    held_then = [] if programs.copies else [Held(x) for x in (*operands, y.detach())]
     state = _State(programs, layer, xs, operands, held_then, shown, tuple(aux), kept, number)
     found: Tensor = _Short.apply(state, [y], rest, *tracked)
     return found
