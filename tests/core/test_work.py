@@ -50,7 +50,8 @@ def test_nearest_etf_by_factors():
     # singular values in float64 as well, and U from them; UᵀG for the multipliers, and UΣ.
     assert forward.flops == (2 * 3 / 4 + 2 + 2) * product + 2 * d * C * few
     assert forward.factorisations == {"_linalg_eigh": 1}
-    assert forward.bytes <= (34.2 + 2 * few / C) * 4 * d * C
+    # With 2 for y in memory of its own, which is the caller's.
+    assert forward.bytes <= (36.2 + 2 * few / C) * 4 * d * C
     assert forward.calls <= 185
     assert backward.flops == 4 * product
     assert not backward.factorisations
