@@ -84,7 +84,7 @@ def test_nearest_etf_by_products():
     square = 2 + 6 + (4 * steps - 4) + 1 + 2
     assert forward.flops == tall * product + square * small
     assert forward.factorisations == {"linalg_cholesky_ex": 2, "linalg_solve_triangular": 1}
-    assert forward.bytes <= 163 * 4 * d * C
+    assert forward.bytes <= 165 * 4 * d * C  # as above, with 2 for the copy of y
     assert forward.calls <= 382
     assert not forward.waits
     assert not backward.waits
