@@ -28,8 +28,9 @@ from ddnkit.testing import QuadraticOnSphere
 
 _RIDGE = 0.5
 _COPIES = 4
-#: Calls before any is timed: more than it takes for calls to be short, as in any training.
-_WARM_UP = 12
+#: Calls before any is timed: more than it takes for calls to be short, and for the tenth of these, which is
+#: compared, as in any training.
+_WARM_UP = 24
 #: Relative residual at which krylov stops, and with it a peer that iterates too.
 TOLERANCE = 1e-12
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
