@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: Of a system as a matrix: its unknowns, and the entries of those of a batch.
 MOST_UNKNOWNS, MOST_ENTRIES = 256, 2**22
 #: Unknowns up to which a matrix is as good as its diagonal, and up to which that is looked for.
-FEW_UNKNOWNS, MOST_DIAGONAL = 1, 4_096
+FEW_UNKNOWNS, MOST_DIAGONAL = 1, 2**20
 #: Entries of what a call was given up to which it keeps a copy, and looks for no change.
 _MOST_COPIED = 2**14
 _CONTIGUOUS = torch.contiguous_format

@@ -276,7 +276,7 @@ def _own_way_back(
     gradients, residual = state.programs.own.adjoint(
         problem, y, v.clone(), aux, state.programs.tracked
     )
-    passes = residual is None or bool((residual <= state.certificate.tolerance).all())
+    passes = residual is None or bool((residual <= state.programs.tolerance).all())
     gradients = unaliased(gradients, [*state.operands, y, *aux.values()])
     # What autograd accumulates is written on by others: a tensor that repeats itself cannot be.
     return passes, residual, [g.contiguous() for g in gradients]
