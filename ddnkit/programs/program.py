@@ -104,7 +104,8 @@ def traced(
     Args:
         function: of tensors, returns tensors. It may take derivatives by torch.func.
         shown: how many of the outputs come into other hands, all if None: each in memory of its own,
-            at each call, as those hands may write on it. The rest may share it, with constants too.
+            at each call, as those hands may write on it. The rest may share it, with constants too, and is
+            of shape (1, ...) where it is the same for all items.
 
     Raises:
         NotAProgramError: there is none.
@@ -202,6 +203,8 @@ class _Simplified:
         self.steps: list[_Step | None] = [None] * len(inputs)
         self.inputs = len(inputs)
         self._same: dict[Any, _Ref] = {}
+        # Of results that are the same for each item (along the first dimension): that of one (1, ...).
+        self._one: dict[int, _Ref] = {}
         found: dict[torch.fx.Node, Any] = {}
         given = iter(range(len(inputs)))
         self.outputs: list[Any] = []
@@ -244,7 +247,7 @@ class _Simplified:
                 _refuse_impure(target, given)
         elif target is not operator.getitem:
             raise NotAProgramError(f"it calls {target}")
-        args = _plain(args)
+        args = self._laid_out(target, _plain(args))
         value = target(*self._values_of(args), **self._values_of(kwargs))
         if not refs or target in _SHAPE_ALONE:
             return value
@@ -252,6 +255,14 @@ class _Simplified:
             simple = self._simple(target, args, kwargs, value)
             if simple is not None:
                 return simple
+        if target is aten.expand.default and isinstance(args[0], _Ref):
+            expanded = self._expanded(args[0], value)
+            if expanded is not None:
+                return expanded
+        once = self._once(target, args, kwargs, value)
+        if once is not None:
+            return once
+        if isinstance(value, Tensor):
             args = self._without_expansions(target, args, value)
         return self._step(target, args, kwargs, value)
 
@@ -311,6 +322,107 @@ class _Simplified:
         if isinstance(first, _Ref) and target in _VIEWS:
             return self._viewed(first, value, target, args)
         return None
+
+    def _laid_out(self, target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, one that repeats an item as often as it is there where memory counts."""
+        if not args or not isinstance(args[0], _Ref) or args[0].index not in self._one:
+            return args
+        if target in _OF_MEMORY:
+            raise NotAProgramError(f"it looks at memory ({target})")
+        first = self.values[args[0].index]
+        if target not in _RESHAPES or (len(args[1]) > 1 and args[1][0] == first.shape[0]):
+            return args
+        whole = first.contiguous()
+        return self._step(aten.clone.default, args[:1], _CONTIGUOUS, whole), *args[1:]
+
+    def _once(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
+        """The result by the same operation on one item, where it is the same for each.
+
+        A matrix that all items share, in a Hessian say, is so factorised once.
+        """
+        results = list(value) if isinstance(value, (tuple, list)) else [value]
+        if not all(isinstance(x, Tensor) and x.ndim > 0 for x in results):
+            return None
+        count = results[0].shape[0]
+        if count < 2 or any(x.shape[0] != count for x in results):
+            return None
+        of_one = self._arguments_of_one(target, args, results[0])
+        if of_one is None:
+            return None
+        alone = target(*self._values_of(of_one), **self._values_of(kwargs))
+        found = list(alone) if isinstance(alone, (tuple, list)) else [alone]
+        for x, one in zip(results, found, strict=True):
+            # As the operation treats the first dimension here, so it treats it always: a check of the lists.
+            close = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() else 0.0
+            if one.shape != (1, *x.shape[1:]) or not torch.allclose(
+                one.expand_as(x), x, rtol=close, atol=0.0, equal_nan=True
+            ):
+                return None
+        if isinstance(value, Tensor):
+            return self._repeated(self._entered(target, of_one, kwargs), value)
+        several = self._step(target, of_one, kwargs, alone)
+        parts = [self._step(operator.getitem, (several, k), {}, x) for k, x in enumerate(found)]
+        return tuple(self._repeated(part, x) for part, x in zip(parts, results, strict=True))
+
+    def _repeated(self, one: Any, value: Tensor) -> Any:
+        """A result of one item for all of them."""
+        if not isinstance(one, _Ref):
+            return one.expand_as(value)
+        there = self.values[one.index].expand(value.shape)
+        whole = self._step(aten.expand.default, (one, list(value.shape)), {}, there)
+        self._one[whole.index] = one
+        return whole
+
+    def _arguments_of_one(
+        self, target: Any, args: tuple[Any, ...], value: Tensor
+    ) -> tuple[Any, ...] | None:
+        """The arguments for one item, where they are the same for each; None where items may be mixed."""
+        first = args[0] if args else None
+        if not isinstance(self.value(first), Tensor):
+            return None
+        if target not in _PER_ITEM or not _keeps_items(target, args, self.value(first), value):
+            return None
+        found: list[Any] = []
+        for x in args:
+            there = self.value(x)
+            if not isinstance(there, Tensor):
+                found.append(x)
+                continue
+            one = self._of_one(x, there, value, broadcasts=target in _ELEMENTWISE)
+            if one is None:
+                return None
+            found.append(one)
+        if target in _RESHAPES:
+            found[1] = [1, *args[1][1:]]
+        return tuple(found)
+
+    def _of_one(self, x: Any, there: Tensor, value: Tensor, *, broadcasts: bool) -> Any:
+        if broadcasts and (there.ndim < value.ndim or there.shape[0] == 1):
+            return x
+        if isinstance(x, _Ref):
+            return self._one.get(x.index)
+        same = there.ndim > 0 and there.shape[0] == value.shape[0] and (there == there[:1]).all()
+        return there[:1].clone() if bool(same) else None
+
+    def _expanded(self, x: _Ref, value: Tensor) -> _Ref | None:
+        """An expansion along the first dimension, as one of a single item."""
+        there = self.values[x.index]
+        one = self._one.get(x.index, x)
+        while self.values[one.index].ndim < value.ndim:
+            one = self._step(
+                aten.unsqueeze.default, (one, 0), {}, self.values[one.index].unsqueeze(0)
+            )
+        if value.ndim == 0 or value.shape[0] < 2 or self.values[one.index].shape[0] != 1:
+            return None
+        wanted = value[:1]
+        if self.values[one.index].shape != wanted.shape:
+            one = self._step(
+                aten.expand.default,
+                (one, list(wanted.shape)),
+                {},
+                self.values[one.index].expand(wanted.shape),
+            )
+        return self._repeated(one, value) if there.ndim <= value.ndim else None
 
     def _joined_factors(self, x: Any, factor: Any) -> tuple[Any, Any] | None:
         """(M v) c as (M c) v, where M is a constant of zeros and ones, as of a derivative along axes."""
@@ -388,8 +500,12 @@ class _Simplified:
             for_compiler: as a compiler likes them: it has its own ways with numbers and memory, and makes
                 one loop of what is written out.
         """
+        # In other hands a result has its shape; the rest may be of one item, for all.
+        hidden = [] if shown is None else self.outputs[shown:]
+        outputs = self.outputs[: len(self.outputs) - len(hidden)]
+        outputs += [self._one.get(x.index, x) if isinstance(x, _Ref) else x for x in hidden]
         needed: set[int] = set()
-        ahead = [x.index for x in self.outputs if isinstance(x, _Ref)]
+        ahead = [x.index for x in outputs if isinstance(x, _Ref)]
         while ahead:
             k = ahead.pop()
             if k in needed:
@@ -424,7 +540,7 @@ class _Simplified:
             step = self.steps[k]
             if step is not None:
                 last.update((i, k) for i in _refs(step))
-        kept = {x.index for x in self.outputs if isinstance(x, _Ref)}
+        kept = {x.index for x in outputs if isinstance(x, _Ref)}
         lines = []
         for k in sorted(needed):
             step = self.steps[k]
@@ -443,16 +559,16 @@ class _Simplified:
             lines.append(line + "".join(f"; v{i} = None" for i in over))
         taken = {self.values[k].untyped_storage().data_ptr() for k in range(self.inputs)}
         results = []
-        for x in self.outputs[:shown]:
+        for x in outputs[:shown]:
             memory = self.value(x).untyped_storage().data_ptr()
             own = isinstance(x, _Ref) and memory not in taken
             results.append(text(x) if own else f"{text(x)}.clone()")
             taken.add(memory)
-        results += [self._output(x, text) for x in self.outputs[len(results) :]]
+        results += [self._output(x, text) for x in outputs[len(results) :]]
         given = ", ".join(f"v{k}" for k in range(self.inputs))
         body = "".join(f"    {line}\n" for line in lines)
         source = f"def run({given}):\n{body}    return ({''.join(r + ', ' for r in results)})\n"
-        constant = [None if isinstance(x, _Ref) else x for x in self.outputs]
+        constant = [None if isinstance(x, _Ref) else x for x in outputs]
         return _Code(lines, source, scope, constant)
 
     def _numbers_as_tensors(self, target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -645,6 +761,28 @@ def _key(x: Any) -> Any:
     return type(x), x
 
 
+def _keeps_items(target: Any, args: tuple[Any, ...], first: Tensor, value: Tensor) -> bool:
+    """Whether an operation of `_PER_ITEM` leaves the first dimension alone."""
+    if target in _ELEMENTWISE:
+        return True
+    if target in _RESHAPES:
+        return first.ndim > 0 and bool(first.shape[0] == value.shape[0] == args[1][0])
+    if target is aten.permute.default:
+        return args[1][0] in (0, -first.ndim)
+    if target is aten.diagonal.default:
+        named = args[2:4] if len(args) == 4 else (0, 1)
+    elif target in _OF_MATRICES:
+        return first.ndim > 2 and value.ndim > 1
+    elif target is aten.transpose.int:
+        named = args[1:3]
+    else:
+        at = 2 if target is aten.linalg_vector_norm.default else 1
+        named = args[at : at + 1]
+    dims = [d for x in named for d in (x if isinstance(x, (list, tuple)) else [x])]
+    size = first.ndim + (target is aten.unsqueeze.default)
+    return bool(dims) and all(isinstance(d, int) and d % size != 0 for d in dims)
+
+
 def _is_one_number(x: Tensor) -> bool:
     """Whether all entries are the same number, as text gives it."""
     if x.numel() == 0 or not bool((x == x.flatten()[0]).all()):
@@ -704,6 +842,37 @@ _AND = {aten.bitwise_and.Tensor, aten.logical_and.default}
 _OVER_DIMENSIONS = {
     aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.all.dim, aten.any.dim,
     aten.prod.dim_int,
+}  # fmt: skip
+
+#: Of each entry by itself, broadcast.
+_ELEMENTWISE = {
+    aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.neg.default,
+    aten.abs.default, aten.exp.default, aten.log.default, aten.reciprocal.default, aten.sqrt.default,
+    aten.rsqrt.default, aten.pow.Tensor_Scalar, aten.sin.default, aten.cos.default, aten.tanh.default,
+    aten.sigmoid.default, aten.where.self, aten.maximum.default, aten.minimum.default, aten.le.Tensor,
+    aten.le.Scalar, aten.ge.Scalar, aten.ge.Tensor, aten.gt.Scalar, aten.gt.Tensor, aten.lt.Scalar,
+    aten.eq.Scalar, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default,
+    aten._to_copy.default,
+}  # fmt: skip
+
+#: Of the matrices (..., n, k) in the last two dimensions.
+_OF_MATRICES = {
+    aten.bmm.default, aten.linalg_cholesky_ex.default, aten.linalg_solve_triangular.default,
+    aten.cholesky_solve.default, aten._linalg_eigh.default, aten.diagonal.default,
+}  # fmt: skip
+
+_CONTIGUOUS = {"memory_format": torch.contiguous_format}
+
+#: What depends on how a tensor lies in memory.
+_OF_MEMORY = {aten.as_strided.default, aten._reshape_alias.default, aten.view.dtype}
+
+#: Given the shape of what they return.
+_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+
+#: What may leave the first dimension alone: see `_keeps_items`.
+_PER_ITEM = _ELEMENTWISE | _OF_MATRICES | _RESHAPES | _OVER_DIMENSIONS | {
+    aten.permute.default, aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.linalg_vector_norm.default,
 }  # fmt: skip
 
 _VIEWS = {

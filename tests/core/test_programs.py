@@ -77,6 +77,85 @@ def test_a_program_gives_what_the_function_gives(name, B):
         assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda M, z: (torch.linalg.cholesky_ex(M)[0] @ z.unsqueeze(-1)).squeeze(-1),
+        lambda M, z: torch.linalg.solve_triangular(M, z.unsqueeze(-1), upper=True).squeeze(-1),
+        lambda M, z: (M.mT @ M).diagonal(dim1=-2, dim2=-1).rsqrt() * z,
+        lambda M, z: M.diagonal(dim1=0, dim2=1)[:3] * z[:, :1],
+        lambda M, z: M.sum(0) + M.amax(dim=-1) + z,
+        lambda M, z: M.cumsum(0)[..., 0] * z,
+        lambda M, z: M.softmax(0)[:, 0] + M.flip(0)[:, 1] + z,
+        lambda M, z: (
+            torch.linalg.vector_norm(M, dim=0)[0] + torch.linalg.vector_norm(M, dim=-1) * z
+        ),
+        lambda M, z: M.transpose(0, 1)[:3, 0] + M.permute(2, 1, 0)[:3, 0] * z[0, 0] + z,
+        lambda M, z: M.reshape(9, 3)[:3] + M.reshape(3, 9)[:, :3] * z,
+        lambda M, z: torch.bmm(M, M)[:, 0] + torch.where(M[:, 0] > 1, z, M[:, 1]),
+    ],
+)
+def test_what_is_the_same_for_each_item_is_computed_once_and_nothing_else(function):
+    def repeated(Q, z):
+        return function(Q.expand(3, 3, 3), z), function(Q.unsqueeze(0).expand(3, 3, 3).exp(), z)
+
+    def drawn():
+        factor = torch.rand(3, 3, dtype=torch.float64)
+        Q = factor @ factor.T + 3 * torch.eye(3, dtype=torch.float64)
+        return [Q, torch.rand(3, 3, dtype=torch.float64)]
+
+    program = traced(repeated, drawn())
+    for _ in range(3):
+        inputs = drawn()
+        for found, right in zip(program(*inputs), repeated(*inputs), strict=True):
+            # Of matrices of condition below 100, and the same operations.
+            assert found.shape == right.shape
+            torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+class SharedQP(DeclarativeNode):
+    """½yᵀQy − xᵀy, Ay = b, with Q, A and b of all items."""
+
+    input_dims = (1,)
+    batched_solve = True
+
+    def __init__(self, m, p, dtype):
+        factor = torch.randn(m, m, dtype=dtype)
+        self.Q = nn.Parameter(factor @ factor.T / m + torch.eye(m, dtype=dtype))
+        self.A, self.b = torch.randn(p, m, dtype=dtype), torch.randn(p, dtype=dtype)
+
+    def objective(self, x, y):
+        return y @ (self.Q @ y) / 2 - x @ y
+
+    def equality_constraints(self, x, y):
+        return self.A @ y - self.b
+
+    def solve(self, x):
+        m, p = len(self.Q), len(self.A)
+        K = x.new_zeros(m + p, m + p, dtype=torch.float64)
+        K[:m, :m], K[m:, :m], K[:m, m:] = self.Q.detach(), self.A, self.A.T
+        right = torch.cat([x, self.b.expand(len(x), p)], dim=1).double()
+        return torch.linalg.solve(K, right.T).T[:, :m].to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("B", "m", "p"), [(1, 4, 1), (2, 2, 1), (7, 5, 2), (3, 3, 2), (4, 12, 4)])
+def test_a_matrix_of_all_items_is_factorised_once(B, m, p, dtype):
+    node = SharedQP(m, p, dtype)
+    layer, long = short(node), eager(node)
+    for _ in range(3):
+        x, v = torch.randn(B, m, dtype=dtype).requires_grad_(), torch.randn(B, m, dtype=dtype)
+        with torch.no_grad():
+            node.Q.mul_(1.1)
+        found = torch.autograd.grad(layer(x), (x, node.Q), v)
+        right = torch.autograd.grad(long(x), (x, node.Q), v)
+        # Conditions below 1e4 here: half of the digits are there.
+        for a, b in zip(found, right, strict=True):
+            size = torch.linalg.vector_norm(b)
+            assert torch.linalg.vector_norm(a - b) <= torch.finfo(dtype).eps ** 0.5 * size
+    assert layer.short.taken == 3
+
+
 def test_outputs_are_no_input_and_inputs_may_be_one_tensor():
     program = traced(lambda x, y: (x.view(-1), x * y), [torch.ones(2, 2), torch.ones(2, 2)])
     x = torch.full((2, 2), 3.0)
