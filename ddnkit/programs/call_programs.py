@@ -154,6 +154,8 @@ def call_programs(
         outside, evaluation.outside = evaluation.outside, []  # not to be kept alive
         if evaluation.changes_outside:
             raise NotAProgramError("it changes what the node holds")
+        if evaluation.autocasts:
+            raise NotAProgramError("it runs under autocast")
         again = evaluation.repeated(partial(_evaluate, node), lambda: given)
         if again is None or any(a is not b for a, b in zip(outside, again, strict=True)):
             # A tensor of numpy, or of a scripted function: in the trace it would be a constant.

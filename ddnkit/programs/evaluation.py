@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_autocasts = torch.is_autocast_enabled
 #: Entries of all results beyond which they are not kept: of larger ones, an operation is dear anyway.
 _MOST_KEPT = 2**16
 
@@ -54,6 +55,8 @@ class Evaluation:
     Attributes:
         outside: the tensors that it used without being given them; whoever has taken them may clear it.
         changes_outside: whether it wrote on one of them.
+        autocasts: whether it takes operations in another precision than its tensors', which no later
+            evaluation may.
     """
 
     def __init__(self, evaluate: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor]):
@@ -70,6 +73,7 @@ class Evaluation:
         self.changes_outside = any(
             x._version != version for x, version in zip(mode.outside, mode.versions, strict=True)
         )
+        self.autocasts = mode.autocasts
         self._given: list[Tensor] | None = None
         self._standing_in: list[Tensor] = []
         self._held_then: list[int] = []
@@ -209,10 +213,12 @@ class _Reading(TorchFunctionMode):
         self.versions: list[int] = []
         self.steps: list[_Step] = []
         self.values_are_unseen = True
+        self.autocasts = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
+        self.autocasts |= _autocasts("cpu")
         found = _map(args, self.name)
         found_kwargs = _map(kwargs, self.name) if kwargs else None
         result = func(*args, **(kwargs or {}))
@@ -257,7 +263,7 @@ class _Comparing(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         # As `_next`, written out for what nearly every operation is.
         at = self.at
-        if at < len(self._steps):
+        if at < len(self._steps) and not _autocasts("cpu"):
             step = self._steps[at]
             if func is step.function and not kwargs and not step.kwargs:
                 for now, then in zip(args, step.args, strict=False):
@@ -275,7 +281,7 @@ class _Comparing(TorchFunctionMode):
         Raises:
             _OtherOperation: it is another one.
         """
-        if self.at < len(self._steps):
+        if self.at < len(self._steps) and not _autocasts("cpu"):
             step = self._steps[self.at]
             if (
                 (func is step.function or func == step.function)

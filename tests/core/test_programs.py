@@ -1442,3 +1442,24 @@ def test_one_unlucky_call_does_not_make_all_others_long():
     layer.node.off = 0.0
     layer(x, w)
     assert layer.short.taken == 1
+
+
+def test_autocast_inside_of_a_function_is_seen():
+    class Mixed(Projection):
+        on = False
+
+        def objective(self, x, w, y):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.on):
+                return (w * (y - x) ** 2).sum() + 0 * (torch.outer(y, y) @ w).sum()
+
+    layer = short(Mixed())
+    x, w = (z.detach().requires_grad_() for z in inputs(layer.node, (2,)))
+    layer(x, w)
+    assert layer.short.taken == 1
+    layer.node.on = True
+    layer(x, w)
+    assert layer.short.taken == 1
+    always = short(Mixed())
+    always.node.on = True
+    always(x, w)
+    assert always.short.taken == 0
