@@ -24,7 +24,7 @@ from ..node import DeclarativeNode
 from ..observation import observed, refuse_work_in_place
 from ..problem import Problem, flat
 from ..recording import Held
-from ..solution import Solution
+from ..solution import Solution, Status
 from ..solving import captured_tensors, reject_changed_state, solve
 from ..structure import Structure
 
@@ -188,8 +188,16 @@ class Subject:
 
     def _near(self, problem: Problem, start: Tensor | None) -> Tensor:
         with torch.no_grad():
-            _, solution = solve(problem, None if self.has_own_solve else start)
-        return flat(solution.y)
+            if self.has_own_solve or start is None:
+                return flat(solve(problem)[1].y)
+            solution = solve(problem, start)[1]
+            y = flat(solution.y)
+            # A solver that cannot leave a kink where it starts has found nothing there.
+            stays = torch.as_tensor(solution.status) > Status.UNKNOWN
+            stays = stays.to(y.device) & (y == flat(start)).all(dim=1)
+            if bool(stays.any()):
+                y = torch.where(stays.unsqueeze(1), flat(solve(problem)[1].y), y)
+            return y
 
     def certificate(self, solved: Solved) -> Certificate:
         """The certificate of a solved batch, by the tolerance of the subject."""

@@ -748,3 +748,20 @@ def test_a_solve_that_writes_on_its_input_does_not_pass_and_leaves_it(shape):
     assert not report.ok and "in place" in report.diagnosis[0] and len(report.diagnosis) == 1
     for x in given:
         assert bool((x == 3).all())
+
+
+class TotalVariation(DeclarativeNode):
+    """½‖y − x‖² + |y₁ − y₀|, which newton solves from x, and stays where it is once it is at the kink."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return 0.5 * ((y - x) ** 2).sum() + (y[1] - y[0]).abs()
+
+    def initial_point(self, x):
+        return x
+
+
+def test_a_solver_that_cannot_leave_a_kink_is_solved_anew():
+    report = ddnkit.check(TotalVariation(), torch.tensor([1.0, 1.5], dtype=torch.float64))
+    assert report.ok, str(report)

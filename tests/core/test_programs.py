@@ -138,8 +138,18 @@ class SharedQP(DeclarativeNode):
         return torch.linalg.solve(K, right.T).T[:, :m].to(x.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("B", "m", "p"), [(1, 4, 1), (2, 2, 1), (7, 5, 2), (3, 3, 2), (4, 12, 4)])
+@pytest.mark.parametrize(
+    ("B", "m", "p", "dtype"),
+    [
+        (2, 2, 1, torch.float64),
+        (4, 12, 4, torch.float32),
+        *(
+            pytest.param(*size, dtype, marks=pytest.mark.long)
+            for size in ((1, 4, 1), (7, 5, 2), (3, 3, 2))
+            for dtype in (torch.float32, torch.float64)
+        ),
+    ],
+)
 def test_a_matrix_of_all_items_is_factorised_once(B, m, p, dtype):
     node = SharedQP(m, p, dtype)
     layer, long = short(node), eager(node)
