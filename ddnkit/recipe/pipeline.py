@@ -85,6 +85,11 @@ class Pipeline(Settings, abc.ABC):
     #: often. Otherwise an unfinished job starts anew, and an interrupt ends it where it is.
     resumable: ClassVar[bool] = False
 
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """`columns`, and those that the components of this recipe add."""
+        return self.columns
+
     def prepare(self, *, download: bool) -> None:
         """See that what the jobs need is there, before any begins; once a variant, in one process.
 

@@ -50,8 +50,9 @@ class Recipe:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of each job's ``metrics.csv``."""
-        return self.variants[0].pipeline.columns
+        """The columns of the jobs' ``metrics.csv``, of all variants."""
+        columns = (column for v in self.variants for column in v.pipeline.all_columns)
+        return tuple(dict.fromkeys(columns))
 
     def to_yaml(self) -> str:
         """`mapping` as YAML."""

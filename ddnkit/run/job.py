@@ -155,7 +155,7 @@ def _run(
     began = time.perf_counter()
     with (
         job_folder.started(),
-        MetricsWriter(job_folder.metrics, variant.pipeline.columns) as writer,
+        MetricsWriter(job_folder.metrics, variant.pipeline.all_columns) as writer,
     ):
         if not variant.pipeline.resumable:
             writer.rewind(0)

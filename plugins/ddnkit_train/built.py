@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from ddnkit import DdnkitError, InputError
 
 from .data import Data
+from .settings.pipeline import MEASURED
 
 _HEAD = ("embed", "classifier", "after_step", "global_mean", "temperature")
-#: What an evaluation measures itself.
-_MEASURED = ("epoch", "step", "train_loss", "ce_gap", "train_top1", "test_top1")
 
 
 def data_of(settings: Any, job: Any) -> Data:
@@ -124,10 +123,10 @@ def checked_figures(figures: Any, metrics: Any) -> dict[str, float | None]:
         raise DdnkitError(f"{who} gave {type(figures).__name__}; expected a dict of numbers")
     found: dict[str, float | None] = {}
     for name, value in figures.items():
-        if name in _MEASURED or not isinstance(name, str):
+        if name in MEASURED or not isinstance(name, str):
             raise DdnkitError(
                 f"{who} gave {name!r}; expected a column of its own: the evaluation measures "
-                f"{', '.join(_MEASURED)} itself"
+                f"{', '.join(MEASURED)} itself"
             )
         try:
             found[name] = None if value is None else float(value)

@@ -275,13 +275,15 @@ def _smoke_batch(sample_shape: tuple[int, ...]) -> int:
 
 def _complete(settings: Classification, row: dict[str, Any]) -> dict[str, Any]:
     """The row in the order of the columns; a figure that no metric gave is ``None``."""
-    unknown = sorted(row.keys() - set(settings.columns))
+    columns = settings.all_columns
+    unknown = sorted(row.keys() - set(columns))
     if unknown:
         raise DdnkitError(
-            f"metrics: {type(settings.metrics).__name__} gives {', '.join(unknown)}, which is no "
-            f"column of this pipeline; they are {', '.join(settings.columns)}"
+            f"metrics: {type(settings.metrics).__name__} gives {', '.join(unknown)}, which is no column of "
+            f"this recipe. Its settings class names what it gives: columns = {tuple(unknown)!r}. The columns "
+            f"so far are {', '.join(columns)}"
         )
-    return {column: row.get(column) for column in settings.columns}
+    return {column: row.get(column) for column in columns}
 
 
 class _Progress:

@@ -5,6 +5,7 @@ Each lies in a folder on the path, as an installed one does, and is met by a pro
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -413,3 +414,33 @@ def test_what_one_could_wait_for_forever_is_passed_over(tmp_path: Path) -> None:
     for of, file in stuck.items():
         assert f"{of} 1.0" in listed[1] and str(file) in listed[1], (of, listed[1])
     assert checked[0] == 0, checked
+
+
+METRIC = """\
+from typing import ClassVar
+import ddnkit
+class Metric(ddnkit.Settings):
+    columns: ClassVar[tuple[str, ...]] = ("mean_margin",)
+    def build(self):
+        return lambda evaluation: {"mean_margin": float(evaluation.margins.mean())}
+"""
+
+
+def test_a_metric_with_a_column_of_its_own(tmp_path: Path) -> None:
+    points = "[ddnkit.metrics]\nmargin = other_module:Metric\n"
+    install(tmp_path, points, METRIC)
+    chosen = ["-s", "metrics=margin", "--only", "standard", "--smoke", "--jobs", "1"]
+    command = ["run", "digits", *chosen, "--device", "cpu", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddnkit", *command],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (metrics,) = (tmp_path / "run").rglob("metrics.csv")
+    with metrics.open() as file:
+        assert all(-1 <= float(row["mean_margin"]) <= 1 for row in csv.DictReader(file))
+    assert "mean_margin" in (tmp_path / "run" / "summary.csv").read_text()
+    assert "mean_margin" in (tmp_path / "run" / "report.html").read_text()

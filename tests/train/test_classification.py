@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 import pytest
@@ -180,6 +180,33 @@ def test_a_metric_without_a_column_is_named(tmp_path: Path) -> None:
     settings = pipeline({"iterations": 1}, **{**UFM, "metrics": Surprise()})
     with pytest.raises(ddnkit.DdnkitError, match="surprise"):
         run_job(settings, tmp_path)
+
+
+def test_a_metric_brings_columns_of_its_own(tmp_path: Path) -> None:
+    class Margin(ddnkit.Settings):
+        columns: ClassVar[tuple[str, ...]] = ("mean_margin", "nc1")
+
+        def build(self) -> Any:
+            return lambda evaluation: {"mean_margin": float(evaluation.margins.mean())}
+
+    settings = pipeline({"iterations": 2, "evaluate_every": 1}, **{**UFM, "metrics": Margin()})
+    assert settings.all_columns == (*Classification.columns, "mean_margin")
+    rows = run_job(settings, tmp_path)
+    assert [tuple(row) for row in rows] == [settings.all_columns] * 2
+    assert all(math.isfinite(row["mean_margin"]) and row["nc1"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    "columns", ["mean_margin", ("mean margin",), ("train_loss",), ("a,b",), ("",), (3,), None]
+)
+def test_columns_that_cannot_be_are_refused_before_anything_runs(columns: Any) -> None:
+    class Margin(ddnkit.Settings):
+        def build(self) -> Any:
+            return lambda evaluation: {}
+
+    Margin.columns = columns
+    with pytest.raises(pydantic.ValidationError, match="Margin"):
+        pipeline({"iterations": 1}, **{**UFM, "metrics": Margin()})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,16 +116,15 @@ class TrainSettings(Settings):
         return frozenset((*range(every, total, every), *early, total))
 
 
+#: Columns that an evaluation measures itself, whatever the metrics.
+MEASURED = ("epoch", "step", "train_loss", "ce_gap", "train_top1", "test_top1")
+
+
 class Classification(Pipeline):
     """Train a backbone and a classifier head on labelled data; measure the neural collapse."""
 
     columns: ClassVar[tuple[str, ...]] = (
-        "epoch",
-        "step",
-        "train_loss",
-        "ce_gap",
-        "train_top1",
-        "test_top1",
+        *MEASURED,
         "nc1",
         "nc2",
         "nc3",
@@ -174,6 +174,33 @@ class Classification(Pipeline):
         "'published_code' fills in what the code does, for keys that the recipe does not give. "
         "docs/fidelity.md lists them.",
     )
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """`columns`, and those that the metrics name as their own."""
+        return tuple(dict.fromkeys((*self.columns, *getattr(self.metrics, "columns", ()))))
+
+    @pydantic.field_validator("metrics")
+    @classmethod
+    def _metrics_name_columns(cls, metrics: MetricsSection) -> MetricsSection:
+        columns = getattr(metrics, "columns", ())
+        name = type(metrics).__name__
+        if not isinstance(columns, (tuple, list)):
+            raise ValueError(
+                f"{name}.columns is {columns!r}; expected the names of the figures that it gives, such as "
+                f"columns = ({str(columns)!r},)"
+            )
+        for column in columns:
+            if not isinstance(column, str) or not re.fullmatch(r"[A-Za-z]\w*", column):
+                raise ValueError(
+                    f"{name}.columns has {column!r}; expected a name of letters, digits and _, such as "
+                    "mean_margin"
+                )
+            if column in MEASURED:
+                raise ValueError(
+                    f"{name}.columns has {column}, which every evaluation measures itself: choose another"
+                )
+        return metrics
 
     @pydantic.model_validator(mode="after")
     def _agd_takes_what_is_given(self) -> Classification:
