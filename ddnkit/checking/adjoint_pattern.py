@@ -22,6 +22,7 @@ from ..backward.tangent_operator import Projector, hessian_operator, matrix_of
 from ..lagrangian import constraint_set, objective_gradient, stationarity
 from ..problem import flat
 from .gradients import backward, differentiable
+from .report import Diagnosis
 from .subject import Solved, Subject
 
 #: Entries of B up to which it is assembled.
@@ -31,25 +32,30 @@ _CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class Pattern:
-    """A recognised mistake: what it is, and what to look at."""
+    """A recognised mistake: which it is, in words, and what to look at."""
 
+    kind: Diagnosis
     text: str
     next: str
 
 
 _TRANSPOSED = Pattern(
+    Diagnosis.ADJOINT_MATRIX_TRANSPOSED,
     "a matrix in it is transposed: it multiplies with the Jacobian dy/dx, not with its transpose",
     "transpose the Hessian or the matrix that it solves with: the way back needs (dy/dx)ᵀ v",
 )
 _CROSS_TRANSPOSED = Pattern(
+    Diagnosis.ADJOINT_CROSS_TRANSPOSED,
     "its cross-derivative D²_xy L is transposed",
     "transpose the matrix of mixed second derivatives: the gradient is (D_x ∇_y L)ᵀ z",
 )
 _NO_CONSTRAINTS = Pattern(
+    Diagnosis.ADJOINT_WITHOUT_CONSTRAINTS,
     "it leaves out the constraints",
     "project v on the tangent space of the constraints, or solve the KKT system",
 )
 _NO_HESSIAN = Pattern(
+    Diagnosis.ADJOINT_WITHOUT_HESSIAN,
     "it leaves out the Hessian",
     "solve with the Hessian of the Lagrangian in y before the cross-derivative is applied",
 )
@@ -71,6 +77,7 @@ def recognise(
     if forgotten:
         names = _named(xs, forgotten)
         return Pattern(
+            Diagnosis.ADJOINT_FORGETS_INPUT,
             f"forgotten input, its gradient for {names} is zero although the solution depends on it",
             f"differentiate ∇_y L with respect to {names} as well",
         )
@@ -79,6 +86,7 @@ def recognise(
     if transposed:
         names = _named(xs, transposed)
         return Pattern(
+            Diagnosis.ADJOINT_GRADIENT_TRANSPOSED,
             f"its gradient for {names} is transposed",
             f"return the transpose for {names}: z yᵀ and y zᵀ are easily taken for each other",
         )
@@ -87,6 +95,7 @@ def recognise(
         return mistake
     where = "" if len(wrong) == len(own) else f" for {_named(xs, wrong)}"
     return Pattern(
+        Diagnosis.ADJOINT_WRONG,
         f"it differs from the implicit function theorem by {rest:.1e}{where}",
         "compare it with backward='dense', input by input; without it 'auto' takes a general form",
     )
@@ -101,10 +110,12 @@ def _named(xs: Sequence[Any], which: Sequence[int]) -> str:
 def _scaled(factor: float) -> Pattern:
     if abs(factor + 1) < _CLOSE:
         return Pattern(
+            Diagnosis.ADJOINT_SIGN,
             "its sign is wrong: it is off by a factor of -1",
             "return the negative; dy/dx = −G⁻¹B has a minus sign that is easily lost",
         )
     return Pattern(
+        Diagnosis.ADJOINT_FACTOR,
         f"it is off by a factor of {factor:.4g} (its direction is right)",
         f"divide it by {factor:.4g}; look for a constant that was lost or counted twice, such as the "
         "2 of a square or a mean taken for a sum",

@@ -14,6 +14,7 @@ from .companions import items
 from .differences import generator, incoming
 from .findings import Findings
 from .landscape import relative
+from .report import Compared, Comparison
 from .subject import Solved, Subject, frozen
 
 _ITEMS = 3
@@ -37,14 +38,13 @@ def compare_batch(findings: Findings) -> None:
     # An iterative solver ends somewhere within its tolerance.
     limit = min(max(1e6 * rounding, 1e3 * noise), 1e-2)
     error = max(relative(batch.y[k : k + 1], s.y) for k, s in enumerate(alone))
-    if not findings.compare("batch: each y alone", error, limit):
+    if not findings.compare(Comparison.BATCH, error, limit):
         findings.blamed = _solving_part(findings.subject)
         return
     for form in _forms(findings, batch):
         error = _gradient_error((single, together), form, (problems, stacked), (alone, batch))
-        if not findings.compare(
-            f"batch: each gradient alone, {form.name}", error, min(100 * limit, 5e-2)
-        ):
+        compared = Compared(Comparison.BATCH_GRADIENT, form.name)
+        if not findings.compare(compared, error, min(100 * limit, 5e-2)):
             findings.blamed = f"{form.name}'s way back"
 
 

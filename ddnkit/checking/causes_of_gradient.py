@@ -15,21 +15,22 @@ from ..backward.krylov import Krylov
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from . import gradients
 from .adjoint_pattern import recognise
-from .cause import Cause
 from .causes_of_node import degenerate
 from .differences import along_inputs
-from .findings import Findings
+from .findings import Cause, Findings
 from .forms import slopes_of
 from .gradients import differentiable
 from .landscape import continued
 from .point import UNRELIABLE, moved
+from .report import Comparison, Diagnosis
 from .subject import frozen
 
 
 def not_a_minimum(findings: Findings) -> Iterator[Cause]:
     """A saddle point or a maximum."""
-    for row in findings.failed("second order: a minimum"):
+    for row in findings.failed(Comparison.MINIMUM):
         yield Cause(
+            Diagnosis.NOT_A_MINIMUM,
             "not a minimum: the point is stationary, but the objective curves downwards along the "
             f"constraints there (relative curvature {-row.error:.1e}); the solver returns a saddle "
             "point or a maximum",
@@ -41,14 +42,15 @@ def not_a_minimum(findings: Findings) -> Iterator[Cause]:
 def not_unique(findings: Findings) -> Iterator[Cause]:
     """A solution that is one of several, or a system too badly conditioned to solve."""
     assert findings.certificate is not None
-    flat = findings.failed("second order: a strict one")
-    residual = findings.failed("adjoint residual")
+    flat = findings.failed(Comparison.STRICT_MINIMUM)
+    residual = findings.failed(Comparison.RESIDUAL)
     if flat or residual:
         curvature = findings.certificate.curvature
         least = "" if curvature is None else f", relative curvature {float(curvature.min()):.1e}"
         worst = "" if not residual else f"; adjoint residual {max(r.error for r in residual):.1e}"
         if flat or curvature is None:
             yield Cause(
+                Diagnosis.NOT_UNIQUE,
                 "the solution is not unique: the objective is flat along the constraints there"
                 f"{least}{worst}, so that no gradient exists",
                 "add a term that singles one solution out, such as δ‖y − y₀‖², or a constraint that "
@@ -56,6 +58,7 @@ def not_unique(findings: Findings) -> Iterator[Cause]:
             )
         else:
             yield Cause(
+                Diagnosis.BADLY_CONDITIONED,
                 f"the adjoint system is not solved{worst.replace('; adjoint', ':')}{least}; the problem is "
                 "badly conditioned for its dtype",
                 "use float64, backward='dense', rescale y, or regularise the objective",
@@ -72,24 +75,28 @@ def degenerate_constraints(findings: Findings) -> Iterator[Cause]:
 def other_branch(findings: Findings) -> Iterator[Cause]:
     """A solution that is not the one meant, or not the one that was followed."""
     lower = findings.elsewhere
-    if lower is not None and findings.failed("branch: the lowest"):
+    if lower is not None and findings.failed(Comparison.LOWEST):
         yield Cause(
+            Diagnosis.LOWER_MINIMUM,
             f"another branch: `solve` computes a formula for a local minimum with objective "
             f"{lower.here:.6g}, but there is a lower one, {lower.there:.6g} ({lower.distance:.1e} away, "
             "relative)",
             "choose the root with the least objective; if the local one is meant, check with "
             "local=True (--local)",
         )
-    for row in findings.failed("branch: nearby"):
+    for row in findings.failed(Comparison.NEARBY):
         who = "`solve`" if findings.subject.has_own_solve else "the solver from its own start"
         yield Cause(
+            Diagnosis.OTHER_BRANCH,
             f"another branch: at inputs next to these {who} jumps to another solution than the one "
             f"that continues smoothly ({row.error:.1e} away, relative)",
             "choose among solutions by a rule that is continuous in the inputs, or warm start from the "
             "last solution (layer(x, start=y))",
         )
-    if findings.difference_error > UNRELIABLE and not findings.failed("branch"):
+    jumps = findings.failed(Comparison.NEARBY, Comparison.LOWEST)
+    if findings.difference_error > UNRELIABLE and not jumps:
         yield Cause(
+            Diagnosis.NOISY_SOLUTION,
             "the solution jumps or is noisy near these inputs: differences with two steps disagree by "
             f"{findings.difference_error:.1e}, (a) another branch, (b) a solution that is not unique, "
             "(c) a solver that is not accurate enough",
@@ -101,6 +108,7 @@ def refused(findings: Findings) -> Iterator[Cause]:
     """A form that raises."""
     for form, error in findings.refused.items():
         yield Cause(
+            Diagnosis.FORM_DOES_NOT_RUN,
             f"the form '{form}' does not run: {error}",
             "mend what it names; backward='dense' needs nothing of the node but its objective",
         )
@@ -108,12 +116,10 @@ def refused(findings: Findings) -> Iterator[Cause]:
 
 def wrong_gradient(findings: Findings) -> Iterator[Cause]:
     """A form that does not match the differences: a wrong adjoint, or a dependence that is hidden."""
-    if findings.difference_error > UNRELIABLE or findings.failed("branch: nearby"):
+    if findings.difference_error > UNRELIABLE or findings.failed(Comparison.NEARBY):
         return
     wrong = {
-        row.name.split(":")[0]
-        for part in ("finite differences", "against ")
-        for row in findings.failed(f": {part}")
+        row.compared.form for row in findings.failed(Comparison.DIFFERENCES, Comparison.AGAINST)
     }
     if not wrong:
         return
@@ -128,6 +134,7 @@ def wrong_gradient(findings: Findings) -> Iterator[Cause]:
         yield _wrong_adjoint(findings, name, expected)
     if wrong - own:
         yield Cause(
+            Diagnosis.SYSTEM_NOT_SOLVED,
             f"{', '.join(sorted(wrong - own))}: the linear system is not solved as the other forms do",
             "use backward='dense'; see the condition of the problem, and whether y wants rescaling",
         )
@@ -135,12 +142,12 @@ def wrong_gradient(findings: Findings) -> Iterator[Cause]:
 
 def wrong_forward(findings: Findings) -> Iterator[Cause]:
     """Forward mode that is not the transpose of the way back."""
-    rows = findings.failed("forward against backward")
-    off = {row.name.split(":")[0] for row in findings.failed("finite differences")}
-    for row in rows:
-        form = row.name.split(":")[0]
+    off = {row.compared.form for row in findings.failed(Comparison.DIFFERENCES)}
+    for row in findings.failed(Comparison.FORWARD):
+        form = row.compared.form
         if form not in off:
             yield Cause(
+                Diagnosis.FORWARD,
                 f"{form}: forward mode and the way back disagree by {row.error:.1e}, although the way "
                 "back matches finite differences",
                 "make objective and constraints twice differentiable by torch, without in-place writes "
@@ -150,27 +157,31 @@ def wrong_forward(findings: Findings) -> Iterator[Cause]:
 
 def wrong_parameters(findings: Findings) -> Iterator[Cause]:
     """A parameter whose gradient does not match the differences, where the inputs' do."""
-    if findings.failed("finite differences"):
+    if findings.failed(Comparison.DIFFERENCES):
         return
-    names = dict.fromkeys(row.name.split(": ")[1] for row in findings.failed(": parameter"))
-    for name in names:
-        worst = max(row.error for row in findings.failed(f": {name}"))
+    rows = findings.failed(Comparison.PARAMETER)
+    for name in dict.fromkeys(row.compared.parameter for row in rows):
+        worst = max(row.error for row in rows if row.compared.parameter == name)
         yield Cause(
-            f"{name}: its gradient does not match finite differences ({worst:.1e}): `solve` depends on "
-            "it otherwise than the objective does",
+            Diagnosis.PARAMETER,
+            f"parameter {name}: its gradient does not match finite differences ({worst:.1e}): `solve` "
+            "depends on it otherwise than the objective does",
             "let `solve` and `objective` use the parameter alike, live and not a copy of it",
         )
 
 
 def float32(findings: Findings) -> Iterator[Cause]:
     """A result that float32 spoils."""
-    for row in findings.failed("float32"):
+    comparisons = (Comparison.FLOAT32_FINITE, Comparison.FLOAT32_Y, Comparison.FLOAT32_GRADIENT)
+    for row in findings.failed(*comparisons):
+        overflows = row.compared.comparison is Comparison.FLOAT32_FINITE
         text = (
             "overflows: the result is NaN or infinite with float32 inputs and finite with float64"
-            if "finite" in row.name
+            if overflows
             else f"is too coarse: with float32 inputs it is off by {row.error:.1e} from float64"
         )
         yield Cause(
+            Diagnosis.FLOAT32_OVERFLOWS if overflows else Diagnosis.FLOAT32_COARSE,
             f"float32 {text}",
             "compute in float64 inside `solve` and the objective (x.double()), or in a form that does "
             "not overflow or cancel (logsumexp, log1p, a difference of squares as a product)",
@@ -179,7 +190,7 @@ def float32(findings: Findings) -> Iterator[Cause]:
 
 def coarse_inputs(findings: Findings) -> Iterator[Cause]:
     """Given float32 inputs at which y itself is far off, whatever else follows from it."""
-    if findings.failed("float32: y against float64"):
+    if findings.failed(Comparison.FLOAT32_Y):
         yield from float32(findings)
 
 
@@ -191,7 +202,7 @@ def _wrong_adjoint(findings: Findings, name: str, expected: Sequence[Tensor]) ->
             findings.subject, findings.inputs, solved, v, findings.gradients[name], expected
         )
     what = f"the form '{name}'" if name == "fixed_point" else "the node's own adjoint"
-    return Cause(f"{what} is wrong: {pattern.text}", pattern.next)
+    return Cause(pattern.kind, f"{what} is wrong: {pattern.text}", pattern.next)
 
 
 def _general_gradient(findings: Findings) -> list[Tensor]:
@@ -235,6 +246,7 @@ def _hidden(findings: Findings, expected: Sequence[Tensor]) -> Cause:
         if i in missing
     )
     return Cause(
+        Diagnosis.HIDDEN_INPUT,
         f"forgotten input: the solution moves with input {names} (by {size:.1e}, finite differences), but "
         f"{'no' if zero else 'only part of the'} gradient reaches it: objective or constraints hide it "
         "from torch",
@@ -263,6 +275,7 @@ def _missing(findings: Findings, expected: Sequence[Tensor]) -> tuple[list[int],
 
 def _other_motion(wrong: set[str]) -> Cause:
     return Cause(
+        Diagnosis.OTHER_MOTION,
         f"{', '.join(sorted(wrong))}: `solve` moves with the inputs otherwise than the objective says, "
         "although its point is stationary: (a) the solution is not unique or barely so, (b) it follows "
         "another branch, (c) `solve` is exact only to the node's tolerance",

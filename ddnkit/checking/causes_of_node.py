@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..captured import attributes
 from ..solution import Status
-from .cause import Cause
-from .findings import Findings
+from .findings import Cause, Findings
 from .landscape import distance_to_minimum
 from .precision import certified_in_double, in_double
+from .report import Comparison, Diagnosis
 from .tracing import is_formula, last_step
 
 #: A last step so much shorter than the way to the minimum says that the iteration is over.
@@ -30,12 +30,14 @@ def does_not_run(findings: Findings) -> Cause | None:
     if "dtype" in findings.error and held - given and given:
         node, inputs = sorted(map(str, held - given)), sorted(map(str, given))
         return Cause(
+            Diagnosis.DOES_NOT_RUN,
             f"the node does not run: it holds {', '.join(node)} where the inputs are "
             f"{', '.join(inputs)} ({findings.error})",
             "make the node's modules and tensors of the inputs' dtype (module.double()), or check on "
             "inputs of its own; drawn ones are float64",
         )
     return Cause(
+        Diagnosis.DOES_NOT_RUN,
         f"the node does not run: {findings.error}",
         "call ddnkit.DeclarativeLayer(node) on the inputs below: its traceback says where",
     )
@@ -43,33 +45,37 @@ def does_not_run(findings: Findings) -> Cause | None:
 
 def memory(findings: Findings) -> Cause | None:
     """Solving depends on chance, or on what was solved before."""
-    if findings.state == "stale answer":
-        (row,) = findings.failed("memory")
+    changed = [row.error for row in findings.failed(Comparison.MEMORY)]
+    if changed:
         return Cause(
-            f"stale cache: solving other inputs in between changes the answer by {row.error:.1e}; the "
+            Diagnosis.STALE_ANSWER,
+            f"stale cache: solving other inputs in between changes the answer by {max(changed):.1e}; the "
             "node keeps an answer, a starting point or a factorisation of other inputs",
             "keep no state on the node: return what the way back needs as Solution(y, aux={...}); a "
             "cache must be keyed by the content of the inputs, not by shape, id or memory",
         )
-    if findings.state == "stale gradient":
-        (row,) = findings.failed("memory")
+    changed = [row.error for row in findings.failed(Comparison.MEMORY_GRADIENT)]
+    if changed:
         return Cause(
+            Diagnosis.STALE_GRADIENT,
             "stale cache: the gradient changes by "
-            f"{row.error:.1e} if other inputs are solved between the way there and the way back; "
+            f"{max(changed):.1e} if other inputs are solved between the way there and the way back; "
             "`adjoint` uses what the last `solve` left on the node",
             "hand it over with the solution: return Solution(y, aux={...}) and take `aux` in `adjoint`",
         )
-    again = max((row.error for row in findings.failed("same solution")), default=0.0)
-    if not again and findings.state != "random":
+    again = max((row.error for row in findings.failed(Comparison.SAME_SOLUTION)), default=0.0)
+    if not again and findings.repeatable is not False:
         return None
     apart = f" ({again:.1e} apart, relative)" if again else ""
-    if findings.state == "repeatable":
+    if findings.repeatable:
         return Cause(
+            Diagnosis.EARLIER_CALLS,
             f"the answer depends on earlier calls: solved twice, the same inputs give different points"
             f"{apart}, while copies of the node agree; it keeps a starting point, say",
             "keep no state on the node; to warm start, leave it to a `solver` and call layer(x, start=y)",
         )
     return Cause(
+        Diagnosis.NOT_DETERMINISTIC,
         f"not deterministic: solving the same inputs twice gives different points{apart}",
         "fix the solver's seed and starting point inside `solve`; if the points differ much, the "
         "solution is not unique: add a term that singles one out",
@@ -78,11 +84,12 @@ def memory(findings: Findings) -> Cause | None:
 
 def batch_leak(findings: Findings) -> Cause | None:
     """Items of a batch that influence one another."""
-    rows = findings.failed("batch:")
+    rows = findings.failed(Comparison.BATCH, Comparison.BATCH_GRADIENT)
     if not rows:
         return None
-    what = "gradients" if "gradient" in rows[0].name else "y"
+    what = "y" if rows[0].compared.comparison is Comparison.BATCH else "gradients"
     return Cause(
+        Diagnosis.BATCH_LEAK,
         f"items of a batch influence one another: {findings.blamed} gives other {what} for an item in "
         f"a batch than alone ({rows[0].error:.1e} apart, relative)",
         "reduce over the dimensions of one problem only (a mean, norm or maximum over dim 0 mixes "
@@ -96,6 +103,7 @@ def not_finite(findings: Findings) -> Cause | None:
     if solved is None or bool(solved.y.isfinite().all()):
         return None
     return _too_coarse(findings, "the solver returns NaN or infinity") or Cause(
+        Diagnosis.NOT_FINITE,
         "the solver returns NaN or infinity: (a) it leaves the domain of the objective, (b) it "
         "divides by zero or diverges, (c) the objective has no minimum",
         "run `solve` on the smallest failing input under torch.autograd.set_detect_anomaly, or print "
@@ -111,6 +119,7 @@ def _too_coarse(findings: Findings, otherwise: str) -> Cause | None:
     if not certified_in_double(findings.subject, solved):
         return None
     return Cause(
+        Diagnosis.TOO_COARSE,
         f"float32 is too coarse: {otherwise}, while the same computation in float64 has a solution "
         "that passes; the node computes in float32 or less",
         "compute in float64 inside `solve` and the objective (x.double()), or in a form that does not "
@@ -121,10 +130,11 @@ def _too_coarse(findings: Findings, otherwise: str) -> Cause | None:
 def infeasible(findings: Findings) -> Cause | None:
     """Constraints that are violated."""
     certificate = findings.certificate
-    if certificate is None or not findings.failed("feasibility"):
+    if certificate is None or not findings.failed(Comparison.FEASIBILITY):
         return None
     violation = f"backward error {float(certificate.feasibility.max()):.1e}"
     return _too_coarse(findings, f"the constraints are violated ({violation})") or Cause(
+        Diagnosis.INFEASIBLE,
         f"infeasible: the solver returns a point that violates the constraints ({violation})"
         f"{_ended(findings)}; no gradient can be right there",
         "project the solution on the constraints at the end of `solve`, or mend the solver; and see "
@@ -135,9 +145,10 @@ def infeasible(findings: Findings) -> Cause | None:
 def not_smooth(findings: Findings) -> Cause | None:
     """A kink of the objective or a constraint at the solution that leaves it without a gradient."""
     certificate = findings.certificate
-    if certificate is None or not findings.failed("smooth at the solution"):
+    if certificate is None or not findings.failed(Comparison.SMOOTH):
         return None
     return Cause(
+        Diagnosis.NOT_SMOOTH,
         f"not smooth at the solution: {'; '.join(certificate.at_kinks)}",
         "see that `solve` returns a minimum; where it does, the solution has no gradient there: smooth the "
         "operation (softplus for relu, sqrt(z² + δ²) for |z|), or use policy='mask' in the layer",
@@ -147,7 +158,7 @@ def not_smooth(findings: Findings) -> Cause | None:
 def not_stationary(findings: Findings) -> Cause | None:
     """∇_y L is not zero: by which of several causes."""
     certificate, solved = findings.certificate, findings.solved
-    if certificate is None or solved is None or not findings.failed("stationarity"):
+    if certificate is None or solved is None or not findings.failed(Comparison.STATIONARITY):
         return None
     error = f"backward error {float(certificate.stationarity.max()):.1e}"
     coarse = _too_coarse(findings, f"the point is not stationary ({error})")
@@ -156,10 +167,11 @@ def not_stationary(findings: Findings) -> Cause | None:
 
 def no_solution(findings: Findings) -> Cause | None:
     """A solver that says itself that there is no solution, where the residuals would pass."""
-    if findings.solved is None or not findings.failed("solver's status"):
+    if findings.solved is None or not findings.failed(Comparison.STATUS):
         return None
     status = max(findings.solved.solution.statuses())
     return Cause(
+        Diagnosis.NO_SOLUTION,
         f"no solution: the solver ended with status {status.name}: {status.causes}",
         "mend the problem; or, where `solve` returns the status itself, one that fits its point",
     )
@@ -172,6 +184,7 @@ def degenerate(findings: Findings) -> Cause | None:
     assert findings.certificate is not None
     stationarity = float(findings.certificate.stationarity.max())
     return Cause(
+        Diagnosis.DEGENERATE_CONSTRAINTS,
         "degenerate constraints: at the solution their gradients vanish or become dependent, and just "
         f"beside it they are not (singular value {findings.rank_gained:.1e} of their Jacobian, 0 at "
         f"the solution); there are no multipliers (stationarity {stationarity:.1e}) or no tangent "
@@ -192,6 +205,7 @@ def _inexact(findings: Findings, error: str) -> Cause:
     )
     if is_formula(subject, solved):
         return Cause(
+            Diagnosis.OTHER_OBJECTIVE,
             f"the objective is not what is solved: `solve` computes a formula, and its result is no "
             f"stationary point of the objective ({error}){distance}",
             "derive the formula again from the objective, factors and signs included, or leave "
@@ -200,6 +214,7 @@ def _inexact(findings: Findings, error: str) -> Cause:
     step = last_step(subject, solved)
     if step is not None and moved is not None and step < _AT_REST * moved:
         return Cause(
+            Diagnosis.OTHER_OBJECTIVE,
             f"the objective is not what is solved: `solve` iterates until it is at rest (its last step "
             f"is {step:.1e} of y), at a point that is not stationary ({error}){distance}",
             "see that what `solve` iterates on is the gradient of the objective: signs, factors, "
@@ -207,18 +222,21 @@ def _inexact(findings: Findings, error: str) -> Cause:
         )
     if not subject.has_own_solve or _ended(findings):
         return Cause(
+            Diagnosis.INEXACT_SOLVE,
             f"inexact solve: the solver stops early ({error}){_ended(findings)}{distance}; "
             f"{max(solved.solution.statuses()).causes}",
             "allow more iterations, start nearer, or set the node's `tolerance` to what you accept",
         )
     if moved is not None and moved >= _FAR:
         return Cause(
+            Diagnosis.OTHER_OBJECTIVE,
             f"the objective is not what is solved, or the solver stops very early ({error}){distance}",
             "see that `solve` and `objective` state the same problem: signs, factors, regularisation, "
             "constraints; then the number of iterations",
         )
     other = "" if moved is not None else ", or solves another problem than the objective states"
     return Cause(
+        Diagnosis.INEXACT_SOLVE,
         f"inexact solve: the solver stops early{other} ({error}){distance}",
         "allow more iterations or a smaller tolerance, or end `solve` with a Newton step; to accept "
         "such errors set the node's `tolerance`",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from . import causes_of_gradient, causes_of_node
-from .cause import Cause
-from .findings import Findings
+from .findings import Cause, Findings
+from .report import Diagnosis
 
 _OF_NODE = (
     causes_of_node.does_not_run,
@@ -50,6 +50,7 @@ def diagnose(findings: Findings) -> list[Cause]:
     causes = [cause for find_all in _OF_GRADIENT for cause in find_all(findings)]
     return causes or [
         Cause(
+            Diagnosis.UNKNOWN,
             "a comparison failed without a known pattern",
             "look at the failed rows, and check the smallest failing input in smaller pieces",
         )

@@ -10,8 +10,17 @@ from torch import Tensor
 from ..certificate import Certificate
 from .differences import Differences
 from .landscape import Elsewhere
-from .report import Row
+from .report import Compared, Comparison, Diagnosis, Row
 from .subject import Solved, Subject
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What is wrong: which diagnosis it is, one sentence with its figures, and what to do next."""
+
+    kind: Diagnosis
+    text: str
+    next: str
 
 
 @dataclass
@@ -26,9 +35,8 @@ class Findings:
         refused: forms that could not be used, each with the reason.
         rank_gained: see `degeneracy.rank_gained_nearby`.
         blamed: which part of the node lets items of a batch influence one another.
-        state: "random", "stale answer", "stale gradient", or "repeatable" if it is none of them as far
-            as copies of the node show.
-        only: the kinds of comparisons that are asked for; None for all.
+        repeatable: whether copies of the node agree about the same inputs; None where that is not known.
+        only: what is to be compared; None for all.
     """
 
     subject: Subject
@@ -48,8 +56,8 @@ class Findings:
     rank_gained: float = 0.0
     elsewhere: Elsewhere | None = None
     blamed: str = ""
-    state: str = ""
-    only: frozenset[str] | None = None
+    repeatable: bool | None = None
+    only: frozenset[Comparison] | None = None
 
     @property
     def ok(self) -> bool:
@@ -57,25 +65,32 @@ class Findings:
         return not self.error and all(row.ok for row in self.rows)
 
     @property
-    def kinds(self) -> frozenset[str]:
-        """Which comparisons failed."""
-        return frozenset(row.name for row in self.rows if not row.ok)
+    def wrong(self) -> frozenset[Compared]:
+        """What was compared and failed."""
+        return frozenset(row.compared for row in self.rows if not row.ok)
 
-    def wants(self, part: str) -> bool:
-        """Whether comparisons with ``part`` in their names are asked for."""
-        return self.only is None or any(part in kind for kind in self.only)
+    def wants(self, *comparisons: Comparison) -> bool:
+        """Whether one of the comparisons is asked for."""
+        return self.only is None or not self.only.isdisjoint(comparisons)
 
-    def failed(self, part: str) -> list[Row]:
-        """The failed comparisons with ``part`` in their names."""
-        return [row for row in self.rows if part in row.name and not row.ok]
+    def failed(self, *comparisons: Comparison) -> list[Row]:
+        """The rows of these comparisons that failed."""
+        return [row for row in self.rows if row.compared.comparison in comparisons and not row.ok]
 
     def note(self, kind: str, text: str) -> None:
         """Say something that is no failure, once a kind."""
         self.notes.setdefault(kind, text)
 
-    def compare(self, name: str, error: float | Tensor, tolerance: float, note: str = "") -> bool:
+    def compare(
+        self,
+        what: Comparison | Compared,
+        error: float | Tensor,
+        tolerance: float,
+        note: str = "",
+    ) -> bool:
         """Add a comparison; returns whether it held."""
         value = float(error)
         held = value <= tolerance
-        self.rows.append(Row(name, value, tolerance, held, note=note))
+        compared = what if isinstance(what, Compared) else Compared(what)
+        self.rows.append(Row(compared, value, tolerance, held, note=note))
         return held

@@ -1,4 +1,7 @@
-"""Comparisons of the backward forms: with finite differences, each other, and forward mode."""
+"""Comparisons of the backward forms: with finite differences, each other, and forward mode.
+
+For the inputs, and for tensors that the node holds and that want a gradient: parameters, modules.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from ..certificate import Certificate
 from ..errors import DdnkitError
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from . import gradients
-from .differences import along_inputs, step_for
+from .differences import along_captured, along_inputs, random_like, step_for
 from .findings import Findings
+from .report import Compared, Comparison
 from .subject import Solved
 
 #: Forms whose memory grows with the square of the unknowns.
@@ -37,7 +41,7 @@ def compare_backward(findings: Findings, solved: Solved) -> None:
         residual, solvable = certificate.adjoint_residual, True
         if residual is not None:
             worst, tolerance = residual.max(), certificate.tolerance
-            solvable = findings.compare(f"{form.name}: adjoint residual", worst, tolerance)
+            solvable = findings.compare(Compared(Comparison.RESIDUAL, form.name), worst, tolerance)
             findings.certificate = _with_residual(findings.certificate, residual)
         if solvable:  # else the layer's gradient is NaN, which is no news
             findings.gradients[form.name] = found
@@ -63,7 +67,7 @@ def compare_differences(findings: Findings, solved: Solved) -> None:
     allowed = max(difference_limit(v), min(findings.difference_error, 1e-2))
     for name, slope in slopes.items():
         error = float((slope - fine).norm()) / scale
-        compare_form(findings, name, "finite differences", error, allowed)
+        compare_form(findings, Compared(Comparison.DIFFERENCES, name), error, allowed)
 
 
 def compare_forms(findings: Findings) -> None:
@@ -80,7 +84,7 @@ def compare_forms(findings: Findings) -> None:
         # Where it converges, an iteration has its derivative later than its value.
         limit = (1e-7 if name != "unrolled" else 1e-4) if double else 1e-2
         error = float((found - expected).norm()) / size
-        compare_form(findings, name, f"against {reference}", error, limit)
+        compare_form(findings, Compared(Comparison.AGAINST, name, reference), error, limit)
 
 
 def _least_gradient(findings: Findings) -> float:
@@ -109,19 +113,44 @@ def compare_forward(findings: Findings, solved: Solved) -> None:
             continue
         apart = float(((pushed * v).sum() - pulled).abs()) / findings.scale
         limit = 1e-7 if v.dtype == torch.float64 else 1e-2
-        compare_form(findings, form.name, "forward against backward", apart, limit)
+        compare_form(findings, Compared(Comparison.FORWARD, form.name), apart, limit)
 
 
-def compare_form(
-    findings: Findings, form: str, with_what: str, error: float, tolerance: float
-) -> None:
+def compare_parameters(findings: Findings, solved: Solved, source: torch.Generator) -> None:
+    """Each form's gradient for each tensor of the node's, against differences along one direction."""
+    subject, certificate, v = findings.subject, findings.certificate, findings.v
+    assert certificate is not None and v is not None
+    least_size = 1e-3 * float(v.norm() * solved.y.norm())
+    for k, one in enumerate(solved.problem.originals):
+        u = random_like(one.tensor.detach(), source)
+        differences = along_captured(subject, solved, one, u, step_for(certificate))
+        expected = float(differences.slopes(v)[0])
+        disagreement = float(differences.disagreement(v))
+        for form in subject.forms:
+            if findings.gradients and form.name not in findings.gradients:
+                continue
+            try:
+                (found,) = gradients.backward_of_captured(
+                    subject, form, findings.inputs, solved, v, [one]
+                )
+            except Exception as error:
+                refuse(findings, form, error)
+                continue
+            slope = float((found * u).sum())
+            scale = max(abs(expected), abs(slope), least_size, 1e-300)
+            allowed = max(difference_limit(v), min(disagreement / scale, 1e-2))
+            compared = Compared(Comparison.PARAMETER, form.name, parameter=str(one.path or k))
+            compare_form(findings, compared, abs(slope - expected) / scale, allowed)
+
+
+def compare_form(findings: Findings, compared: Compared, error: float, tolerance: float) -> None:
     """A comparison of one form; a note where that form is there for comparison alone."""
-    if counts(findings, form) or error <= tolerance:
-        findings.compare(f"{form}: {with_what}", error, tolerance)
+    if counts(findings, compared.form) or error <= tolerance:
+        findings.compare(compared, error, tolerance)
         return
     findings.note(
         "unrolled",
-        f"unrolled: {with_what}, it is off by {error:.1e}; the steps of `solve` do not carry the "
+        f"{compared}, it is off by {error:.1e}; the steps of `solve` do not carry the "
         "derivative there, and no other form uses them",
     )
 
@@ -141,7 +170,7 @@ def refuse(findings: Findings, form: BackwardForm, error: Exception) -> None:
     said = str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
     if counts(findings, form.name):
         findings.refused[form.name] = said
-        findings.compare(f"{form.name}: runs", float("nan"), 0.0, said)
+        findings.compare(Compared(Comparison.FORM_RUNS, form.name), float("nan"), 0.0, said)
     else:
         text = "unrolled: not compared, torch cannot differentiate the steps of `solve`"
         findings.note("unrolled", text)

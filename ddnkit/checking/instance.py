@@ -1,20 +1,81 @@
-"""The comparisons on one set of inputs: the solution, the forms, finite differences."""
+"""The comparisons on one set of inputs: the solution, the forms, finite differences, and around it.
+
+Around it: other inputs in turn and in a batch, another precision, another solver.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from ..errors import DdnkitError
 from ..importing import described, place
+from .batch import compare_batch
+from .closed_form import look_for_closed_form
 from .differences import directions, generator, incoming
 from .findings import Findings
-from .forms import compare_backward, compare_differences, compare_forms, compare_forward
+from .forms import (
+    compare_backward,
+    compare_differences,
+    compare_forms,
+    compare_forward,
+    compare_parameters,
+)
 from .gradients import differentiable
-from .parameters import compare_parameters
+from .memory import compare_memory
 from .point import compare_branch, compare_minima, compare_second_order, compare_solution
+from .precision import compare_precision
+from .report import Comparison
 from .subject import Solved, Subject, frozen
+
+#: What is compared around a set of inputs: the word for it, its comparisons, and who makes them.
+_AROUND: tuple[tuple[str, tuple[Comparison, ...], Callable[[Findings], None]], ...] = (
+    ("memory", (Comparison.MEMORY, Comparison.MEMORY_GRADIENT), compare_memory),
+    ("batch", (Comparison.BATCH, Comparison.BATCH_GRADIENT), compare_batch),
+    (
+        "float32",
+        (Comparison.FLOAT32_FINITE, Comparison.FLOAT32_Y, Comparison.FLOAT32_GRADIENT),
+        compare_precision,
+    ),
+    ("solver", (), look_for_closed_form),
+)
+
+
+def examine_around(
+    subject: Subject,
+    inputs: tuple[Any, ...],
+    *,
+    around: bool,
+    thorough: bool,
+    only: frozenset[Comparison] | None = None,
+) -> Findings:
+    """All comparisons on one case; ``around`` it too, with other inputs and another precision."""
+    findings = examine(subject, inputs, thorough=thorough, only=only)
+    for word, comparisons, compare in _AROUND if around and not findings.error else ():
+        if findings.wants(*comparisons) and not _forgetful(findings):
+            _compare_around(findings, word, compare)
+    return findings
+
+
+def _forgetful(findings: Findings) -> bool:
+    """Whether solving is random or depends on what was solved before: then nothing else is told from it."""
+    changed = findings.failed(Comparison.MEMORY, Comparison.MEMORY_GRADIENT)
+    return findings.repeatable is False or bool(changed)
+
+
+def _compare_around(findings: Findings, word: str, compare: Callable[[Findings], None]) -> None:
+    """A comparison with other inputs or another precision, which the node need not take at all."""
+    before = len(findings.rows)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            compare(findings)
+    except Exception as error:  # a stranger's node may raise anything
+        del findings.rows[before:]
+        findings.note(word, f"{word}: not compared ({type(error).__name__}: {error})")
 
 
 def examine(
@@ -22,13 +83,13 @@ def examine(
     inputs: Sequence[Any],
     *,
     thorough: bool = True,
-    only: frozenset[str] | None = None,
+    only: frozenset[Comparison] | None = None,
 ) -> Findings:
     """All comparisons on one set of inputs. Never raises for a fault of the node: it is a finding.
 
     Args:
         thorough: forward mode, parameters, and other minima as well.
-        only: kinds of comparisons to make, beside the first ones; None for all.
+        only: comparisons to make, beside the first ones; None for all.
     """
     findings = Findings(subject, tuple(inputs), only=only)
     try:
@@ -37,7 +98,7 @@ def examine(
             _examine(findings, thorough)
     except (Exception, SystemExit) as error:  # of the node, which may raise anything
         findings.error = spoken(error)
-        findings.compare("runs", float("nan"), 0.0, findings.error)
+        findings.compare(Comparison.RUNS, float("nan"), 0.0, findings.error)
     return findings
 
 
@@ -52,30 +113,30 @@ def _examine(findings: Findings, thorough: bool) -> None:
     subject, xs = findings.subject, findings.inputs
     solved = findings.solved = subject.solve(xs)
     compare_solution(findings, solved)
-    if not bool(solved.y.isfinite().all()) or findings.kinds:
+    if not bool(solved.y.isfinite().all()) or findings.wrong:
         # At a point that is no solution the certificate lets no gradient pass.
         return
     source = generator()
     findings.v = incoming(solved, source)
-    if findings.wants("second order"):
+    if findings.wants(Comparison.MINIMUM, Comparison.STRICT_MINIMUM):
         compare_second_order(findings, solved)
     if differentiable(xs):
         findings.directions = directions(subject, xs, source)
         with frozen(solved.problem.originals):
             _compare_gradients(findings, solved, thorough)
-    if thorough and findings.wants("parameter"):
+    if thorough and findings.wants(Comparison.PARAMETER):
         compare_parameters(findings, solved, source)
-    if thorough and findings.wants("lowest") and not findings.kinds:
+    if thorough and findings.wants(Comparison.LOWEST) and not findings.wrong:
         compare_minima(findings, solved)
 
 
 def _compare_gradients(findings: Findings, solved: Solved, thorough: bool) -> None:
     compare_backward(findings, solved)
-    if findings.wants("differences") or findings.wants("branch: nearby"):
+    if findings.wants(Comparison.DIFFERENCES, Comparison.NEARBY, Comparison.FORWARD):
         compare_differences(findings, solved)
-    if findings.wants("against"):
+    if findings.wants(Comparison.AGAINST):
         compare_forms(findings)
-    if thorough and findings.wants("forward"):
+    if thorough and findings.wants(Comparison.FORWARD):
         compare_forward(findings, solved)
-    if findings.wants("branch: nearby"):
+    if findings.wants(Comparison.NEARBY):
         compare_branch(findings, solved)

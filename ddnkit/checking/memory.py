@@ -18,11 +18,12 @@ from .differences import generator, incoming
 from .findings import Findings
 from .gradients import differentiable
 from .landscape import relative
+from .report import Compared, Comparison
 from .subject import Solved, Subject
 
 
 def compare_memory(findings: Findings) -> None:
-    """Add the comparisons; `Findings.state` says what was found."""
+    """Add the comparisons; `Findings.repeatable` says whether copies agree."""
     subject = findings.subject
     first, second = items(subject, findings.inputs, 2)
     single = subject.with_batch_dims(0)
@@ -34,23 +35,21 @@ def compare_memory(findings: Findings) -> None:
         return
     rounding = 1e3 * torch.finfo(expected.y.dtype).eps
     if not relative(once_more.y, expected.y) <= rounding:
-        findings.state = "random"
+        findings.repeatable = False
         return
-    findings.state = "repeatable"
+    findings.repeatable = True
     other = _fresh(alone).solve(second)
     if not bool(other.y.isfinite().all()):
         return
     error = _error_in_turn(_fresh(alone), (first, second), (expected, other))
-    if not findings.compare("memory: solutions in turn", error, max(rounding, 1e-9)):
-        findings.state = "stale answer"
+    if not findings.compare(Comparison.MEMORY, error, max(rounding, 1e-9)):
         return
     for form in subject.forms:
         if form.name not in findings.gradients or not subject.has_adjoint(form, expected):
             continue  # what is general has nothing to keep
         error = _gradient_error(alone.with_forms([form]), first, second)
         limit = 1e-7 if expected.y.dtype == torch.float64 else 1e-3
-        if not findings.compare(f"memory: gradient after another solve, {form.name}", error, limit):
-            findings.state = "stale gradient"
+        findings.compare(Compared(Comparison.MEMORY_GRADIENT, form.name), error, limit)
 
 
 def _fresh(subject: Subject) -> Subject:

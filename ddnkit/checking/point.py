@@ -15,6 +15,7 @@ from .differences import at
 from .findings import Findings
 from .gradients import differentiable, replaced
 from .landscape import continued, lower_minimum, relative
+from .report import Comparison
 from .subject import Solved
 from .tracing import is_formula
 
@@ -28,22 +29,22 @@ def compare_solution(findings: Findings, solved: Solved) -> None:
     """Feasible, stationary, the same each time; constraints that its linearisation describes."""
     certificate = findings.certificate = findings.subject.certificate(solved)
     tolerance = certificate.tolerance
-    findings.compare("feasibility", certificate.feasibility.max(), tolerance)
-    findings.compare("stationarity", certificate.stationarity.max(), tolerance)
+    findings.compare(Comparison.FEASIBILITY, certificate.feasibility.max(), tolerance)
+    findings.compare(Comparison.STATIONARITY, certificate.stationarity.max(), tolerance)
     status = max(solved.solution.statuses())
     if status >= Status.NON_FINITE:
-        findings.compare("solver's status", 1.0, 0.0, status.name)
+        findings.compare(Comparison.STATUS, 1.0, 0.0, status.name)
     if not bool(solved.y.isfinite().all()):
         return
     if certificate.kink_margin is not None:
-        findings.compare("smooth at the solution", (certificate.kink_margin <= 0).sum(), 0.0)
+        findings.compare(Comparison.SMOOTH, (certificate.kink_margin <= 0).sum(), 0.0)
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
-    findings.compare("same solution when solved again", relative(again.y, solved.y), 1e3 * rounding)
+    findings.compare(Comparison.SAME_SOLUTION, relative(again.y, solved.y), 1e3 * rounding)
     if not findings.subject.node.constrained:
         return
     findings.rank_gained = rank_gained_nearby(solved)
-    findings.compare("constraints of constant rank", findings.rank_gained, 0.0)
+    findings.compare(Comparison.CONSTANT_RANK, findings.rank_gained, 0.0)
     margin = 1.0 if certificate.licq is None else float(certificate.licq.min())
     if margin == 0 and not findings.rank_gained:
         findings.note(
@@ -67,10 +68,10 @@ def compare_second_order(findings: Findings, solved: Solved) -> None:
     # Of a single unknown without curvature: 0/0.
     least = float(curvature.nan_to_num(nan=0.0).min())
     # The constraints leave eigenvalues of zero, which rounding makes slightly negative.
-    if findings.compare("second order: a minimum", max(-least, 0.0), 1e-6):
+    if findings.compare(Comparison.MINIMUM, max(-least, 0.0), 1e-6):
         rounding = 64 * torch.finfo(curvature.dtype).eps
         flatness = rounding / least if least > 0 else float("inf")
-        findings.compare("second order: a strict one", flatness, 1.0)
+        findings.compare(Comparison.STRICT_MINIMUM, flatness, 1.0)
 
 
 def compare_branch(findings: Findings, solved: Solved) -> None:
@@ -87,14 +88,14 @@ def compare_branch(findings: Findings, solved: Solved) -> None:
         problems = [at(subject, moved(findings, 0, step), solved) for step in sides]
         pairs = zip(subject.resolve(problems, None), differences.ends[0], strict=True)
         worst += [relative(anew, near) for anew, near in pairs]
-    elif findings.failed("finite differences") or findings.difference_error > UNRELIABLE:
+    elif findings.failed(Comparison.DIFFERENCES) or findings.difference_error > UNRELIABLE:
         for k in range(len(findings.directions)):
             for side, step in enumerate(sides):
                 near = continued(subject, moved(findings, k, step), solved)
                 if near is not None and relative(near, solved.y) < _JUMP**0.5:
                     worst.append(relative(differences.ends[k, side], near))
     if worst:
-        findings.compare("branch: nearby inputs", max(worst), max(_JUMP, 10 * differences.step))
+        findings.compare(Comparison.NEARBY, max(worst), max(_JUMP, 10 * differences.step))
 
 
 def compare_minima(findings: Findings, solved: Solved) -> None:
@@ -107,7 +108,7 @@ def compare_minima(findings: Findings, solved: Solved) -> None:
         return
     if is_formula(findings.subject, solved) and not findings.subject.local:
         size = max(abs(lower.here), abs(lower.there))
-        findings.compare("branch: the lowest minimum", (lower.here - lower.there) / size, 1e-6)
+        findings.compare(Comparison.LOWEST, (lower.here - lower.there) / size, 1e-6)
     else:
         findings.note(
             "local minimum",

@@ -13,6 +13,7 @@ from . import gradients
 from .differences import generator, incoming
 from .findings import Findings
 from .landscape import relative
+from .report import Comparison
 from .subject import Solved, Subject, frozen
 from .tracing import InDouble, loses_precision
 
@@ -43,15 +44,16 @@ def compare_precision(findings: Findings) -> None:
     if not all(bool(part.isfinite().all()) for part in high):
         return
     if not all(bool(part.isfinite().all()) for part in low):
-        findings.compare("float32: finite", float("inf"), 0.0)
+        findings.compare(Comparison.FLOAT32_FINITE, float("inf"), 0.0)
         return
     errors = [relative(a.double(), b) for a, b in zip(low, high, strict=True)]
     limits = (_COARSE_Y, _COARSE_GRADIENT)
     if not given_double:
-        for name, error, limit in zip(("y", "gradient"), errors, limits, strict=False):
-            findings.compare(f"float32: {name} against float64", error, limit)
+        comparisons = (Comparison.FLOAT32_Y, Comparison.FLOAT32_GRADIENT)
+        for comparison, error, limit in zip(comparisons, errors, limits, strict=False):
+            findings.compare(comparison, error, limit)
         return
-    findings.compare("float32: finite", 0.0, 0.0)
+    findings.compare(Comparison.FLOAT32_FINITE, 0.0, 0.0)
     for name, error, limit in zip(("y", "its gradient"), errors, limits, strict=False):
         if error > limit:
             findings.note(

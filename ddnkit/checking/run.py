@@ -16,11 +16,10 @@ from ..layer import DeclarativeLayer
 from ..members import dims_text, refuse_unnamed_batch, sample_dims
 from ..node import DeclarativeNode
 from ..problem import Problem
-from .around import examine_around
 from .cases import as_text, draw
-from .cause import Cause
 from .diagnosis import diagnose
-from .findings import Findings
+from .findings import Cause, Findings
+from .instance import examine_around
 from .report import CheckReport, Row, merge
 from .smallest import smallest
 from .snippet import script
@@ -72,14 +71,16 @@ def check(
     subject = _subject(node, backward, local)
     given = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in xs)
     session = _Session(subject, progress)
-    failing, causes, inputs, text = None, list[Cause](), "", ""
+    causes: Sequence[Cause] = ()
+    failing, inputs, text = None, "", ""
     kept = running_statistics(subject.node)
     try:
         _visit(session, given, examples)
         subject, failing = session.subject, session.failing
         if failing is not None:
-            causes = diagnose(failing)
-            simplest = failing.inputs if given else smallest(failing, causes[0])
+            simplest, causes = failing.inputs, diagnose(failing)
+            if not given:
+                simplest, causes = smallest(failing, causes)
     finally:
         # A check leaves the node as it was.
         for buffer, value in kept:
@@ -99,6 +100,7 @@ def check(
         text,
         session.cases,
         tuple(form.name for form in subject.forms),
+        tuple(cause.kind for cause in causes),
     )
 
 
@@ -150,6 +152,10 @@ class _Session:
         findings = examine_around(
             self.subject, inputs, around=not self.cases, thorough=self.cases < _THOROUGH
         )
+        if self.cases and not findings.ok:
+            # All is compared where something fails, as the script does that is printed for it.
+            whole = examine_around(self.subject, inputs, around=True, thorough=True)
+            findings = findings if whole.ok else whole
         self.cases += 1
         self.rows += findings.rows
         self.notes = {**findings.notes, **self.notes}

@@ -3,52 +3,87 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ..backward.form import BackwardForm
-from .around import examine_around
 from .cases import shrink
-from .cause import Cause
 from .diagnosis import diagnose
-from .findings import Findings
+from .findings import Cause, Findings
+from .instance import examine_around
+from .report import Compared, Comparison, Diagnosis
 
-#: Trials and seconds after which a failing input is small enough.
-_TRIALS, _SHRINKING = 80, 10.0
-_REFERENCE = "dense"
-#: Letters by which two diagnoses are of the same cause.
-_NAME = 20
+#: Trials after which a failing input is small enough, and seconds: without a diagnosis of each, and with.
+_TRIALS, _SECONDS = 80, (10.0, 5.0)
+#: Comparisons of one form, which say nothing more where its gradient is off.
+_OF_FORM = (
+    Comparison.FORM_RUNS,
+    Comparison.RESIDUAL,
+    Comparison.DIFFERENCES,
+    Comparison.AGAINST,
+    Comparison.FORWARD,
+    Comparison.PARAMETER,
+)
 
 
-def smallest(failing: Findings, cause: Cause) -> tuple[Any, ...]:
-    """The simplest inputs on which the same comparisons fail, for the same cause."""
-    kinds = _essential(failing.kinds)
-    subject = failing.subject.with_forms(_forms_of(failing, kinds))
-    until, calls = time.monotonic() + _SHRINKING, 0
+def smallest(failing: Findings, causes: Sequence[Cause]) -> tuple[tuple[Any, ...], Sequence[Cause]]:
+    """The simplest inputs on which the same comparisons fail for the same causes, and these as seen there.
 
-    def fails(simple: tuple[Any, ...]) -> bool:
-        nonlocal calls
-        calls += 1
-        if calls > _TRIALS or time.monotonic() > until:
+    A node may have two defects, each the only one to be seen at some inputs. A trial makes the failed
+    comparisons alone; where what they lead to has another diagnosis, each trial is diagnosed too.
+    """
+    kinds = [cause.kind for cause in causes]
+    for diagnosed in (False, True):
+        simplest = shrink(failing.inputs, _Trials(failing, kinds if diagnosed else None))
+        again = diagnose(_as_script(failing, simplest))
+        if [cause.kind for cause in again] == kinds:
+            return simplest, again
+    return failing.inputs, causes
+
+
+class _Trials:
+    """Whether inputs fail as given ones do: in the same comparisons, and with ``kinds`` if they are given."""
+
+    def __init__(self, failing: Findings, kinds: Sequence[Diagnosis] | None):
+        self._failing, self._kinds = failing, kinds
+        self._wrong = _essential(failing)
+        self._subject = failing.subject.with_forms(_forms_of(failing, self._wrong))
+        self._only = frozenset(compared.comparison for compared in self._wrong)
+        self._calls, self._until = 0, time.monotonic() + _SECONDS[kinds is not None]
+
+    def __call__(self, simple: tuple[Any, ...]) -> bool:
+        self._calls += 1
+        if self._calls > _TRIALS or time.monotonic() > self._until:
             return False
-        found = examine_around(subject, simple, around=True, thorough=True, only=kinds)
-        return _essential(found.kinds) == kinds
-
-    simplest = shrink(failing.inputs, fails)
-    again = diagnose(examine_around(failing.subject, simplest, around=True, thorough=True))
-    named = again[0].text[:_NAME] if again else ""
-    return simplest if named == cause.text[:_NAME] else failing.inputs
-
-
-def _essential(kinds: frozenset[str]) -> frozenset[str]:
-    """Without what follows: from a gradient that is off, and from the same in several forms."""
-    off = sorted(kind for kind in kinds if kind.endswith(": finite differences"))
-    wrong = {kind.split(":")[0] for kind in off}
-    general = f"{_REFERENCE}: finite differences"
-    kept = {general} if general in off else set(off[:1])
-    return frozenset(kept | {kind for kind in kinds if kind.split(":")[0] not in wrong})
+        found = examine_around(self._subject, simple, around=True, thorough=True, only=self._only)
+        if _essential(found) != self._wrong:
+            return False
+        if self._kinds is None:
+            return True
+        causes = diagnose(_as_script(self._failing, simple))
+        return [cause.kind for cause in causes] == self._kinds
 
 
-def _forms_of(failing: Findings, kinds: frozenset[str]) -> list[BackwardForm]:
-    """The forms that the comparisons name."""
-    named = " ".join(kinds)
+def _as_script(failing: Findings, inputs: tuple[Any, ...]) -> Findings:
+    """What a check of these inputs alone finds, as the script that is printed makes it."""
+    return examine_around(failing.subject, inputs, around=True, thorough=True)
+
+
+def _essential(findings: Findings) -> frozenset[Compared]:
+    """What failed, without what follows from a gradient that is off, and the same in several forms."""
+    wrong = findings.wrong
+    off = [compared for compared in wrong if compared.comparison is Comparison.DIFFERENCES]
+    forms = {compared.form for compared in off}
+    rest = {c for c in wrong if c.comparison not in _OF_FORM or c.form not in forms}
+    # Of several forms the reference stands for all of them; it is the last.
+    order = [form.name for form in findings.subject.forms]
+    last = max(off, key=lambda compared: order.index(compared.form), default=None)
+    return frozenset(rest if last is None else {last, *rest})
+
+
+def _forms_of(failing: Findings, wrong: frozenset[Compared]) -> list[BackwardForm]:
+    """The forms that the comparisons need, in the order of the check."""
+    if any(compared.comparison is Comparison.FLOAT32_GRADIENT for compared in wrong):
+        return list(failing.subject.forms)  # it names none, and takes one of them
+    named = {name for compared in wrong for name in (compared.form, compared.against)}
     return [form for form in failing.subject.forms if form.name in named]

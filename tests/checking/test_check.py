@@ -1,6 +1,7 @@
 """`ddnkit.check`: silent about right nodes, and each kind of wrong one named as what it is."""
 
 import json
+import pathlib
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import ddnkit
 from ddnkit import DeclarativeNode, InputError, Solution, testing
 from ddnkit.checking.cases import sample
+from ddnkit.checking.report import Diagnosis
 
 
 class Affine(testing.AffineConstraint):
@@ -19,6 +21,52 @@ class Affine(testing.AffineConstraint):
 class AdjointTwice(Affine):
     def adjoint(self, x, y, v):
         return (2 * (v - v.mean()),)
+
+
+class FactorOrConstraint(Affine):
+    """Off by a factor for large inputs, and without the constraint for small ones."""
+
+    def adjoint(self, x, y, v):
+        return (2 * (v - v.mean()),) if x.abs().max() > 0.5 else (v,)
+
+
+class ConstraintOrFactor(Affine):
+    """The same the other way about: small inputs cannot show what the large ones do."""
+
+    def adjoint(self, x, y, v):
+        return (v,) if x.abs().max() > 0.5 else (2 * (v - v.mean()),)
+
+
+class FactorBySize(Affine):
+    """One diagnosis, whose figure is another for small inputs."""
+
+    def adjoint(self, x, y, v):
+        return ((3 if x.abs().max() > 0.5 else 2) * (v - v.mean()),)
+
+
+class FormulaOrAdjoint(Affine):
+    """Another formula for large inputs, a wrong adjoint for all."""
+
+    def solve(self, x):
+        y = super().solve(x)
+        return y if x.abs().max() < 0.5 else y + 0.3 * (x - x.mean())
+
+    def adjoint(self, x, y, v):
+        return (v.mean() - v,)
+
+
+class LateLeak(Affine):
+    """A wrong adjoint for some inputs only, where items of a batch are also mixed."""
+
+    batched_solve = True
+
+    def solve(self, x):
+        y = x + (1 - x.sum(dim=1, keepdim=True)) / x.shape[1]
+        mean = y.mean(dim=0, keepdim=True)
+        return torch.where(x[:1, :1] > 0.4, y + 0.1 * (mean - y) if len(y) > 1 else y, y)
+
+    def adjoint(self, x, y, v):
+        return (v - v.mean(dim=-1, keepdim=True)) * torch.where(x[..., :1] > 0.4, 2, 1)
 
 
 class AdjointWithoutConstraint(Affine):
@@ -607,6 +655,56 @@ def test_the_snippet_has_what_the_check_was_made_with():
     assert not again.ok
 
 
+TWO_DEFECTS = [
+    (FactorOrConstraint(), "adjoint_factor"),
+    (FormulaOrAdjoint(), "other_objective"),
+    (ConstraintOrFactor(), "adjoint_without_constraints"),
+    (FactorBySize(), "adjoint_factor"),
+    (LateLeak(), "batch_leak"),
+]
+
+
+@pytest.mark.parametrize(
+    ("node", "kind", "form"),
+    [
+        (*TWO_DEFECTS[0], "closed_form"),
+        (*TWO_DEFECTS[1], None),
+        *(pytest.param(*case, None, marks=pytest.mark.long) for case in TWO_DEFECTS),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, DeclarativeNode) else value,
+)
+def test_the_script_has_the_diagnosis_that_is_printed_above_it(node, kind, form):
+    report = ddnkit.check(node, backward=form)
+    (again,) = checked_by(report.snippet)
+    assert report.kinds == again.kinds == (kind,)
+    assert again.diagnosis == report.diagnosis
+    assert {row.name for row in again.rows if not row.ok} <= {
+        row.name for row in report.rows if not row.ok
+    }
+
+
+def test_rows_of_a_parameter_are_its_own():
+    class Two(Nearest):
+        def __init__(self):
+            self.w = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+            self.w2 = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+        def objective(self, x, y):
+            return ((y - self.w * self.w2 * x) ** 2).sum()
+
+        def solve(self, x):
+            return self.w * self.w2.detach() * x
+
+        def sample_inputs(self):
+            return (torch.ones(3),)
+
+    report = ddnkit.check(Two(), backward="unrolled", examples=1)
+    off = {row.name.split()[-1]: row.ok for row in report.rows if ": parameter" in row.name}
+    assert off == {"w": True, "w2": False}
+    assert report.kinds == ("parameter",)
+    assert report.diagnosis[0].startswith("parameter w2:")
+
+
 @pytest.mark.long
 def test_a_snippet_of_a_local_class_leaves_the_node_to_its_owner():
     class Local(AdjointTwice):
@@ -642,8 +740,14 @@ def test_report_is_plain_data(node):
     assert data["verdict"] == report.verdict
     assert data["diagnosis"] == list(report.diagnosis)
     assert data["next"] == list(report.next)
+    assert data["kinds"] == [kind.value for kind in report.kinds]
     assert data["notes"] == list(report.notes)
     assert data["snippet"] == report.snippet
+
+
+def test_the_page_on_checking_has_every_word_of_a_diagnosis():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "check.md").read_text()
+    assert [kind for kind in Diagnosis if f"`{kind.value}`" not in page] == []
 
 
 def test_a_doubtful_certificate_makes_a_doubtful_report():
