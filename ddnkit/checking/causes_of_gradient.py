@@ -17,7 +17,7 @@ from . import gradients
 from .adjoint_pattern import recognise
 from .causes_of_node import degenerate
 from .differences import along_inputs
-from .findings import Cause, Findings
+from .findings import Cause, Findings, Point, Slopes
 from .forms import slopes_of
 from .gradients import differentiable
 from .landscape import continued
@@ -26,7 +26,7 @@ from .report import Comparison, Diagnosis
 from .subject import frozen
 
 
-def not_a_minimum(findings: Findings) -> Iterator[Cause]:
+def not_a_minimum(findings: Findings, point: Point) -> Iterator[Cause]:
     """A saddle point or a maximum."""
     for row in findings.failed(Comparison.MINIMUM):
         yield Cause(
@@ -39,13 +39,12 @@ def not_a_minimum(findings: Findings) -> Iterator[Cause]:
         )
 
 
-def not_unique(findings: Findings) -> Iterator[Cause]:
+def not_unique(findings: Findings, point: Point) -> Iterator[Cause]:
     """A solution that is one of several, or a system too badly conditioned to solve."""
-    assert findings.certificate is not None
     flat = findings.failed(Comparison.STRICT_MINIMUM)
     residual = findings.failed(Comparison.RESIDUAL)
     if flat or residual:
-        curvature = findings.certificate.curvature
+        curvature = point.certificate.curvature
         least = "" if curvature is None else f", relative curvature {float(curvature.min()):.1e}"
         worst = "" if not residual else f"; adjoint residual {max(r.error for r in residual):.1e}"
         if flat or curvature is None:
@@ -65,16 +64,16 @@ def not_unique(findings: Findings) -> Iterator[Cause]:
             )
 
 
-def degenerate_constraints(findings: Findings) -> Iterator[Cause]:
+def degenerate_constraints(findings: Findings, point: Point) -> Iterator[Cause]:
     """Constraints that their linearisation does not describe."""
-    cause = degenerate(findings)
+    cause = degenerate(point)
     if cause is not None:
         yield cause
 
 
-def other_branch(findings: Findings) -> Iterator[Cause]:
+def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
     """A solution that is not the one meant, or not the one that was followed."""
-    lower = findings.elsewhere
+    lower, slopes = point.lower, findings.slopes
     if lower is not None and findings.failed(Comparison.LOWEST):
         yield Cause(
             Diagnosis.LOWER_MINIMUM,
@@ -94,19 +93,20 @@ def other_branch(findings: Findings) -> Iterator[Cause]:
             "last solution (layer(x, start=y))",
         )
     jumps = findings.failed(Comparison.NEARBY, Comparison.LOWEST)
-    if findings.difference_error > UNRELIABLE and not jumps:
+    if slopes is not None and slopes.error > UNRELIABLE and not jumps:
         yield Cause(
             Diagnosis.NOISY_SOLUTION,
             "the solution jumps or is noisy near these inputs: differences with two steps disagree by "
-            f"{findings.difference_error:.1e}, (a) another branch, (b) a solution that is not unique, "
+            f"{slopes.error:.1e}, (a) another branch, (b) a solution that is not unique, "
             "(c) a solver that is not accurate enough",
             "tighten the solver's tolerance first; then look for choices that depend on rounding",
         )
 
 
-def refused(findings: Findings) -> Iterator[Cause]:
+def refused(findings: Findings, point: Point) -> Iterator[Cause]:
     """A form that raises."""
-    for form, error in findings.refused.items():
+    reasons = {row.compared.form: row.note for row in findings.failed(Comparison.FORM_RUNS)}
+    for form, error in reasons.items():
         yield Cause(
             Diagnosis.FORM_DOES_NOT_RUN,
             f"the form '{form}' does not run: {error}",
@@ -114,24 +114,25 @@ def refused(findings: Findings) -> Iterator[Cause]:
         )
 
 
-def wrong_gradient(findings: Findings) -> Iterator[Cause]:
+def wrong_gradient(findings: Findings, point: Point) -> Iterator[Cause]:
     """A form that does not match the differences: a wrong adjoint, or a dependence that is hidden."""
-    if findings.difference_error > UNRELIABLE or findings.failed(Comparison.NEARBY):
+    slopes = findings.slopes
+    if slopes is None or slopes.error > UNRELIABLE or findings.failed(Comparison.NEARBY):
         return
     wrong = {
         row.compared.form for row in findings.failed(Comparison.DIFFERENCES, Comparison.AGAINST)
     }
     if not wrong:
         return
-    expected = _general_gradient(findings)
-    if _apart(findings, expected):
-        yield _hidden(findings, expected) if _followed(findings) else _other_motion(wrong)
+    expected = _general_gradient(findings, point)
+    if _apart(findings, point, slopes, expected):
+        followed = _followed(findings, point, slopes)
+        yield _hidden(findings, point, slopes, expected) if followed else _other_motion(wrong)
         return
-    solved, subject = findings.solved, findings.subject
-    assert solved is not None
-    own = {form.name for form in subject.forms if subject.has_adjoint(form, solved)}
+    subject = findings.subject
+    own = {form.name for form in subject.forms if subject.has_adjoint(form, point.solved)}
     for name in sorted(wrong & own):
-        yield _wrong_adjoint(findings, name, expected)
+        yield _wrong_adjoint(findings, point, name, expected)
     if wrong - own:
         yield Cause(
             Diagnosis.SYSTEM_NOT_SOLVED,
@@ -140,7 +141,7 @@ def wrong_gradient(findings: Findings) -> Iterator[Cause]:
         )
 
 
-def wrong_forward(findings: Findings) -> Iterator[Cause]:
+def wrong_forward(findings: Findings, point: Point) -> Iterator[Cause]:
     """Forward mode that is not the transpose of the way back."""
     off = {row.compared.form for row in findings.failed(Comparison.DIFFERENCES)}
     for row in findings.failed(Comparison.FORWARD):
@@ -155,7 +156,7 @@ def wrong_forward(findings: Findings) -> Iterator[Cause]:
             )
 
 
-def wrong_parameters(findings: Findings) -> Iterator[Cause]:
+def wrong_parameters(findings: Findings, point: Point) -> Iterator[Cause]:
     """A parameter whose gradient does not match the differences, where the inputs' do."""
     if findings.failed(Comparison.DIFFERENCES):
         return
@@ -170,7 +171,7 @@ def wrong_parameters(findings: Findings) -> Iterator[Cause]:
         )
 
 
-def float32(findings: Findings) -> Iterator[Cause]:
+def float32(findings: Findings, point: Point) -> Iterator[Cause]:
     """A result that float32 spoils."""
     comparisons = (Comparison.FLOAT32_FINITE, Comparison.FLOAT32_Y, Comparison.FLOAT32_GRADIENT)
     for row in findings.failed(*comparisons):
@@ -188,15 +189,16 @@ def float32(findings: Findings) -> Iterator[Cause]:
         )
 
 
-def coarse_inputs(findings: Findings) -> Iterator[Cause]:
+def coarse_inputs(findings: Findings, point: Point) -> Iterator[Cause]:
     """Given float32 inputs at which y itself is far off, whatever else follows from it."""
     if findings.failed(Comparison.FLOAT32_Y):
-        yield from float32(findings)
+        yield from float32(findings, point)
 
 
-def _wrong_adjoint(findings: Findings, name: str, expected: Sequence[Tensor]) -> Cause:
-    solved, v = findings.solved, findings.v
-    assert solved is not None and v is not None
+def _wrong_adjoint(
+    findings: Findings, point: Point, name: str, expected: Sequence[Tensor]
+) -> Cause:
+    solved, v = point.solved, point.v
     with frozen(solved.problem.originals):
         pattern = recognise(
             findings.subject, findings.inputs, solved, v, findings.gradients[name], expected
@@ -205,10 +207,9 @@ def _wrong_adjoint(findings: Findings, name: str, expected: Sequence[Tensor]) ->
     return Cause(pattern.kind, f"{what} is wrong: {pattern.text}", pattern.next)
 
 
-def _general_gradient(findings: Findings) -> list[Tensor]:
+def _general_gradient(findings: Findings, point: Point) -> list[Tensor]:
     """The gradient that needs nothing of the node but its objective and constraints."""
-    solved, v = findings.solved, findings.v
-    assert solved is not None and v is not None
+    solved, v = point.solved, point.v
     for name in ("dense", "krylov"):
         if name in findings.gradients:
             return findings.gradients[name]
@@ -217,28 +218,25 @@ def _general_gradient(findings: Findings) -> list[Tensor]:
         return gradients.unguarded(findings.subject, form, findings.inputs, solved, v)
 
 
-def _apart(findings: Findings, expected: Sequence[Tensor]) -> bool:
+def _apart(findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]) -> bool:
     """Whether the general gradient is off from the differences."""
-    differences, v = findings.differences, findings.v
-    assert differences is not None and v is not None
-    slopes = slopes_of(expected, findings.directions)
-    return float((slopes - differences.slopes(v)).norm()) > 1e-3 * findings.scale
+    off = slopes_of(expected, findings.directions) - slopes.differences.slopes(point.v)
+    return float(off.norm()) > 1e-3 * slopes.scale
 
 
-def _followed(findings: Findings) -> bool:
+def _followed(findings: Findings, point: Point, slopes: Slopes) -> bool:
     """Whether Newton's method on the objective moves with the inputs as the node's solution does."""
-    differences, v, solved = findings.differences, findings.v, findings.solved
-    assert differences is not None and v is not None and solved is not None
+    differences, v, solved = slopes.differences, point.v, point.solved
     step = differences.step
     ends = [continued(findings.subject, moved(findings, 0, t), solved) for t in (step, -step)]
     if ends[0] is None or ends[1] is None:
         return True
     slope = ((ends[0] - ends[1]) * v).sum() / (2 * step)
-    return float((slope - differences.slopes(v)[0]).abs()) <= 1e-2 * findings.scale
+    return float((slope - differences.slopes(v)[0]).abs()) <= 1e-2 * slopes.scale
 
 
-def _hidden(findings: Findings, expected: Sequence[Tensor]) -> Cause:
-    missing, size = _missing(findings, expected)
+def _hidden(findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]) -> Cause:
+    missing, size = _missing(findings, point, slopes, expected)
     names = ", ".join(str(i) for i in missing) or "?"
     zero = all(
         not bool(expected[k].any())
@@ -255,19 +253,20 @@ def _hidden(findings: Findings, expected: Sequence[Tensor]) -> Cause:
     )
 
 
-def _missing(findings: Findings, expected: Sequence[Tensor]) -> tuple[list[int], float]:
+def _missing(
+    findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]
+) -> tuple[list[int], float]:
     """Inputs along which the differences move otherwise than the general gradient, and how much."""
-    subject, solved, v = findings.subject, findings.solved, findings.v
-    assert solved is not None and v is not None and findings.differences is not None
+    subject, solved, v = findings.subject, point.solved, point.v
     missing, size = [], 0.0
     for k, i in enumerate(differentiable(findings.inputs)):
         along = [
             [u if j == k else torch.zeros_like(u) for j, u in enumerate(direction)]
             for direction in findings.directions
         ]
-        found = along_inputs(subject, findings.inputs, solved, along, findings.differences.step)
+        found = along_inputs(subject, findings.inputs, solved, along, slopes.differences.step)
         off = (found.slopes(v) - slopes_of(expected, along)).norm()
-        if float(off) > 1e-3 * findings.scale:
+        if float(off) > 1e-3 * slopes.scale:
             missing.append(i)
             size = max(size, float(found.slopes(v).norm()))
     return missing, size

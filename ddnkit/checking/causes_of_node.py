@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..captured import attributes
 from ..solution import Status
-from .findings import Cause, Findings
+from .findings import Cause, Findings, Point
 from .landscape import distance_to_minimum
 from .precision import certified_in_double, in_double
 from .report import Comparison, Diagnosis
@@ -97,10 +97,9 @@ def batch_leak(findings: Findings) -> Cause | None:
     )
 
 
-def not_finite(findings: Findings) -> Cause | None:
+def not_finite(findings: Findings, point: Point) -> Cause | None:
     """NaN or infinity in y."""
-    solved = findings.solved
-    if solved is None or bool(solved.y.isfinite().all()):
+    if bool(point.solved.y.isfinite().all()):
         return None
     return _too_coarse(findings, "the solver returns NaN or infinity") or Cause(
         Diagnosis.NOT_FINITE,
@@ -127,49 +126,46 @@ def _too_coarse(findings: Findings, otherwise: str) -> Cause | None:
     )
 
 
-def infeasible(findings: Findings) -> Cause | None:
+def infeasible(findings: Findings, point: Point) -> Cause | None:
     """Constraints that are violated."""
-    certificate = findings.certificate
-    if certificate is None or not findings.failed(Comparison.FEASIBILITY):
+    if not findings.failed(Comparison.FEASIBILITY):
         return None
-    violation = f"backward error {float(certificate.feasibility.max()):.1e}"
+    violation = f"backward error {float(point.certificate.feasibility.max()):.1e}"
     return _too_coarse(findings, f"the constraints are violated ({violation})") or Cause(
         Diagnosis.INFEASIBLE,
         f"infeasible: the solver returns a point that violates the constraints ({violation})"
-        f"{_ended(findings)}; no gradient can be right there",
+        f"{_ended(findings, point)}; no gradient can be right there",
         "project the solution on the constraints at the end of `solve`, or mend the solver; and see "
         "that `equality_constraints` states what it enforces",
     )
 
 
-def not_smooth(findings: Findings) -> Cause | None:
+def not_smooth(findings: Findings, point: Point) -> Cause | None:
     """A kink of the objective or a constraint at the solution that leaves it without a gradient."""
-    certificate = findings.certificate
-    if certificate is None or not findings.failed(Comparison.SMOOTH):
+    if not findings.failed(Comparison.SMOOTH):
         return None
     return Cause(
         Diagnosis.NOT_SMOOTH,
-        f"not smooth at the solution: {'; '.join(certificate.at_kinks)}",
+        f"not smooth at the solution: {'; '.join(point.certificate.at_kinks)}",
         "see that `solve` returns a minimum; where it does, the solution has no gradient there: smooth the "
         "operation (softplus for relu, sqrt(z² + δ²) for |z|), or use policy='mask' in the layer",
     )
 
 
-def not_stationary(findings: Findings) -> Cause | None:
+def not_stationary(findings: Findings, point: Point) -> Cause | None:
     """∇_y L is not zero: by which of several causes."""
-    certificate, solved = findings.certificate, findings.solved
-    if certificate is None or solved is None or not findings.failed(Comparison.STATIONARITY):
+    if not findings.failed(Comparison.STATIONARITY):
         return None
-    error = f"backward error {float(certificate.stationarity.max()):.1e}"
+    error = f"backward error {float(point.certificate.stationarity.max()):.1e}"
     coarse = _too_coarse(findings, f"the point is not stationary ({error})")
-    return coarse or degenerate(findings) or _inexact(findings, error)
+    return coarse or degenerate(point) or _inexact(findings, point, error)
 
 
-def no_solution(findings: Findings) -> Cause | None:
+def no_solution(findings: Findings, point: Point) -> Cause | None:
     """A solver that says itself that there is no solution, where the residuals would pass."""
-    if findings.solved is None or not findings.failed(Comparison.STATUS):
+    if not findings.failed(Comparison.STATUS):
         return None
-    status = max(findings.solved.solution.statuses())
+    status = max(point.solved.solution.statuses())
     return Cause(
         Diagnosis.NO_SOLUTION,
         f"no solution: the solver ended with status {status.name}: {status.causes}",
@@ -177,16 +173,15 @@ def no_solution(findings: Findings) -> Cause | None:
     )
 
 
-def degenerate(findings: Findings) -> Cause | None:
+def degenerate(point: Point) -> Cause | None:
     """Constraints whose rank is lower at the solution than around it."""
-    if not findings.rank_gained:
+    if not point.rank_gained:
         return None
-    assert findings.certificate is not None
-    stationarity = float(findings.certificate.stationarity.max())
+    stationarity = float(point.certificate.stationarity.max())
     return Cause(
         Diagnosis.DEGENERATE_CONSTRAINTS,
         "degenerate constraints: at the solution their gradients vanish or become dependent, and just "
-        f"beside it they are not (singular value {findings.rank_gained:.1e} of their Jacobian, 0 at "
+        f"beside it they are not (singular value {point.rank_gained:.1e} of their Jacobian, 0 at "
         f"the solution); there are no multipliers (stationarity {stationarity:.1e}) or no tangent "
         "space to differentiate on",
         "state the constraint so that its gradient does not vanish where it holds: g(y) = 0 and not "
@@ -194,9 +189,8 @@ def degenerate(findings: Findings) -> Cause | None:
     )
 
 
-def _inexact(findings: Findings, error: str) -> Cause:
-    solved, subject = findings.solved, findings.subject
-    assert solved is not None
+def _inexact(findings: Findings, point: Point, error: str) -> Cause:
+    solved, subject = point.solved, findings.subject
     moved = distance_to_minimum(solved)
     distance = (
         ""
@@ -220,10 +214,10 @@ def _inexact(findings: Findings, error: str) -> Cause:
             "see that what `solve` iterates on is the gradient of the objective: signs, factors, "
             "regularisation, constraints",
         )
-    if not subject.has_own_solve or _ended(findings):
+    if not subject.has_own_solve or _ended(findings, point):
         return Cause(
             Diagnosis.INEXACT_SOLVE,
-            f"inexact solve: the solver stops early ({error}){_ended(findings)}{distance}; "
+            f"inexact solve: the solver stops early ({error}){_ended(findings, point)}{distance}; "
             f"{max(solved.solution.statuses()).causes}",
             "allow more iterations, start nearer, or set the node's `tolerance` to what you accept",
         )
@@ -243,10 +237,9 @@ def _inexact(findings: Findings, error: str) -> Cause:
     )
 
 
-def _ended(findings: Findings) -> str:
+def _ended(findings: Findings, point: Point) -> str:
     """What the solver itself says, where it is no success."""
-    assert findings.solved is not None
-    status = max(findings.solved.solution.statuses())
+    status = max(point.solved.solution.statuses())
     if status == Status.UNKNOWN or (status == Status.CONVERGED and findings.subject.has_own_solve):
         return ""
     return f", with status {status.name}"

@@ -17,11 +17,11 @@ _LONG = 0.5
 
 def look_for_closed_form(findings: Findings) -> None:
     """A note where the manifold has a solver that finds this minimum in closed form, and sooner."""
-    subject, solved = findings.subject, findings.solved
+    subject, point = findings.subject, findings.point
     manifold = subject.node.manifold
-    if solved is None or manifold is None or subject.has_own_solve:
+    if point is None or manifold is None or subject.has_own_solve:
         return
-    chosen = as_solver(subject.node.solver)
+    solved, chosen = point.solved, as_solver(subject.node.solver)
     for name in manifold.closed_form_solvers:
         if chosen.name == name:
             return

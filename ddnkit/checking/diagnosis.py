@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from . import causes_of_gradient, causes_of_node
 from .findings import Cause, Findings
 from .report import Diagnosis
 
-_OF_NODE = (
+_OF_CALLS = (
     causes_of_node.does_not_run,
     causes_of_node.memory,
     causes_of_node.batch_leak,
+)
+_OF_SOLUTION = (
     causes_of_node.not_finite,
     causes_of_node.infeasible,
     causes_of_node.not_smooth,
@@ -39,19 +43,28 @@ def diagnose(findings: Findings) -> list[Cause]:
     """
     if findings.ok:
         return []
-    for find in _OF_NODE:
-        cause = find(findings)
-        if cause is not None:
-            return [cause]
-    for find_all in _OF_POINT:
-        causes = list(find_all(findings))
-        if causes:
-            return causes
-    causes = [cause for find_all in _OF_GRADIENT for cause in find_all(findings)]
-    return causes or [
+    return next(causes for causes in _in_order(findings) if causes)
+
+
+def _in_order(findings: Findings) -> Iterator[list[Cause]]:
+    """Causes, the most fundamental first, as far as the findings go."""
+    for of_calls in _OF_CALLS:
+        yield _listed(of_calls(findings))
+    point = findings.point
+    if point is not None:
+        for of_solution in _OF_SOLUTION:
+            yield _listed(of_solution(findings, point))
+        for of_point in _OF_POINT:
+            yield list(of_point(findings, point))
+        yield [cause for find in _OF_GRADIENT for cause in find(findings, point)]
+    yield [
         Cause(
             Diagnosis.UNKNOWN,
             "a comparison failed without a known pattern",
             "look at the failed rows, and check the smallest failing input in smaller pieces",
         )
     ]
+
+
+def _listed(cause: Cause | None) -> list[Cause]:
+    return [] if cause is None else [cause]

@@ -1,4 +1,8 @@
-"""Findings: what one set of inputs showed. Comparisons fill it, the diagnosis goes by it."""
+"""Findings: what one set of inputs showed. Comparisons fill it, the diagnosis goes by it.
+
+What only some nodes come to stands in stages, which are handed on to what needs them: a `Point`, where there
+is a solution, and `Slopes`, where gradients were compared with differences.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,45 @@ class Cause:
 
 
 @dataclass
+class Point:
+    """The solution from the node's own starting point, as it was measured.
+
+    Attributes:
+        v: the incoming gradient for it, (B, m).
+        rank_gained: see `degeneracy.rank_gained_nearby`.
+        lower: another minimum with a lower objective, if one was found.
+    """
+
+    solved: Solved
+    certificate: Certificate
+    v: Tensor
+    rank_gained: float = 0.0
+    lower: Elsewhere | None = None
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The differences that gradients are compared with.
+
+    Attributes:
+        error: how far the differences with two steps are apart, relative to the scale.
+        scale: the size of a slope, which their errors are relative to.
+    """
+
+    differences: Differences
+    error: float
+    scale: float
+
+
+@dataclass
 class Findings:
     """What one set of inputs showed.
 
     Attributes:
-        solved: the solution from the node's own starting point; None if there is none.
         error: why the node does not run, as it said itself.
-        v: the incoming gradient, (B, m).
+        point: the node's solution; None if there is none.
         directions: of the differentiable inputs, as are the ``gradients`` of each form.
-        refused: forms that could not be used, each with the reason.
-        rank_gained: see `degeneracy.rank_gained_nearby`.
+        slopes: None where no gradient was compared with differences.
         blamed: which part of the node lets items of a batch influence one another.
         repeatable: whether copies of the node agree about the same inputs; None where that is not known.
         only: what is to be compared; None for all.
@@ -44,17 +77,10 @@ class Findings:
     rows: list[Row] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
-    solved: Solved | None = None
-    certificate: Certificate | None = None
-    v: Tensor | None = None
+    point: Point | None = None
     directions: list[list[Tensor]] = field(default_factory=list)
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    differences: Differences | None = None
-    difference_error: float = 0.0
-    scale: float = 1.0
-    rank_gained: float = 0.0
-    elsewhere: Elsewhere | None = None
+    slopes: Slopes | None = None
     blamed: str = ""
     repeatable: bool | None = None
     only: frozenset[Comparison] | None = None

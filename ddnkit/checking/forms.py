@@ -17,23 +17,22 @@ from ..errors import DdnkitError
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from . import gradients
 from .differences import along_captured, along_inputs, random_like, step_for
-from .findings import Findings
+from .findings import Findings, Point, Slopes
 from .report import Compared, Comparison
-from .subject import Solved
 
 #: Forms whose memory grows with the square of the unknowns.
 _DENSE = ("dense", "embedded_field")
 
 
-def compare_backward(findings: Findings, solved: Solved) -> None:
+def compare_backward(findings: Findings, point: Point) -> None:
     """The gradient of each form, and the residual of its linear system."""
-    assert findings.v is not None and findings.certificate is not None
+    solved = point.solved
     for form in findings.subject.forms:
         if form.name in _DENSE and solved.y.shape[-1] > RANK_REVEALING_SIZE:
             continue
         try:
             found, certificate = gradients.backward(
-                findings.subject, form, findings.inputs, solved, findings.v
+                findings.subject, form, findings.inputs, solved, point.v
             )
         except Exception as error:  # of the node's adjoint, or of steps that are differentiated
             refuse(findings, form, error)
@@ -42,17 +41,16 @@ def compare_backward(findings: Findings, solved: Solved) -> None:
         if residual is not None:
             worst, tolerance = residual.max(), certificate.tolerance
             solvable = findings.compare(Compared(Comparison.RESIDUAL, form.name), worst, tolerance)
-            findings.certificate = _with_residual(findings.certificate, residual)
+            point.certificate = _with_residual(point.certificate, residual)
         if solvable:  # else the layer's gradient is NaN, which is no news
             findings.gradients[form.name] = found
 
 
-def compare_differences(findings: Findings, solved: Solved) -> None:
+def compare_differences(findings: Findings, point: Point) -> Slopes:
     """Each form against central differences, along all directions at once."""
-    certificate, v = findings.certificate, findings.v
-    assert certificate is not None and v is not None
-    differences = findings.differences = along_inputs(
-        findings.subject, findings.inputs, solved, findings.directions, step_for(certificate)
+    solved, v = point.solved, point.v
+    differences = along_inputs(
+        findings.subject, findings.inputs, solved, findings.directions, step_for(point.certificate)
     )
     fine = differences.slopes(v)
     slopes = {
@@ -62,22 +60,24 @@ def compare_differences(findings: Findings, solved: Solved) -> None:
     # if y moved as much as the inputs do.
     sizes = [float(s.norm()) for name, s in slopes.items() if counts(findings, name)]
     least_size = 1e-3 * float(v.norm() * solved.y.norm())
-    scale = findings.scale = max(float(fine.norm()), *sizes, least_size, 1e-300)
-    findings.difference_error = float(differences.disagreement(v)) / scale
-    allowed = max(difference_limit(v), min(findings.difference_error, 1e-2))
+    scale = max(float(fine.norm()), *sizes, least_size, 1e-300)
+    found = Slopes(differences, float(differences.disagreement(v)) / scale, scale)
+    findings.slopes = found
+    allowed = max(difference_limit(v), min(found.error, 1e-2))
     for name, slope in slopes.items():
         error = float((slope - fine).norm()) / scale
         compare_form(findings, Compared(Comparison.DIFFERENCES, name), error, allowed)
+    return found
 
 
-def compare_forms(findings: Findings) -> None:
+def compare_forms(findings: Findings, point: Point) -> None:
     """Each form against the last, the reference."""
     names = list(findings.gradients)
     if len(names) < 2:
         return
     reference = names[-1]
     expected = torch.cat([g.reshape(-1) for g in findings.gradients[reference]])
-    size = max(float(expected.norm()), _least_gradient(findings), 1e-300)
+    size = max(float(expected.norm()), _least_gradient(findings, point), 1e-300)
     double = expected.dtype == torch.float64
     for name in names[:-1]:
         found = torch.cat([g.reshape(-1) for g in findings.gradients[name]])
@@ -87,43 +87,40 @@ def compare_forms(findings: Findings) -> None:
         compare_form(findings, Compared(Comparison.AGAINST, name, reference), error, limit)
 
 
-def _least_gradient(findings: Findings) -> float:
+def _least_gradient(findings: Findings, point: Point) -> float:
     """A thousandth of the gradient of a y that moves as much as the inputs do: a gradient may be zero."""
-    assert findings.v is not None and findings.solved is not None
     inputs = [x for x in findings.inputs if isinstance(x, Tensor) and x.is_floating_point()]
     size = float(torch.stack([x.double().norm() for x in inputs]).norm()) if inputs else 0.0
-    moves = float(findings.v.norm() * findings.solved.y.norm())
+    moves = float(point.v.norm() * point.solved.y.norm())
     return 1e-3 * moves / size if size else 0.0
 
 
-def compare_forward(findings: Findings, solved: Solved) -> None:
+def compare_forward(findings: Findings, point: Point, slopes: Slopes) -> None:
     """v·(J u), by torch.func.jvp, against (Jᵀv)·u."""
-    v = findings.v
-    assert v is not None
+    v = point.v
     for form in findings.subject.forms:
         if form.name not in findings.gradients:
             continue
         pulled = slopes_of(findings.gradients[form.name], findings.directions)[0]
         try:
             pushed = gradients.forward(
-                findings.subject, form, findings.inputs, solved, findings.directions[0]
+                findings.subject, form, findings.inputs, point.solved, findings.directions[0]
             )
         except Exception as error:
             refuse(findings, form, error)
             continue
-        apart = float(((pushed * v).sum() - pulled).abs()) / findings.scale
+        apart = float(((pushed * v).sum() - pulled).abs()) / slopes.scale
         limit = 1e-7 if v.dtype == torch.float64 else 1e-2
         compare_form(findings, Compared(Comparison.FORWARD, form.name), apart, limit)
 
 
-def compare_parameters(findings: Findings, solved: Solved, source: torch.Generator) -> None:
+def compare_parameters(findings: Findings, point: Point, source: torch.Generator) -> None:
     """Each form's gradient for each tensor of the node's, against differences along one direction."""
-    subject, certificate, v = findings.subject, findings.certificate, findings.v
-    assert certificate is not None and v is not None
+    subject, solved, v = findings.subject, point.solved, point.v
     least_size = 1e-3 * float(v.norm() * solved.y.norm())
     for k, one in enumerate(solved.problem.originals):
         u = random_like(one.tensor.detach(), source)
-        differences = along_captured(subject, solved, one, u, step_for(certificate))
+        differences = along_captured(subject, solved, one, u, step_for(point.certificate))
         expected = float(differences.slopes(v)[0])
         disagreement = float(differences.disagreement(v))
         for form in subject.forms:
@@ -169,7 +166,6 @@ def refuse(findings: Findings, form: BackwardForm, error: Exception) -> None:
     """A form that raises: a failure, or a note where it is there for comparison alone."""
     said = str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
     if counts(findings, form.name):
-        findings.refused[form.name] = said
         findings.compare(Compared(Comparison.FORM_RUNS, form.name), float("nan"), 0.0, said)
     else:
         text = "unrolled: not compared, torch cannot differentiate the steps of `solve`"

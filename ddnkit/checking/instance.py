@@ -16,7 +16,7 @@ from ..importing import described, place
 from .batch import compare_batch
 from .closed_form import look_for_closed_form
 from .differences import directions, generator, incoming
-from .findings import Findings
+from .findings import Findings, Point
 from .forms import (
     compare_backward,
     compare_differences,
@@ -29,7 +29,7 @@ from .memory import compare_memory
 from .point import compare_branch, compare_minima, compare_second_order, compare_solution
 from .precision import compare_precision
 from .report import Comparison
-from .subject import Solved, Subject, frozen
+from .subject import Subject, frozen
 
 #: What is compared around a set of inputs: the word for it, its comparisons, and who makes them.
 _AROUND: tuple[tuple[str, tuple[Comparison, ...], Callable[[Findings], None]], ...] = (
@@ -111,32 +111,35 @@ def spoken(error: BaseException) -> str:
 
 def _examine(findings: Findings, thorough: bool) -> None:
     subject, xs = findings.subject, findings.inputs
-    solved = findings.solved = subject.solve(xs)
-    compare_solution(findings, solved)
+    solved, source = subject.solve(xs), generator()
+    point = Point(solved, subject.certificate(solved), incoming(solved, source))
+    findings.point = point
+    compare_solution(findings, point)
     if not bool(solved.y.isfinite().all()) or findings.wrong:
         # At a point that is no solution the certificate lets no gradient pass.
         return
-    source = generator()
-    findings.v = incoming(solved, source)
     if findings.wants(Comparison.MINIMUM, Comparison.STRICT_MINIMUM):
-        compare_second_order(findings, solved)
+        compare_second_order(findings, point)
     if differentiable(xs):
         findings.directions = directions(subject, xs, source)
         with frozen(solved.problem.originals):
-            _compare_gradients(findings, solved, thorough)
+            _compare_gradients(findings, point, thorough)
     if thorough and findings.wants(Comparison.PARAMETER):
-        compare_parameters(findings, solved, source)
+        compare_parameters(findings, point, source)
     if thorough and findings.wants(Comparison.LOWEST) and not findings.wrong:
-        compare_minima(findings, solved)
+        compare_minima(findings, point)
 
 
-def _compare_gradients(findings: Findings, solved: Solved, thorough: bool) -> None:
-    compare_backward(findings, solved)
+def _compare_gradients(findings: Findings, point: Point, thorough: bool) -> None:
+    compare_backward(findings, point)
+    slopes = None
     if findings.wants(Comparison.DIFFERENCES, Comparison.NEARBY, Comparison.FORWARD):
-        compare_differences(findings, solved)
+        slopes = compare_differences(findings, point)
     if findings.wants(Comparison.AGAINST):
-        compare_forms(findings)
+        compare_forms(findings, point)
+    if slopes is None:
+        return
     if thorough and findings.wants(Comparison.FORWARD):
-        compare_forward(findings, solved)
+        compare_forward(findings, point, slopes)
     if findings.wants(Comparison.NEARBY):
-        compare_branch(findings, solved)
+        compare_branch(findings, point, slopes)

@@ -12,11 +12,10 @@ from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..solution import Status
 from .degeneracy import rank_gained_nearby
 from .differences import at
-from .findings import Findings
+from .findings import Findings, Point, Slopes
 from .gradients import differentiable, replaced
 from .landscape import continued, lower_minimum, relative
 from .report import Comparison
-from .subject import Solved
 from .tracing import is_formula
 
 #: A solution that differs by more than this from the one that continues its neighbour has jumped.
@@ -25,9 +24,9 @@ _JUMP = 1e-3
 UNRELIABLE = 1e-2
 
 
-def compare_solution(findings: Findings, solved: Solved) -> None:
+def compare_solution(findings: Findings, point: Point) -> None:
     """Feasible, stationary, the same each time; constraints that its linearisation describes."""
-    certificate = findings.certificate = findings.subject.certificate(solved)
+    solved, certificate = point.solved, point.certificate
     tolerance = certificate.tolerance
     findings.compare(Comparison.FEASIBILITY, certificate.feasibility.max(), tolerance)
     findings.compare(Comparison.STATIONARITY, certificate.stationarity.max(), tolerance)
@@ -43,10 +42,10 @@ def compare_solution(findings: Findings, solved: Solved) -> None:
     findings.compare(Comparison.SAME_SOLUTION, relative(again.y, solved.y), 1e3 * rounding)
     if not findings.subject.node.constrained:
         return
-    findings.rank_gained = rank_gained_nearby(solved)
-    findings.compare(Comparison.CONSTANT_RANK, findings.rank_gained, 0.0)
+    point.rank_gained = rank_gained_nearby(solved)
+    findings.compare(Comparison.CONSTANT_RANK, point.rank_gained, 0.0)
     margin = 1.0 if certificate.licq is None else float(certificate.licq.min())
-    if margin == 0 and not findings.rank_gained:
+    if margin == 0 and not point.rank_gained:
         findings.note(
             "dependent constraints",
             "dependent constraints at the solution (LICQ margin 0): they agree, and stay "
@@ -54,16 +53,15 @@ def compare_solution(findings: Findings, solved: Solved) -> None:
         )
 
 
-def compare_second_order(findings: Findings, solved: Solved) -> None:
+def compare_second_order(findings: Findings, point: Point) -> None:
     """Curved upwards in all directions along the constraints."""
+    solved = point.solved
     if solved.y.shape[-1] > RANK_REVEALING_SIZE:
         return
-    assert findings.certificate is not None and findings.v is not None
     problem, solution = solved.problem, solved.solution
-    v = findings.v.reshape(solution.y.shape)
-    certificate = assess(problem, solution, Dense(), findings.certificate, v)
-    findings.certificate = certificate
-    curvature = certificate.curvature
+    v = point.v.reshape(solution.y.shape)
+    point.certificate = assess(problem, solution, Dense(), point.certificate, v)
+    curvature = point.certificate.curvature
     assert curvature is not None
     # Of a single unknown without curvature: 0/0.
     least = float(curvature.nan_to_num(nan=0.0).min())
@@ -74,21 +72,20 @@ def compare_second_order(findings: Findings, solved: Solved) -> None:
         findings.compare(Comparison.STRICT_MINIMUM, flatness, 1.0)
 
 
-def compare_branch(findings: Findings, solved: Solved) -> None:
+def compare_branch(findings: Findings, point: Point, slopes: Slopes) -> None:
     """Whether the node, solving nearby inputs anew, stays with the solution that continues this one.
 
     An iterative solver starts anew on both sides. A `solve` of its own has been called at inputs nearby
     for the differences already; where they are in doubt, Newton's method tells.
     """
-    subject, differences = findings.subject, findings.differences
-    assert differences is not None
+    subject, solved, differences = findings.subject, point.solved, slopes.differences
     sides = (differences.step, -differences.step)
     worst: list[float] = []
     if not subject.has_own_solve:
         problems = [at(subject, moved(findings, 0, step), solved) for step in sides]
         pairs = zip(subject.resolve(problems, None), differences.ends[0], strict=True)
         worst += [relative(anew, near) for anew, near in pairs]
-    elif findings.failed(Comparison.DIFFERENCES) or findings.difference_error > UNRELIABLE:
+    elif findings.failed(Comparison.DIFFERENCES) or slopes.error > UNRELIABLE:
         for k in range(len(findings.directions)):
             for side, step in enumerate(sides):
                 near = continued(subject, moved(findings, k, step), solved)
@@ -98,15 +95,15 @@ def compare_branch(findings: Findings, solved: Solved) -> None:
         findings.compare(Comparison.NEARBY, max(worst), max(_JUMP, 10 * differences.step))
 
 
-def compare_minima(findings: Findings, solved: Solved) -> None:
+def compare_minima(findings: Findings, point: Point) -> None:
     """Whether Newton's method finds a lower minimum from elsewhere.
 
     A formula is held to what it claims, the minimum; an iteration may be meant to find a local one.
     """
-    lower = findings.elsewhere = lower_minimum(findings.subject, solved)
+    lower = point.lower = lower_minimum(findings.subject, point.solved)
     if lower is None:
         return
-    if is_formula(findings.subject, solved) and not findings.subject.local:
+    if is_formula(findings.subject, point.solved) and not findings.subject.local:
         size = max(abs(lower.here), abs(lower.there))
         findings.compare(Comparison.LOWEST, (lower.here - lower.there) / size, 1e-6)
     else:

@@ -28,7 +28,7 @@ def compare_precision(findings: Findings) -> None:
     where a result that is coarse is noted and one that is not finite has overflowed.
     """
     subject, xs = findings.subject, findings.inputs
-    if findings.solved is not None and loses_precision(subject, findings.solved):
+    if findings.point is not None and loses_precision(subject, findings.point.solved):
         findings.note(
             "precision",
             "float32 inside: `solve` or the objective computes below float64 although the inputs are "

@@ -160,9 +160,9 @@ class _Session:
         self.rows += findings.rows
         self.notes = {**findings.notes, **self.notes}
         self.verdict = max(self.verdict, _verdict(findings))
-        if findings.ok and _verdict(findings):
-            assert findings.certificate is not None
-            self.notes.setdefault("certificate", f"the worst certificate: {findings.certificate}")
+        if findings.ok and findings.point is not None and _verdict(findings):
+            told = f"the worst certificate: {findings.point.certificate}"
+            self.notes.setdefault("certificate", told)
         if self.progress is not None:
             self.progress(self.cases)
         if not findings.ok:
@@ -171,9 +171,10 @@ class _Session:
 
 
 def _verdict(findings: Findings) -> int:
-    if findings.certificate is None:
+    if findings.point is None:
         return 0
-    return max((VERDICTS.index(v) for v in findings.certificate.verdicts()), default=0)
+    verdicts = findings.point.certificate.verdicts()
+    return max((VERDICTS.index(verdict) for verdict in verdicts), default=0)
 
 
 def _subject(
