@@ -13,7 +13,7 @@ from . import gradients
 from .companions import items
 from .differences import generator, incoming
 from .findings import Findings
-from .landscape import relative
+from .landscape import apart
 from .report import Compared, Comparison
 from .subject import Solved, Subject, frozen
 
@@ -37,7 +37,7 @@ def compare_batch(findings: Findings) -> None:
     rounding = torch.finfo(batch.y.dtype).eps
     # An iterative solver ends somewhere within its tolerance.
     limit = min(max(1e6 * rounding, 1e3 * noise), 1e-2)
-    error = max(relative(batch.y[k : k + 1], s.y) for k, s in enumerate(alone))
+    error = max(apart(batch.y[k : k + 1], s.y) for k, s in enumerate(alone))
     if not findings.compare(Comparison.BATCH, error, limit):
         findings.blamed = _solving_part(findings.subject)
         return
@@ -83,6 +83,5 @@ def _gradient_error(
             expected, _ = gradients.backward(single, form, xs, alone[k], v[k : k + 1])
             right = torch.cat([g.reshape(-1) for g in expected])
             own = torch.cat([g[k].reshape(-1) for g in found])
-            size = max(float(right.norm()), 1e-300)
-            worst = max(worst, float((own - right).norm()) / size)
+            worst = max(worst, apart(own, right))
     return worst

@@ -82,7 +82,7 @@ def lower_minimum(subject: Subject, solved: Solved) -> Elsewhere | None:
     there = float(values[best])
     if here - there <= max(_LOWER * max(abs(here), abs(there)), _ROUNDING * size):
         return None
-    return Elsewhere(here, there, relative(flat(found.y)[best : best + 1], solved.y))
+    return Elsewhere(here, there, apart(flat(found.y)[best : best + 1], solved.y))
 
 
 def continued(subject: Subject, xs: Sequence[Any], solved: Solved) -> Tensor | None:
@@ -97,6 +97,12 @@ def relative(y: Tensor, expected: Tensor) -> float:
     """‖y − expected‖/‖expected‖."""
     size = expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
     return float((y - expected).norm() / size)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖, relative to the larger of the two: a number at shrunk inputs too, where one may be zero."""
+    size = torch.maximum(a.norm(), b.norm()).clamp(min=torch.finfo(b.dtype).tiny)
+    return float((a - b).norm() / size)
 
 
 def _starts(solved: Solved) -> Tensor:

@@ -17,7 +17,7 @@ from .companions import items
 from .differences import generator, incoming
 from .findings import Findings
 from .gradients import differentiable
-from .landscape import relative
+from .landscape import apart
 from .report import Compared, Comparison
 from .subject import Solved, Subject
 
@@ -34,7 +34,7 @@ def compare_memory(findings: Findings) -> None:
     if not bool(expected.y.isfinite().all()):
         return
     rounding = 1e3 * torch.finfo(expected.y.dtype).eps
-    if not relative(once_more.y, expected.y) <= rounding:
+    if not apart(once_more.y, expected.y) <= rounding:
         findings.repeatable = False
         return
     findings.repeatable = True
@@ -71,7 +71,7 @@ def _error_in_turn(
             x.copy_(y)
     inside = subject.solve(buffer)
     pairs = ((after, expected[1]), (again, expected[0]), (inside, expected[1]))
-    errors = [relative(found.y, right.y) for found, right in pairs]
+    errors = [apart(found.y, right.y) for found, right in pairs]
     # A store that all copies share makes them agree; an old answer to a new question still shows.
     errors += [
         float(subject.certificate(found).stationarity.max())
@@ -86,7 +86,7 @@ def _error_in_turn(
 def _gradient_error(subject: Subject, first: Any, second: Any) -> float:
     """How far the gradient at x₁ is off if x₂ is solved between the way there and the way back."""
     right, late = (_gradient(_fresh(subject), first, between) for between in (None, second))
-    return float((late - right).norm()) / max(float(right.norm()), 1e-300)
+    return apart(late, right)
 
 
 def _gradient(subject: Subject, xs: Any, between: Any) -> Tensor:

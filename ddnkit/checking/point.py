@@ -14,7 +14,7 @@ from .degeneracy import rank_gained_nearby
 from .differences import at
 from .findings import Findings, Point, Slopes
 from .gradients import differentiable, replaced
-from .landscape import continued, lower_minimum, relative
+from .landscape import apart, continued, lower_minimum, relative
 from .report import Comparison
 from .tracing import is_formula
 
@@ -39,7 +39,7 @@ def compare_solution(findings: Findings, point: Point) -> None:
         findings.compare(Comparison.SMOOTH, (certificate.kink_margin <= 0).sum(), 0.0)
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
-    findings.compare(Comparison.SAME_SOLUTION, relative(again.y, solved.y), 1e3 * rounding)
+    findings.compare(Comparison.SAME_SOLUTION, apart(again.y, solved.y), 1e3 * rounding)
     if not findings.subject.node.constrained:
         return
     point.rank_gained = rank_gained_nearby(solved)
@@ -84,13 +84,13 @@ def compare_branch(findings: Findings, point: Point, slopes: Slopes) -> None:
     if not subject.has_own_solve:
         problems = [at(subject, moved(findings, 0, step), solved) for step in sides]
         pairs = zip(subject.resolve(problems, None), differences.ends[0], strict=True)
-        worst += [relative(anew, near) for anew, near in pairs]
+        worst += [apart(anew, near) for anew, near in pairs]
     elif findings.failed(Comparison.DIFFERENCES) or slopes.error > UNRELIABLE:
         for k in range(len(findings.directions)):
             for side, step in enumerate(sides):
                 near = continued(subject, moved(findings, k, step), solved)
                 if near is not None and relative(near, solved.y) < _JUMP**0.5:
-                    worst.append(relative(differences.ends[k, side], near))
+                    worst.append(apart(differences.ends[k, side], near))
     if worst:
         findings.compare(Comparison.NEARBY, max(worst), max(_JUMP, 10 * differences.step))
 

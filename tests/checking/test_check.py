@@ -683,6 +683,25 @@ def test_the_script_has_the_diagnosis_that_is_printed_above_it(node, kind, form)
     }
 
 
+def test_figures_are_relative_to_what_is_not_zero():
+    class LastInput(Nearest):
+        def objective(self, x, y):
+            return ((y - x**2) ** 2).sum()
+
+        def solve(self, x):
+            self.kept = x.detach().clone()
+            return x**2
+
+        def adjoint(self, x, y, v):
+            return (2 * self.kept * v,)
+
+    # Shrunk inputs are often zero, and so is the gradient there.
+    zeros = torch.zeros(3, dtype=torch.float64)
+    report = ddnkit.check(LastInput(), zeros, backward="closed_form")
+    assert report.kinds == ("stale_gradient",)
+    assert all(row.error <= 2 for row in report.rows)
+
+
 def test_rows_of_a_parameter_are_its_own():
     class Two(Nearest):
         def __init__(self):
