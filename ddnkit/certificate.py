@@ -129,7 +129,9 @@ class Certificate:
             evaluation gives no reason to look.
         at_kinks, hidden_by: what there is to say of the two, a text each.
         tolerance: what the figures are held against.
-        form: the backward form that "auto" took.
+        form: the backward form that was taken, by "auto" or by name; after a way back in which another one
+            solved again what it left, both: "krylov, then dense".
+        own_member: the member of the node that is its own way back, where the form has one of the node's.
         measured: False with certify="off": the solver's status is all that is known, the figures are NaN.
         finite: which items (B,), in one row, of each input hold neither NaN nor infinity, by its name.
     """
@@ -155,6 +157,7 @@ class Certificate:
     at_kinks: tuple[str, ...] = ()
     hidden_by: tuple[str, ...] = ()
     form: str = ""
+    own_member: str = "adjoint"
     measured: bool = True
     finite: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -643,10 +646,10 @@ def _adjoint_not_solved(certificate: Certificate) -> str:
 
 def _adjoint_differs(certificate: Certificate) -> str:
     assert certificate.adjoint_difference is not None
-    # The fixed-point form is a node's own way back too.
-    own = "fixed_point" if certificate.form == "fixed_point" else "adjoint"
+    own = certificate.own_member
+    whose = f"the node's own `{own}`" if own else f"the way back of the form '{certificate.form}'"
     return (
-        f"the node's own `{own}` differs from the implicit gradient by "
+        f"{whose} differs from the implicit gradient by "
         f"{_worst(certificate.adjoint_difference)}, relative {_held(certificate)}; `ddnkit check` says "
         "in what, backward='dense' does without it"
     )

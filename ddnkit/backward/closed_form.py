@@ -28,6 +28,7 @@ class ClosedForm(BackwardForm):
 
     name = "closed_form"
     has_adjoint = True
+    node_member = "adjoint"
 
     def unsupported(self, problem: Problem) -> str | None:
         """The node must have an adjoint."""

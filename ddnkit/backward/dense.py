@@ -57,6 +57,7 @@ class Dense(BackwardForm):
     """
 
     name = "dense"
+    dense = True
 
     def __init__(self, *, singular: str = "minimum_norm", schur: bool = False):
         if singular not in SINGULAR:

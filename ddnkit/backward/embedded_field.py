@@ -29,6 +29,7 @@ class EmbeddedField(BackwardForm):
     """Projects the Hessian on the tangent space and solves there."""
 
     name = "embedded_field"
+    dense = True
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""

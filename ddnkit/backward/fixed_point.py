@@ -29,6 +29,7 @@ class FixedPoint(BackwardForm):
 
     name = "fixed_point"
     has_adjoint = True
+    node_member = "fixed_point"
 
     def __init__(self, *, tolerance: float | None = None, max_iterations: int | None = None):
         self.tolerance, self.max_iterations = tolerance, max_iterations

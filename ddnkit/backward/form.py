@@ -33,6 +33,8 @@ class SystemSolution(NamedTuple):
 
     `saddle`: how negative the least curvature on the tangent space is, relative to the largest, (B,), where
     what solves the system shows that it is, and 0 where not; None: it showed a minimum, or nothing.
+
+    `then`: the form that solved again what the first one left; "" where none did.
     """
 
     z: Tensor
@@ -40,6 +42,7 @@ class SystemSolution(NamedTuple):
     mu: Tensor | None
     doubt: Tensor | None = None
     saddle: Tensor | None = None
+    then: str = ""
 
 
 class SystemSolve:
@@ -99,11 +102,22 @@ def replaced(mask: Tensor, found: SystemSolution, other: SystemSolution) -> Syst
 
 
 class BackwardForm(abc.ABC):
-    """Solves P G P z = P r at a solution. Stateless, constructible without arguments."""
+    """Solves P G P z = P r at a solution. Stateless, constructible without arguments.
+
+    A form says with its class attributes what `ddnkit check` and `ddnkit bench` go by.
+    """
 
     name: str
     #: True: `adjoint` is implemented, a shorter way to v·dy/dx
     has_adjoint: bool = False
+    #: The member of the node whose code `adjoint` runs: a wrong gradient is the node's then, else the form's.
+    node_member: str = ""
+    #: True: its memory grows with m², as that of an m×m matrix. A check of many unknowns leaves it out, and a
+    #: bench does not run it where the memory is not there.
+    dense: bool = False
+    #: True: it differentiates the steps of the node's own `solve`, which need not carry the derivative. It is
+    #: there to be compared with: what it gets wrong is a note, and a failure only if it is asked for by name.
+    unrolls: bool = False
 
     @abc.abstractmethod
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
@@ -164,10 +178,18 @@ def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
 
 def applicable_forms(node: DeclarativeNode) -> list[str]:
     """Registered forms that can take the node, the reference form last. "auto" takes one of them."""
+    return list(forms_of(node))
+
+
+def forms_of(node: DeclarativeNode) -> dict[str, BackwardForm]:
+    """The same with an object of each, which goes by its registered name: two may call themselves alike."""
     problem = Problem(node, (), 0)
-    names = [
-        name
+    forms = {
+        name: form
         for name, form in registry.working("backwards").items()
         if name != "auto" and form.unsupported(problem) is None
-    ]
-    return sorted(names, key=lambda name: (name == "dense", name))
+    }
+    for name, form in forms.items():
+        if form.name != name:
+            object.__setattr__(form, "name", name)
+    return {name: forms[name] for name in sorted(forms, key=lambda name: (name == "dense", name))}

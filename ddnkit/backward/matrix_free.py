@@ -21,9 +21,12 @@ def by_size(problem: Problem, size: int) -> BackwardForm:
 
 
 class KrylovThenDense(BackwardForm):
-    """Krylov, and a dense factorisation where an iteration does not reach its tolerance."""
+    """Krylov, and a dense factorisation where an iteration does not reach its tolerance.
 
-    name = "krylov"
+    The certificate names both then: "krylov, then dense".
+    """
+
+    name = Krylov.name
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
@@ -42,6 +45,6 @@ class KrylovThenDense(BackwardForm):
             if direct.mu.shape != found.mu.shape:  # a manifold's own, which nobody asks for
                 direct = direct._replace(mu=found.mu)
             better = unsolved & ((direct.residual < found.residual) | found.residual.isnan())
-            return replaced(better, found, direct)
+            return replaced(better, found, direct)._replace(then=Dense.name)
 
         return SystemSolve(solve)

@@ -16,6 +16,7 @@ class Unrolled(BackwardForm):
     """Runs ``node.solve`` with a graph. The certificate still measures the solution."""
 
     name = "unrolled"
+    unrolls = True
 
     def unsupported(self, problem: Problem) -> str | None:
         """The node must have a `solve` of its own."""

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..backward.form import applicable_forms
+from ..backward.form import forms_of
 from ..errors import InputError
 from ..layer import DeclarativeLayer
 from .comparison import Case, Comparison, Competitor, Phase
 
 #: m×m matrices alive at once in a dense form's backward: Hessian, rows being stacked, its factors.
 _DENSE_COPIES = 4
-#: Forms without an m×m matrix.
-_MATRIX_FREE = ("closed_form", "krylov", "fixed_point", "unrolled")
 
 
 class Forms(Comparison):
-    """Forward and backward of a registered node on its `bench_inputs`, in each form but "unrolled".
+    """Forward and backward of a registered node on its `bench_inputs`, in each form that does not unroll.
 
     The node has ``bench_inputs(self, *size)`` and ``bench_sizes``.
     """
@@ -63,13 +61,13 @@ class Forms(Comparison):
             m *= n
         return [
             Competitor(
-                form,
-                _of_form(self._node, form),
-                needs=0.0 if form in _MATRIX_FREE else _DENSE_COPIES * 8.0 * m * m,
+                name,
+                _of_form(self._node, name),
+                needs=_DENSE_COPIES * 8.0 * m * m if form.dense else 0.0,
                 extrapolates=True,
             )
-            for form in applicable_forms(self._node)
-            if form != "unrolled"
+            for name, form in forms_of(self._node).items()
+            if not form.unrolls
         ]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backward.dense import Dense
+from ..backward.form import BackwardForm
 from ..backward.krylov import Krylov
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from . import gradients
@@ -130,9 +131,10 @@ def wrong_gradient(findings: Findings, point: Point) -> Iterator[Cause]:
         yield _hidden(findings, point, slopes, expected) if followed else _other_motion(wrong)
         return
     subject = findings.subject
-    own = {form.name for form in subject.forms if subject.has_adjoint(form, point.solved)}
+    taken = {form.name: subject.taken(form, point.solved) for form in subject.forms}
+    own = {name for name, form in taken.items() if form.has_adjoint}
     for name in sorted(wrong & own):
-        yield _wrong_adjoint(findings, point, name, expected)
+        yield _wrong_adjoint(findings, point, name, taken[name], expected)
     if wrong - own:
         yield Cause(
             Diagnosis.SYSTEM_NOT_SOLVED,
@@ -196,23 +198,24 @@ def coarse_inputs(findings: Findings, point: Point) -> Iterator[Cause]:
 
 
 def _wrong_adjoint(
-    findings: Findings, point: Point, name: str, expected: Sequence[Tensor]
+    findings: Findings, point: Point, name: str, form: BackwardForm, expected: Sequence[Tensor]
 ) -> Cause:
     solved, v = point.solved, point.v
     with frozen(solved.problem.originals):
         pattern = recognise(
             findings.subject, findings.inputs, solved, v, findings.gradients[name], expected
         )
-    what = f"the form '{name}'" if name == "fixed_point" else "the node's own adjoint"
+    what = "the node's own adjoint" if form.node_member == "adjoint" else f"the form '{form.name}'"
     return Cause(pattern.kind, f"{what} is wrong: {pattern.text}", pattern.next)
 
 
 def _general_gradient(findings: Findings, point: Point) -> list[Tensor]:
     """The gradient that needs nothing of the node but its objective and constraints."""
     solved, v = point.solved, point.v
-    for name in ("dense", "krylov"):
-        if name in findings.gradients:
-            return findings.gradients[name]
+    for kind in (Dense, Krylov):
+        for own in findings.subject.forms:
+            if type(own) is kind and own.name in findings.gradients:
+                return findings.gradients[own.name]
     form = Dense() if solved.y.shape[-1] <= RANK_REVEALING_SIZE else Krylov()
     with frozen(solved.problem.originals):
         return gradients.unguarded(findings.subject, form, findings.inputs, solved, v)

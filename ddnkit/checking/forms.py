@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..backward.dense import Dense
 from ..backward.form import BackwardForm
+from ..backward.krylov import Krylov
 from ..certificate import Certificate
 from ..errors import DdnkitError
 from ..linalg.kkt import RANK_REVEALING_SIZE
@@ -20,15 +22,14 @@ from .differences import along_captured, along_inputs, random_like, step_for
 from .findings import Findings, Point, Slopes
 from .report import Compared, Comparison
 
-#: Forms whose memory grows with the square of the unknowns.
-_DENSE = ("dense", "embedded_field")
-
 
 def compare_backward(findings: Findings, point: Point) -> None:
     """The gradient of each form, and the residual of its linear system."""
     solved = point.solved
     for form in findings.subject.forms:
-        if form.name in _DENSE and solved.y.shape[-1] > RANK_REVEALING_SIZE:
+        if form.dense and solved.y.shape[-1] > RANK_REVEALING_SIZE:
+            text = f"{form.name}: not compared, y has more than {RANK_REVEALING_SIZE} unknowns"
+            findings.note(f"form {form.name}", text)
             continue
         try:
             found, certificate = gradients.backward(
@@ -71,18 +72,19 @@ def compare_differences(findings: Findings, point: Point) -> Slopes:
 
 
 def compare_forms(findings: Findings, point: Point) -> None:
-    """Each form against the last, the reference."""
-    names = list(findings.gradients)
-    if len(names) < 2:
+    """Each form against the reference."""
+    reference = reference_form(findings)
+    if reference is None or len(findings.gradients) < 2:
         return
-    reference = names[-1]
     expected = torch.cat([g.reshape(-1) for g in findings.gradients[reference]])
     size = max(float(expected.norm()), _least_gradient(findings, point), 1e-300)
     double = expected.dtype == torch.float64
-    for name in names[:-1]:
+    for name in findings.gradients:
+        if name == reference:
+            continue
         found = torch.cat([g.reshape(-1) for g in findings.gradients[name]])
         # Where it converges, an iteration has its derivative later than its value.
-        limit = (1e-7 if name != "unrolled" else 1e-4) if double else 1e-2
+        limit = (1e-4 if _unrolls(findings, name) else 1e-7) if double else 1e-2
         error = float((found - expected).norm()) / size
         compare_form(findings, Compared(Comparison.AGAINST, name, reference), error, limit)
 
@@ -146,7 +148,7 @@ def compare_form(findings: Findings, compared: Compared, error: float, tolerance
         findings.compare(compared, error, tolerance)
         return
     findings.note(
-        "unrolled",
+        f"form {compared.form}",
         f"{compared}, it is off by {error:.1e}; the steps of `solve` do not carry the "
         "derivative there, and no other form uses them",
     )
@@ -154,7 +156,20 @@ def compare_form(findings: Findings, compared: Compared, error: float, tolerance
 
 def counts(findings: Findings, form: str) -> bool:
     """Whether an error of this form is a failure."""
-    return form != "unrolled" or findings.subject.asked
+    return findings.subject.asked or not _unrolls(findings, form)
+
+
+def reference_form(findings: Findings) -> str | None:
+    """The form that the others are held against: one of ours that needs nothing of the node's but its
+    objective and constraints; without it, the last that solves for a gradient."""
+    forms = [form for form in findings.subject.forms if form.name in findings.gradients]
+    general = [form for kind in (Dense, Krylov) for form in forms if type(form) is kind]
+    others = [form for form in reversed(forms) if not form.unrolls]
+    return next((form.name for form in (*general, *others)), None)
+
+
+def _unrolls(findings: Findings, name: str) -> bool:
+    return any(form.unrolls for form in findings.subject.forms if form.name == name)
 
 
 def difference_limit(like: Tensor) -> float:
@@ -168,8 +183,8 @@ def refuse(findings: Findings, form: BackwardForm, error: Exception) -> None:
     if counts(findings, form.name):
         findings.compare(Compared(Comparison.FORM_RUNS, form.name), float("nan"), 0.0, said)
     else:
-        text = "unrolled: not compared, torch cannot differentiate the steps of `solve`"
-        findings.note("unrolled", text)
+        text = f"{form.name}: not compared, torch cannot differentiate the steps of `solve`"
+        findings.note(f"form {form.name}", text)
 
 
 def slopes_of(found: Sequence[Tensor], directions: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backward.automatic import Automatic
 from . import gradients
 from .differences import generator, incoming
 from .findings import Findings
@@ -85,10 +86,11 @@ def certified_in_double(subject: Subject, solved: Solved) -> bool:
 
 
 def _evaluated(subject: Subject, xs: Sequence[Any]) -> list[Tensor]:
-    """y and, where there is one, its gradient by one general form."""
+    """y and, where there is one, its gradient by one form."""
     solved = subject.solve(xs)
     parts = [solved.y]
-    forms = [form for form in subject.forms if form.name != "unrolled"]
+    # What a layer takes by itself, unless another is asked for.
+    forms = [form for form in subject.forms if not form.unrolls] if subject.asked else [Automatic()]
     if gradients.differentiable(xs) and forms:
         v = incoming(solved, generator())
         with frozen(solved.problem.originals):

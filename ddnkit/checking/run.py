@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import registry
-from ..backward.form import BackwardForm, applicable_forms, as_form
+from ..backward.form import BackwardForm, as_form, forms_of
 from ..captured import running_statistics
 from ..certificate import VERDICTS
 from ..errors import InputError
@@ -195,18 +195,19 @@ def _subject(
         raise InputError(f"check takes a ddnkit.DeclarativeNode or a layer, not {node!r}")
     if backward is not None:
         return Subject(node, _asked(node, backward), asked=True, local=local)
-    forms = [registry.make("backwards", form) for form in applicable_forms(node)]
-    return Subject(node, forms, local=local)
+    return Subject(node, list(forms_of(node).values()), local=local)
 
 
 def _asked(node: DeclarativeNode, backward: str | BackwardForm) -> Sequence[BackwardForm]:
     problem = Problem(node, (), 0)
     if isinstance(backward, BackwardForm):
         return [as_form(backward, problem)]
-    known = [*applicable_forms(node), "auto"]
+    known = forms_of(node)
+    if backward == "auto":
+        return [registry.make("backwards", backward)]
     if backward not in known:
         raise InputError(
             f"form '{backward}' does not apply to {type(node).__name__}; "
-            f"those that do: {', '.join(known)}"
+            f"those that do: {', '.join([*known, 'auto'])}"
         )
-    return [registry.make("backwards", backward)]
+    return [known[backward]]

@@ -130,7 +130,11 @@ class Subject:
 
     def has_adjoint(self, form: BackwardForm, solved: Solved) -> bool:
         """Whether ``form``, or the one that "auto" takes, has code of the node's own for the way back."""
-        return form.taken(solved.problem, solved.y.shape[-1]).has_adjoint
+        return self.taken(form, solved).has_adjoint
+
+    def taken(self, form: BackwardForm, solved: Solved) -> BackwardForm:
+        """``form``, or the one that "auto" takes."""
+        return form.taken(solved.problem, solved.y.shape[-1])
 
     def solve(self, xs: Sequence[Any]) -> Solved:
         """The solution from the node's own starting point, as a layer would find it."""

@@ -209,7 +209,9 @@ class Call(Numbers):
         self.structure = found.structure
         self._name = type(found.node).__name__
         self.form = self.form.taken(found, solution.y.shape[1:].numel())
-        certificate = dataclasses.replace(certificate, form=self.form.name)
+        certificate = dataclasses.replace(
+            certificate, form=self.form.name, own_member=self.form.node_member
+        )
         if self.certify == "full" and not self.nothing_sound:
             certificate = assess(found, solution, self.form, certificate, wanted=self.wanted)
         self._conclude(certificate, backward=False)
@@ -282,7 +284,8 @@ class Call(Numbers):
         self._shown = certificate.reshaped(self._shape)
         self._show(self._shown, before if backward else None)
         if self.policy in ("raise", "warn"):
-            message = complaint(self._shown, f"{self._name} ({self.form.name})", backward)
+            where = f"{self._name} ({certificate.form or self.form.name})"
+            message = complaint(self._shown, where, backward)
             # One call may solve many systems, for many derivatives: each complaint is heard once.
             if self.policy == "raise" or message not in self._said:
                 act(self.policy, message)
@@ -309,7 +312,7 @@ class Call(Numbers):
             self._bound(problem, y, -r[0].reshape(y.shape))
         if rough is not None:
             self._estimate(problem, y, nu, rough, -r[0].reshape(y.shape))
-        self._judge(found.residual, found.saddle)
+        self._judge(found.residual, found.saddle, found.then)
         z = self._filled(found.z.flatten(0, 1), torch.nan, len(y)).reshape(found.z.shape)
         return z, found.mu
 
@@ -326,7 +329,7 @@ class Call(Numbers):
         if settled is not None:
             point = y[source], nu[source]
             self._estimate(copies, *point, ~settled & sound, -r[0, source].reshape(y.shape))
-        self._judge(found.residual, found.saddle)
+        self._judge(found.residual, found.saddle, found.then)
         z = torch.where(sound.unsqueeze(-1), found.z, torch.nan)
         z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
         return z, found.mu
@@ -448,11 +451,13 @@ class Call(Numbers):
             # What is wrong for all items stays in force up to the next comparison.
             comparisons.keep(signature, error.nan_to_num(2.0).amin())
 
-    def _judge(self, residual: Tensor | None, saddle: Tensor | None = None) -> None:
-        """Take the residual (k, B), and what is known of a saddle point (B,), into the certificate, whose
-        batch may have been repeated in B."""
+    def _judge(self, residual: Tensor | None, saddle: Tensor | None = None, then: str = "") -> None:
+        """Take the residual (k, B), what is known of a saddle point (B,), and which form solved again what
+        the first one left, into the certificate, whose batch may have been repeated in B."""
         certificate = self.certificate
         assert certificate is not None
+        form = f"{self.form.name}, then {then}" if then else self.form.name
+        certificate = dataclasses.replace(certificate, form=form)
         size = len(certificate.stationarity)
         if residual is not None and residual.numel() and residual.shape[1] % size == 0:
             worst = residual.amax(dim=0).reshape(-1, size).amax(dim=0)  # NaN stays NaN

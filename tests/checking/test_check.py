@@ -476,6 +476,20 @@ def test_differences_are_warm_started_on_the_branch_of_an_iterative_solver():
     assert any(start is not None for start in starts)
 
 
+def test_steps_without_a_derivative_are_not_what_the_others_are_held_against():
+    class ManyUnknowns(Nearest):
+        """So many that the dense forms, of which one is the reference, are left out."""
+
+        def solve(self, x):
+            return x.detach() + 0 * x
+
+    report = ddnkit.check(ManyUnknowns(), torch.linspace(1, 2, 1100, dtype=torch.float64))
+    assert report.ok, str(report)
+    assert any(note.startswith("unrolled") for note in report.notes)
+    assert any(note.startswith("dense") for note in report.notes)
+    assert "krylov: finite differences" in names_of(report)
+
+
 def test_harmless_dependent_constraints_are_noted():
     report = ddnkit.check(testing.RepeatedConstraint(), examples=1)
     assert report.ok

@@ -444,3 +444,113 @@ def test_a_metric_with_a_column_of_its_own(tmp_path: Path) -> None:
         assert all(-1 <= float(row["mean_margin"]) <= 1 for row in csv.DictReader(file))
     assert "mean_margin" in (tmp_path / "run" / "summary.csv").read_text()
     assert "mean_margin" in (tmp_path / "run" / "report.html").read_text()
+
+
+FORMS = """\
+import torch
+import ddnkit
+class Nearest(ddnkit.DeclarativeNode):
+    input_dims = (1,)
+    bench_sizes = ((6,),)
+    def objective(self, x, y): return ((y - x) ** 2).sum()
+    def solve(self, x): return x.clone()
+    def sample_inputs(self): return (torch.randn(3),)
+    def bench_inputs(self, m): return (torch.randn(m),)
+class Other(Nearest): pass
+class Forgetful(Nearest):
+    def objective(self, x, y): return ((y - x**2) ** 2).sum()
+    def solve(self, x):
+        self.kept = x.detach().clone()
+        return x**2
+    def adjoint(self, x, y, v): return (2 * self.kept * v,)
+class Twin(ddnkit.registry.get("backwards", "closed_form")):
+    name = "twin"
+class Exact(ddnkit.BackwardForm):
+    name = "exact"
+    dense = True
+    def tangent_solve(self, problem, y, nu):
+        return ddnkit.registry.make("backwards", "dense").tangent_solve(problem, y, nu)
+class Alike(Exact):
+    name = "dense"
+    dense = False
+class Steps(Alike):
+    name = "steps"
+    unrolls = True
+    def tangent_solve(self, problem, y, nu):
+        solve = super().tangent_solve(problem, y, nu)
+        return lambda r: (2 * solve(r)[0], solve(r)[1])
+class Shorter(Alike):
+    name = "shorter"
+    has_adjoint = True
+    def unsupported(self, problem):
+        return None if type(problem.node) is Other else "it is for another node"
+    def adjoint(self, problem, y, v, aux, wrt):
+        return [2 * v for _ in wrt], None
+"""
+FORM_POINTS = """\
+[ddnkit.nodes]
+nearest_x = other_module:Nearest
+[ddnkit.backwards]
+exact = other_module:Exact
+alike = other_module:Alike
+steps = other_module:Steps
+shorter = other_module:Shorter
+twin = other_module:Twin
+"""
+
+
+def test_a_form_from_a_package_takes_part_in_check_and_bench(tmp_path: Path) -> None:
+    install(tmp_path, FORM_POINTS, FORMS)
+    check, bench = in_one_process(
+        tmp_path,
+        ["check", "nearest_x", "--examples", "2", "--json"],
+        ["bench", "nearest_x", "--repeats", "1", "--no-memory", "--json", "-"],
+    )[0]
+    # Each under its registered name; what unrolls is held against the others, and off without a failure.
+    assert check[0] == 0, check
+    data = json.loads(check[1])
+    rows = {row["name"] for row in data["rows"]}
+    assert {"exact", "alike", "steps", "dense"} <= set(data["forms"])
+    assert {"exact: finite differences", "alike: against dense"} <= rows
+    assert any("steps" in note for note in data["notes"])
+    assert bench[0] == 0, bench
+    (figures,) = json.loads(bench[1])
+    timed = {line["competitor"] for line in figures["measured"]}
+    assert {"exact", "alike", "krylov"} <= timed and "steps" not in timed
+
+
+def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> None:
+    install(tmp_path, FORM_POINTS, FORMS)
+    script = """if True:
+        import json, torch, ddnkit, other_module
+        from ddnkit.bench import Case, Forms
+        x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        def checked(node, **settings):
+            report = ddnkit.check(node(), x, **settings)
+            failed = [row.name for row in report.rows if not row.ok]
+            return report.kinds, report.diagnosis[0], failed
+        print(json.dumps([
+            checked(other_module.Nearest, backward="steps"),
+            checked(other_module.Other),
+            checked(other_module.Forgetful),
+            {c.name: c.needs for c in Forms("nearest_x").competitors(Case((10**5,)), "cpu")},
+        ]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(tmp_path),
+        check=True,
+    )
+    asked, own, stale, needs = json.loads(done.stdout)
+    # What unrolls counts where it is asked for by name.
+    assert asked[0] == ["system_not_solved"] and "steps" in asked[1]
+    # Code of the form's own is not taken for the node's.
+    assert own[0] == ["adjoint_factor"] and "'shorter'" in own[1]
+    # Two forms may run the same wrong code of a node.
+    assert stale[0] == ["stale_gradient"]
+    assert [name.split(", ")[-1] for name in stale[2]] == ["closed_form", "twin"]
+    assert needs["exact"] == needs["dense"] >= 8 * 10**10
+    assert needs["alike"] == needs["krylov"] == 0

@@ -86,6 +86,36 @@ def test_auto_says_what_it_took_by_size_and_structure():
         assert f"backward=auto ({expected})" in repr(layer)
 
 
+@pytest.mark.parametrize("hard", [(True,), (False, True)])
+def test_a_dense_rescue_is_told(hard):
+    class Mean(DeclarativeNode):
+        """Only the sum of y is determined where x begins with a zero."""
+
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            coupled = (y.sum() - x.sum()) ** 2
+            return coupled + (x[0] != 0) * ((y - x) ** 2 * (2 + torch.cos(y.roll(1)))).sum()
+
+        def solve(self, x):
+            return x.clone()
+
+    x, v = draw(len(hard), 100)
+    x[:, 0] = torch.tensor([0.0 if h else 1.0 for h in hard])
+    x.requires_grad_()
+    layer = DeclarativeLayer(Mean(), policy="nan")
+    g = torch.autograd.grad(layer(x), x, v)[0]
+    assert g.isfinite().all(dim=1).tolist() == [not h for h in hard]
+    assert layer.certificate.form == "krylov, then dense"
+    assert "krylov, then dense" in repr(layer)
+    with pytest.raises(ddnkit.DdnkitError, match="krylov, then dense"):
+        gradient(Mean(), "auto", x.detach(), v)
+    x = x.detach()
+    x[:, 0] = 1.0  # where the iteration does, nothing is factorised
+    _, layer = gradient(Mean(), "auto", x, v)
+    assert layer.certificate.form == "krylov"
+
+
 def test_a_preconditioner_of_the_form_or_of_the_node_saves_products(monkeypatch):
     # Products that are replayed do not pass the objective, which counts them here.
     monkeypatch.setattr(ddnkit.backward.krylov, "Replayed", lambda product: product)
@@ -242,6 +272,30 @@ def test_fixed_point_refusals():
 
     with pytest.raises(InputError, match=r"Wrong\.fixed_point .*\(3,\).*\(\)"):
         DeclarativeLayer(Wrong())(torch.randn(3))
+
+
+def test_the_way_back_of_a_strangers_form_is_not_called_the_nodes():
+    class Mine(Dense):
+        name = "mine"
+        has_adjoint = True
+
+        def adjoint(self, problem, y, v, aux, wrt):
+            return [2 * v for _ in wrt], None
+
+    class Distance(DeclarativeNode):
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return ((y - x) ** 2).sum()
+
+        def solve(self, x):
+            return x.clone()
+
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    y = DeclarativeLayer(Distance(), Mine(), policy="raise")(x)
+    with pytest.raises(ddnkit.DdnkitError, match="'mine'") as told:
+        y.sum().backward()
+    assert "node's own" not in str(told.value)
 
 
 def test_a_strangers_form():
