@@ -163,7 +163,7 @@ def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
         InputError: the form cannot take this node; the reason is given.
     """
     if isinstance(backward, str):
-        form: BackwardForm = registry.make("backwards", backward)
+        form = _called(backward, registry.make("backwards", backward))
     elif isinstance(backward, BackwardForm):
         form = backward
     else:
@@ -182,14 +182,23 @@ def applicable_forms(node: DeclarativeNode) -> list[str]:
 
 
 def forms_of(node: DeclarativeNode) -> dict[str, BackwardForm]:
-    """The same with an object of each, which goes by its registered name: two may call themselves alike."""
+    """The same with an object of each."""
     problem = Problem(node, (), 0)
     forms = {
         name: form
-        for name, form in registry.working("backwards").items()
+        for name, form in registered_forms().items()
         if name != "auto" and form.unsupported(problem) is None
     }
-    for name, form in forms.items():
-        if form.name != name:
-            object.__setattr__(form, "name", name)
     return {name: forms[name] for name in sorted(forms, key=lambda name: (name == "dense", name))}
+
+
+def registered_forms() -> dict[str, BackwardForm]:
+    """An object of each registered form that works, by name, sorted."""
+    return {name: _called(name, form) for name, form in registry.working("backwards").items()}
+
+
+def _called(name: str, form: BackwardForm) -> BackwardForm:
+    """The form, which goes by its registered name: two packages may call theirs alike."""
+    if form.name != name:
+        object.__setattr__(form, "name", name)  # it may be a frozen dataclass
+    return form

@@ -41,8 +41,10 @@ def compare_backward(findings: Findings, point: Point) -> None:
         residual, solvable = certificate.adjoint_residual, True
         if residual is not None:
             worst, tolerance = residual.max(), certificate.tolerance
-            solvable = findings.compare(Compared(Comparison.RESIDUAL, form.name), worst, tolerance)
-            point.certificate = _with_residual(point.certificate, residual)
+            compared = Compared(Comparison.RESIDUAL, form.name)
+            solvable = compare_form(findings, compared, float(worst), tolerance)
+            if counts(findings, form.name):
+                point.certificate = _with_residual(point.certificate, residual)
         if solvable:  # else the layer's gradient is NaN, which is no news
             findings.gradients[form.name] = found
 
@@ -142,16 +144,16 @@ def compare_parameters(findings: Findings, point: Point, source: torch.Generator
             compare_form(findings, compared, abs(slope - expected) / scale, allowed)
 
 
-def compare_form(findings: Findings, compared: Compared, error: float, tolerance: float) -> None:
-    """A comparison of one form; a note where that form is there for comparison alone."""
+def compare_form(findings: Findings, compared: Compared, error: float, tolerance: float) -> bool:
+    """A comparison of one form; a note where that form is there for comparison alone. Whether it held."""
     if counts(findings, compared.form) or error <= tolerance:
-        findings.compare(compared, error, tolerance)
-        return
+        return findings.compare(compared, error, tolerance)
     findings.note(
         f"form {compared.form}",
         f"{compared}, it is off by {error:.1e}; the steps of `solve` do not carry the "
         "derivative there, and no other form uses them",
     )
+    return False
 
 
 def counts(findings: Findings, form: str) -> bool:
@@ -161,7 +163,7 @@ def counts(findings: Findings, form: str) -> bool:
 
 def reference_form(findings: Findings) -> str | None:
     """The form that the others are held against: one of ours that needs nothing of the node's but its
-    objective and constraints; without it, the last that solves for a gradient."""
+    objective and constraints; without it, the last that does not unroll."""
     forms = [form for form in findings.subject.forms if form.name in findings.gradients]
     general = [form for kind in (Dense, Krylov) for form in forms if type(form) is kind]
     others = [form for form in reversed(forms) if not form.unrolls]

@@ -35,7 +35,7 @@ def smallest(failing: Findings, causes: Sequence[Cause]) -> tuple[tuple[Any, ...
     kinds = [cause.kind for cause in causes]
     for diagnosed in (False, True):
         simplest = shrink(failing.inputs, _Trials(failing, kinds if diagnosed else None))
-        again = diagnose(_as_script(failing, simplest))
+        again = _diagnosed(failing, simplest)
         if [cause.kind for cause in again] == kinds:
             return simplest, again
     return failing.inputs, causes
@@ -60,13 +60,17 @@ class _Trials:
             return False
         if self._kinds is None:
             return True
-        causes = diagnose(_as_script(self._failing, simple))
-        return [cause.kind for cause in causes] == self._kinds
+        return [cause.kind for cause in _diagnosed(self._failing, simple)] == self._kinds
 
 
-def _as_script(failing: Findings, inputs: tuple[Any, ...]) -> Findings:
-    """What a check of these inputs alone finds, as the script that is printed makes it."""
-    return examine_around(failing.subject, inputs, around=True, thorough=True)
+def _diagnosed(failing: Findings, inputs: tuple[Any, ...]) -> list[Cause]:
+    """What a check of these inputs alone diagnoses, as the script that is printed makes it."""
+    try:
+        return diagnose(examine_around(failing.subject, inputs, around=True, thorough=True))
+    except (
+        Exception
+    ):  # of the node, which is asked for more than its comparisons: not these inputs then
+        return []
 
 
 def _essential(findings: Findings) -> frozenset[Compared]:

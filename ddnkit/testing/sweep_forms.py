@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import registry
 from ..backward.dense import Dense
-from ..backward.form import BackwardForm, TangentSolve
+from ..backward.form import BackwardForm, TangentSolve, registered_forms
 from ..backward.unrolled import Unrolled
 from ..errors import InputError, nearest_choice
 from ..problem import Problem
@@ -50,7 +50,7 @@ def variants() -> list[BackwardForm]:
 
 def all_forms() -> list[BackwardForm]:
     """Every registered form, "auto" first, then the variants."""
-    found = registry.working("backwards")
+    found = registered_forms()
     names = sorted(found, key=lambda name: (name != "auto", name))
     return [*(found[name] for name in names), *variants()]
 

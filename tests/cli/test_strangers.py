@@ -529,11 +529,14 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
             report = ddnkit.check(node(), x, **settings)
             failed = [row.name for row in report.rows if not row.ok]
             return report.kinds, report.diagnosis[0], failed
+        layer = ddnkit.DeclarativeLayer(other_module.Nearest(), "alike")
+        layer(x)
         print(json.dumps([
             checked(other_module.Nearest, backward="steps"),
             checked(other_module.Other),
             checked(other_module.Forgetful),
             {c.name: c.needs for c in Forms("nearest_x").competitors(Case((10**5,)), "cpu")},
+            layer.certificate.form,
         ]))
     """
     done = subprocess.run(
@@ -544,7 +547,7 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
         env=environment(tmp_path),
         check=True,
     )
-    asked, own, stale, needs = json.loads(done.stdout)
+    asked, own, stale, needs, alike = json.loads(done.stdout)
     # What unrolls counts where it is asked for by name.
     assert asked[0] == ["system_not_solved"] and "steps" in asked[1]
     # Code of the form's own is not taken for the node's.
@@ -554,3 +557,5 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
     assert [name.split(", ")[-1] for name in stale[2]] == ["closed_form", "twin"]
     assert needs["exact"] == needs["dense"] >= 8 * 10**10
     assert needs["alike"] == needs["krylov"] == 0
+    # Its class calls it "dense", as ours is called.
+    assert alike == "alike"
