@@ -14,6 +14,7 @@ from ..backward.dense import Dense
 from ..backward.form import BackwardForm
 from ..backward.krylov import Krylov
 from ..linalg.kkt import RANK_REVEALING_SIZE
+from ..solution import Status
 from . import gradients
 from .adjoint_pattern import recognise
 from .causes_of_node import degenerate
@@ -85,6 +86,18 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
             "local=True (--local)",
         )
     for row in findings.failed(Comparison.NEARBY):
+        if point.beside is not None:
+            worst = max(
+                float(point.beside.stationarity.max()), float(point.beside.feasibility.max())
+            )
+            yield Cause(
+                Diagnosis.INEXACT_SOLVE,
+                "inexact solve: at inputs next to these the solver ends without a solution "
+                f"(backward error {worst:.1e}, status {Status(int(point.beside.status.max())).name})",
+                "choose another solver (`ddnkit list solvers`): newton and lbfgs want an objective "
+                "that is smooth on the way, not at the solution alone",
+            )
+            continue
         who = "`solve`" if findings.subject.has_own_solve else "the solver from its own start"
         yield Cause(
             Diagnosis.OTHER_BRANCH,

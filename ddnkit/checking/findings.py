@@ -35,6 +35,7 @@ class Point:
         v: the incoming gradient for it, (B, m).
         rank_gained: see `degeneracy.rank_gained_nearby`.
         lower: another minimum with a lower objective, if one was found.
+        beside: the certificate at inputs nearby where the solver, from its own start, finds no solution.
     """
 
     solved: Solved
@@ -42,6 +43,7 @@ class Point:
     v: Tensor
     rank_gained: float = 0.0
     lower: Elsewhere | None = None
+    beside: Certificate | None = None
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,14 @@ def compare_branch(findings: Findings, point: Point, slopes: Slopes) -> None:
                 near = continued(subject, moved(findings, k, step), solved)
                 if near is not None and relative(near, solved.y) < _JUMP**0.5:
                     worst.append(apart(differences.ends[k, side], near))
-    if worst:
-        findings.compare(Comparison.NEARBY, max(worst), max(_JUMP, 10 * differences.step))
+    if not worst or findings.compare(
+        Comparison.NEARBY, max(worst), max(_JUMP, 10 * differences.step)
+    ):
+        return
+    for step in () if subject.has_own_solve else sides:
+        certificate = subject.certificate(subject.solve(moved(findings, 0, step)))
+        if not bool(certificate.differentiable.all()):
+            point.beside = certificate
 
 
 def compare_minima(findings: Findings, point: Point) -> None:

@@ -902,3 +902,20 @@ class TotalVariation(DeclarativeNode):
 def test_a_solver_that_cannot_leave_a_kink_is_solved_anew():
     report = ddnkit.check(TotalVariation(), torch.tensor([1.0, 1.5], dtype=torch.float64))
     assert report.ok, str(report)
+
+
+class SoftThreshold(DeclarativeNode):
+    """½‖y − x‖² + ‖y‖₁, which newton solves from x = 0 alone."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return 0.5 * ((y - x) ** 2).sum() + y.abs().sum()
+
+    def initial_point(self, x):
+        return x
+
+
+def test_a_solver_that_fails_at_inputs_nearby_is_named():
+    report = ddnkit.check(SoftThreshold(), torch.tensor([0.0, 3.0], dtype=torch.float64))
+    assert report.kinds[0] == "inexact_solve"
