@@ -56,7 +56,7 @@ _HIDDEN_PASSES = {torch.float64: 1e-4, torch.float32: 2e-2}
 
 
 #: Largest relative error of a gradient, by the estimate of it from y's own, that passes.
-_MOST_ERROR = 5e-3
+MOST_ERROR = 5e-3
 
 
 #: Roundings within which y is as good as it can be known, and those of a single unknown's own scale.
@@ -215,7 +215,7 @@ class Certificate:
             limits = _HIDDEN_PASSES[self.hidden.dtype], _HIDDEN_PASSES[self.hidden.dtype]
             figures.append(_Figure(self.hidden, *limits, _hidden_input))
         if self.solution_error is not None:
-            figures.append(_Figure(self.solution_error, _MOST_ERROR, 0.3, _solution_inaccurate))
+            figures.append(_Figure(self.solution_error, MOST_ERROR, 0.3, _solution_inaccurate))
         if self.licq is not None:
             nearly = self._nearly_dependent(self.licq)
             figures.append(_Figure(nearly, 0, 1, _nearly_dependent_constraints))

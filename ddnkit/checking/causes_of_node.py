@@ -5,6 +5,8 @@ Each function returns its cause if the findings speak for it.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from ..captured import attributes
@@ -154,9 +156,13 @@ def not_smooth(findings: Findings, point: Point) -> Cause | None:
 
 def not_stationary(findings: Findings, point: Point) -> Cause | None:
     """∇_y L is not zero: by which of several causes."""
-    if not findings.failed(Comparison.STATIONARITY):
+    if not findings.failed(Comparison.STATIONARITY, Comparison.SOLUTION):
         return None
     error = f"backward error {float(point.certificate.stationarity.max()):.1e}"
+    off = max((row.error for row in findings.failed(Comparison.SOLUTION)), default=0.0)
+    if off:
+        far = f"moves y or its gradient by {off:.1e}" if math.isfinite(off) else "leads no nearer"
+        error += f", and a step of Newton's method {far}"
     coarse = _too_coarse(findings, f"the point is not stationary ({error})")
     return coarse or degenerate(point) or _inexact(findings, point, error)
 

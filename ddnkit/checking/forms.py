@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backward.dense import Dense
 from ..backward.form import BackwardForm
 from ..backward.krylov import Krylov
-from ..certificate import Certificate
+from ..certificate import MOST_ERROR, Certificate
 from ..errors import DdnkitError
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from . import gradients
@@ -45,6 +45,9 @@ def compare_backward(findings: Findings, point: Point) -> None:
             solvable = compare_form(findings, compared, float(worst), tolerance)
             if counts(findings, form.name):
                 point.certificate = _with_residual(point.certificate, residual)
+        off = certificate.solution_error
+        if off is not None and counts(findings, form.name):
+            solvable &= findings.compare(Comparison.SOLUTION, float(off.max()), MOST_ERROR)
         if solvable:  # else the layer's gradient is NaN, which is no news
             findings.gradients[form.name] = found
 

@@ -16,6 +16,7 @@ class Comparison(enum.Enum):
     STATIONARITY = "stationarity"
     STATUS = "solver's status"
     SMOOTH = "smooth at the solution"
+    SOLUTION = "solution: a step of Newton's method"
     SAME_SOLUTION = "same solution when solved again"
     CONSTANT_RANK = "constraints of constant rank"
     MINIMUM = "second order: a minimum"

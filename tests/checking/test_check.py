@@ -919,3 +919,22 @@ class SoftThreshold(DeclarativeNode):
 def test_a_solver_that_fails_at_inputs_nearby_is_named():
     report = ddnkit.check(SoftThreshold(), torch.tensor([0.0, 3.0], dtype=torch.float64))
     assert report.kinds[0] == "inexact_solve"
+
+
+class MeanForMedian(DeclarativeNode):
+    """The mean as the minimum of a smooth median's objective: wrong, and hidden by an offset of the data."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return ((y - x) ** 2 + 0.01).sqrt().sum()
+
+    def solve(self, x):
+        return x.mean().reshape(1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e9])
+def test_a_wrong_solution_beside_an_offset_is_no_fault_of_the_system(offset):
+    x = torch.tensor([0.0, 1.0, 9.0], dtype=torch.float64) + offset
+    report = ddnkit.check(MeanForMedian(), x)
+    assert report.kinds[0] == "other_objective"
