@@ -681,7 +681,7 @@ TWO_DEFECTS = [
 @pytest.mark.parametrize(
     ("node", "kind", "form"),
     [
-        (*TWO_DEFECTS[0], "closed_form"),
+        pytest.param(*TWO_DEFECTS[0], "closed_form", marks=pytest.mark.long),
         (*TWO_DEFECTS[1], None),
         *(pytest.param(*case, None, marks=pytest.mark.long) for case in TWO_DEFECTS),
     ],
@@ -916,6 +916,7 @@ class SoftThreshold(DeclarativeNode):
         return x
 
 
+@pytest.mark.long
 def test_a_solver_that_fails_at_inputs_nearby_is_named():
     report = ddnkit.check(SoftThreshold(), torch.tensor([0.0, 3.0], dtype=torch.float64))
     assert report.kinds[0] == "inexact_solve"

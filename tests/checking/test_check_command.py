@@ -228,7 +228,7 @@ PARTS = ("objective", "constraints", "solve", "adjoint", "sample_inputs")
 #: What is raised, and the parts in which it is in `make test`: a failing example is made small each time.
 RAISED = {
     "sys.exit(3)": ("sample_inputs",),
-    "argparse.ArgumentParser().error('x')": ("solve",),
+    "argparse.ArgumentParser().error('x')": ("sample_inputs",),
     "raise KeyboardInterrupt": PARTS,
     "raise GeneratorExit": PARTS,
     "raise ValueError('x')": ("constraints",),

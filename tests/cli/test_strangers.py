@@ -519,6 +519,7 @@ def test_a_form_from_a_package_takes_part_in_check_and_bench(tmp_path: Path) -> 
     assert {"exact", "alike", "krylov"} <= timed and "steps" not in timed
 
 
+@pytest.mark.long
 def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> None:
     install(tmp_path, FORM_POINTS, FORMS)
     script = """if True:

@@ -402,7 +402,12 @@ def test_a_short_call_gives_what_an_eager_one_gives(node, lead, dtype):
 
 
 @pytest.mark.parametrize(
-    "node", [Projection, pytest.param(OnSphere, marks=pytest.mark.long), Network]
+    "node",
+    [
+        Projection,
+        pytest.param(OnSphere, marks=pytest.mark.long),
+        pytest.param(Network, marks=pytest.mark.long),
+    ],
 )
 def test_every_derivative_is_there(node):
     node = node()
@@ -1034,7 +1039,13 @@ def test_y_shares_no_memory_with_what_solve_keeps(make, items):
 @pytest.mark.parametrize("items", [2, 3000])
 @pytest.mark.parametrize("make", [short, eager])
 @pytest.mark.parametrize(
-    "node", [Projection(), ByNewton(), Entropic()], ids=lambda n: type(n).__name__
+    "node",
+    [
+        Projection(),
+        pytest.param(ByNewton(), marks=pytest.mark.long),
+        pytest.param(Entropic(), marks=pytest.mark.long),
+    ],
+    ids=lambda n: type(n).__name__,
 )
 def test_a_y_that_was_written_on_unseen_is_no_solution_of_another_problem(node, make, items):
     layer, plain = make(node), eager(node)
@@ -1310,8 +1321,15 @@ def test_what_the_functions_keep_is_of_the_last_call():
     assert layer.short.taken > 0
 
 
-@pytest.mark.parametrize("base", [Projection, ByNewton])
-@pytest.mark.parametrize("keeps", ["value", "y"])
+@pytest.mark.parametrize(
+    ("base", "keeps"),
+    [
+        (Projection, "value"),
+        (ByNewton, "y"),
+        pytest.param(Projection, "y", marks=pytest.mark.long),
+        pytest.param(ByNewton, "value", marks=pytest.mark.long),
+    ],
+)
 def test_what_the_functions_begin_to_keep_is_of_the_last_call(base, keeps):
     class Keeping(base):
         on = False

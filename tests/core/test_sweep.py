@@ -136,7 +136,7 @@ def around(problem):
 
 
 @pytest.mark.parametrize(
-    "problem", some(PROBLEMS.values(), every=5), ids=lambda problem: problem.label
+    "problem", some(PROBLEMS.values(), every=6), ids=lambda problem: problem.label
 )
 def test_gradcheck(problem):
     function, steps = around(problem)
@@ -145,7 +145,7 @@ def test_gradcheck(problem):
 
 @pytest.mark.parametrize(
     "problem",
-    some((problem for problem in PROBLEMS.values() if problem.unique), every=4),
+    some((problem for problem in PROBLEMS.values() if problem.unique), every=6),
     ids=lambda problem: problem.label,
 )
 def test_gradgradcheck(problem):

@@ -64,11 +64,11 @@ class Equilibrium(ddnkit.FixedPointNode):
 
 
 CASES = [
-    (Curved(), "dense"),
+    pytest.param(Curved(), "dense", marks=pytest.mark.long),
     pytest.param(Curved(), "embedded_field", marks=pytest.mark.long),
     pytest.param(Curved(), "krylov", marks=pytest.mark.long),
     (OnSphere(), "embedded_field"),
-    pytest.param(OnSphere(), "dense", marks=pytest.mark.long),
+    (OnSphere(), "dense"),
     (OnSphere(), "krylov"),
     (WithAdjoint(), "closed_form"),
     (Equilibrium(), "fixed_point"),

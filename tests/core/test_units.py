@@ -541,7 +541,7 @@ class Ray(DeclarativeNode):
         return x.clone()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     decades=st.tuples(st.floats(0, 12), st.floats(0, 12)),
     form=st.sampled_from(list(FORMS)),

@@ -187,7 +187,11 @@ def test_every_recipe_of_the_plugin_is_known_here() -> None:
     ("name", "only"),
     [
         ("fashion_mnist_lt_cnn", ["nearest_balanced"]),
-        ("layer_peeled", ["method=lpm,ratio=1", "method=dlpm_dr,ratio=0.005"]),
+        pytest.param(
+            "layer_peeled",
+            ["method=lpm,ratio=1", "method=dlpm_dr,ratio=0.005"],
+            marks=pytest.mark.long,
+        ),
         # What takes most of the time is the start of a worker for each core.
         pytest.param("fashion_mnist_lt_cnn", [], marks=pytest.mark.long),
         pytest.param("layer_peeled", [], marks=pytest.mark.long),

@@ -239,7 +239,7 @@ def test_the_recipes_have_the_paper_s_settings(name: str) -> None:
     ("name", "variant"),
     [
         ("fashion_mnist_layers", "default"),
-        ("svhn_layers", "resnet18"),
+        pytest.param("svhn_layers", "resnet18", marks=pytest.mark.long),
         pytest.param("mnist_layers", "vgg11", marks=pytest.mark.long),
     ],
 )
