@@ -67,9 +67,8 @@ def _diagnosed(failing: Findings, inputs: tuple[Any, ...]) -> list[Cause]:
     """What a check of these inputs alone diagnoses, as the script that is printed makes it."""
     try:
         return diagnose(examine_around(failing.subject, inputs, around=True, thorough=True))
-    except (
-        Exception
-    ):  # of the node, which is asked for more than its comparisons: not these inputs then
+    except Exception:
+        # Of the node, which is asked for more than its comparisons: not these inputs then.
         return []
 
 

@@ -60,7 +60,7 @@ class CallPrograms:
         manifold: the node's class of manifold and its settings.
         newton: what solves, for a node that leaves that to newton.
         unknown, untold: status and iterations (B,) of a `solve` of the node's own.
-        all: true for each item.
+        settled: true for each item: only a y that is solved to rounding is clear.
         own_solve: whether the node's own `solve` takes the batch.
         tolerance: what the certificate's figures are held against.
         copies: whether a call keeps copies of what it was given: where these are small.
@@ -78,7 +78,7 @@ class CallPrograms:
     newton: NewtonProgram | None
     unknown: Tensor
     untold: Tensor
-    all: Tensor
+    settled: Tensor
     own_solve: bool
     tolerance: float
     copies: bool
@@ -174,16 +174,16 @@ def call_programs(
     operands = problem.operands
     everything = [*xs, *outside]
     tracked = [k for k, x in enumerate(everything) if x.requires_grad]
-    plain = Solution(y).batched(len(y))
+    untold = Solution(y).batched(len(y))
     programs = partial(
         CallPrograms,
         evaluation=evaluation,
         form=form.name,
         y_shape=y.shape,
         manifold=manifold,
-        unknown=torch.as_tensor(plain.status),
-        untold=torch.as_tensor(plain.iterations),
-        all=torch.ones(len(y), dtype=torch.bool),
+        unknown=torch.as_tensor(untold.status),
+        untold=torch.as_tensor(untold.iterations),
+        settled=torch.ones(len(y), dtype=torch.bool),
         own_solve=node.batched_solve and type(node).solve is not DeclarativeNode.solve,
         tolerance=tolerance,
         copies=sum(x.numel() for x in operands) <= _MOST_COPIED,

@@ -36,7 +36,7 @@ class _Step(NamedTuple):
     Attributes:
         args, kwargs: with a name in the place of each tensor.
         names: of the tensors that it gave.
-        result: what it gave, where that stands in for what it would give; else None.
+        result: what it gave, by the names; the tensors themselves where they stand in for later ones.
     """
 
     function: Any
@@ -77,6 +77,7 @@ class Evaluation:
         self._given: list[Tensor] | None = None
         self._standing_in: list[Tensor] = []
         self._held_then: list[int] = []
+        # One entry for each thread that evaluates: a list's own operations need no lock.
         self._running: list[None] = []
         results = mode.alive[len(given) :]
         mode.alive.clear()

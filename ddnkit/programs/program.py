@@ -7,9 +7,10 @@ same shapes, types and device alone, and as long as the function is the same: wh
 that (`ddnkit.programs.evaluation`).
 
 Simplified is what the transforms leave behind and no compiler of Python removes: constants that are
-computed anew, products with ones, powers of 0 and 1, views of views, expansions before an operation that
-broadcasts, and what is computed twice. Every rule is exact: the numbers are those of the function, bit for
-bit but for the sign of a zero.
+computed anew, products with ones, powers of 0 and 1, sums of one entry, views of views, expansions before an
+operation that broadcasts, what is computed twice, and what is computed for each item though it is the same
+for all. Every rule is exact: the numbers are those of the function, bit for bit but for the sign of a zero
+and, of a matrix that all items share, the order in which a library adds up.
 """
 
 from __future__ import annotations
@@ -404,16 +405,18 @@ class _Simplified:
         same = there.ndim > 0 and there.shape[0] == value.shape[0] and (there == there[:1]).all()
         return there[:1].clone() if bool(same) else None
 
-    def _expanded(self, x: _Ref, value: Tensor) -> _Ref | None:
+    def _expanded(self, x: _Ref, value: Tensor) -> Any:
         """An expansion along the first dimension, as one of a single item."""
-        there = self.values[x.index]
+        if value.ndim == 0 or value.shape[0] < 2:
+            return None
         one = self._one.get(x.index, x)
+        there = self.values[one.index]
+        if there.ndim == value.ndim and there.shape[0] != 1:
+            return None
         while self.values[one.index].ndim < value.ndim:
             one = self._step(
                 aten.unsqueeze.default, (one, 0), {}, self.values[one.index].unsqueeze(0)
             )
-        if value.ndim == 0 or value.shape[0] < 2 or self.values[one.index].shape[0] != 1:
-            return None
         wanted = value[:1]
         if self.values[one.index].shape != wanted.shape:
             one = self._step(
@@ -422,7 +425,7 @@ class _Simplified:
                 {},
                 self.values[one.index].expand(wanted.shape),
             )
-        return self._repeated(one, value) if there.ndim <= value.ndim else None
+        return self._repeated(one, value)
 
     def _joined_factors(self, x: Any, factor: Any) -> tuple[Any, Any] | None:
         """(M v) c as (M c) v, where M is a constant of zeros and ones, as of a derivative along axes."""
@@ -561,7 +564,7 @@ class _Simplified:
         results = []
         for x in outputs[:shown]:
             memory = self.value(x).untyped_storage().data_ptr()
-            own = isinstance(x, _Ref) and memory not in taken
+            own = isinstance(x, _Ref) and memory not in taken and not _repeats(self.value(x))
             results.append(text(x) if own else f"{text(x)}.clone()")
             taken.add(memory)
         results += [self._output(x, text) for x in outputs[len(results) :]]
@@ -624,14 +627,18 @@ class _Simplified:
 
     def _output(self, x: Any, text: Callable[[Any], str]) -> str:
         """An output in memory of its own where it would be an input's, each entry at its own place."""
-        there = self.value(x)
-        if any(step == 0 and n > 1 for step, n in zip(there.stride(), there.shape, strict=True)):
+        if _repeats(self.value(x)):
             return f"{text(x)}.contiguous()" if isinstance(x, _Ref) else text(x.contiguous())
         if isinstance(x, _Ref):
             mine = self.values[x.index].untyped_storage().data_ptr()
             if any(mine == self.values[k].untyped_storage().data_ptr() for k in range(self.inputs)):
                 return f"{text(x)}.clone()"
         return text(x)
+
+
+def _repeats(x: Tensor) -> bool:
+    """Whether an entry in memory stands for several."""
+    return any(step == 0 and n > 1 for step, n in zip(x.stride(), x.shape, strict=True))
 
 
 def _refs(step: _Step) -> list[int]:

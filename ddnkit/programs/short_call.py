@@ -71,7 +71,7 @@ def by_programs(
             clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
             if not clear.item() or not _ended_well(programs, solution):
                 return None
-            settled, aux = programs.all, {}
+            settled, aux = programs.settled, {}
             if programs.own is not None:
                 (settled,), aux = rest, {k: x.detach() for k, x in solution.aux.items()}
                 rest = list(aux.values())
@@ -79,15 +79,16 @@ def by_programs(
             return None
         held = y.untyped_storage().data_ptr()
         others = outside if programs.copies else operands
-        # Nor in memory of the node's, which it may write on in its next call, where no version would tell.
-        if programs.own_solve or any(held == x.untyped_storage().data_ptr() for x in others):
+        # Nor in memory of the node's, which it may write on in its next call, where no version would tell;
+        # nor as a view, on which a function of its own lets nobody write.
+        shared = programs.own_solve or any(held == x.untyped_storage().data_ptr() for x in others)
+        if len(lead) != 1:
+            y = y.reshape(lead + y.shape[1:])
+        if shared or len(lead) != 1:
             y = y.clone()
     figures = stationarity, feasibility, licq, settled
     shown = LateCertificate(partial(_certificate, programs, lead, figures, solution))
     layer.show(shown)
-    if len(lead) != 1:
-        # Not as a view, on which a function of its own lets nobody write.
-        y = y.reshape(lead + y.shape[1:]).clone()
     if not programs.derives:
         return y
     everything = [*xs, *outside]

@@ -108,9 +108,15 @@ def test_what_is_the_same_for_each_item_is_computed_once_and_nothing_else(functi
     for _ in range(3):
         inputs = drawn()
         for found, right in zip(program(*inputs), repeated(*inputs), strict=True):
-            # Of matrices of condition below 100, and the same operations.
+            # The same operations, a few dozen of them, on matrices of condition below 100.
             assert found.shape == right.shape
-            torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+            assert all(
+                n == 1 or step > 0 for n, step in zip(found.shape, found.stride(), strict=True)
+            )
+            size = right.abs().amax()
+            assert bool(
+                ((found - right).abs() <= 3_200 * torch.finfo(right.dtype).eps * size).all()
+            )
 
 
 class SharedQP(DeclarativeNode):
@@ -1317,7 +1323,8 @@ def test_what_the_functions_keep_is_of_the_last_call():
         x, w = (z.detach() for z in inputs(layer.node, (1,)))
         x = (x + torch.rand(1)).requires_grad_()
         y = layer(x, w)
-        torch.testing.assert_close(layer.node.residual, (y - x)[0].detach(), rtol=1e-9, atol=1e-12)
+        # One subtraction of the same numbers.
+        assert torch.equal(layer.node.residual, (y - x)[0].detach())
     assert layer.short.taken > 0
 
 

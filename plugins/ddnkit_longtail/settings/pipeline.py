@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ddnkit_train import Classification
 from ddnkit_train.settings import MetricsSection
@@ -12,7 +12,6 @@ from pydantic import Field, InstanceOf
 from ddnkit import Job, Table, component
 
 from .imbalance import ImbalanceSettings, MixupSettings
-from .metrics import COLUMNS
 
 if TYPE_CHECKING:
     from ddnkit_train import Data
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 class LongTailed(Classification):
     """Train on classes of unequal size; measure how the frequent and the rare ones fare."""
-
-    columns: ClassVar[tuple[str, ...]] = (*Classification.columns, *COLUMNS)
 
     imbalance: ImbalanceSettings = Field(
         default=ImbalanceSettings(), description="Which of the training samples are kept."
