@@ -166,7 +166,7 @@ def call_programs(
         # What a class of the user's own does with it, no operation shows.
         raise NotAProgramError("it uses a tensor of a class of its own")
     if any(is_tracked(x) and all(x is not z for z in outside) for _, x in attributes(node)):
-        # Its gradient is zero, and not None: optimisers tell the two apart.
+        # Its gradient is zero, and not None.
         raise NotAProgramError("it holds a tensor that wants a gradient, and does not use it")
     problem = problem.with_captured([Captured(x) for x in outside], outside)
     tolerance = tolerance_of(problem, y, layer.tolerance)
@@ -217,9 +217,17 @@ def call_programs(
 
     if tracked and torch.is_grad_enabled():
         back = traced_back()
-        # A tensor that is used without its graph has no gradient: None, and not zero.
-        idle = [k for k, g in zip(tracked, back.constant[2:], strict=True)
-                if k >= len(xs) and g is not None and not bool(g.any())]  # fmt: skip
+        # A tensor of the scope that is used without its graph has no gradient: None. What the node holds
+        # has one of zero; optimisers tell the two apart.
+        held = {id(x) for _, x in attributes(node)}
+        idle = [
+            k
+            for k, g in zip(tracked, back.constant[2:], strict=True)
+            if k >= len(xs)
+            and id(everything[k]) not in held
+            and g is not None
+            and not bool(g.any())
+        ]
         if idle:
             tracked = [k for k in tracked if k not in idle]
             back = traced_back() if tracked else None
