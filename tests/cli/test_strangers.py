@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,21 @@ def environment(*folders: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+def ran(command: Sequence[str], *folders: Path) -> subprocess.CompletedProcess[str]:
+    """A command that succeeds, run in the first of the folders whose distributions it finds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ddnkit", *command],
+        capture_output=True,
+        text=True,
+        env=environment(*folders),
+        cwd=folders[0],
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def in_one_process(folder: Path, *commands: list[str]) -> tuple[list[list[str]], str]:
     """Status, output and errors of commands that one process runs, and what else it wrote."""
     done = subprocess.run(
@@ -184,16 +199,7 @@ def test_runs_and_checks_go_on_beside_a_bad_plugin(case: str, tmp_path: Path) ->
     install(tmp_path, points, module)
     named = {"thief": "other:", "malformed": "other 1.5", "keyboard": "broken", "base": "broken"}
     for arguments in (["check", "nearest_etf", "--examples", "2"], ["run", "digits", "--smoke"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ddnkit", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment(tmp_path),
-            cwd=tmp_path,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = ran(arguments, tmp_path)
         assert "spoken" not in done.stdout
         if case in ("thief", "malformed") or (case in named and arguments[0] == "check"):
             assert named[case] in done.stderr
@@ -246,14 +252,7 @@ def test_another_distribution_of_ddnkits_name_takes_nothing(tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "strangers.zip", "w") as archive:
         archive.writestr("zipped-2.dist-info/entry_points.txt", ONE)
         archive.writestr("broken-3.dist-info/entry_points.txt", "=")
-    done = subprocess.run(
-        [sys.executable, "-m", "ddnkit", "list", "heads"],
-        capture_output=True,
-        text=True,
-        env=environment(tmp_path, tmp_path / "strangers.zip"),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(["list", "heads"], tmp_path, tmp_path / "strangers.zip")
     listing, _, aside = done.stdout.partition("set aside\n")
     assert "\n  standard\n" in listing
     assert "more" not in listing
@@ -431,14 +430,7 @@ def test_a_metric_with_a_column_of_its_own(tmp_path: Path) -> None:
     install(tmp_path, points, METRIC)
     chosen = ["-s", "metrics=margin", "--only", "standard", "--smoke", "--jobs", "1"]
     command = ["run", "digits", *chosen, "--device", "cpu", "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-m", "ddnkit", *command],
-        capture_output=True,
-        text=True,
-        env=environment(tmp_path),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    ran(command, tmp_path)
     (metrics,) = (tmp_path / "run").rglob("metrics.csv")
     with metrics.open() as file:
         assert all(-1 <= float(row["mean_margin"]) <= 1 for row in csv.DictReader(file))
