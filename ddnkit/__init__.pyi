@@ -13,13 +13,14 @@ from .errors import (
     nearest_choice,
 )
 from .fixed_point import FixedPointNode
+from .importing import import_object
 from .layer import DeclarativeLayer
 from .manifold import Manifold
 from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
 from .problem import Problem
 from .recipe.pipeline import Job, Pipeline, Table
-from .recipe.settings import Doubt, Settings, component
+from .recipe.settings import Component, Doubt, Settings, component
 from .run.reading import read_json, read_table, read_yaml
 from .solution import Adjoint, Solution, Status
 from .solver import Solver
@@ -30,6 +31,7 @@ __all__ = [
     "BackwardForm",
     "Certificate",
     "CheckReport",
+    "Component",
     "DamagedFileError",
     "DdnkitError",
     "DdnkitWarning",
@@ -52,6 +54,7 @@ __all__ = [
     "bench",
     "check",
     "component",
+    "import_object",
     "nearest_choice",
     "peak_resident_memory",
     "read_json",

@@ -9,6 +9,7 @@ other modules.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -22,9 +23,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from .errors import InputError, PluginError, plain
+from .errors import InputError, PluginError, nearest_choice, plain
 
 T = TypeVar("T")
+
+
+def import_object(path: str) -> Any:
+    """The object that ``"package.module:name"`` names; its module is imported on first use.
+
+    Raises:
+        PluginError: the text is not of that form, there is no such module, or nothing of that name
+            in it. What the module itself raises passes through.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise PluginError(f"'{path}' does not name an object; expected 'package.module:name'")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        # A package that the module itself looks for is another matter.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise PluginError(f"'{path}': there is no module {error.name}") from error
+    except AttributeError as error:
+        near = nearest_choice(name, vars(found))
+        raise PluginError(f"'{path}': nothing of that name is there.{near}") from error
+    return found
 
 
 def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[str]]:

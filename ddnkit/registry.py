@@ -22,7 +22,7 @@ from typing import Any
 
 from . import installed
 from .errors import PluginError, PluginWarning, nearest_choice, plain
-from .importing import described, import_apart, is_subclass
+from .importing import described, import_apart, import_object, is_subclass
 from .installed import Distribution
 
 #: What each group's members must be; the base class is named, not imported, to stay free of torch.
@@ -394,10 +394,7 @@ def _rename(members: dict[str, tuple[Plugin, Any]], found: Plugin, entry_point: 
 
 
 def _base(group: str) -> type:
-    import importlib
-
-    module, _, attribute = GROUPS[group].partition(":")
-    base: type = getattr(importlib.import_module(module), attribute)
+    base: type = import_object(GROUPS[group])
     return base
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import pydantic
 
 from .problems import message
-from .settings import Settings
+from .settings import Component, Settings
 
 
 def contract_of(annotation: Any) -> Any:
@@ -94,6 +94,8 @@ def _misfit(kind: type, name: str, asked: inspect.Signature) -> list[str]:
     """Why a method cannot be called as the contract says, if it cannot."""
     value = getattr(kind, name)
     call = _call(name, asked)
+    if value is Component.build and not isinstance(getattr(kind, "builder", None), str):
+        return [f"its class {kind.__name__} has neither a builder nor a method {call}"]
     if not callable(value):
         return [f"its '{name}' is no method; expected {call}"]
     positional, named = _arguments(asked)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import pydantic
 
 from .. import registry
+from ..importing import import_object
 
 # A model has pydantic look for its own plugins in all that is installed, which may be unreadable.
 registry.find()
@@ -35,7 +36,7 @@ class Settings(pydantic.BaseModel):
     """Base of every section of a recipe: typed fields whose descriptions are the help text.
 
     A plugin for a dataset, backbone, head, loss, optimizer or metric is a subclass with a ``build``
-    method, in a module that does not import torch at its top; ``build`` does. The recipe key
+    method (see `Component`), in a module that does not import torch at its top. The recipe key
     ``name`` chooses the class and is not a field of it.
     """
 
@@ -46,6 +47,30 @@ class Settings(pydantic.BaseModel):
     def doubts(self) -> Iterable[Doubt]:
         """What is valid and likely not meant; told with file and line, for keys that are given."""
         return ()
+
+
+class Component(Settings):
+    """Settings that name what is built from them, without importing it.
+
+    A head, for example, whose settings import no torch, and whose module knows its settings::
+
+        class FixedHead(Component):
+            builder = "my_heads.fixed:FixedClassifier"
+            temperature: float = 5.0
+
+        class FixedClassifier(ClassifierHead):  # in my_heads/fixed.py
+            def __init__(self, settings: FixedHead, *, feature_dim: int, classes: int): ...
+
+    A subclass may override `build` instead.
+    """
+
+    #: ``"package.module:name"`` of a class or function that takes these settings, and then what the
+    #: section's builder is called with.
+    builder: ClassVar[str]
+
+    def build(self, *given: Any, **named: Any) -> Any:
+        """What `builder` makes of these settings and of what is given."""
+        return import_object(self.builder)(self, *given, **named)
 
 
 def component(group: str, default: str | None = None, description: str = "") -> Any:

@@ -1,0 +1,73 @@
+"""Objects by their dotted names: what settings build, and what was called otherwise before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from ddnkit_train.settings import HeadSection
+
+from ddnkit import Component, PluginError, import_object
+from ddnkit.recipe.contract import lacking
+from ddnkit.renamed import with_old_names
+
+
+class Shifted(Component):
+    builder = f"{__name__}:shift"
+    by: float = 1.0
+
+
+class Nothing(Component):
+    by: float = 1.0
+
+
+def shift(settings: Shifted, number: float, *, times: int = 1) -> float:
+    return number + times * settings.by
+
+
+def test_a_component_is_built_from_its_settings_and_what_is_given() -> None:
+    assert Shifted(by=2.0).build(3.0, times=2) == 7.0
+
+
+def test_a_component_without_builder_and_build_fits_no_section() -> None:
+    assert not lacking(Shifted, HeadSection)
+    assert any("builder" in line for line in lacking(Nothing, HeadSection))
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("ddnkit", "package.module:name"),
+        (":x", "package.module:name"),
+        ("ddnkit.nowhere:x", "ddnkit.nowhere"),
+        ("no_such_package.a:x", "no_such_package"),
+        ("ddnkit.errors:InputErorr", "InputError"),
+    ],
+)
+def test_a_path_that_names_nothing_is_told(path: str, named: str) -> None:
+    with pytest.raises(PluginError, match=named):
+        import_object(path)
+
+
+def test_what_a_module_itself_fails_on_passes_through(tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "broken_builder.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        import_object("broken_builder:x")
+
+
+def test_an_old_name_answers_and_warns_with_the_new_one() -> None:
+    names = {"Old": "new", "Gone": "ddnkit.errors:InputError"}
+    attribute = with_old_names("package", {"new": 3}.__getitem__, names)
+    assert attribute("new") == 3
+    with pytest.warns(DeprecationWarning, match=r"package\.Old is now package\.new"):
+        assert attribute("Old") == 3
+    with pytest.warns(DeprecationWarning, match=r"ddnkit\.errors\.InputError"):
+        assert attribute("Gone").__name__ == "InputError"
+
+
+def test_settings_of_components_cost_no_torch() -> None:
+    code = "import ddnkit, sys; ddnkit.Component; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
