@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 from ddnkit_rfm import Standardisation, label_targets, unit_rows
-from ddnkit_rfm.gram_form import gram_operations
-from ddnkit_rfm.kernel_agop import gradient_operations
+from ddnkit_rfm.kernel_agop import gradient_operations, gram_operations
 from torch import Tensor
 
 from ddnkit import InputError, registry

@@ -1,4 +1,3 @@
-from .agop_of_modules import module_agop, module_agops
 from .asymptotics import (
     collapse_curve,
     collapse_rate,
@@ -6,9 +5,9 @@ from .asymptotics import (
     gram_recursion,
     published_kappa,
 )
-from .collapse import dnc1, dnc2
-from .decomposition import LayerCollapse, decompose, layer_collapse
+from .collapse import LayerCollapse, decompose, dnc1, dnc2, layer_collapse
 from .deep_rfm import DeepRFM, DeepRFMLayer, LayerStages
+from .factorisations import MatrixRoot, matrix_sqrt
 from .feature_maps import FeatureMap, FourierFeatures, IdentityMap, ReLUFeatures
 from .kernel_agop import agop
 from .kernel_optimum import (
@@ -19,12 +18,15 @@ from .kernel_optimum import (
     parametrised_krr_objective,
 )
 from .kernels import Gaussian, Kernel, L1Laplace, Laplace, RadialKernel
-from .matrix_root import MatrixRoot, matrix_sqrt
-from .neural_feature import nfa_correlation, nfa_correlations, nfm
-from .preparation import Standardisation, label_targets, unit_rows
-from .regression import KernelRegression, SingularKernelWarning, UnsolvedKernelWarning
+from .network_agop import module_agop, module_agops, nfa_correlation, nfa_correlations, nfm
+from .regression import (
+    KernelRegression,
+    SingularKernelWarning,
+    SolveReport,
+    UnsolvedKernelWarning,
+)
+from .samples import Standardisation, label_targets, unit_rows
 from .settings import DeepRFMCollapse, LayerwiseCollapse, RFMTheory
-from .solving import SolveReport
 
 __all__ = [
     "DeepRFM",

@@ -1,14 +1,14 @@
-"""How fast Deep RFM collapses where kernels are linear up to a multiple of I: Theorem 5.3, simulated.
+"""The rate at which Deep RFM collapses if kernels are linear up to a multiple of I: Theorem 5.3, simulated.
 
-    X̃_{l+1}ᵀX̃_{l+1} = κ⁻¹ X_lᵀM_lX_l                   (eq. 3: through the AGOP M_l of the layer's predictor)
-    X_{l+1}ᵀX_{l+1} = X̃_{l+1}ᵀX̃_{l+1} + λ_map I        (eq. 4: through the feature map)
+    X̃_{l+1}ᵀX̃_{l+1} = κ⁻¹ X_lᵀM_lX_l                   (eq. 3: through the AGOP M_l of the layer's
+    predictor) X_{l+1}ᵀX_{l+1} = X̃_{l+1}ᵀX̃_{l+1} + λ_map I        (eq. 4: through the feature map)
 
 Samples are columns, Y ``(K, N)`` the one-hot labels, and the predictor is ridgeless regression with the
 kernel matrix XᵀX + λ_k I. Equation numbers are those of *Average gradient outer product as a mechanism for
 deep neural collapse* (NeurIPS 2024), which writes λ̂ for λ_k. Its model takes no derivative of λ_k I, which
-stands for what a kernel is besides linear.
+stands for the non-linear part of a kernel.
 
-In Gram matrices alone. Let A = XᵀX. The coefficients are Y(A + λ_k I)⁻¹, the linear part of the predictor is
+By Gram matrices alone. Let A = XᵀX. The coefficients are Y(A + λ_k I)⁻¹, the linear part of the predictor is
 f(x) = Y(A + λ_k I)⁻¹Xᵀx, and its Jacobian the same at every sample, so that
 
     M = X(A + λ_k I)⁻¹YᵀY(A + λ_k I)⁻¹Xᵀ,    XᵀMX = BYᵀYBᵀ,    B = A(A + λ_k I)⁻¹ = I − λ_k(A + λ_k I)⁻¹.
@@ -47,7 +47,7 @@ from torch.nn.functional import one_hot
 
 from ddnkit import InputError
 
-from .checks import check_labels
+from .samples import check_labels
 
 
 def agop_gram(gram: Tensor, labels: Tensor, predictor: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much memory may be taken, and how many rows of a large matrix it holds at a time."""
+"""Large matrices in blocks of rows: how much memory may be used, and how many rows fit in it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from ddnkit import InputError
 
-#: Of what a device has free, the share that is used where no limit is given.
+#: The share of a device's free memory that is used where no limit is given.
 SHARE = 0.5
 
-#: A block of more bytes than this is no faster.
+#: Larger blocks, in bytes, are no faster.
 LARGEST_BLOCK = 1 << 28
 
 FLOAT64_BYTES = 8
 
-#: Blocks that the upper triangle of a symmetric matrix is taken in: with one square on the diagonal for
-#: each, 9/16 of the matrix are computed.
+#: Blocks of rows that the upper triangle of a symmetric matrix is computed in: with a square on the diagonal
+#: for each, that is 9/16 of the matrix.
 TRIANGLE_BLOCKS = 8
 
-#: Rows of which a block is not worth its overhead.
+#: Blocks of fewer rows are not worth their overhead.
 _FEW_ROWS = 64
 
 
 def allowed_memory(memory: int | None, device: torch.device) -> int:
-    """The given number of bytes, or by default `SHARE` of what the device has free.
+    """The given number of bytes; by default `SHARE` of the device's free memory.
 
     Raises:
         ddnkit.InputError: the number is not above 0.
@@ -42,7 +42,7 @@ def allowed_memory(memory: int | None, device: torch.device) -> int:
 
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
-        # What torch's allocator holds without using it is free, too, but not to the driver.
+        # What torch's allocator holds without using it is free as well, but the driver does not count it.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     information = Path("/proc/meminfo")
@@ -62,7 +62,7 @@ def row_blocks(
         rows: how many there are.
         row_bytes: taken for each.
         memory: bytes for a block.
-        what: is computed, for the message.
+        what: the thing computed, for the message.
         most: rows in a block, at most.
 
     Raises:
@@ -79,7 +79,7 @@ def row_blocks(
 
 
 def triangle_blocks(rows: int, row_bytes: int, memory: int, what: str) -> Iterator[slice]:
-    """`row_blocks` of a symmetric matrix, of which what is right of the diagonal will do."""
+    """`row_blocks` of a symmetric matrix of which only the upper triangle is computed."""
     most = max(-(-rows // TRIANGLE_BLOCKS), _FEW_ROWS)
     return row_blocks(rows, row_bytes, memory, what, most)
 
@@ -87,19 +87,19 @@ def triangle_blocks(rows: int, row_bytes: int, memory: int, what: str) -> Iterat
 def fill_symmetric(
     matrix: Tensor, blocks: Iterable[slice], upper: Callable[[slice, slice], Tensor]
 ) -> Tensor:
-    """Fill a matrix that is symmetric, to the last digit, from what is on and above its diagonal.
+    """Fill a matrix, symmetric to the last digit, from its entries on and above the diagonal.
 
     Args:
         matrix: ``(n, n)``.
         blocks: of rows.
-        upper: the part of given rows and columns, of which the first are those of the rows.
+        upper: from rows and columns to that part of the matrix; the first columns are those of the rows.
     """
     for block in blocks:
         rest = slice(block.start, len(matrix))
         part = upper(block, rest)
         matrix[block, rest] = part
         matrix[rest, block] = part.T
-        # What two roundings say of a pair may differ.
+        # The two entries of a pair may be rounded differently.
         square = matrix[block, block]
         square.copy_(square.triu() + square.triu(1).T)
     return matrix

@@ -22,14 +22,21 @@ from torch import Tensor
 
 from ddnkit import InputError, nearest_choice
 
-from .checks import check_columns, check_labels, check_pair, check_samples
+from .factorisations import matrix_sqrt
 from .feature_maps import FeatureMap, ReLUFeatures
 from .kernel_agop import agop
 from .kernels import Kernel, Laplace
-from .matrix_root import matrix_sqrt
-from .preparation import Coding, Standardisation, label_targets, unit_rows
-from .regression import KernelRegression
-from .solving import Solver
+from .regression import KernelRegression, Solver
+from .samples import (
+    Coding,
+    Standardisation,
+    check_columns,
+    check_labels,
+    check_pair,
+    check_samples,
+    label_targets,
+    unit_rows,
+)
 
 Stage = Literal["input", "agop", "features"]
 Each = TypeVar("Each", Kernel, FeatureMap)
@@ -37,12 +44,12 @@ Each = TypeVar("Each", Kernel, FeatureMap)
 
 @dataclass(frozen=True)
 class DeepRFMLayer:
-    """What layer l ≤ L does to its input, without the normalisation of it.
+    """The maps of a layer l ≤ L, which it applies to its normalised input.
 
     Attributes:
         root: M_l^{1/2} ``(d, d)``.
         features: Φ_l.
-        clipped: what `matrix_sqrt` says of M_l.
+        clipped: of M_l, see `MatrixRoot`.
     """
 
     root: Tensor
@@ -57,7 +64,7 @@ class DeepRFMLayer:
 
 @dataclass(frozen=True)
 class LayerStages:
-    """The training samples in one layer, while `DeepRFM.fit` is there.
+    """The training samples in one layer, while `DeepRFM.fit` is at that layer.
 
     Attributes:
         number: l, from 1.
@@ -77,30 +84,30 @@ class LayerStages:
 
 
 class DeepRFM:
-    """Classifies by Algorithm 1: labels in, and L + 1 predictors out, of which the last is the model's.
+    """A classifier by Algorithm 1, with L + 1 predictors, of which the last is the model's.
 
     The defaults are the paper's settings for ReLU features (appendix D): Laplace kernel of bandwidth 2, no
     ridge, labels ±1, features standardised. Every layer reports how its equations were solved in
-    `predictors[l − 1].report`; a kernel matrix that is singular is warned of (see `KernelRegression`).
+    `predictors[l − 1].report`; for a kernel matrix that is singular there is a warning (see
+    `KernelRegression`).
 
     Args:
-        kernel: k_l, one for all layers or L + 1 of them.
+        kernel: k_l, either one for all layers or L + 1 of them.
         depth: L; 0 is kernel regression alone.
-        feature_map: Φ_l, one kind for all layers, drawn anew for each, or L of them. A cosine depends on the
-            scale of M_l: it is that of equation 1, divided by the number of samples.
+        feature_map: Φ_l, either one kind, drawn anew for each layer, or L of them. Cosine features depend on
+            the scale of M_l, which is that of equation 1, divided by the number of samples.
         ridge: γ.
         labels: coding of Y: "plus_minus" (±1) or "one_hot".
         standardise: shift and scale each feature of the samples by the training samples' statistics.
         solver: see `KernelRegression`.
         dtype: of all computations, float32 or float64; by default that of the training samples.
         device: by default that of the training samples.
-        memory: bytes that a step may take; by default half of what the device has free.
+        memory: bytes that a step may use; by default half of the device's free memory.
         seed: of the random features.
-        keep_predictors: False drops f_1 … f_L, which hold a copy of the training samples each, once they
-            were used.
+        keep_predictors: False drops f_1 … f_L after use; each holds a copy of the training samples.
 
     Attributes:
-        layers: what layers 1 … L do, after `fit`.
+        layers: the maps of layers 1 … L, after `fit`.
         predictors: f_1 … f_{L+1} after `fit`; None for those dropped.
         standardisation: of the training samples, or None.
 
@@ -136,12 +143,13 @@ class DeepRFM:
         self.depth, self.labels, self.standardise = depth, labels, standardise
         self.dtype, self.device = dtype, device
         self.memory, self.seed, self.keep_predictors = memory, seed, keep_predictors
-        self._kernels = _each(Laplace(2.0) if kernel is None else kernel, depth + 1, "kernels")
+        self._kernels = _one_for_each(
+            Laplace(2.0) if kernel is None else kernel, depth + 1, "kernels"
+        )
         maps = ReLUFeatures() if feature_map is None else feature_map
-        self._maps = _each(maps, depth, "feature maps")
+        self._maps = _one_for_each(maps, depth, "feature maps")
         self._ridge, self._solver = ridge, solver
-        # So that a wrong ridge or solver is told of before there is data.
-        self._regression(1)
+        self._regression(1)  # so that a wrong ridge or solver raises here and not in `fit`
 
     def fit(
         self,
@@ -158,7 +166,7 @@ class DeepRFM:
             y: labels ``(n,)``, int64, or targets Y ``(n, C)``.
             classes: C; by default one more than the largest label. A class without a sample has −1 (or 0)
                 for a target throughout.
-            on_layer: called in each layer 1 … L + 1, to measure what is not kept.
+            on_layer: called in each layer 1 … L + 1, to measure what is not kept afterwards.
 
         Raises:
             ddnkit.InputError: samples are not finite, or labels do not match.
@@ -177,7 +185,7 @@ class DeepRFM:
                 stages = LayerStages(number, None, predictor, X)
             else:
                 layers.append(
-                    fitted_layer(predictor, self._maps[number - 1], generator, memory=self.memory)
+                    fit_layer(predictor, self._maps[number - 1], generator, memory=self.memory)
                 )
                 projected = X @ layers[-1].root
                 features = layers[-1].features(projected)
@@ -234,11 +242,11 @@ class DeepRFM:
             return inputs
         if number > self.depth:
             raise InputError(
-                f"layer {number} has no stage '{stage}': it is the last, a predictor alone"
+                f"layer {number} has no stage '{stage}': the last layer is a predictor alone"
             )
-        done = self.layers[number - 1]
-        projected = inputs @ done.root
-        return projected if stage == "agop" else done.features(projected)
+        maps = self.layers[number - 1]
+        projected = inputs @ maps.root
+        return projected if stage == "agop" else maps.features(projected)
 
     def _regression(self, number: int) -> KernelRegression:
         return KernelRegression(self._kernels[number - 1], self._ridge, self._solver, self.memory)
@@ -246,7 +254,7 @@ class DeepRFM:
     def _training(
         self, X: Tensor, y: Tensor, classes: int | None
     ) -> tuple[Tensor, Tensor, Standardisation | None]:
-        """Samples as the first layer takes them but for their norm, Y, and how they were standardised."""
+        """X_1 before its rows are normalised, Y, and the standardisation."""
         X = X.to(self.device, self.dtype)
         check_samples(X)
         if y.is_floating_point():
@@ -272,19 +280,19 @@ class DeepRFM:
         check_pair(X, self._like, ("X", "the training samples"))
         if self.standardisation is not None:
             X = self.standardisation(X)
-        for done in self.layers[: number - 1]:
-            X = done.features(unit_rows(X) @ done.root)
+        for maps in self.layers[: number - 1]:
+            X = maps.features(unit_rows(X) @ maps.root)
         return unit_rows(X), number
 
 
-def fitted_layer(
+def fit_layer(
     predictor: KernelRegression,
     feature_map: FeatureMap,
     generator: torch.Generator,
     *,
     memory: int | None = None,
 ) -> DeepRFMLayer:
-    """M^{1/2} of a layer's predictor at its own points, and a draw of its feature map (Algorithm 1)."""
+    """A layer from its predictor: M^{1/2} at the predictor's points, and a draw of the feature map."""
     X = predictor.points
     M = agop(predictor.kernel, X, predictor.coefficients, memory=memory)
     features = feature_map.draw(X.shape[1], generator)
@@ -292,8 +300,8 @@ def fitted_layer(
     return DeepRFMLayer(root, features, clipped)
 
 
-def _each(given: Each | Sequence[Each], count: int, what: str) -> list[Each]:
-    """`count` of them, the one given for all."""
+def _one_for_each(given: Each | Sequence[Each], count: int, what: str) -> list[Each]:
+    """`count` of them: those given, or the one given for all."""
     if not isinstance(given, Sequence):
         return [given] * count
     if len(given) != count:

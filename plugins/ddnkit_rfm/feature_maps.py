@@ -1,7 +1,7 @@
-"""Random feature maps Φ(x) = σ(Wx + b), drawn and not trained.
+"""Random feature maps Φ(x) = σ(Wx + b), whose weights are drawn at random and not trained.
 
-Each is scaled so that ⟨Φ(x), Φ(z)⟩ is on average a kernel. Deep RFM divides its features by their norm
-again: to it the scale is nothing.
+Each is scaled so that ⟨Φ(x), Φ(z)⟩ is a kernel on average. The scale makes no difference to Deep RFM, which
+divides each sample's features by their norm.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,16 +19,22 @@ from ddnkit import InputError
 
 from .kernels import Kernel
 
+if TYPE_CHECKING:
+    from .settings.deep_rfm import FeatureMapSettings
+
+#: Features at most in a smoke run.
+_SMOKE_WIDTH = 256
+
 
 class FeatureMap(abc.ABC):
     """A distribution of maps Φ of samples ``(n, d)`` to features ``(n, width)``."""
 
     @abc.abstractmethod
     def draw(self, dimension: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """One map for samples of this dimension.
+        """Draw one map for samples of this dimension.
 
-        Draws are made on the CPU in float64, and rounded to the dtype of the samples: models that differ
-        in device or precision get the same map.
+        The weights are drawn on the CPU in float64 and rounded to the dtype of the samples, so that models
+        that differ in device or precision get the same map.
         """
 
 
@@ -64,7 +71,7 @@ class ReLUFeatures(FeatureMap):
     """
 
     def __init__(self, width: int = 1024) -> None:
-        self.width = _width(width)
+        self.width = _check_width(width)
 
     def __repr__(self) -> str:
         return f"ReLUFeatures(width={self.width})"
@@ -79,16 +86,17 @@ class FourierFeatures(FeatureMap):
     """Φ(x) = √(2/width) cos(Wx + b), rows of W from the kernel's spectral density, b uniform in 0…2π.
 
     On average ⟨Φ(x), Φ(z)⟩ = k(x, z) (Rahimi and Recht, *Random Features for Large-Scale Kernel Machines*,
-    2007). The paper's are of “the ℓ1-Laplacian kernel with bandwidth σ = 0.05”: `L1Laplace(20.0)`, with σ a
-    rate, collapses; with σ a length nothing but noise is left of Fashion-MNIST (DNC1 of 220).
+    2007). The paper's are of “the ℓ1-Laplacian kernel with bandwidth σ = 0.05”: `L1Laplace(20.0)`, with σ
+    read as a rate, collapses; with σ read as a length, the features of Fashion-MNIST are noise (DNC1 of
+    220).
 
     Args:
-        kernel: k, with `Kernel.frequencies`.
+        kernel: k, which must implement `Kernel.frequencies`.
         width: of the features; 4096 in the paper's experiments (appendix D).
     """
 
     def __init__(self, kernel: Kernel, width: int = 4096) -> None:
-        self.kernel, self.width = kernel, _width(width)
+        self.kernel, self.width = kernel, _check_width(width)
 
     def __repr__(self) -> str:
         return f"FourierFeatures({self.kernel}, width={self.width})"
@@ -101,7 +109,7 @@ class FourierFeatures(FeatureMap):
 
 
 class IdentityMap(FeatureMap):
-    """Φ(x) = x: projections on the AGOP alone."""
+    """Φ(x) = x: layers that only project on the AGOP."""
 
     def __repr__(self) -> str:
         return "IdentityMap()"
@@ -115,7 +123,18 @@ def _identity(X: Tensor) -> Tensor:
     return X
 
 
-def _width(width: int) -> int:
+def _check_width(width: int) -> int:
     if width < 1:
         raise InputError(f"a feature map's width is at least 1, not {width}")
     return width
+
+
+def build_feature_map(settings: FeatureMapSettings, *, smoke: bool = False) -> FeatureMap:
+    """The feature map that a recipe describes; ``smoke`` makes it narrow."""
+    if settings.name == "identity":
+        return IdentityMap()
+    width = settings.width or {"relu": 1024, "cosine": 4096}[settings.name]
+    width = min(width, _SMOKE_WIDTH) if smoke else width
+    if settings.name == "relu":
+        return ReLUFeatures(width)
+    return FourierFeatures(settings.kernel.build(), width)

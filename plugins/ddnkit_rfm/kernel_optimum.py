@@ -1,4 +1,4 @@
-"""The kernel that makes ridge regression cheapest is the collapsed one: Theorem 5.4, proved and tried.
+"""The collapsed kernel minimises the ridge-regression objective: Theorem 5.4, proved and tested.
 
     inf over A, k of tr((Y − Ak)(Y − Ak)ᵀ) + μ tr(kAᵀA)    (problem 7)
 
@@ -23,11 +23,11 @@ Non-negative entries were not needed.
 
 The paper's own proof, for classes of one size, goes by the eigenvalues of k. It takes from Perron–Frobenius
 that the largest is simple, and from that that the optimum is unique; of a k in blocks, such as k* itself, the
-largest may be multiple. The proof above does without.
+largest may be multiple. The proof above does not need it.
 
-What `optimality_check` adds are numbers, not a proof: that g as computed is least at k*, among kernels drawn
-at random and along the lines to them, and that descents which know nothing of k* end there. g is convex and
-so is the feasible set: they have nowhere else to end. Along k* + t(k − k*) the slope at t = 0 is
+`optimality_check` adds numbers, not a proof: that g as computed is least at k*, among kernels drawn at random
+and along the lines to them, and that descents which do not use k* end there. Since g and the feasible set are
+convex, there is no other minimum for them to end in. Along k* + t(k − k*) the slope at t = 0 is
 
     μ Σ_c (n_c² − y_cᵀky_c) / (n_c + μ)² ≥ 0,
 
@@ -44,7 +44,7 @@ from torch.nn.functional import normalize, one_hot
 
 from ddnkit import InputError
 
-from .checks import check_labels
+from .samples import check_labels
 
 
 def parametrised_krr_objective(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
@@ -97,9 +97,10 @@ def krr_lower_bound(labels: Tensor, ridge: float) -> Tensor:
 def random_feasible_kernels(
     draws: int, samples: int, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Kernels with p.s.d. matrix, entries in 0…1 and unit diagonal, at random: Gram matrices.
+    """Random kernels with p.s.d. matrix, entries in 0…1 and unit diagonal.
 
-    Of unit vectors in proportion to |z_i|^q, z_i standard normal in R^r, r uniform in 1…N and q in 1…8 for
+    Gram matrices of unit vectors in proportion to |z_i|^q, z_i standard normal in R^r, r uniform in 1…N and
+    q in 1…8 for
     each draw: from all ones (r = 1) to nearly orthogonal vectors (large q and r).
 
     Args:
@@ -148,14 +149,14 @@ def nearest_feasible(matrix: Tensor, *, sweeps: int = 10_000, tolerance: float =
 
 
 def descend(kernel: Tensor, labels: Tensor, ridge: float, *, steps: int = 500) -> Tensor:
-    """Where projected gradient descent on g takes a feasible kernel; the smaller μ, the slower.
+    """The end of a projected gradient descent on g from a feasible kernel; the smaller μ, the slower it is.
 
     Args:
         kernel: start ``(N, N)``, float64, feasible.
         labels: classes ``(N,)``, int64.
         ridge: μ > 0.
-        steps: at most; the descent ends before where a step moves no entry by more than 1e-6. That
-            changes g, of second order there, by its rounding.
+        steps: at most; the descent ends earlier if a step moves no entry by more than 1e-6, which changes
+            g only within its rounding, since g is of second order there.
 
     Returns:
         ``(N, N)``.
@@ -187,7 +188,7 @@ def _step(k: Tensor, Y: Tensor, ridge: float, rate: float) -> tuple[Tensor, floa
 
 @dataclass(frozen=True)
 class OptimalityCheck:
-    """What was found of g(k) = μ tr Y(k + μI)⁻¹Yᵀ around k* = YᵀY.
+    """Values of g(k) = μ tr Y(k + μI)⁻¹Yᵀ around k* = YᵀY.
 
     Attributes:
         bound: μ Σ_c n_c/(n_c + μ), the proved minimum.
@@ -212,13 +213,13 @@ def optimality_check(
     descents: int = 3,
     generator: torch.Generator | None = None,
 ) -> OptimalityCheck:
-    """Numbers for Theorem 5.4: the minimum of problem 7, tried from `random_feasible_kernels`.
+    """Test Theorem 5.4, the minimum of problem 7, with `random_feasible_kernels`.
 
     Args:
         labels: classes ``(N,)``, int64; N of at most about 50.
         ridge: μ > 0.
         draws: kernels whose g is compared with that of k*, on the lines between as well.
-        descents: of these, the number that descents start from.
+        descents: how many of them a descent starts from.
         generator: of the draws.
     """
     Y, best = _targets(labels), collapsed_kernel(labels)

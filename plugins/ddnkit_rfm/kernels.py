@@ -1,36 +1,46 @@
-"""Kernels k(x, z), and what an average gradient outer product needs of them: gradients of their sums.
+"""Kernels k(x, z), the gradients of their sums, and the distances that they are functions of.
 
-A kernel of one's own is a subclass of `Kernel` with `values` and `gradients`, or, where it is a function of
-the Euclidean distance, of `RadialKernel` with `profile` and `slope`; `frequencies` besides, where random
-Fourier features are to be drawn for it.
+A kernel of your own is a subclass of `Kernel` with `values` and `gradients`, or, where it is a function of
+the Euclidean distance, of `RadialKernel` with `profile` and `slope`; it also needs `frequencies` if
+random Fourier features are to approximate it.
 """
 
 from __future__ import annotations
 
 import abc
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ddnkit import InputError
 
-from .checks import check_pair, check_samples
-from .distances import squared_distances
+from .samples import check_pair, check_samples
 
-#: Numbers in a block of signs x_k − z_k: what stays in a processor's cache, or keeps a GPU busy.
+if TYPE_CHECKING:
+    from .settings.deep_rfm import KernelSettings
+
+#: Numbers in a block of signs of x_k − z_k: as many as stay in a processor's cache, or keep a GPU busy.
 _SIGNS = {"cpu": 1 << 18}
 _SIGNS_ELSEWHERE = 1 << 24
 
-#: Samples whose kernel among each other is taken to read its diagonal.
+#: Samples in a block when k(x, x) is read off the diagonal of their kernel matrix.
 _DIAGONAL_BLOCK = 32
+
+#: Distances below about 1/300 of the distance to the mean are computed from differences. In a collapsing
+#: layer all pairs of a class are that near when DNC1 < 5e-6; it then takes a hundred times as long.
+NEAR = 1e-5
+
+#: Numbers in a block of differences x − z: as many as stay in a processor's cache.
+_DIFFERENCES = 1 << 18
 
 
 class Kernel(abc.ABC):
     """A symmetric positive semidefinite function k(x, z) of two samples.
 
     Args:
-        bandwidth: L, the length that distances are measured by.
+        bandwidth: L, the unit of length for distances.
 
     Raises:
         ddnkit.InputError: the bandwidth is not a finite number above 0.
@@ -79,7 +89,7 @@ class Kernel(abc.ABC):
         """
 
     def gradient_numbers(self, centres: int, outputs: int, dimension: int) -> int:
-        """Numbers that `gradients` holds for each sample x, its result included: of all, at most."""
+        """An upper bound of the numbers that `gradients` holds for each sample x, its result included."""
         return 2 * centres * outputs * dimension
 
     def diagonal(self, X: Tensor) -> Tensor:
@@ -87,10 +97,10 @@ class Kernel(abc.ABC):
         return torch.cat([self.values(x, x).diagonal() for x in X.split(_DIAGONAL_BLOCK)])
 
     def frequencies(self, count: int, dimension: int, generator: torch.Generator) -> Tensor:
-        """Draws ω ``(count, dimension)``, float64, with E cos⟨ω, x − z⟩ = k(x, z) (Bochner's theorem).
+        """Random ω ``(count, dimension)``, float64, with E cos⟨ω, x − z⟩ = k(x, z) (Bochner's theorem).
 
         Raises:
-            ddnkit.InputError: the kernel has no such density, or none that it knows.
+            ddnkit.InputError: the spectral density does not exist or is not implemented.
         """
         raise InputError(f"{self} has no spectral density to draw Fourier features from")
 
@@ -98,12 +108,12 @@ class Kernel(abc.ABC):
 class RadialKernel(Kernel):
     """k(x, z) = φ(D) of the Euclidean distance D = ‖x − z‖, with ∇_x k = (φ'(D)/D)(x − z).
 
-    Where x = z the gradient is taken as 0. That is its value if φ is smooth and even. If φ has a kink,
+    Where x = z the gradient is set to 0. That is its value if φ is smooth and even. If φ has a kink,
     φ'(0) = −s, k is not differentiable there: coming from the direction u, its gradient tends to −su. The
     mean of that over the sphere is 0; so is every central difference (k(z + tu, z) − k(z − tu, z))/2t; and
     0 is the centre of Clarke's generalised gradient, the ball of radius s. Distinct samples at less than
-    4ε of their distance to the mean of Z count as coinciding: x − z is mere rounding, and φ'(D)/D may
-    have grown without bound.
+    4ε of their distance to the mean of Z count as coinciding, since x − z is then nothing but rounding and
+    φ'(D)/D may be arbitrarily large.
     """
 
     @abc.abstractmethod
@@ -112,7 +122,7 @@ class RadialKernel(Kernel):
 
     @abc.abstractmethod
     def slope(self, distance: Tensor) -> Tensor:
-        """φ'(D)/D, a new tensor; anything where D = 0."""
+        """φ'(D)/D in a new tensor; any value where D = 0."""
 
     def values(self, X: Tensor, Z: Tensor) -> Tensor:
         """See `Kernel.values`; computed in float64."""
@@ -192,15 +202,15 @@ class Gaussian(RadialKernel):
 class L1Laplace(Kernel):
     """k(x, z) = exp(−‖x − z‖₁/L), with ∇_x k = −k(x, z) sign(x − z)/L entry by entry.
 
-    At x_k = z_k the sign is 0: the mean of the derivatives from the two sides.
+    At x_k = z_k the sign is 0, which is the mean of the one-sided derivatives.
     """
 
     def values(self, X: Tensor, Z: Tensor) -> Tensor:
-        """See `Kernel.values`; sums of |x_k − z_k|, in which nothing cancels."""
+        """See `Kernel.values`; no digits cancel in sums of |x_k − z_k|."""
         return torch.cdist(X, Z, p=1.0).div_(-self.bandwidth).exp_()
 
     def gradients(self, X: Tensor, Z: Tensor, coefficients: Tensor) -> Tensor:
-        """See `Kernel.gradients`: for each x a product of ``(C, m)`` and the signs ``(m, d)``."""
+        """See `Kernel.gradients`: for each x, a matrix ``(C, m)`` times the signs ``(m, d)``."""
         W = self.values(X, Z).div_(-self.bandwidth)
         G = X.new_zeros(len(X), coefficients.shape[1], X.shape[1])
         limit = min(_SIGNS.get(X.device.type, _SIGNS_ELSEWHERE), W.numel()) // X.shape[1]
@@ -213,10 +223,60 @@ class L1Laplace(Kernel):
         return G
 
     def gradient_numbers(self, centres: int, outputs: int, dimension: int) -> int:
-        """See `Kernel.gradient_numbers`: W, its making, as many signs; G and weighted rows of W."""
+        """See `Kernel.gradient_numbers`: W, what it is computed from, the signs, G, weighted rows of W."""
         return 3 * centres + outputs * (centres + 2 * dimension)
 
     def frequencies(self, count: int, dimension: int, generator: torch.Generator) -> Tensor:
         """See `Kernel.frequencies`: the entries of ω are independent, Cauchy of scale 1/L."""
         uniform = torch.rand(count, dimension, generator=generator, dtype=torch.float64)
         return (math.pi * (uniform - 0.5)).tan() / self.bandwidth
+
+
+#: By the name that a recipe gives.
+_KINDS: dict[str, type[Kernel]] = {
+    "laplace": Laplace,
+    "gaussian": Gaussian,
+    "l1_laplace": L1Laplace,
+}
+
+
+def build_kernel(settings: KernelSettings) -> Kernel:
+    """The kernel that a recipe describes."""
+    return _KINDS[settings.name](settings.bandwidth)
+
+
+def squared_distances(
+    X: Tensor, Z: Tensor, coincidence: float = 0.0, centre: Tensor | None = None
+) -> Tensor:
+    """‖x_i − z_j‖² ``(n, m)``, float64, with all their digits where points nearly coincide.
+
+    ‖x − z‖² = ‖x‖² + ‖z‖² − 2⟨x, z⟩ costs one matrix product, but its digits cancel: the relative error is
+    about ε(‖x‖² + ‖z‖²)/‖x − z‖². In float32, points of unit length at a distance of 3e-4 would have no
+    correct digit left, and the diagonal, whose distance is 0, would come out as 3e-4. The samples of a class
+    come that near as they collapse. Hence
+
+    * the product is computed in float64, whatever the samples' precision;
+    * the points are taken relative to their mean, which changes no difference: a common offset costs nothing;
+    * pairs with ‖x − z‖² ≤ `NEAR` ‖x‖² are computed again, from the differences x − z.
+
+    The relative error that remains is at most (2/`NEAR`) d ε = 4e-11 d just above that limit, and in
+    practice, where roundings are of both signs, below 1e-10: distances of float32 samples are correct to the
+    last digit. Points that coincide have distance 0 exactly.
+
+    Args:
+        X, Z: samples of one dtype.
+        coincidence: pairs with ‖x − z‖ at most this share of ‖x‖, relative to the centre, get 0.
+        centre: a point ``(d,)`` amid the samples, float64; by default the mean of Z.
+    """
+    if centre is None:
+        centre = Z.mean(dim=0, dtype=torch.float64)
+    x, z = X - centre, Z - centre
+    norms = x.square().sum(dim=1)
+    squared = torch.addmm(z.square().sum(dim=1), x, z.T, alpha=-2).add_(norms[:, None])
+    # Where ‖z‖ is the larger one, the distance is at least nearly as large: ‖x‖ alone decides.
+    rows, columns = (squared <= NEAR * norms[:, None]).nonzero(as_tuple=True)
+    size = max(_DIFFERENCES // X.shape[1], 1)
+    for i, j in zip(rows.split(size), columns.split(size), strict=True):
+        exact = (X[i].to(torch.float64) - Z[j]).square_().sum(dim=1)
+        squared[i, j] = torch.where(exact <= coincidence**2 * norms[i], 0.0, exact)
+    return squared

@@ -1,4 +1,4 @@
-"""Layers of a network: found by name, their matrices, and the network in evaluation mode."""
+"""Layers of a network: looked up by name, their matrices, and the network in evaluation mode."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Layer: TypeAlias = str | nn.Module | None
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
-def named_layer(network: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
+def find_layer(network: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     """A layer's dotted name, "" for the network itself, and its module.
 
     Raises:
         ddnkit.InputError: the network has no such layer.
     """
-    # Modules that several names share keep them all.
+    # A module with several names is found under each.
     modules = dict(network.named_modules(remove_duplicate=False))
     if layer is None:
         return "", network
@@ -38,18 +38,17 @@ def named_layer(network: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     return layer, modules[layer]
 
 
-def named_layers(network: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:
-    """`named_layer` of each, by name."""
+def find_layers(network: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Module]:
+    """`find_layer` for each of them, by name."""
     if isinstance(layers, str):
         raise InputError(f"layers is a list of layers: write ['{layers}']")
-    return dict(named_layer(network, layer) for layer in layers)
+    return dict(find_layer(network, layer) for layer in layers)
 
 
 def has_matrix(layer: nn.Module) -> bool:
     """Whether a layer is u ↦ Wu + b on vectors u of its input, with one W.
 
-    A subclass with a `forward` of its own may do more than that, and each group of a grouped
-    convolution has a W of its own.
+    A subclass with a `forward` of its own may do more, and a grouped convolution has a W for each group.
     """
     forward = type(layer).forward
     return forward is nn.Linear.forward or (
@@ -58,7 +57,7 @@ def has_matrix(layer: nn.Module) -> bool:
 
 
 def matrix_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers of a network that have one matrix."""
+    """The layers of a network for which `has_matrix` holds."""
     return [layer for layer in network.modules() if has_matrix(layer)]
 
 
@@ -74,8 +73,8 @@ def layer_matrix(layer: nn.Module) -> Tensor:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, every module of it set back afterwards to its own mode."""
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode; afterwards each of its modules is set back to its own mode."""
     training = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -89,7 +88,7 @@ def arguments(inputs: Inputs) -> tuple[Tensor, ...]:
     """The network's arguments as a tuple, detached.
 
     Raises:
-        ddnkit.InputError: there is no sample, or not as many in each.
+        ddnkit.InputError: there is no sample, or the arguments differ in their number.
     """
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     samples = {len(argument) if argument.ndim else 0 for argument in given}
@@ -100,7 +99,7 @@ def arguments(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def chunks(samples: int, size: int) -> Iterator[slice]:
-    """Slices of ``size`` samples that cover all of them.
+    """Slices of at most ``size`` samples that cover all of them.
 
     Raises:
         ddnkit.InputError: the size is below 1.

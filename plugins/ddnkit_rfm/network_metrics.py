@@ -1,9 +1,9 @@
-"""What `LayerwiseCollapse` measures of a network at an evaluation."""
+"""The figures that `LayerwiseCollapse` adds to an evaluation of a network."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from ddnkit_train.samplers import stratified_subset
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
-from .decomposition import layer_collapse
-from .layers import evaluating
-from .neural_feature import nfa_correlations
-from .settings.networks import LAYERS
+from .collapse import layer_collapse
+from .layers import evaluation_mode
+from .network_agop import nfa_correlations
+from .network_columns import LAYERS, dnc1_column, nfa_column
 
 if TYPE_CHECKING:
     from ddnkit_train import Data, Model
@@ -23,40 +23,41 @@ if TYPE_CHECKING:
 
 
 def measure_layers(settings: LayerwiseCollapse, model: Model, data: Data) -> dict[str, float]:
-    """The figures of `LayerwiseCollapse.measure`, by column; one that is not a number is left out.
+    """The figures of `LayerwiseCollapse.measure`, by column; those that are NaN are left out.
 
-    In the precision of the weights, without autocast and without compiling: figures of a layer are
-    taken at the layer, which a compiled network passes by.
+    In the precision of the weights, without autocast and without compilation, because a compiled network
+    does not call its layers one by one.
     """
     layers = fully_connected(model.backbone)
     network = nn.Sequential(model.backbone, model.head)
     inputs, labels = _samples(settings, model, data)
     few = stratified_subset(labels, settings.layers.nfa_samples)
-    sections: Any = settings
     counts = torch.bincount(data.labels, minlength=data.classes)
-    loss = sections.loss.build(counts=counts, head=model.head).to(labels.device).eval()
+    loss = settings.loss.build(counts=counts, head=model.head).to(labels.device).eval()
     batch = settings.train.evaluation_batch
     with torch.compiler.set_stance("force_eager"):
         figures = {"objective": float(loss(_logits(network, inputs, batch), labels))}
         collapse = layer_collapse(network, inputs, labels, layers, chunk=batch)
         for k, stages in enumerate(collapse.values(), 1):
-            figures[f"dnc1_input_{k}"] = stages.inputs
-            figures[f"dnc1_right_{k}"] = stages.right
-            figures[f"dnc1_output_{k}"] = stages.outputs
+            figures[dnc1_column("input", k)] = stages.inputs
+            figures[dnc1_column("right", k)] = stages.right
+            figures[dnc1_column("output", k)] = stages.outputs
         if settings.layers.nfa:
             chosen = inputs if few is None else inputs[few]
             for k, correlation in enumerate(nfa_correlations(network, chosen, layers).values(), 1):
-                figures[f"nfa_{k}"] = float(correlation)
+                figures[nfa_column(k)] = float(correlation)
     return {column: value for column, value in figures.items() if not math.isnan(value)}
 
 
 def fully_connected(backbone: nn.Module) -> list[nn.Module]:
-    """The last five `Linear` layers of a backbone, or as many as there are.
+    """The last five `Linear` layers of a backbone, or as many as it has.
 
     Raises:
         ddnkit.InputError: there is none.
     """
-    layers: list[nn.Module] = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
+    layers: list[nn.Module] = [
+        layer for layer in backbone.modules() if isinstance(layer, nn.Linear)
+    ]
     if not layers:
         raise InputError(
             f"the backbone {type(backbone).__name__} has no fully connected layer to measure: choose "
@@ -76,5 +77,5 @@ def _samples(settings: LayerwiseCollapse, model: Model, data: Data) -> tuple[Ten
 
 @torch.no_grad()
 def _logits(network: nn.Module, inputs: Tensor, batch: int) -> Tensor:
-    with evaluating(network):
+    with evaluation_mode(network):
         return torch.cat([network(part) for part in inputs.split(batch)])

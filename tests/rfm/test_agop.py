@@ -17,8 +17,7 @@ from ddnkit_rfm import (
     label_targets,
     matrix_sqrt,
 )
-from ddnkit_rfm.gram_form import gram_sum, own_gram_sum
-from ddnkit_rfm.kernel_agop import gradient_sum
+from ddnkit_rfm.kernel_agop import gradient_sum, gram_sum, own_gram_sum
 from ddnkit_rfm.kernels import RadialKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -28,8 +28,8 @@ from ddnkit_rfm import (
     agop,
     label_targets,
 )
+from ddnkit_rfm.regression import TOLERANCE
 from ddnkit_rfm.settings import DeepRFMCollapse
-from ddnkit_rfm.solving import TOLERANCE
 from ddnkit_train import Dataset, Standardise
 from ddnkit_train.settings import DataSettings
 from rfm_data import KERNELS, blobs, relative_error

@@ -29,7 +29,7 @@ from ddnkit_rfm import (
     label_targets,
     unit_rows,
 )
-from ddnkit_rfm.solving import TOLERANCE as SOLVED
+from ddnkit_rfm.regression import TOLERANCE as SOLVED
 from ddnkit_vision.readers import READERS
 from ddnkit_vision.sources import FASHION_MNIST
 from hypothesis import given, settings

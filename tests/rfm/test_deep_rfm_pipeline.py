@@ -17,9 +17,9 @@ import torch
 from bounds import factorised
 from click.testing import CliRunner, Result
 from ddnkit_rfm import DeepRFM, FourierFeatures, L1Laplace, Laplace, LayerStages, ReLUFeatures, dnc1
-from ddnkit_rfm.gram_pictures import evenly_by_class
+from ddnkit_rfm.deep_rfm_run import evenly_by_class
+from ddnkit_rfm.regression import TOLERANCE
 from ddnkit_rfm.settings import DeepRFMCollapse, RFMTheory
-from ddnkit_rfm.solving import TOLERANCE
 from ddnkit_train import Dataset, Standardise, read_sealed, write_sealed
 from ddnkit_train.settings import DataSettings, Digits, FreeFeaturesData
 from ddnkit_vision.settings import ImageFolder

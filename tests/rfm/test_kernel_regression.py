@@ -22,9 +22,8 @@ from ddnkit_rfm import (
 from ddnkit_rfm import blocks as blocks_module
 from ddnkit_rfm.blocks import allowed_memory, row_blocks
 from ddnkit_rfm.factorisations import cholesky, minimum_norm_solution
-from ddnkit_rfm.iterative import nystrom_preconditioner
-from ddnkit_rfm.kernel_system import KernelSystem
-from ddnkit_rfm.solving import TOLERANCE
+from ddnkit_rfm.kernel_system import KernelSystem, nystrom_preconditioner
+from ddnkit_rfm.regression import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rfm_data import KERNELS, LargestTensor, blobs, relative_error

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bounds import rounding
 from ddnkit_rfm import Gaussian, Kernel, L1Laplace, Laplace, RadialKernel
-from ddnkit_rfm.distances import squared_distances
+from ddnkit_rfm.kernels import squared_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rfm_data import KERNELS, Linear, blobs, relative_error, scalar
@@ -18,7 +18,7 @@ from torch.func import grad, vmap
 from ddnkit import InputError
 
 KINDS = [Laplace, Gaussian, L1Laplace]
-#: What ddnkit_rfm/distances.py promises of a distance; of few dimensions ten times that is its worst case.
+#: What `squared_distances` promises of a distance; of few dimensions ten times that is its worst case.
 DIGITS = 1e-10
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ddnkit_rfm.network_figures import draw_layers
-from ddnkit_rfm.network_tables import tables
+from ddnkit_rfm.network_report import draw_layers, tables
 
 from ddnkit import Table
 

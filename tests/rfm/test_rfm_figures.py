@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from ddnkit_rfm.deep_rfm_figures import CAPTIONS, draw_deep_rfm
-from ddnkit_rfm.deep_rfm_tables import tables
+from ddnkit_rfm.deep_rfm_report import CAPTIONS, draw_deep_rfm, tables
 from ddnkit_rfm.settings import DeepRFMCollapse, RFMTheory
 from ddnkit_rfm.theory_report import figures as theory_figures
 from ddnkit_rfm.theory_report import tables as theory_tables

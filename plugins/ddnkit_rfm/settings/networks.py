@@ -1,4 +1,4 @@
-"""The pipeline of networks whose fully connected layers are watched: where DNC1 falls, and the NFA."""
+"""The pipeline that measures DNC1 and the NFA in the fully connected layers of a network in training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 from ddnkit_train import Classification
 from pydantic import Field, PositiveInt
 
-from ddnkit import Doubt, InputError, Job, Settings, Table
+from ddnkit import Doubt, InputError, Job, Settings, Table, import_object
+
+from ..network_columns import COLUMNS
 
 if TYPE_CHECKING:
     from ddnkit_train import Data, Model
-
-#: So many layers at most have columns: the paper's networks have five.
-LAYERS = 5
-#: Of each layer: DNC1 of what it is given, of SVᵀ times that, after U and the non-linearity.
-STAGES = ("input", "right", "output")
 
 
 class LayerSettings(Settings):
@@ -25,14 +22,14 @@ class LayerSettings(Settings):
 
     samples: PositiveInt = Field(
         default=2000,
-        description="Training samples that DNC1 and the objective are measured on, every class with "
-        "its share. The features of all of them are held at once.",
+        description="Training samples that DNC1 and the objective are measured on, each class in "
+        "proportion. The features of all of them are held in memory.",
     )
     nfa: bool = Field(
         default=True, description="Correlate WᵀW with the root of the AGOP of each layer's input."
     )
     nfa_samples: PositiveInt = Field(
-        default=500, description="Of those samples, how many the AGOP is averaged over."
+        default=500, description="How many of those samples the AGOP is averaged over."
     )
 
     def doubts(self) -> Iterable[Doubt]:
@@ -48,8 +45,8 @@ class LayerSettings(Settings):
 class LayerwiseCollapse(Classification):
     """Train a network; measure collapse through each fully connected layer, and its feature matrix.
 
-    The layers are the last five `Linear` ones of the backbone, or as many as it has, without the
-    classifier. DNC1 = tr Σ_W / tr Σ_B of layer k, W = USVᵀ, is taken of its input Φ(X)
+    The layers are the last five `Linear` ones of the backbone, or as many as it has; the classifier is
+    not one of them. DNC1 = tr Σ_W / tr Σ_B of layer k, W = USVᵀ, is measured of its input Φ(X)
     (``dnc1_input_k``), of SVᵀΦ(X) (``dnc1_right_k``) and of relu(WΦ(X)) (``dnc1_output_k``), the ReLU
     whether or not the network has one there; ``nfa_k`` is the correlation of WᵀW with the square root of
     the AGOP of the logits with respect to Φ(X). ``objective`` is the loss that is minimised.
@@ -61,8 +58,7 @@ class LayerwiseCollapse(Classification):
     columns: ClassVar[tuple[str, ...]] = (
         *Classification.columns,
         "objective",
-        *(f"dnc1_{stage}_{k}" for k in range(1, LAYERS + 1) for stage in STAGES),
-        *(f"nfa_{k}" for k in range(1, LAYERS + 1)),
+        *COLUMNS,
     )
 
     layers: LayerSettings = Field(
@@ -78,35 +74,31 @@ class LayerwiseCollapse(Classification):
         """
         if self.engine.strategy == "fsdp" and job.world > 1:
             raise InputError(
-                "engine.strategy: fsdp splits every W over the processes, where singular values and "
-                "AGOPs are of whole ones; use ddp"
+                "engine.strategy: fsdp splits every W over the processes, but singular values and "
+                "AGOPs need the whole W; use ddp"
             )
         super().run(job)
 
     def measure(self, model: Model, data: Data) -> dict[str, float]:
-        """The objective, and the figures of the fully connected layers; see the class.
+        """The objective and the figures of the fully connected layers; see the class.
 
         Raises:
             ddnkit.InputError: the backbone has no fully connected layer.
         """
-        from ..network_metrics import measure_layers
-
-        return measure_layers(self, model, data)
+        measure = import_object("ddnkit_rfm.network_metrics:measure_layers")
+        return measure(self, model, data)
 
     def figures(self, folder: Path) -> list[Path]:
         """The panels of a classification, then those of its layers."""
-        from ..network_figures import draw_layers
-
-        return [*super().figures(folder), *draw_layers(folder)]
+        draw = import_object("ddnkit_rfm.network_report:draw_layers")
+        return [*super().figures(folder), *draw(folder)]
 
     def caption(self, figure: Path) -> str:
         """What a panel shows."""
-        from ..network_figures import CAPTIONS
-
-        return CAPTIONS.get(figure.stem) or super().caption(figure)
+        captions = import_object("ddnkit_rfm.network_report:CAPTIONS")
+        return captions.get(figure.stem) or super().caption(figure)
 
     def tables(self, folder: Path) -> list[Table]:
-        """Those of a classification; the NFA at the end, and where DNC1 falls."""
-        from ..network_tables import tables
-
+        """The tables of a classification, the NFA at the end, and where DNC1 falls."""
+        tables = import_object("ddnkit_rfm.network_report:tables")
         return [*super().tables(folder), *tables(folder)]

@@ -1,4 +1,4 @@
-"""The pipeline of Theorems 5.3 and 5.4: a rate of collapse simulated, and an optimum tried."""
+"""The pipeline of Theorems 5.3 and 5.4: simulates a rate of collapse, and tests an optimum."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import ClassVar
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ddnkit import Doubt, Job, Pipeline, Table
+from ddnkit import Doubt, Job, Pipeline, Table, import_object
 
-_SMOKE_LAYERS, _SMOKE_DRAWS, _SMOKE_DESCENTS = 4, 50, 1
-#: A descent projects kernels of so many samples tens of thousands of times.
+#: The most samples of a kernel that a descent, which projects it tens of thousands of times, can take.
 _LARGEST_KERNEL = 50
 
 
@@ -37,27 +36,29 @@ class RFMTheory(Pipeline):
         default=None, description="λ_k/λ_map: simulate the recursion of Theorem 5.3."
     )
     ridge: PositiveFloat | None = Field(
-        default=None, description="μ: try the optimum of Theorem 5.4. Either this or ratio."
+        default=None, description="μ: test the optimum of Theorem 5.4. Give either this or ratio."
     )
-    classes: int = Field(default=5, ge=2, description="K.")
-    samples: PositiveInt = Field(default=20, description="n, of each class.")
+    classes: int = Field(default=5, ge=2, description="K, the number of classes.")
+    samples: PositiveInt = Field(default=20, description="n, the samples of each class.")
     feature_map: PositiveFloat = Field(
-        default=0.1, description="λ_map, by which the feature map differs from a linear one."
+        default=0.1, description="λ_map: the feature map's kernel is linear plus λ_map I."
     )
     dimension: PositiveInt = Field(
         default=200, description="d of the data, at least K·n (assumption 5.1)."
     )
     noise: PositiveFloat = Field(
         default=2.0,
-        description="Deviation of the data from their class means, whose own deviation is 1, before "
+        description="Standard deviation of the data around their class means, whose own is 1, before "
         "each sample is divided by its norm.",
     )
-    layers: int = Field(default=12, ge=2, description="How often to apply AGOP and feature map.")
+    layers: int = Field(
+        default=12, ge=2, description="L, how often AGOP and feature map are applied."
+    )
     draws: PositiveInt = Field(
-        default=1000, description="Random kernels that the optimum is compared with."
+        default=1000, description="Number of random kernels that the optimum is compared with."
     )
     descents: PositiveInt = Field(
-        default=3, description="Of these, how many a projected gradient descent starts from."
+        default=3, description="How many of them a projected gradient descent starts from."
     )
 
     @pydantic.model_validator(mode="after")
@@ -68,11 +69,11 @@ class RFMTheory(Pipeline):
         N = self.classes * self.samples
         if self.ratio is not None and self.dimension < N:
             raise ValueError(
-                f"dimension {self.dimension} is below the {N} samples: they would be of no full rank"
+                f"dimension {self.dimension} is below the {N} samples, which could not have full rank"
             )
         if self.ridge is not None and N > _LARGEST_KERNEL:
             raise ValueError(
-                f"{N} samples are more than the {_LARGEST_KERNEL} that descents can cope with"
+                f"{N} samples are more than the {_LARGEST_KERNEL} that descents can take"
             )
         if self.descents > self.draws:
             raise ValueError(f"{self.descents} descents cannot start from {self.draws} draws")
@@ -89,33 +90,17 @@ class RFMTheory(Pipeline):
             yield Doubt(key, f"{text}: it is of the other theorem", idle=True)
 
     def run(self, job: Job) -> None:
-        """A row for each layer l of 2…L+1 (Theorem 5.3), or one row (Theorem 5.4)."""
-        from ..theory import optimum, recursion
-
-        if self.ratio is not None:
-            layers = min(self.layers, _SMOKE_LAYERS) if job.smoke else self.layers
-            rows = recursion(self, self.ratio, layers, job.seed)
-        elif self.ridge is not None:
-            draws = min(self.draws, _SMOKE_DRAWS) if job.smoke else self.draws
-            descents = min(self.descents, _SMOKE_DESCENTS) if job.smoke else self.descents
-            rows = [optimum(self, self.ridge, draws, descents, job.seed)]
-        for row in rows:
-            job.record(row)
+        """Record a row for each layer l of 2…L+1 (Theorem 5.3), or one row (Theorem 5.4)."""
+        import_object("ddnkit_rfm.theory_run:run_theorem")(self, job)
 
     def figures(self, folder: Path) -> list[Path]:
-        """The distance to the collapsed Gram matrix by layer, where it was simulated."""
-        from ..theory_report import figures
-
-        return figures(folder)
+        """The distance to the collapsed Gram matrix by layer, if it was simulated."""
+        return import_object("ddnkit_rfm.theory_report:figures")(folder)
 
     def caption(self, figure: Path) -> str:
         """What the figure shows."""
-        from ..theory_report import CAPTION
-
-        return CAPTION
+        return import_object("ddnkit_rfm.theory_report:CAPTION")
 
     def tables(self, folder: Path) -> list[Table]:
-        """The derived rates beside those seen, and the optimum beside what was tried."""
-        from ..theory_report import tables
-
-        return tables(folder)
+        """The derived rates beside the measured ones, and the optimum beside what was tried."""
+        return import_object("ddnkit_rfm.theory_report:tables")(folder)

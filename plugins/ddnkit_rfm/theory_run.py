@@ -1,4 +1,4 @@
-"""Jobs of the rfm_theory pipeline: Theorem 5.3 as a simulation, Theorem 5.4 as a trial."""
+"""A job of the rfm_theory pipeline: simulates Theorem 5.3, or tests the optimum of Theorem 5.4."""
 
 from __future__ import annotations
 
@@ -7,20 +7,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddnkit import Job
+
 from .asymptotics import collapse_curve, collapse_rate, fixed_point_kappa, published_kappa
 from .kernel_optimum import optimality_check
-from .preparation import unit_rows
+from .samples import unit_rows
 
 if TYPE_CHECKING:
     from .settings import RFMTheory
 
-#: Distances up to this share of ‖YᵀY‖ are rounding, and their quotients no factors.
+_SMOKE_LAYERS, _SMOKE_DRAWS, _SMOKE_DESCENTS = 4, 50, 1
+#: Distances up to this share of ‖YᵀY‖ are rounding, and their quotients say nothing.
 _ROUNDING = 1e-13
 
 
-def recursion(settings: RFMTheory, ratio: float, layers: int, seed: int) -> list[dict[str, Any]]:
-    """‖X̃_lᵀX̃_l − YᵀY‖ of l = 2…L+1 with the κ of the fixed point and with the paper's, row by row."""
-    gram, labels = _data(settings, seed)
+def run_theorem(settings: RFMTheory, job: Job) -> None:
+    """Run one job: `RFMTheory.run`."""
+    rows: list[dict[str, Any]] = []
+    if settings.ratio is not None:
+        rows = _simulate_collapse(settings, settings.ratio, job)
+    elif settings.ridge is not None:
+        rows = [_test_optimum(settings, settings.ridge, job)]
+    for row in rows:
+        job.record(row)
+
+
+def _simulate_collapse(settings: RFMTheory, ratio: float, job: Job) -> list[dict[str, Any]]:
+    """‖X̃_lᵀX̃_l − YᵀY‖ for l = 2…L+1, with the κ of the fixed point and with the paper's: a row for each l."""
+    gram, labels = _draw_data(settings, job.seed)
+    layers = min(settings.layers, _SMOKE_LAYERS) if job.smoke else settings.layers
     of_map, of_predictor = settings.feature_map, ratio * settings.feature_map
     kappas = {
         "distance": fixed_point_kappa(settings.samples, of_predictor, of_map),
@@ -44,12 +59,12 @@ def recursion(settings: RFMTheory, ratio: float, layers: int, seed: int) -> list
     return rows
 
 
-def optimum(
-    settings: RFMTheory, ridge: float, draws: int, descents: int, seed: int
-) -> dict[str, Any]:
+def _test_optimum(settings: RFMTheory, ridge: float, job: Job) -> dict[str, Any]:
     """The numbers of `optimality_check`, as a row."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(settings.classes).repeat_interleave(settings.samples)
+    generator = torch.Generator().manual_seed(job.seed)
+    labels = _balanced_labels(settings)
+    draws = min(settings.draws, _SMOKE_DRAWS) if job.smoke else settings.draws
+    descents = min(settings.descents, _SMOKE_DESCENTS) if job.smoke else settings.descents
     found = optimality_check(labels, ridge, draws=draws, descents=descents, generator=generator)
     return {
         "epoch": 1,
@@ -62,13 +77,17 @@ def optimum(
     }
 
 
-def _data(settings: RFMTheory, seed: int) -> tuple[Tensor, Tensor]:
-    """X_1ᵀX_1 of noisy class means, samples of unit length, and the labels."""
+def _draw_data(settings: RFMTheory, seed: int) -> tuple[Tensor, Tensor]:
+    """X_1ᵀX_1 of samples of unit length around random class means, and the labels."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(settings.classes).repeat_interleave(settings.samples)
+    labels = _balanced_labels(settings)
     drawn = torch.randn(
         settings.classes + len(labels), settings.dimension, generator=generator, dtype=torch.float64
     )
     means, noise = drawn[: settings.classes], drawn[settings.classes :]
     X = unit_rows(means[labels] + settings.noise * noise)
     return X @ X.T, labels
+
+
+def _balanced_labels(settings: RFMTheory) -> Tensor:
+    return torch.arange(settings.classes).repeat_interleave(settings.samples)
