@@ -1,6 +1,17 @@
-from .evaluation import Evaluation, HeldOut
-from .margins import ce_bound, cosine_margins, etf_cosine_margin
-from .metrics import equinorm, etf_distance, nc1, nc2, nc3, nc4, neural_collapse
+from .metrics import (
+    Evaluation,
+    HeldOut,
+    ce_bound,
+    cosine_margins,
+    equinorm,
+    etf_cosine_margin,
+    etf_distance,
+    nc1,
+    nc2,
+    nc3,
+    nc4,
+    neural_collapse,
+)
 from .panels import draw_panels
 from .published import PublishedFigures, published_figures, published_names
 from .settings import NeuralCollapse

@@ -1,24 +1,88 @@
-"""The metrics of neural collapse: NC1–NC4, equinorm and the distance to a simplex ETF.
+"""The metrics of neural collapse: NC1–NC4, equinorm, cosine margins and the distance to a simplex ETF.
 
-Equation numbers are those of "Guiding Neural Collapse" (NeurIPS 2024), appendix A. All metrics go
-to zero at collapse; one that its input leaves undefined is NaN. Class means are of *embedded*
-features, and h_G is their own mean (equation 4); only NC4, which is about the classifier's
-decisions, uses the mean that the classifier subtracts. Sums over samples and all of the small
-matrices are in float64; products of samples with a matrix are in the features' own precision.
+Equation numbers are those of "Guiding Neural Collapse" (NeurIPS 2024), appendix A. All metrics but
+the cosine margins go to zero at collapse; a metric that is undefined for its input is NaN. Class means are
+of *embedded* features, and h_G is their own mean (equation 4); only NC4, which is about the classifier's
+decisions, uses the mean that the classifier subtracts. Sums over samples and all small matrices are in
+float64; products of samples with a matrix are in the features' own precision.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .statistics import CHUNK, ClassStatistics, class_statistics, deviations
 
-#: The rounding error, relative to the result, up to which NC1 may take the shorter way.
+if TYPE_CHECKING:
+    from .settings import NeuralCollapse
+
+#: The rounding error, relative to the result, up to which NC1 may be computed the faster way.
 _RELATIVE_ROUNDING = 1e-11
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test set at the time of an evaluation.
+
+    Attributes:
+        labels: classes ``(M,)``, int64.
+        predictions: the classes that the classifier predicts ``(M,)``, int64.
+        features: embedded features ``(M, d)``, if a metric has ``test_features`` set.
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a metric is given: the training set as the classifier sees it, at one time of the training.
+
+    Attributes:
+        features: embedded features h_i ``(N, d)``, not centred.
+        labels: their classes ``(N,)``, int64.
+        weight: classifier W ``(C, d)``.
+        global_mean: the mean h_G ``(d,)`` that the classifier subtracts from a feature; zeros
+            where it does not centre.
+        classes: number of classes C.
+        margins: cosine margin of each sample ``(N,)``, `cosine_margins`.
+        counts: training samples of each class ``(C,)``, including those not evaluated.
+        predictions: the classes that the classifier predicts ``(N,)``, int64.
+        held_out: the test set, where there is one.
+    """
+
+    features: Tensor
+    labels: Tensor
+    weight: Tensor
+    global_mean: Tensor
+    classes: int
+    margins: Tensor
+    counts: Tensor | None = None
+    predictions: Tensor | None = None
+    held_out: HeldOut | None = None
+
+
+def neural_collapse_metric(settings: NeuralCollapse) -> Callable[[Evaluation], dict[str, float]]:
+    """What `NeuralCollapse` builds: `neural_collapse` of an evaluation, and its mean cosine margin."""
+
+    def measure(evaluation: Evaluation) -> dict[str, float]:
+        figures = neural_collapse(
+            evaluation.features,
+            evaluation.labels,
+            evaluation.weight,
+            evaluation.global_mean,
+            evaluation.classes,
+        )
+        return {**figures, "cosine_margin": float(evaluation.margins.mean())}
+
+    return measure
 
 
 def neural_collapse(
@@ -51,7 +115,7 @@ def nc1(features: Tensor, labels: Tensor, statistics: ClassStatistics) -> Tensor
 
     With K the C×d centred class means of the C classes that have samples, Σ_B = KᵀK/C. From
     K Kᵀ = V diag(λ) Vᵀ follows Σ_B† = C Kᵀ V diag(λ⁻²) Vᵀ K over the λ > 0, at most C−1 of them,
-    so that the trace is a sum over samples of their within-class deviations seen through K:
+    so that the trace is a sum over samples of their within-class deviations, projected by K:
 
         NC1 = (1/N) Σ_i ‖diag(1/λ) Vᵀ K (h_i − h̄_{c(i)})‖²
 
@@ -73,8 +137,8 @@ def nc1(features: Tensor, labels: Tensor, statistics: ClassStatistics) -> Tensor
     kept = eigenvalues > max(K.shape) * torch.finfo(K.dtype).eps * largest
     inverse = torch.where(kept, 1 / eigenvalues, 0)
     projection = ((V * inverse).T @ K).to(features.dtype)
-    total = _within_seen_through(projection, features, labels, statistics)
-    # Class means closer than the rounding of the features are one and the same point.
+    total = _projected_variability(projection, features, labels, statistics)
+    # Class means closer than the rounding of the features count as one point.
     rounding = max(K.shape) * torch.finfo(K.dtype).eps * statistics.scale
     return torch.where(largest.sqrt() > rounding, total / len(labels), torch.nan)
 
@@ -141,8 +205,8 @@ def equinorm(weight: Tensor, statistics: ClassStatistics) -> Tensor:
         weight: W ``(C, d)``.
         statistics: only classes that have samples enter its side.
     """
-    of_weight = _variation(weight.to(torch.float64).norm(dim=1))
-    return (of_weight - _variation(statistics.centred[statistics.present].norm(dim=1))).abs()
+    of_weight = _relative_spread(weight.to(torch.float64).norm(dim=1))
+    return (of_weight - _relative_spread(statistics.centred[statistics.present].norm(dim=1))).abs()
 
 
 def etf_distance(vectors: Tensor) -> Tensor:
@@ -150,11 +214,11 @@ def etf_distance(vectors: Tensor) -> Tensor:
 
     M̃ = (I − 11ᵀ/C)/√(C−1) and U has orthonormal columns on the span of M̃. With X the d×C matrix
     of the vectors and σ_1 … σ_{C−1} the singular values of X(I − 11ᵀ/C), the best U is its polar
-    factor and the best α = Σσ/√(C−1), which leaves
+    factor and the best α = Σσ/√(C−1), so that
 
         ‖X − αUM̃‖²_F = ‖X1‖²/C + Σ_i (σ_i − σ̄)²
 
-    a sum of squares: no cancellation near an ETF.
+    which is a sum of squares: no digits cancel near an ETF.
 
     Args:
         vectors: rows of W or centred class means ``(C, d)``.
@@ -174,15 +238,59 @@ def etf_distance(vectors: Tensor) -> Tensor:
     return squared.sqrt() / X.norm()
 
 
-def _within_seen_through(
+def ce_bound(classes: int, temperature: float) -> float:
+    """log(1 + (C−1) exp(−τC/(C−1))): the least cross-entropy of unit features and unit rows of W.
+
+    Features on the rows of a simplex ETF attain it; their cosines are 1 and −1/(C−1).
+    Source: Yaras et al. 2022, theorem 1, for logits τ·W·h.
+
+    Args:
+        classes: number of classes C, at least 2.
+        temperature: τ.
+    """
+    return math.log1p((classes - 1) * math.exp(-temperature * etf_cosine_margin(classes)))
+
+
+def etf_cosine_margin(classes: int) -> float:
+    """C/(C−1): the cosine margin of every sample at an exact simplex ETF (GNC, equation 17)."""
+    return classes / (classes - 1)
+
+
+def cosine_margins(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """cos θ_c − max_{j≠c} cos θ_j, θ_j between w_j − w_G and h − h_G (GNC, equation 16).
+
+    Args:
+        features: h_i ``(N, d)``; h_G is their mean (equation 4).
+        labels: classes c ``(N,)``, int64.
+        weight: W ``(C, d)``; w_G is the mean of its rows.
+
+    Returns:
+        The margins ``(N,)``, float64; NaN for a feature equal to h_G.
+    """
+    centred = weight.to(torch.float64) - weight.mean(dim=0, dtype=torch.float64)
+    directions = (centred / centred.norm(dim=1, keepdim=True)).T.to(features.dtype)
+    global_mean = features.mean(dim=0, dtype=torch.float64).to(features.dtype)
+    margins = []
+    for chunk, chunk_labels in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+        offsets = chunk - global_mean
+        # In float64 the squares of no float32 overflow.
+        norms = torch.linalg.vector_norm(offsets, dim=1, keepdim=True, dtype=torch.float64)
+        cosines = offsets @ directions / norms.to(offsets.dtype)
+        own = cosines.gather(1, chunk_labels[:, None])[:, 0]
+        others = cosines.scatter_(1, chunk_labels[:, None], -torch.inf).amax(dim=1)
+        margins.append(own.to(torch.float64) - others)
+    return torch.cat(margins)
+
+
+def _projected_variability(
     projection: Tensor, features: Tensor, labels: Tensor, statistics: ClassStatistics
 ) -> Tensor:
     """Σ_i ‖P (h_i − h̄_{c(i)})‖², float64.
 
-    P h_i − P h̄_{c(i)} saves the pass over N×d numbers that the deviations take, a fifth of the
-    time at C = 100, and loses by cancellation what they keep: entries of P h_i are wrong by about
-    ε √d ‖p_k‖ ‖h_i‖, all of them together by δ, and the root of the sum by no more than δ. Near
-    collapse, where that shows, and in float32, where it shows sooner, the deviations are taken.
+    Computed as P h_i − P h̄_{c(i)} it needs no pass over N×d numbers for the deviations, a fifth of the
+    time at C = 100, but digits cancel: entries of P h_i are wrong by about ε √d ‖p_k‖ ‖h_i‖, all of
+    them together by δ, and the root of the sum by at most δ. Near collapse, where that matters, and in
+    float32, where it matters sooner, the deviations are computed.
 
     Args:
         projection: P ``(C, d)``.
@@ -215,5 +323,5 @@ def _distance_to_etf_gram(product: Tensor) -> Tensor:
     return (product / product.norm() - (eye - 1 / classes) / math.sqrt(classes - 1)).norm()
 
 
-def _variation(norms: Tensor) -> Tensor:
+def _relative_spread(norms: Tensor) -> Tensor:
     return norms.std(correction=0) / norms.mean()

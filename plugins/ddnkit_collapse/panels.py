@@ -1,4 +1,4 @@
-"""The panels of the GNC paper: metrics over the training, median and range over the seeds."""
+"""The panels of the GNC paper: metrics over the training, as median and range over the seeds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-#: Okabe and Ito's palette, told apart with any colour vision; yellow left out, faint on white.
+#: Okabe and Ito's palette, distinguishable with any colour vision; without yellow, too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", ":", "-.")
 _DPI = 150
+
+#: What lines and bands show, in every caption.
+OVER_SEEDS = "Lines: median over the seeds; bands: their range."
+#: Captions by the stem of the panel's file.
+_CAPTIONS = {
+    "panels": "All panels of the run.",
+    "ce_loss": "Cross-entropy on the training set; dashed: its lower bound, at a simplex ETF.",
+    "ce_gap": "Cross-entropy on the training set above its lower bound.",
+    "cosine_margin": "Average cosine margin of the training samples; dashed: that of a simplex "
+    "ETF, C/(C−1).",
+    "p_cm": "P_CM: the cosine margins of the training samples at the end, sorted; dashed: that of "
+    "a simplex ETF, C/(C−1).",
+    "nc1": "NC1: variability of the features within their classes.",
+    "nc2": "NC2: distance of the classifier to a simplex ETF, by its Gram matrix.",
+    "nc3": "NC3: distance of classifier and class means from self-duality.",
+    "equinorm": "W–H equinorm: difference between the relative spreads of the lengths of classifier "
+    "rows and of class means.",
+    "train_top1": "Top-1 accuracy on the training set, in per cent.",
+    "test_top1": "Top-1 accuracy on the test set, in per cent.",
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +52,9 @@ class Panel:
         title: above the panel.
         metric: column of ``metrics.csv``; ``None`` for the sorted margins P_CM.
         logarithmic: whether the vertical axis is.
-        bound: the value at an exact simplex ETF, dashed; None for none.
-        floor: on a logarithmic axis smaller values are drawn as this one. Rounding of float32
-            weights leaves values of that size, or below zero, where the exact one is zero.
+        bound: the value at an exact simplex ETF, dashed; None if there is none.
+        floor: on a logarithmic axis smaller values are drawn as this one. Where the exact value is
+            zero, rounding of float32 weights leaves values of that size, or negative ones.
     """
 
     name: str
@@ -46,7 +66,7 @@ class Panel:
 
 
 def _panels(run: RunFigures) -> list[Panel]:
-    """Those of the paper that the run has figures for."""
+    """The panels of the paper for which the run has figures."""
     ce, margin = run.ce_bound, run.margin_bound
     panels = [
         Panel("ce_loss", "Cross-entropy (training)", "train_loss", True, ce),
@@ -63,8 +83,13 @@ def _panels(run: RunFigures) -> list[Panel]:
     return [panel for panel in panels if _series(panel, run)]
 
 
+def caption(stem: str) -> str:
+    """The caption of the figure in the file ``stem``.png."""
+    return f"{_CAPTIONS.get(stem, stem.replace('_', ' ') + '.')} {OVER_SEEDS}"
+
+
 def draw_panels(folder: Path) -> list[Path]:
-    """Draw every panel that the run has figures for, one by one and all in one.
+    """Draw every panel for which the run has figures, each in a file and all in one.
 
     Lines are medians over the seeds, bands their range; dashed grey lines are the values of an
     exact simplex ETF. A variant has the same colour in all panels.
@@ -114,20 +139,20 @@ def panel_grid(
 
 
 def add_legend(*parts: Figure | SubFigure, fontsize: int = 10) -> None:
-    """Explain every line of a figure once, below its axes; the bound comes last.
+    """Add a legend below the axes, with every line of a figure once and the bound last.
 
     Args:
-        parts: a figure, or those side by side in one that have a legend each. The figure grows with
-            the rows of the legend, so that its axes keep their size.
+        parts: a figure, or subfigures side by side, each with its own legend. The figure grows by the
+            rows of the legend, so that its axes keep their size.
         fontsize: of the legend.
     """
-    rows = max(_legend(part, fontsize) for part in parts)
+    rows = max(_draw_legend(part, fontsize) for part in parts)
     whole = parts[0].figure
     whole.set_figheight(whole.get_figheight() + 0.021 * fontsize * (rows - 1))
 
 
-def _legend(figure: Figure | SubFigure, fontsize: int) -> int:
-    """The rows that it takes, 1 at least."""
+def _draw_legend(figure: Figure | SubFigure, fontsize: int) -> int:
+    """Draw a legend; returns its number of rows, at least 1."""
     legend: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -148,7 +173,7 @@ def _legend(figure: Figure | SubFigure, fontsize: int) -> int:
 
 
 def _columns(labels: list[str], fontsize: int, width: float) -> int:
-    """How many columns of a legend fit into so many inches, 6 at most."""
+    """How many columns of a legend fit into a width in inches, at most 6."""
     from matplotlib.textpath import TextPath
 
     points = [TextPath((0, 0), label, size=fontsize).get_extents().width for label in labels]
@@ -206,9 +231,9 @@ def draw_series(
         x: where its points lie.
         series: the values.
         label: in the legend.
-        place: among the lines of the run, from 0: what its colour and dashes follow from.
-        floor: smaller values are drawn as this one; None for none.
-        points: whether they are marked, where they are few.
+        place: among the lines of the run, from 0; it determines colour and dashes.
+        floor: smaller values are drawn as this one; None for no floor.
+        points: whether points are marked if there are few.
     """
     colour = COLOURS[place % len(COLOURS)]
     median, low, high = (
@@ -229,11 +254,11 @@ def draw_series(
 
 
 def finish(axes: Axes, title: str, over: str, bound: float | None = None) -> None:
-    """Give axes the look of all panels.
+    """Give axes the style of all panels.
 
     Args:
-        axes: with its lines drawn.
-        title: above it.
+        axes: with their lines drawn.
+        title: above them.
         over: name of the horizontal axis.
         bound: the value at an exact simplex ETF, dashed.
     """
@@ -248,7 +273,7 @@ def finish(axes: Axes, title: str, over: str, bound: float | None = None) -> Non
 
 
 def plain_ticks(axes: Axes) -> None:
-    """On a logarithmic axis that shows less than two decades, plain numbers at 1, 2 and 5, not powers."""
+    """On a logarithmic axis of less than two decades, label 1, 2 and 5 as plain numbers, not powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     bottom, top = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""The figures of a run folder as series over its seeds: what the panels are drawn from."""
+"""The figures of a run folder as series over its seeds, from which panels and tables are made."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ddnkit import InputError, read_table, read_yaml
 
 @dataclass
 class Series:
-    """Median and range over seeds of one figure of one variant, point by point.
+    """Median and range over seeds of one metric of one variant, point by point.
 
     Attributes:
-        epochs, steps: where the points lie (for P_CM the ranks of the samples, both alike).
+        epochs, steps: where the points lie (for P_CM, both are the ranks of the samples).
         median, low, high: over the seeds.
     """
 
@@ -56,7 +56,7 @@ class RunFigures:
 
     @property
     def ce_bound(self) -> float | None:
-        """The bound that the CE gap was taken from."""
+        """The lower bound of the cross-entropy that the CE gap is measured from."""
         for variant, gap in self.curves.get("ce_gap", {}).items():
             loss = self.curves.get("train_loss", {}).get(variant)
             if loss is not None and loss.steps[-1] == gap.steps[-1]:
@@ -65,7 +65,7 @@ class RunFigures:
 
     @property
     def early(self) -> bool:
-        """Whether evaluations come closer together early on, so that log steps show them best."""
+        """Whether early evaluations are closer together, so that a logarithmic axis of steps suits them."""
         for by_variant in self.curves.values():
             for series in by_variant.values():
                 gaps = [later - earlier for earlier, later in pairwise(series.steps)]
@@ -90,7 +90,7 @@ def read_run(folder: Path) -> RunFigures:
             curves[row["metric"]].setdefault(row["variant"], Series()).append(*values)
     margins, bound = {}, None
     for variant in variants:
-        read = [_margins(p) for p in sorted(folder.glob(f"runs/{variant}/seed-*/margins.csv"))]
+        read = [_read_margins(p) for p in sorted(folder.glob(f"runs/{variant}/seed-*/margins.csv"))]
         if read:
             margins[variant] = over_seeds([ranks_and_margins for ranks_and_margins, _ in read])
             bound = read[0][1]
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> RunFigures:
 
 
 def read_summary(folder: Path) -> list[dict[str, str]]:
-    """The rows of ``summary.csv``, by column; those of a variant's figure in the order of its steps.
+    """The rows of ``summary.csv``, by column; rows of one variant and metric are in the order of steps.
 
     Raises:
         ddnkit.InputError: it is not there, or lacks a column or holds no figure.
@@ -115,7 +115,7 @@ def read_summary(folder: Path) -> list[dict[str, str]]:
 
 
 def read_settings(folder: Path, variant: str) -> dict[str, Any]:
-    """What ``settings.yaml`` of a variant of a run folder says; empty where it is not there.
+    """The content of a variant's ``settings.yaml`` in a run folder; empty if there is no such file.
 
     Raises:
         ddnkit.InputError: it is not a mapping in YAML.
@@ -128,16 +128,16 @@ def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
-def _margins(path: Path) -> tuple[dict[float, float], float]:
+def _read_margins(path: Path) -> tuple[dict[float, float], float]:
     rows = read_table(path, {"example": "count", "cosine_margin": "figure", "bound": "number"})
     if not rows:
-        raise InputError(f"{path}: there is no margin in it")
+        raise InputError(f"{path}: expected rows with a margin, and there is none")
     margins = {float(row["example"]): _number(row["cosine_margin"]) for row in rows}
     return margins, float(rows[0]["bound"])
 
 
 def over_seeds(seeds: list[dict[float, float]]) -> Series:
-    """Median and range of figures that each seed has at numbered places, where all seeds have one."""
+    """Median and range over the seeds, at the numbered places at which every seed has a figure."""
     series = Series()
     for rank in sorted(set.intersection(*(set(seed) for seed in seeds))):
         values = [seed[rank] for seed in seeds]

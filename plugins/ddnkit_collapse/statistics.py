@@ -1,4 +1,4 @@
-"""Class means of features, the ground of most neural-collapse metrics."""
+"""Class means of features, from which most neural-collapse metrics are computed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Samples that are worked on at a time: few enough for a processor's cache.
+#: Samples that are processed at a time: few enough for a processor's cache.
 CHUNK = 1024
 
 
@@ -21,7 +21,7 @@ class ClassStatistics:
             as the paper's section 3.5 has it, so that its centred mean is zero.
         counts: samples n_c of each class ``(C,)``, int64.
         global_mean: h_G ``(d,)``, the mean of all samples (equation 4).
-        scale: root mean square of the features' norms ``()``, against which rounding is judged.
+        scale: root mean square of the features' norms ``()``, the size that rounding is relative to.
     """
 
     means: Tensor
@@ -64,11 +64,11 @@ def class_statistics(features: Tensor, labels: Tensor, classes: int) -> ClassSta
 def chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Features in float64 with their labels, `CHUNK` at a time.
 
-    One buffer serves every chunk, so that one is good until the next is asked for: fresh memory
-    for each costs several times what is done with it.
+    All chunks share one buffer, so that a chunk is valid until the next is asked for: new memory for
+    each would cost several times the work that is done on it.
     """
     pairs = zip(features.split(CHUNK), labels.split(CHUNK), strict=True)
-    if features.dtype == torch.float64 or _differentiated(features):
+    if features.dtype == torch.float64 or _records_graph(features):
         yield from ((chunk.to(torch.float64), own) for chunk, own in pairs)
         return
     buffer = _buffer(features, torch.float64)
@@ -81,11 +81,11 @@ def deviations(features: Tensor, labels: Tensor, means: Tensor) -> Iterator[Tens
     Args:
         features: h_i ``(N, d)``.
         labels: classes c(i) ``(N,)``, int64.
-        means: h̄ ``(C, d)``, float64: so is the difference, which is rounded to the features' own
-            precision afterwards.
+        means: h̄ ``(C, d)``, float64. The difference is computed in float64 and then rounded to the
+            features' own precision.
     """
     pairs = zip(features.split(CHUNK), labels.split(CHUNK), strict=True)
-    if _differentiated(features):
+    if _records_graph(features):
         yield from ((chunk - means[own]).to(features.dtype) for chunk, own in pairs)
         return
     difference = _buffer(features, torch.float64)
@@ -97,8 +97,8 @@ def deviations(features: Tensor, labels: Tensor, means: Tensor) -> Iterator[Tens
         yield exact if rounded is None else rounded[: len(chunk)].copy_(exact)
 
 
-def _differentiated(features: Tensor) -> bool:
-    """Whether a graph is kept, whose tensors nothing may overwrite."""
+def _records_graph(features: Tensor) -> bool:
+    """Whether autograd records a graph, whose tensors must not be overwritten."""
     return features.requires_grad and torch.is_grad_enabled()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddnkit_collapse.captions import OVER_SEEDS
+from ddnkit_collapse.panels import OVER_SEEDS
 
 #: By the stem of the figure's file.
 _SHOWN = {

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from ddnkit_collapse.captions import OVER_SEEDS
 from ddnkit_collapse.panels import (
     COLOURS,
+    OVER_SEEDS,
     add_legend,
     draw_series,
     finish,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddnkit_collapse.captions import OVER_SEEDS
 from ddnkit_collapse.panels import (
+    OVER_SEEDS,
     add_legend,
     draw_series,
     finish,

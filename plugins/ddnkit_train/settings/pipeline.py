@@ -330,7 +330,7 @@ class Classification(Pipeline):
 
     def caption(self, figure: Path) -> str:
         """What a panel shows."""
-        from ddnkit_collapse.captions import caption
+        from ddnkit_collapse.panels import caption
 
         return caption(figure.stem)
 
