@@ -1,17 +1,18 @@
-"""``ddnkit bench backward_forms``: general problems, our general forms against the libraries for them.
+"""``ddnkit bench backward_forms``: general problems, ddnkit's general forms against other libraries.
 
-Three problems with m unknowns and a batch of B, each with the gradient in x pulled back:
+Three problems with m unknowns in a batch of B, each with its vector-Jacobian product in x:
 
 * ``equality QP``: min ½yᵀQy − xᵀy, Ay = b, with Q dense and m/10 constraints shared by the batch. Peers:
   qpth, proxsuite's QPLayer, cvxpylayers (a cone program behind a parametrised one).
 * ``nonlinear least squares``: min ½‖Dy + ¼ sin(Dy) − x‖² + ½λ‖y‖². Peers: torchopt's implicit
-  differentiation of a root, which is given the same Newton iteration as ours, and theseus' nonlinear
-  least-squares layer, which solves itself. Its implicit mode takes JᵀJ for the Hessian: right where
-  residuals vanish, which they do not here.
-* ``quadratic on the sphere``: min ½‖y‖² − xᵀy, ‖y‖ = 1, where forms with an m×m matrix give up.
+  differentiation of a root, with the same Newton iteration as ddnkit's node, and theseus' nonlinear
+  least-squares layer, which has its own solver. Its implicit mode approximates the Hessian by JᵀJ, which is
+  exact only if residuals vanish; here they do not.
+* ``quadratic on the sphere``: min ½‖y‖² − xᵀy, ‖y‖ = 1, up to sizes at which an m×m matrix does not
+  fit in memory.
   `ddnkit.testing.QuadraticOnSphere`.
 
-The right answers: the linear system of the implicit function theorem, solved by LU in float64.
+The reference: the linear system of the implicit function theorem, solved by LU in float64.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from ddnkit import DeclarativeLayer, DeclarativeNode, InputError
 from ddnkit.bench import Case, Comparison, Competitor, Request
 from ddnkit.testing import QuadraticOnSphere
 
+from . import Prepare
+
 _RIDGE = 0.5
 _COPIES = 4
-#: Calls before any is timed: more than it takes for calls to be short, and for the tenth of these, which is
-#: compared, as in any training.
+#: Calls before any is timed: enough for ddnkit to make the programs of short calls, and for the tenth short
+#: call, which is compared with a full one, as in any training.
 _WARM_UP = 24
-#: Relative residual at which krylov stops, and with it a peer that iterates too.
+#: Relative residual at which krylov stops, and iterative peers too.
 TOLERANCE = 1e-12
-Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 #: (m, batch) by problem.
 SIZES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -48,7 +50,7 @@ SIZES: dict[str, tuple[tuple[int, int], ...]] = {
 class BackwardForms(Comparison):
     """Solving and differentiating general problems: krylov and the dense forms against peers.
 
-    A case's size: m, batch. In float64, as some peers know nothing else.
+    A case's size: m, batch. In float64, the only precision of some peers.
     """
 
     size_names = ("m", "batch")
@@ -68,19 +70,19 @@ class BackwardForms(Comparison):
         """x, the problem's matrices, and a gradient to pull back."""
         m, batch = case.size
         x, V = torch.randn(batch, m, dtype=dtype), torch.randn(batch, m, dtype=dtype)
-        made: dict[str, Any] = {"x": x, "V": V}
+        inputs: dict[str, Any] = {"x": x, "V": V}
         if case.kind == "equality QP":
             factor = torch.randn(m, m, dtype=dtype) / m**0.5
             rows = max(m // 10, 1)
-            made["Q"] = factor @ factor.T + torch.eye(m, dtype=dtype)
-            made["A"] = torch.randn(rows, m, dtype=dtype) / m**0.5
-            made["b"] = torch.randn(rows, dtype=dtype)
+            inputs["Q"] = factor @ factor.T + torch.eye(m, dtype=dtype)
+            inputs["A"] = torch.randn(rows, m, dtype=dtype) / m**0.5
+            inputs["b"] = torch.randn(rows, dtype=dtype)
         elif case.kind == "nonlinear least squares":
-            made["D"] = torch.randn(m, m, dtype=dtype) / m**0.5
-        return made
+            inputs["D"] = torch.randn(m, m, dtype=dtype) / m**0.5
+        return inputs
 
     def reference(self, case: Case, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """By LU; for the sphere, by hand."""
+        """By LU; for the sphere, in closed form."""
         inputs = {name: value.double() for name, value in inputs.items()}
         x, V = inputs["x"], inputs["V"]
         if case.kind == "equality QP":
@@ -94,7 +96,7 @@ class BackwardForms(Comparison):
         return {"y": y, "gradient": _least_squares_gradient(inputs["D"], x, y, V)}
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
-        """The form that a layer takes by itself first."""
+        """The default form of a layer first."""
         m, batch = case.size
         matrices = _COPIES * 8.0 * batch * m * m
         node = _NODES[case.kind]
@@ -138,19 +140,19 @@ class EqualityQP(DeclarativeNode):
         self._factor = torch.linalg.cholesky(self.Q)
         self._W = torch.cholesky_solve(self.A.T, self._factor)
         self._schur = torch.linalg.cholesky(self.A @ self._W)
-        return self._restored(x.T, self.b.unsqueeze(1)).T
+        return self._solve_kkt(x.T, self.b.unsqueeze(1)).T
 
-    def _restored(self, x: Tensor, b: Tensor) -> Tensor:
+    def _solve_kkt(self, x: Tensor, b: Tensor) -> Tensor:
         u = torch.cholesky_solve(x, self._factor)
         return u - self._W @ torch.cholesky_solve(self.A @ u - b, self._schur)
 
 
 class FactorisedQP(EqualityQP):
-    """The same, which lends the backward pass its factors: the inverse on the tangent space."""
+    """The same, whose factors precondition the backward pass: they give the inverse on the tangent space."""
 
     def precondition(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """The solution for the right sides v and 0."""
-        return self._restored(v.unsqueeze(1), torch.zeros_like(self.b).unsqueeze(1)).squeeze(1)
+        return self._solve_kkt(v.unsqueeze(1), torch.zeros_like(self.b).unsqueeze(1)).squeeze(1)
 
 
 class NonlinearLeastSquares(DeclarativeNode):
@@ -164,7 +166,7 @@ class NonlinearLeastSquares(DeclarativeNode):
 
     def objective(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum of squares."""
-        residual = _curved(self.D @ y) - x
+        residual = _bend(self.D @ y) - x
         return (residual @ residual + _RIDGE * (y @ y)) / 2
 
     def solve(self, x: Tensor) -> Tensor:
@@ -184,18 +186,18 @@ def _layer(node: Callable[[Mapping[str, Any]], DeclarativeNode], form: str) -> P
         layer = DeclarativeLayer(node(inputs), form)
         x = inputs["x"].clone().requires_grad_()
         for _ in range(_WARM_UP):
-            _pull(layer(x), x, inputs["V"])
-        return {"forward": lambda _: layer(x), "backward": lambda y: _pull(y, x, inputs["V"])}
+            _pull_back(layer(x), x, inputs["V"])
+        return {"forward": lambda _: layer(x), "backward": lambda y: _pull_back(y, x, inputs["V"])}
 
     return prepare
 
 
-def _pull(y: Tensor, x: Tensor, V: Tensor) -> dict[str, Tensor]:
+def _pull_back(y: Tensor, x: Tensor, V: Tensor) -> dict[str, Tensor]:
     (gradient,) = torch.autograd.grad(y, x, V)
     return {"y": y.detach(), "gradient": gradient}
 
 
-# -- right answers ---------------------------------------------------------------------------------
+# -- references -----------------------------------------------------------------------------------
 
 
 def _kkt_solve(Q: Tensor, A: Tensor, top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +214,7 @@ def _qp_by_lu(Q: Tensor, A: Tensor, b: Tensor, x: Tensor, V: Tensor) -> tuple[Te
     return y, gradient
 
 
-def _curved(u: Tensor) -> Tensor:
+def _bend(u: Tensor) -> Tensor:
     return u + u.sin() / 4
 
 
@@ -223,7 +225,7 @@ def _newton(D: Tensor, x: Tensor) -> Tensor:
     goal = 1e-12 if x.dtype == torch.float64 else 1e-5
     for step in range(50):
         u = y @ D.T
-        slope, residual = 1 + u.cos() / 4, _curved(u) - x
+        slope, residual = 1 + u.cos() / 4, _bend(u) - x
         gradient = (slope * residual) @ D + _RIDGE * y
         if float(gradient.norm()) <= goal * float(x.norm()):
             return y
@@ -237,7 +239,7 @@ def _least_squares_gradient(D: Tensor, x: Tensor, y: Tensor, V: Tensor) -> Tenso
     """Vᵀ∂y/∂x = diag(slope) D H⁻¹ V."""
     u = y @ D.T
     slope = 1 + u.cos() / 4
-    weights = slope**2 - (_curved(u) - x) * u.sin() / 4
+    weights = slope**2 - (_bend(u) - x) * u.sin() / 4
     eye = torch.eye(len(D), dtype=D.dtype, device=D.device)
     gradients = []
     for w, s, v in zip(weights, slope, V, strict=True):
@@ -248,13 +250,18 @@ def _least_squares_gradient(D: Tensor, x: Tensor, y: Tensor, V: Tensor) -> Tenso
 # -- peers -----------------------------------------------------------------------------------------
 
 
-def _alone(solve: Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor]]) -> Prepare:
-    """Phases of a peer that is a function of x alone once it is built."""
+def _differentiate_in_x(
+    solve: Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor]],
+) -> Prepare:
+    """Phases of a peer that, once built, is a function of x alone."""
 
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         solution = solve(inputs)
         x = inputs["x"].clone().requires_grad_()
-        return {"forward": lambda _: solution(x), "backward": lambda y: _pull(y, x, inputs["V"])}
+        return {
+            "forward": lambda _: solution(x),
+            "backward": lambda y: _pull_back(y, x, inputs["V"]),
+        }
 
     return prepare
 
@@ -263,7 +270,7 @@ def _qpth(inputs: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     from qpth.qp import QPFunction
 
     Q, A, b = (inputs[name] for name in "QAb")
-    # It wants an inequality: 0 ≤ 1.
+    # It requires an inequality: 0 ≤ 1.
     G, h = Q.new_zeros(1, len(Q)), Q.new_ones(1)
     solve = QPFunction(verbose=-1, check_Q_spd=False)
     return lambda x: solve(Q, -x, G, h, A, b)
@@ -275,7 +282,7 @@ def _proxsuite(inputs: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     batch, m = inputs["x"].shape
     Q, A, b = (inputs[name].expand(batch, *inputs[name].shape).contiguous() for name in "QAb")
     G, none = Q.new_zeros(batch, 0, m), Q.new_zeros(batch, 0)
-    # As it comes, its backward pass is regularised, and its gradient wrong by 1e-4 and more.
+    # With its defaults the backward pass is regularised, and its gradient wrong by 1e-4 or more.
     solve = QPFunction(eps_backward=1e-12, rho_backward=1e-10, mu_backward=1e-10)
     return lambda x: solve(Q, -x, A, b, G, none, none)[0]
 
@@ -295,7 +302,7 @@ def _cvxpylayers(inputs: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
 def _torchopt_root(
     residual: Callable[[Tensor, Tensor], Tensor], solve: Callable[[Tensor], Tensor], *, normal: bool
 ) -> Callable[[Tensor], Tensor]:
-    """A root z(x) that is found by ``solve``, differentiated by conjugate gradients."""
+    """The root z(x) that ``solve`` finds, differentiated by conjugate gradients."""
     import torchopt
 
     solvers = torchopt.linear_solve
@@ -326,7 +333,7 @@ def _torchopt_least_squares(inputs: Mapping[str, Any]) -> Callable[[Tensor], Ten
 
     def gradient(y: Tensor, x: Tensor) -> Tensor:
         u = y @ D.T
-        return ((1 + u.cos() / 4) * (_curved(u) - x)) @ D + _RIDGE * y
+        return ((1 + u.cos() / 4) * (_bend(u) - x)) @ D + _RIDGE * y
 
     return _torchopt_root(gradient, lambda x: _newton(D, x), normal=False)
 
@@ -352,7 +359,7 @@ def _theseus(mode: str) -> Callable[[Mapping[str, Any]], Callable[[Tensor], Tens
 
         def residuals(optim_vars: Any, aux_vars: Any) -> Tensor:
             y, x = optim_vars[0].tensor, aux_vars[0].tensor
-            return torch.cat([_curved(y @ D.T) - x, _RIDGE**0.5 * y], dim=1)
+            return torch.cat([_bend(y @ D.T) - x, _RIDGE**0.5 * y], dim=1)
 
         y = theseus.Vector(m, name="y", dtype=D.dtype)
         given = theseus.Variable(D.new_zeros(1, m), name="x")
@@ -385,7 +392,7 @@ def _peer(
     name: str, solve: Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor]], *packages: str,
     **more: Any,
 ) -> Competitor:  # fmt: skip
-    return Competitor(name, _alone(solve), packages=packages, **more)
+    return Competitor(name, _differentiate_in_x(solve), packages=packages, **more)
 
 
 def _qp_peers(m: int, batch: int) -> list[Competitor]:

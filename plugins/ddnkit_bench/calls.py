@@ -1,9 +1,9 @@
-"""``ddnkit bench calls``: what a small call costs beside a layer written by hand for the one problem.
+"""``ddnkit bench calls``: the time of a small call, beside a layer written by hand for that one problem.
 
-The peer is what an expert writes for this problem and no other: the solution, and an autograd.Function
-whose backward solves the KKT system as a matrix, with derivatives worked out on paper. It measures
-nothing, looks for no change and gives one derivative. ddnkit's layer is that of its docs, with its
-certificate.
+The peer is what an expert writes for one problem: the solution, and an autograd.Function whose backward
+solves the KKT system as a matrix, with derivatives worked out on paper. It makes no certificate, does not
+check whether the problem changed, and has first derivatives only. ddnkit's layer is used as in its docs,
+with its certificate.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from ddnkit import DeclarativeLayer, DeclarativeNode
 from ddnkit.bench import Case, Comparison, Competitor, Request
 
-#: Calls that are timed as one: a single one is as short as what starts and stops the clock.
+from . import Prepare
+
+#: Calls that are timed together: a single one is as short as starting and stopping the clock.
 CALLS = 20
-#: Calls before that: more than it takes to make programs.
+#: Calls before any is timed: enough to make the programs of short calls.
 WARM_UP = 12
 
 
@@ -40,7 +42,7 @@ class Calls(Comparison):
 
     def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
         """x, and positive weights w; for the nearest ETF class means and a frame."""
-        # As a training that has freed large tensors: the allocator keeps small ones from then on.
+        # As in a training that has freed large tensors: from then on the allocator keeps small ones.
         torch.empty(2**22).fill_(1.0)
         if case.kind == ETF:
             means, frame = NearestETF().bench_inputs(*case.size)
@@ -57,24 +59,24 @@ class Calls(Comparison):
         def layer(
             short: bool = True, compile: bool = False
         ) -> Callable[[int], Callable[..., Tensor]]:
-            def made(m: int) -> DeclarativeLayer:
-                made = DeclarativeLayer(node(m), compile=compile)
-                made.short.on = short
-                return made
+            def build(m: int) -> DeclarativeLayer:
+                layer = DeclarativeLayer(node(m), compile=compile)
+                layer.short.on = short
+                return layer
 
-            return made
+            return build
 
         return [
-            Competitor("by hand", _called(by_hand)),
-            Competitor("ddnkit", _called(layer())),
-            Competitor("ddnkit, compiled", _called(layer(compile=True))),
-            Competitor("ddnkit, no programs", _called(layer(short=False))),
+            Competitor("by hand", _repeat_calls(by_hand)),
+            Competitor("ddnkit", _repeat_calls(layer())),
+            Competitor("ddnkit, compiled", _repeat_calls(layer(compile=True))),
+            Competitor("ddnkit, no programs", _repeat_calls(layer(short=False))),
         ]
 
 
-def _called(
+def _repeat_calls(
     make: Callable[[int], Callable[..., Tensor]],
-) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         x, w = (inputs[name].clone().requires_grad_() for name in ("x", "w"))
         call, v = make(x.shape[1]), torch.linspace(-1, 2, x.shape[1], dtype=x.dtype)
@@ -114,11 +116,11 @@ class Projection(DeclarativeNode):
 
     def solve(self, x: Tensor, w: Tensor) -> Tensor:
         """In closed form."""
-        return _projected(x, w)
+        return _project(x, w)
 
 
-class Captured(Projection):
-    """The same with weights that the node learns."""
+class LearnedWeights(Projection):
+    """Projection with a parameter of the node in its weights."""
 
     def __init__(self, m: int):
         self.q = nn.Parameter(torch.linspace(0.5, 1.5, m))
@@ -129,10 +131,10 @@ class Captured(Projection):
 
     def solve(self, x: Tensor, w: Tensor) -> Tensor:
         """In closed form."""
-        return _projected(x, self.q.detach() * w)
+        return _project(x, self.q.detach() * w)
 
 
-class OnSphere(DeclarativeNode):
+class NearestOnSphere(DeclarativeNode):
     """Nearest y of length 1."""
 
     input_dims = (1, 1)
@@ -152,7 +154,7 @@ class OnSphere(DeclarativeNode):
 
 
 class Quartic(DeclarativeNode):
-    """As Projection, with a fourth power, for which newton is asked."""
+    """As Projection, with a fourth power; the newton solver solves it."""
 
     input_dims = (1, 1)
 
@@ -172,8 +174,8 @@ class Quartic(DeclarativeNode):
         return torch.full_like(x, 1 / x.shape[-1])
 
 
-class Coupled(Projection):
-    """With a Hessian that is no diagonal."""
+class CoupledQuadratic(Projection):
+    """As Projection, with a Hessian that is not diagonal."""
 
     def objective(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
         """½‖y − w‖² + ½(xᵀy)²."""
@@ -181,10 +183,10 @@ class Coupled(Projection):
 
     def solve(self, x: Tensor, w: Tensor) -> Tensor:
         """By its KKT matrix."""
-        return _coupled(x, w)
+        return _solve_coupled(x, w)
 
 
-def _projected(x: Tensor, w: Tensor) -> Tensor:
+def _project(x: Tensor, w: Tensor) -> Tensor:
     return x + (1 - x.sum(-1, keepdim=True)) / (w * (1 / w).sum(-1, keepdim=True))
 
 
@@ -210,7 +212,7 @@ def _kkt_matrix(x: Tensor) -> Tensor:
     return K
 
 
-def _coupled(x: Tensor, w: Tensor) -> Tensor:
+def _solve_coupled(x: Tensor, w: Tensor) -> Tensor:
     right = torch.cat([w, torch.ones_like(w[:, :1])], dim=-1).unsqueeze(-1)
     return torch.linalg.solve(_kkt_matrix(x), right)[:, :-1, 0]
 
@@ -218,7 +220,7 @@ def _coupled(x: Tensor, w: Tensor) -> Tensor:
 class _CoupledByHand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        y = _coupled(x, w)
+        y = _solve_coupled(x, w)
         ctx.save_for_backward(x, w, y)
         return y
 
@@ -234,7 +236,7 @@ class _CoupledByHand(torch.autograd.Function):
 class _ProjectionByHand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        y = _projected(x, w)
+        y = _project(x, w)
         ctx.save_for_backward(x, w, y)
         return y
 
@@ -245,10 +247,10 @@ class _ProjectionByHand(torch.autograd.Function):
         return 2 * w * z, -2 * (y - x) * z
 
 
-class _CapturedByHand(torch.autograd.Function):
+class _LearnedWeightsByHand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, q: Tensor) -> Tensor:
-        y = _projected(x, q * w)
+        y = _project(x, q * w)
         ctx.save_for_backward(x, w, q, y)
         return y
 
@@ -299,9 +301,9 @@ class _QuarticByHand(torch.autograd.Function):
         return 2 * w * z, -2 * (y - x) * z
 
 
-def _captured_by_hand(m: int) -> Callable[..., Tensor]:
+def _learned_weights_by_hand(m: int) -> Callable[..., Tensor]:
     q = nn.Parameter(torch.linspace(0.5, 1.5, m))
-    return lambda x, w: _CapturedByHand.apply(x, w, q)
+    return lambda x, w: _LearnedWeightsByHand.apply(x, w, q)
 
 
 def _etf_by_hand(H: Tensor, P: Tensor) -> Tensor:
@@ -320,8 +322,8 @@ PROBLEMS: dict[
     str, tuple[Callable[[int], DeclarativeNode], Callable[[int], Callable[..., Tensor]]]
 ] = {
     "projection": (Projection, lambda m: _ProjectionByHand.apply),
-    "captured parameter": (Captured, _captured_by_hand),
-    "coupled": (Coupled, lambda m: _CoupledByHand.apply),
-    "sphere": (OnSphere, lambda m: _SphereByHand.apply),
+    "captured parameter": (LearnedWeights, _learned_weights_by_hand),
+    "coupled": (CoupledQuadratic, lambda m: _CoupledByHand.apply),
+    "sphere": (NearestOnSphere, lambda m: _SphereByHand.apply),
     "newton": (Quartic, lambda m: _QuarticByHand.apply),
 }

@@ -1,7 +1,7 @@
-"""``ddnkit bench class_means``: a batch's centred class means into the running ones, and back.
+"""``ddnkit bench class_means``: updates running class means with a batch's centred ones, and its gradient.
 
-What the nearest-ETF head does before it solves: *Guiding Neural Collapse*, section 3.5. The peers are
-the ways that training scripts write it.
+The nearest-ETF head does this before it solves (*Guiding Neural Collapse*, section 3.5). The peers are
+the ways in which training scripts do it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from ddnkit_etf import ClassMeans
 from torch import Tensor
 
 from ddnkit.bench import Case, Comparison, Competitor, Floor
+
+from . import Prepare
 
 
 class ClassMeansBench(Comparison):
@@ -37,34 +39,32 @@ class ClassMeansBench(Comparison):
         }
 
     def floor(self, case: Case) -> Floor:
-        """Features read and their gradient written, means read and written twice."""
+        """Reads features and writes their gradient; reads and writes means twice."""
         N, d, C = case.size
         return Floor(2.0 * N * d, 4.0 * (2 * N * d + 4 * d * C), "one addition a feature each way")
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
-        """Ours first. The first batch: its means are the running ones."""
+        """ddnkit first. It is the first batch, whose means become the running ones."""
         return [
             Competitor("ddnkit ClassMeans", _ours(case)),
-            Competitor("one-hot matrix product", _pulled(case, _one_hot)),
-            Competitor("loop over the classes", _pulled(case, _loop)),
+            Competitor("one-hot matrix product", _with_gradient(case, _one_hot)),
+            Competitor("loop over the classes", _with_gradient(case, _loop)),
         ]
 
 
 Means = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def _ours(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _ours(case: Case) -> Prepare:
     def first_batch(features: Tensor, labels: Tensor, C: int) -> Tensor:
         tracker = ClassMeans(features.shape[1], C).to(features)
         normalised: Tensor = tracker(features, labels)
         return normalised
 
-    return _pulled(case, first_batch, normalised=True)
+    return _with_gradient(case, first_batch, normalised=True)
 
 
-def _pulled(
-    case: Case, means: Means, *, normalised: bool = False
-) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _with_gradient(case: Case, means: Means, *, normalised: bool = False) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         features = inputs["features"].clone().requires_grad_()
         labels, V = inputs["labels"], inputs["V"]
@@ -90,7 +90,7 @@ def _one_hot(features: Tensor, labels: Tensor, C: int) -> Tensor:
 
 
 def _loop(features: Tensor, labels: Tensor, C: int) -> Tensor:
-    """As the published code does."""
+    """The way of the published code."""
     mean = features.mean(dim=0)
     columns = []
     for c in range(C):

@@ -1,12 +1,12 @@
 """``ddnkit bench collapse_metrics``: NC1 and its companions of all training features.
 
-NC1 is (1/C) tr(Σ_W Σ_B†). Written as it stands it takes two d×d covariance matrices and the
-pseudo-inverse of one of them; through the C class means it takes neither (`ddnkit_collapse.nc1`).
+NC1 is (1/C) tr(Σ_W Σ_B†). Computed by this formula it needs two d×d covariance matrices
+and the pseudo-inverse of one of them; by the C class means it needs neither (`ddnkit_collapse.nc1`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from ddnkit.bench import Case, Comparison, Competitor, Floor
 
+from . import Prepare
+
 _CHUNK = 4096
 
 
 class CollapseMetrics(Comparison):
     """NC1 of N features: through the class means, against the pseudo-inverse of Σ_B.
 
-    A case's size: N, d, C. In float64: that is where agreement means something. NC2 to NC4 have no
-    slow way; ours of all of them together stands below.
+    A case's size: N, d, C. In float64, so that agreement says something. NC2 to NC4 have no slower
+    way; the last competitor computes all metrics together.
     """
 
     size_names = ("N", "d", "C")
@@ -54,7 +56,7 @@ class CollapseMetrics(Comparison):
         ]
 
 
-def _ours(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _ours(case: Case) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         features, labels = inputs["features"], inputs["labels"]
 
@@ -66,7 +68,7 @@ def _ours(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     return prepare
 
 
-def _all(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _all(case: Case) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         features, labels = inputs["features"], inputs["labels"]
         mean = features.mean(dim=0)
@@ -80,7 +82,7 @@ def _all(case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     return prepare
 
 
-def _pinv(case: Case, *, symmetric: bool) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _pinv(case: Case, *, symmetric: bool) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         features, labels = inputs["features"], inputs["labels"]
         N, d, C = case.size

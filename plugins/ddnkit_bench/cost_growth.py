@@ -1,7 +1,8 @@
 """``ddnkit bench cost_growth``: how time and memory grow with d, C, m and the batch.
 
 A power law t = a nᵖ is fitted to each series by least squares on logarithms, over the upper half of
-its sizes: below them a call's fixed cost dominates. ``--figure`` draws time and memory, log-log.
+its sizes, because the fixed cost of a call dominates at small ones. ``--figure`` draws time and memory,
+log-log.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from .nearest_etf import NearestETFBench
 
 @dataclass(frozen=True)
 class Sweep:
-    """One series: a competitor over sizes of which one number changes.
+    """One series: a competitor over sizes that differ in one number.
 
     Attributes:
         title: the work.
-        variable: what changes.
-        bench: the name of the bench that it is a competitor of.
+        variable: name of the number that varies.
+        bench: the bench that has the competitor.
         competitor: its name.
         sizes: small to large.
-        place: of the number that changes.
-        expected: the exponents of time that its arithmetic says, as text.
+        place: index of the number that varies.
+        expected: the exponents of time that follow from its arithmetic, as text.
     """
 
     title: str
@@ -68,10 +69,12 @@ class CostGrowth(Bench):
     sweeps: Sequence[Sweep] = tuple(_sweeps())
 
     def run(self, request: Request) -> Result:
-        """A table of exponents, one of each series' points."""
+        """A table of exponents, and a table of points for each series."""
         if request.sizes or request.only:
-            raise InputError("cost_growth has its own sizes and competitors")
-        series = [(sweep, self._measured(sweep, request)) for sweep in self.sweeps]
+            raise InputError(
+                "--sizes, --only: cost_growth has its own sizes and competitors; leave them out"
+            )
+        series = [(sweep, self._measure_series(sweep, request)) for sweep in self.sweeps]
         tables = [_exponents(series), *(_points(sweep, lines) for sweep, lines in series)]
         measured = tuple(
             {"series": sweep.title, "size": list(size), **line.plain()}
@@ -80,7 +83,7 @@ class CostGrowth(Bench):
         )
         return Result(tuple(tables), measured, lambda path: _draw(series, path))
 
-    def _measured(self, sweep: Sweep, request: Request) -> list[Measured]:
+    def _measure_series(self, sweep: Sweep, request: Request) -> list[Measured]:
         bench: Comparison = (
             NearestETFBench() if sweep.bench == "nearest_etf" else Forms(sweep.bench)
         )
@@ -100,7 +103,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return sum((a - x) * (b - y) for a, b in upper) / sum((a - x) ** 2 for a, _ in upper)
 
 
-def _over(sweep: Sweep) -> list[float]:
+def _varied_sizes(sweep: Sweep) -> list[float]:
     return [float(size[sweep.place]) for size in sweep.sizes]
 
 
@@ -113,8 +116,8 @@ def _exponents(series: Sequence[tuple[Sweep, list[Measured]]]) -> Table:
         ("work", "over", "time ∝", "memory ∝", "arithmetic says, of time")
     ]
     for sweep, lines in series:
-        time = exponent(_over(sweep), [_seconds(line) for line in lines])
-        memory = exponent(_over(sweep), [line.memory or 0.0 for line in lines])
+        time = exponent(_varied_sizes(sweep), [_seconds(line) for line in lines])
+        memory = exponent(_varied_sizes(sweep), [line.memory or 0.0 for line in lines])
         name = sweep.variable
         rows.append(
             (
@@ -131,7 +134,7 @@ def _exponents(series: Sequence[tuple[Sweep, list[Measured]]]) -> Table:
 
 def _points(sweep: Sweep, lines: Sequence[Measured]) -> Table:
     rows: list[tuple[str, ...]] = [(sweep.variable, "time", "memory")]
-    for n, line in zip(_over(sweep), lines, strict=True):
+    for n, line in zip(_varied_sizes(sweep), lines, strict=True):
         time = duration(line.median()) if line.seconds else line.note
         memory = "" if line.memory is None else f"{line.memory / 2**20:,.1f} MB"
         rows.append((f"{n:,.0f}", time, memory))
@@ -148,15 +151,15 @@ def _draw(series: Sequence[tuple[Sweep, list[Measured]]], path: Path) -> None:
         megabytes = [(line.memory or math.nan) / 2**20 for line in lines]
         for row, (values, unit) in enumerate(((seconds, "seconds"), (megabytes, "MB"))):
             axes = grid[row][column]
-            power = exponent(_over(sweep), [0.0 if math.isnan(v) else v for v in values])
+            power = exponent(_varied_sizes(sweep), [0.0 if math.isnan(v) else v for v in values])
             axes.loglog(
-                _over(sweep), values, "o-", markersize=3, linewidth=1.5,
+                _varied_sizes(sweep), values, "o-", markersize=3, linewidth=1.5,
                 color=COLOURS[place % len(COLOURS)], label=sweep.title,
             )  # fmt: skip
             if not math.isnan(power):
                 axes.annotate(
                     f"{sweep.variable}$^{{{power:.2f}}}$",
-                    (_over(sweep)[-1], values[-1]),
+                    (_varied_sizes(sweep)[-1], values[-1]),
                     textcoords="offset points",
                     xytext=(-4, 5),
                     ha="right",
@@ -164,7 +167,7 @@ def _draw(series: Sequence[tuple[Sweep, list[Measured]]], path: Path) -> None:
                     color=COLOURS[place % len(COLOURS)],
                 )
             finish(axes, "", sweep.variable)
-            axes.xaxis.set_minor_formatter("")  # decades will do; others lie on top of each other
+            axes.xaxis.set_minor_formatter("")  # labels between decades would overlap
             axes.set_ylabel(unit, fontsize=9)
     add_legend(figure, fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,7 +1,7 @@
 """``ddnkit bench data``: images augmented a batch at once on the device, or one by one by torchvision.
 
-Flip, crop with padding and rotation, then standardisation; batches end on the device. What is drawn
-at random differs, so there are no results to compare.
+Flip, crop with padding and rotation, then standardisation; the batches end up on the device. The random
+draws differ, so there are no results to compare.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from ddnkit_vision import FlipCropRotate
 from torch import Tensor
 
 from ddnkit.bench import Case, Comparison, Competitor, Request
+
+from . import Prepare
 
 _CROP, _SIZE = 4, 32
 #: Degrees of rotation, bilinear.
@@ -41,11 +43,11 @@ class DataPipeline(Comparison):
         return case.size[0], "images"
 
     def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
-        """Made images of CIFAR's shape, as bytes."""
+        """Random images of CIFAR's shape, as bytes."""
         return {"images": torch.randint(0, 256, (case.size[0], 3, _SIZE, _SIZE)).to(torch.uint8)}
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
-        """Ours, and a DataLoader without and with two workers."""
+        """ddnkit, and a DataLoader without workers and with two."""
         batch, rotation = case.size[1], _ROTATION[case.kind]
         loaders = [
             Competitor(
@@ -55,10 +57,10 @@ class DataPipeline(Comparison):
             )
             for workers in (0, 2)
         ]
-        return [Competitor("ddnkit", _batched(batch, rotation)), *loaders]
+        return [Competitor("ddnkit", _ddnkit(batch, rotation)), *loaders]
 
 
-def _passing(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Mapping[str, Any]:
+def _one_pass(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Mapping[str, Any]:
     def one(_: object) -> Mapping[str, Tensor]:
         for _samples, _labels in batches():
             pass
@@ -67,7 +69,7 @@ def _passing(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Mapping[
     return {"pass": one}
 
 
-def _batched(batch: int, rotation: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _ddnkit(batch: int, rotation: float) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         images = inputs["images"]
         labels = torch.arange(len(images), device=images.device) % 10
@@ -83,13 +85,13 @@ def _batched(batch: int, rotation: float) -> Callable[[Mapping[str, Any]], Mappi
             order = torch.randperm(data.samples, device=labels.device)
             return data.training(Plan(index, i) for i, index in enumerate(order.split(batch)))
 
-        return _passing(batches)
+        return _one_pass(batches)
 
     return prepare
 
 
 class _Images(torch.utils.data.Dataset[Any]):
-    """What a training script on torchvision has: PIL images and a transform."""
+    """The data set of a typical training script on torchvision: PIL images and a transform."""
 
     def __init__(self, images: Tensor, rotation: float) -> None:
         from PIL import Image
@@ -118,16 +120,14 @@ class _Images(torch.utils.data.Dataset[Any]):
         return self._transform(self._images[index]), index % 10
 
 
-def _loader(
-    batch: int, rotation: float, workers: int, device: str
-) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _loader(batch: int, rotation: float, workers: int, device: str) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         loader = torch.utils.data.DataLoader(
             _Images(inputs["images"], rotation),
             batch_size=batch,
             shuffle=True,
             num_workers=workers,
-            # The start of the workers is no part of what is measured.
+            # The workers are started before anything is measured.
             persistent_workers=workers > 0,
             pin_memory=device == "cuda",
         )
@@ -136,6 +136,6 @@ def _loader(
             for samples, labels in loader:
                 yield samples.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
-        return _passing(batches)
+        return _one_pass(batches)
 
     return prepare

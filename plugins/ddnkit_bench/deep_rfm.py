@@ -6,10 +6,10 @@
 * ``regression``: kernel ridge regression fitted and evaluated, with a Gaussian kernel, which scikit-learn
   has too.
 * ``machine``: fit and predict of two AGOPs and three regressions in turn, as xrfm has them: without the
-  random features in between. `DeepRFM` of as many stands beside it, another model on the same samples.
+  random features in between. `DeepRFM` of the same depth, another model, is measured on the same samples.
 
-The images are Fashion-MNIST (d = 784) or CIFAR-10 (d = 3072), C = 10, where their files are found as those
-of a recipe are, and otherwise made: the title says which.
+The images are Fashion-MNIST (d = 784) or CIFAR-10 (d = 3072), C = 10, if their files are found as those of a
+recipe are, and otherwise synthetic; the title says which.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from torch import Tensor
 from ddnkit import InputError, registry
 from ddnkit.bench import Case, Comparison, Competitor, Floor, Request
 
-from .deep_rfm_ways import FIELDS
-from .deep_rfm_xrfm import DEPTH, WIDTH
+from .deep_rfm_competitors import COMPETITORS, DEPTH, WIDTH
 
 #: By dimension, with ten classes.
 _IMAGES = {784: "fashion_mnist", 3072: "cifar10"}
@@ -48,12 +47,12 @@ class DeepRFMBench(Comparison):
     tolerance = 1e-5
 
     def cases(self, request: Request) -> list[Case]:
-        """Each kind at each size; of these, where competitors are asked for, those that have them."""
+        """Each kind at each size, or of these the cases that have the competitors asked for."""
         sizes = self.asked_sizes(request)
         for n, _, C in sizes:
             if not 2 <= C <= n:
                 raise InputError(f"--sizes: {C} classes of {n} samples; expected 2 ≤ C ≤ n")
-        cases = [Case(size, kind) for size in sizes for kind in FIELDS]
+        cases = [Case(size, kind) for size in sizes for kind in COMPETITORS]
         having = [
             case
             for case in cases
@@ -79,7 +78,7 @@ class DeepRFMBench(Comparison):
         }
 
     def floor(self, case: Case) -> Floor:
-        """Products at what symmetry leaves of them, factorisations, roots. Without their exponentials."""
+        """Products (half of them where symmetric), factorisations and roots; exponentials are not counted."""
         n, d, C = case.size
         m = min(_TEST_SAMPLES, n)
         solve = n**3 / 3
@@ -109,12 +108,12 @@ class DeepRFMBench(Comparison):
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
         """Ours first."""
-        return FIELDS[case.kind](case, device)
+        return COMPETITORS[case.kind](case, device)
 
     def columns(
         self, case: Case, inputs: Mapping[str, Any], results: Mapping[str, Any]
     ) -> Mapping[str, str]:
-        """Test accuracy, of regressions and machines."""
+        """Test accuracy of regressions and machines."""
         if "scores" not in results:
             return {}
         right = torch.as_tensor(results["scores"]).argmax(dim=1).to(inputs["z"]) == inputs["z"]
@@ -130,7 +129,7 @@ def _agop_forms(n: int, d: int, C: int) -> dict[str, float]:
 
 
 def _source(case: Case) -> str:
-    """The data set that a case's samples are from; empty where they are made."""
+    """The name of the data set that a case's samples are from; empty if they are synthetic."""
     _, d, C = case.size
     name = _IMAGES.get(d, "")
     if C != 10 or name not in registry.names("datasets"):

@@ -2,17 +2,17 @@
 
     argmin over UᵀU = I of  ‖H − U M̃‖² + (δ/2) ‖U − P‖²,   δ = 1e-3, M̃ = (I − 11ᵀ/C)/√(C−1),
 
-warm-started as in training: P is the solution for class means that differ by one per cent. What comes
-back is ∂ℓ/∂H for a random ∂ℓ/∂U. The right answer is the closed form in float64.
+warm-started as in training: P is the solution for class means that differ by one per cent. The result is
+∂ℓ/∂H for a random ∂ℓ/∂U. The reference is the closed form in float64.
 
-Iterative competitors start from P, and stop at a Riemannian gradient of 1e-6, pymanopt's default. Their
-objective stands in the table beside the closed form's.
+Iterative competitors start from P, and stop at a Riemannian gradient of 1e-6, pymanopt's default. The table
+shows how far their objective is above that of the closed form.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +23,12 @@ from ddnkit import DdnkitWarning, DeclarativeLayer, Problem, Solution, Solver, S
 from ddnkit.bench import Case, Comparison, Competitor, Floor, Request
 from ddnkit.linalg import polar, polar_adjoint, symmetric_factors
 
+from . import Prepare
+
 DELTA = 1e-3
-#: How far the class means have moved since P was the solution.
+#: How far, relatively, the class means have moved since P was the solution.
 _STEP = 0.01
-#: (dC)×(dC) matrices alive at once in a dense backward: Hessian, rows being stacked, its factors.
+#: (dC)×(dC) matrices held at once in a dense backward: Hessian, the rows it is stacked from, its factors.
 _DENSE_COPIES = 4
 _GRADIENT_NORM = 1e-6
 
@@ -59,13 +61,13 @@ class NearestETFBench(Comparison):
         if case.kind:
             before = etf_of_frame(haar_frame(d, C, dtype=torch.float64))
             frame = polar(_target(before / before.norm(), before)).U
-            # In float64, whatever was asked for: rounding to float32 would tell the values apart.
+            # In float64, whatever dtype was asked for: rounding to float32 would make the values differ.
             return {"H": before / before.norm(), "P": frame, "V": torch.randn(d, C).double()}
         H = before + _STEP * torch.randn(d, C, dtype=torch.float64)
         A = _target(before / before.norm(), haar_frame(d, C, dtype=torch.float64))
         frame = polar(A).U
-        made = {"H": H / H.norm(), "P": frame, "V": torch.randn(d, C, dtype=torch.float64)}
-        return {name: value.to(dtype) for name, value in made.items()}
+        inputs = {"H": H / H.norm(), "P": frame, "V": torch.randn(d, C, dtype=torch.float64)}
+        return {name: value.to(dtype) for name, value in inputs.items()}
 
     def floor(self, case: Case) -> Floor:
         """AᵀA, A S⁻¹; UᵀV, V S⁻¹, U(…); and two products C×C×C each way."""
@@ -142,33 +144,33 @@ def _target(H: Tensor, P: Tensor) -> Tensor:
     return 2 / (H.shape[-1] - 1) ** 0.5 * _centre(H) + DELTA * P
 
 
-def _pulled_back(U: Tensor, H: Tensor, V: Tensor) -> dict[str, Tensor]:
-    # In float32 the dense forms do not always reach their tolerance; the table says how far off.
+def _pull_back(U: Tensor, H: Tensor, V: Tensor) -> dict[str, Tensor]:
+    # In float32 the dense forms do not always reach their tolerance; the table shows the difference.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DdnkitWarning)
         (gradient,) = torch.autograd.grad(U, H, V)
     return {"U": U.detach(), "gradient": gradient}
 
 
-def _layer(form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _layer(form: str) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         H = inputs["H"].clone().requires_grad_()
         if form == "closed_form":
             return {
                 "forward": lambda _: nearest_etf(H, inputs["P"], DELTA),
-                "backward": lambda U: _pulled_back(U, H, inputs["V"]),
+                "backward": lambda U: _pull_back(U, H, inputs["V"]),
             }
         layer = DeclarativeLayer(NearestETF(DELTA), form, policy="warn")
         return {
             "forward": lambda _: layer(H, inputs["P"]),
-            "backward": lambda U: _pulled_back(U, H, inputs["V"]),
+            "backward": lambda U: _pull_back(U, H, inputs["V"]),
         }
 
     return prepare
 
 
 def _svd(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """In float64 inside, as the closed form is: in float32 the null direction is lost."""
+    """Computed in float64, as the closed form is: float32 loses the null direction."""
     H = inputs["H"].clone().requires_grad_()
     P = inputs["P"].double()
 
@@ -176,11 +178,11 @@ def _svd(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         left, _, right = torch.linalg.svd(_target(H.double(), P), full_matrices=False)
         return (left @ right).to(H.dtype)
 
-    return {"forward": forward, "backward": lambda U: _pulled_back(U, H, inputs["V"])}
+    return {"forward": forward, "backward": lambda U: _pull_back(U, H, inputs["V"])}
 
 
-class _Given(Solver):
-    """Hands over a solution that was found elsewhere."""
+class _FixedSolution(Solver):
+    """Returns a solution that was found elsewhere."""
 
     name = "given"
     point: Tensor
@@ -190,8 +192,8 @@ class _Given(Solver):
         return Solution(self.point.unsqueeze(0), Status.CONVERGED, solver=self.name)
 
 
-def _pymanopt(form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """pymanopt itself, given every derivative in closed form, in float64 as it always is."""
+def _pymanopt(form: str) -> Prepare:
+    """pymanopt itself, with every derivative in closed form; it always computes in float64."""
 
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         import pymanopt
@@ -221,10 +223,10 @@ def _pymanopt(form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
             return {"U": U, "gradient": gradient.to(H.dtype)}
 
         def dense(U: Tensor) -> dict[str, Tensor]:
-            given, leaf = _Given(), H.clone().requires_grad_()
-            given.point = U
-            layer = DeclarativeLayer(NearestETF(DELTA, solver=given), "dense", policy="warn")
-            return _pulled_back(layer(leaf, P), leaf, V)
+            solver, leaf = _FixedSolution(), H.clone().requires_grad_()
+            solver.point = U
+            layer = DeclarativeLayer(NearestETF(DELTA, solver=solver), "dense", policy="warn")
+            return _pull_back(layer(leaf, P), leaf, V)
 
         return {"forward": forward, "backward": closed_form if form == "closed_form" else dense}
 
@@ -232,7 +234,7 @@ def _pymanopt(form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
 
 
 def _geotorch(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """L-BFGS in geotorch's chart of the manifold, whose base point is P. It knows no gradient in H."""
+    """L-BFGS in geotorch's chart of the manifold with base point P. It has no gradient in H."""
 
     def forward(_: object) -> dict[str, Tensor]:
         import geotorch

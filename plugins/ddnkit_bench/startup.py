@@ -1,15 +1,17 @@
-"""``ddnkit bench startup``: how long the command line makes a person wait before anything happens."""
+"""``ddnkit bench startup``: the time that commands take to start, against Python and torch alone."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ddnkit.bench import Case, Comparison, Competitor, Request
+
+from . import Prepare
 
 _COMMANDS: dict[str, tuple[list[str], int]] = {
     "ddnkit --help": (["-m", "ddnkit", "--help"], 0),
@@ -39,7 +41,7 @@ class Startup(Comparison):
         return [Competitor(name, _process(*_COMMANDS[name])) for name in _COMMANDS]
 
 
-def _process(arguments: list[str], status: int) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _process(arguments: list[str], status: int) -> Prepare:
     def run(_: object) -> Mapping[str, torch.Tensor]:
         done = subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
         if done.returncode != status:

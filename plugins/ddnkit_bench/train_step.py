@@ -1,12 +1,12 @@
-"""``ddnkit bench train_step``: what a head costs beside the standard one, on the same network.
+"""``ddnkit bench train_step``: the cost of each head beside the standard one, on the same network.
 
 The paper's three methods, its nearest ETF without and with the DDN gradient (*Guiding Neural
-Collapse*, Table 3 and Fig. 5). Dropout and the like are absent, so a step is the same work for all.
+Collapse*, Table 3 and Fig. 5). There is no dropout or the like, so that a step is the same work for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ddnkit import InputError, registry
 from ddnkit.bench import Case, Comparison, Competitor, Request
+
+from . import Prepare
 
 #: Head settings by competitor.
 HEADS: dict[str, dict[str, Any]] = {
@@ -51,7 +53,7 @@ class TrainStep(Comparison):
         return Case((image, 4, 4), case.kind)
 
     def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
-        """A batch in which every class is as frequent as the next."""
+        """A batch in which all classes are equally frequent."""
         image, batch, classes = case.size
         images = torch.randn(batch, 3, image, image, dtype=dtype)
         return {"images": images, "labels": torch.arange(batch) % classes}
@@ -61,7 +63,7 @@ class TrainStep(Comparison):
         return [Competitor(head, _step(head, case)) for head in HEADS]
 
 
-def _step(head: str, case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _step(head: str, case: Case) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         image, batch, _ = case.size
         name, stem = case.kind.split()

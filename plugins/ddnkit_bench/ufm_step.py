@@ -1,14 +1,14 @@
 """``ddnkit bench ufm_step``: a training step on unconstrained features, with each head.
 
 The features are the parameters and all of them are the batch, as in *Guiding Neural Collapse*, section
-4: next to nothing is computed but the classifier. What it takes beside the features is its memory
+4: almost nothing is computed but the classifier. The memory it takes besides the features is its own
 (Table 3 there: 10.7 GB for the nearest ETF with the DDN gradient on UFM-100, 70.3 GB on UFM-200, and on
 UFM-1000 it did not fit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from ddnkit import InputError, registry
 from ddnkit.bench import Case, Comparison, Competitor
 
+from . import Prepare
 from .train_step import HEADS, step_phases
 
 
@@ -45,7 +46,7 @@ class UFMStep(Comparison):
         return [Competitor(head, _step(head, case)) for head in HEADS]
 
 
-def _step(head: str, case: Case) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _step(head: str, case: Case) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         samples, dimension, classes = case.size
         torch.manual_seed(0)

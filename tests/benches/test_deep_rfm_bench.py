@@ -12,7 +12,7 @@ from bounds import eps
 from click.testing import CliRunner
 from ddnkit_bench import deep_rfm
 from ddnkit_bench.deep_rfm import DeepRFMBench
-from ddnkit_bench.deep_rfm_ways import FIELDS
+from ddnkit_bench.deep_rfm_competitors import COMPETITORS
 from ddnkit_rfm import DeepRFM, KernelRegression, Laplace, agop
 
 from ddnkit import InputError
@@ -98,7 +98,7 @@ def results(kind: str, competitor: str) -> tuple[Any, Any]:
     case = Case((60, 5, 3), kind)
     torch.manual_seed(0)
     inputs = DeepRFMBench().inputs(case, torch.float64)
-    (found,) = [c for c in FIELDS[kind](case, "cpu") if c.name == competitor]
+    (found,) = [c for c in COMPETITORS[kind](case, "cpu") if c.name == competitor]
     state = None
     for phase in found.prepare(inputs).values():
         state = phase(state)

@@ -1,4 +1,9 @@
-"""The competitors of ``ddnkit bench deep_rfm``: ours, autograd, scikit-learn."""
+"""The competitors of ``ddnkit bench deep_rfm``: ddnkit, torch's autograd, scikit-learn and xrfm.
+
+xrfm is *xRFM* on the package index (Recursive Feature Machines). It is called by its own functions and with
+its own settings where it has some, but with one leaf in its tree, no ridge, every sample in the AGOP and no
+choice of an iteration by validation. It solves in the precision that it is given.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +29,27 @@ from torch.func import jacrev, vmap
 from ddnkit import InputError
 from ddnkit.bench import Case, Competitor
 
-from .deep_rfm_xrfm import BANDWIDTH, DEPTH, WIDTH, Prepare, mapped, xrfm, xrfm_layer, xrfm_machine
+from . import Prepare
 
-#: Of the Gaussian kernel ridge regression, whose kernel matrix is singular to working precision without.
+#: Of the Laplace kernel of layers and machines, and the width of their ReLU features.
+BANDWIDTH, WIDTH = 2.0, 1024
+#: AGOPs of a machine; it has one regression more.
+DEPTH = 2
+
+#: Of the Gaussian kernel ridge regression, whose kernel matrix without ridge is singular to working
+#: precision.
 _GAUSSIAN, _RIDGE = 1.0, 1e-3
-#: Samples up to which autograd's Jacobians take less than minutes, and how many are held at once.
+#: Samples up to which autograd's Jacobians take less than minutes, and how many are computed at once.
 _LARGEST_AUTOGRAD, _JACOBIANS = 4000, 100
-#: Difference that a layer in float32 is allowed.
+#: Allowed difference of a layer in float32.
 _SINGLE = 1e-2
-#: More than there is: as many bytes as it takes.
+#: More bytes than any machine has: no limit.
 _MEMORY = 1 << 62
+#: Samples whose gradients xrfm computes at once.
+_BATCH = 10_000
 
 
-def _layers(case: Case, device: str) -> list[Competitor]:
+def _layer_competitors(case: Case, device: str) -> list[Competitor]:
     slow = case.size[0] > _LARGEST_AUTOGRAD
     return [
         Competitor("ddnkit", _layer()),
@@ -48,12 +61,12 @@ def _layers(case: Case, device: str) -> list[Competitor]:
             _autograd_layer,
             refuses=f"left out: minutes above n = {_LARGEST_AUTOGRAD:,}" if slow else "",
         ),
-        *xrfm(case, xrfm_layer, _SINGLE),
+        *_xrfm(case, _xrfm_layer, _SINGLE),
     ]
 
 
 def _layer(*, by_gradients: bool = False, single: bool = False) -> Prepare:
-    """`KernelRegression.fit` and `fitted_layer` of ddnkit_rfm, a step a phase."""
+    """`KernelRegression.fit` and `fit_layer` of ddnkit_rfm, each step as a phase."""
 
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         kernel = Laplace(BANDWIDTH)
@@ -82,7 +95,7 @@ def _layer(*, by_gradients: bool = False, single: bool = False) -> Prepare:
             "kernel": matrix,
             "solve": solve,
             "AGOP": outer,
-            "root and map": lambda M: mapped(X, M, matrix_sqrt(M).root, W),
+            "root and map": lambda M: _layer_results(X, M, matrix_sqrt(M).root, W),
         }
 
     return prepare
@@ -95,12 +108,12 @@ def _iterative_layer(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "solve": lambda _: KernelRegression(kernel, solver="iterative").fit(X, Y).coefficients,
         "AGOP": lambda alpha: agop(kernel, X, alpha),
-        "root and map": lambda M: mapped(X, M, matrix_sqrt(M).root, W),
+        "root and map": lambda M: _layer_results(X, M, matrix_sqrt(M).root, W),
     }
 
 
 def _autograd_layer(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Nothing but torch: the Jacobian of the predictor, sample by sample in batches."""
+    """By torch alone: Jacobians of the predictor, vectorised over a batch of samples."""
     X, Y, W = (inputs[name] for name in "XYW")
     squares = X.square().sum(dim=1)
 
@@ -120,7 +133,7 @@ def _autograd_layer(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
     def end(M: Tensor) -> Mapping[str, Tensor]:
         eigenvalues, V = torch.linalg.eigh(M)
-        return mapped(X, M, (V * eigenvalues.clamp(min=0).sqrt()) @ V.T, W)
+        return _layer_results(X, M, (V * eigenvalues.clamp(min=0).sqrt()) @ V.T, W)
 
     return {
         "kernel": lambda _: (torch.cdist(X, X) / -BANDWIDTH).exp_(),
@@ -130,7 +143,7 @@ def _autograd_layer(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _regressions(case: Case, device: str) -> list[Competitor]:
+def _regression_competitors(case: Case, device: str) -> list[Competitor]:
     return [
         Competitor("ddnkit", _regression),
         Competitor(
@@ -161,10 +174,10 @@ def _kernel_ridge(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _machines(case: Case, device: str) -> list[Competitor]:
+def _machine_competitors(case: Case, device: str) -> list[Competitor]:
     return [
         Competitor("ddnkit", _machine),
-        *xrfm(case, xrfm_machine, _SINGLE),
+        *_xrfm(case, _xrfm_machine, _SINGLE),
         Competitor("ddnkit DeepRFM, another model", _deep_rfm, tolerance=float("inf")),
     ]
 
@@ -191,7 +204,7 @@ def _machine(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _deep_rfm(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With random features after each AGOP, and rows of unit length in each layer."""
+    """`DeepRFM`, with random features after each AGOP, and rows of unit length in each layer."""
     machine = DeepRFM(
         Laplace(BANDWIDTH),
         DEPTH,
@@ -205,9 +218,96 @@ def _deep_rfm(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def _layer_results(X: Tensor, M: Tensor, root: Tensor, W: Tensor) -> dict[str, Tensor]:
+    """The last step of a layer, and the results that are compared."""
+    return {"AGOP": M, "features": torch.relu_(X @ root @ W.T)}
+
+
+def _xrfm(
+    case: Case,
+    prepare: Callable[[torch.dtype | None], Prepare],
+    single: float,
+) -> list[Competitor]:
+    """xrfm in the precision of the inputs, and in float32 with the allowed difference ``single``."""
+    n, _, C = case.size
+    # The gradients' einsum holds its n×n×C coefficients more than twice.
+    needs = 2.7 * 8 * C * n * min(n, _BATCH)
+    return [
+        Competitor("xrfm", prepare(None), ("xrfm",), needs),
+        Competitor("xrfm, float32", prepare(torch.float32), ("xrfm",), needs / 2, tolerance=single),
+    ]
+
+
+def _xrfm_layer(dtype: torch.dtype | None) -> Prepare:
+    """The steps of ``RFM.fit``, each as a phase."""
+
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        from xrfm.rfm_src.kernels import LaplaceKernel
+        from xrfm.rfm_src.utils import matrix_power
+
+        X, Y, W = (inputs[name].to(dtype or inputs[name].dtype) for name in "XYW")
+        kernel = LaplaceKernel(bandwidth=BANDWIDTH, exponent=1.0)
+
+        def outer(alpha: Tensor) -> Tensor:
+            M = torch.zeros(X.shape[1], X.shape[1]).to(X)
+            for block in X.split(_BATCH):
+                M += kernel.get_agop(X, block, alpha.T)
+            return M / len(X)
+
+        def end(M: Tensor) -> Mapping[str, Tensor]:
+            largest = M.max()
+            root = largest.sqrt() * matrix_power(M / largest, 0.5, verbose=False)
+            return _layer_results(X, M, root, W)
+
+        return {
+            "kernel": lambda _: kernel.get_kernel_matrix(X, X),
+            "solve": lambda K: torch.linalg.solve(K, Y),
+            "AGOP": outer,
+            "root and map": end,
+        }
+
+    return prepare
+
+
+def _xrfm_machine(dtype: torch.dtype | None) -> Prepare:
+    """``RFM.fit`` and ``predict``, with the faster form of the kernel, by M instead of M^½.
+
+    It must be given validation samples; one training sample serves, and decides nothing.
+    """
+
+    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        from xrfm.rfm_src import RFM
+
+        X, Y, Z = (inputs[name].to(dtype or inputs[name].dtype) for name in "XYZ")
+
+        def fit(_: object) -> Any:
+            model = RFM(
+                "l2_high_dim",
+                iters=DEPTH,
+                bandwidth=BANDWIDTH,
+                device=str(X.device),
+                tuning_metric="mse",
+                verbose=False,
+            )
+            model.fit(
+                (X, Y),
+                (X[:1], Y[:1]),
+                reg=0.0,
+                verbose=False,
+                return_best_params=False,
+                early_stop_rfm=False,
+                total_points_to_sample=len(X),
+            )
+            return model
+
+        return {"fit": fit, "predict": lambda model: {"scores": model.predict(Z)}}
+
+    return prepare
+
+
 #: By kind of case, from the case and the device.
-FIELDS: Mapping[str, Callable[[Case, str], list[Competitor]]] = {
-    "layer": _layers,
-    "regression": _regressions,
-    "machine": _machines,
+COMPETITORS: Mapping[str, Callable[[Case, str], list[Competitor]]] = {
+    "layer": _layer_competitors,
+    "regression": _regression_competitors,
+    "machine": _machine_competitors,
 }
