@@ -6,7 +6,8 @@ and the pseudo-inverse of one of them; by the C class means it needs neither (`d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,13 +34,18 @@ class CollapseMetrics(Comparison):
     tolerance = 1e-8
 
     def inputs(self, case: Case, dtype: torch.dtype) -> Mapping[str, Any]:
-        """Features around class means, as in training: the deviations half as large."""
+        """Features around class means, with deviations half as large, as in training."""
         N, d, C = case.size
         labels = torch.arange(N) % C
         features = torch.randn(N, d, dtype=dtype).mul_(0.5)
         features += torch.randn(C, d, dtype=dtype)[labels]
         weight = torch.randn(C, d, dtype=dtype)
-        return {"features": features, "labels": labels, "weight": weight}
+        return {
+            "features": features,
+            "labels": labels,
+            "weight": weight,
+            "global_mean": features.mean(dim=0),
+        }
 
     def floor(self, case: Case) -> Floor:
         """A product N×d×(C−1), the Gram matrix of the means; the features read once."""
@@ -47,58 +53,44 @@ class CollapseMetrics(Comparison):
         return Floor(2.0 * N * d * (C - 1) + 2.0 * C * C * d, 8.0 * N * d, "2NdC + 2C²d")
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
-        """Ours first."""
+        """ddnkit first."""
         return [
-            Competitor("ddnkit nc1", _ours(case)),
-            Competitor("pseudo-inverse of Σ_B, chunks of Σ_W", _pinv(case, symmetric=False)),
-            Competitor("the same, as a symmetric matrix", _pinv(case, symmetric=True)),
-            Competitor("ddnkit, all six metrics", _all(case)),
+            Competitor("ddnkit nc1", _prepare(_by_means, case)),
+            Competitor("pseudo-inverse of Σ_B, chunks of Σ_W", _prepare(_by_pinv, case)),
+            Competitor(
+                "the same, as a symmetric matrix", _prepare(partial(_by_pinv, symmetric=True), case)
+            ),
+            Competitor("ddnkit, all six metrics", _prepare(_all_metrics, case)),
         ]
 
 
-def _ours(case: Case) -> Prepare:
-    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        features, labels = inputs["features"], inputs["labels"]
-
-        def value(_: object) -> dict[str, Tensor]:
-            return {"nc1": nc1(features, labels, class_statistics(features, labels, case.size[2]))}
-
-        return {"value": value}
-
-    return prepare
+def _prepare(metric: Callable[..., Tensor], case: Case) -> Prepare:
+    """The one phase of a competitor that gives NC1 from the inputs and the number of classes."""
+    return lambda inputs: {"value": lambda _: {"nc1": metric(**inputs, classes=case.size[2])}}
 
 
-def _all(case: Case) -> Prepare:
-    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        features, labels = inputs["features"], inputs["labels"]
-        mean = features.mean(dim=0)
-
-        def value(_: object) -> dict[str, Tensor]:
-            figures = neural_collapse(features, labels, inputs["weight"], mean, case.size[2])
-            return {"nc1": torch.tensor(figures["nc1"], dtype=torch.float64)}
-
-        return {"value": value}
-
-    return prepare
+def _by_means(features: Tensor, labels: Tensor, classes: int, **unused: Tensor) -> Tensor:
+    return nc1(features, labels, class_statistics(features, labels, classes))
 
 
-def _pinv(case: Case, *, symmetric: bool) -> Prepare:
-    def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        features, labels = inputs["features"], inputs["labels"]
-        N, d, C = case.size
+def _all_metrics(
+    features: Tensor, labels: Tensor, weight: Tensor, global_mean: Tensor, classes: int
+) -> Tensor:
+    figures = neural_collapse(features, labels, weight, global_mean, classes)
+    return torch.tensor(figures["nc1"], dtype=torch.float64)
 
-        def value(_: object) -> dict[str, Tensor]:
-            sums = features.new_zeros(C, d).index_add_(0, labels, features)
-            means = sums / torch.bincount(labels, minlength=C).unsqueeze(-1)
-            centred = means - means.mean(dim=0)
-            between = centred.T @ centred / C
-            within = features.new_zeros(d, d)
-            for chunk, own in zip(features.split(_CHUNK), labels.split(_CHUNK), strict=True):
-                deviations = chunk - means[own]
-                within.addmm_(deviations.T, deviations)
-            inverse = torch.linalg.pinv(between, hermitian=symmetric)
-            return {"nc1": (within / N * inverse).sum() / C}
 
-        return {"value": value}
-
-    return prepare
+def _by_pinv(
+    features: Tensor, labels: Tensor, classes: int, *, symmetric: bool = False, **unused: Tensor
+) -> Tensor:
+    (N, d), C = features.shape, classes
+    sums = features.new_zeros(C, d).index_add_(0, labels, features)
+    means = sums / torch.bincount(labels, minlength=C).unsqueeze(-1)
+    centred = means - means.mean(dim=0)
+    between = centred.T @ centred / C
+    within = features.new_zeros(d, d)
+    for chunk, own in zip(features.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        deviations = chunk - means[own]
+        within.addmm_(deviations.T, deviations)
+    inverse = torch.linalg.pinv(between, hermitian=symmetric)
+    return (within / N * inverse).sum() / C

@@ -107,7 +107,7 @@ class DeepRFMBench(Comparison):
         return Floor(sum(phases.values()), what=what, phases=phases)
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
-        """Ours first."""
+        """ddnkit first."""
         return COMPETITORS[case.kind](case, device)
 
     def columns(

@@ -154,16 +154,13 @@ def _pull_back(U: Tensor, H: Tensor, V: Tensor) -> dict[str, Tensor]:
 
 def _layer(form: str) -> Prepare:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        H = inputs["H"].clone().requires_grad_()
-        if form == "closed_form":
-            return {
-                "forward": lambda _: nearest_etf(H, inputs["P"], DELTA),
-                "backward": lambda U: _pull_back(U, H, inputs["V"]),
-            }
-        layer = DeclarativeLayer(NearestETF(DELTA), form, policy="warn")
+        H, P, V = inputs["H"].clone().requires_grad_(), inputs["P"], inputs["V"]
+        layer = None
+        if form != "closed_form":
+            layer = DeclarativeLayer(NearestETF(DELTA), form, policy="warn")
         return {
-            "forward": lambda _: layer(H, inputs["P"]),
-            "backward": lambda U: _pull_back(U, H, inputs["V"]),
+            "forward": lambda _: layer(H, P) if layer else nearest_etf(H, P, DELTA),
+            "backward": lambda U: _pull_back(U, H, V),
         }
 
     return prepare

@@ -171,7 +171,7 @@ class DeepRFM:
         Raises:
             ddnkit.InputError: samples are not finite, or labels do not match.
         """
-        X, Y, standardisation = self._training(X, y, classes)
+        X, Y, standardisation = self._prepare(X, y, classes)
         like = X.new_empty(0, X.shape[1])
         generator = torch.Generator().manual_seed(self.seed)
         layers: list[DeepRFMLayer] = []
@@ -251,7 +251,7 @@ class DeepRFM:
     def _regression(self, number: int) -> KernelRegression:
         return KernelRegression(self._kernels[number - 1], self._ridge, self._solver, self.memory)
 
-    def _training(
+    def _prepare(
         self, X: Tensor, y: Tensor, classes: int | None
     ) -> tuple[Tensor, Tensor, Standardisation | None]:
         """X_1 before its rows are normalised, Y, and the standardisation."""

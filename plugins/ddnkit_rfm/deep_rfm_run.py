@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from ddnkit_collapse import class_statistics
 from ddnkit_train import Dataset, cannot_go_on, read_sealed, write_sealed
+from ddnkit_train.samplers import stratified_subset
 from torch import Tensor
 
 from ddnkit import InputError, Job
@@ -264,19 +265,13 @@ def write_gram(folder: Path, layer: int, X: Tensor, labels: Tensor) -> None:
         X: samples ``(n, d)``.
         labels: classes ``(n,)``, int64.
     """
-    chosen = evenly_by_class(labels, _PICTURE_SAMPLES)
+    chosen = stratified_subset(labels, _PICTURE_SAMPLES)
+    if chosen is None:
+        chosen = torch.arange(len(labels), device=labels.device)
+    chosen = chosen[labels[chosen].argsort(stable=True)]
     statistics = class_statistics(X, labels, int(labels.max()) + 1)
     centre = statistics.means[statistics.present].mean(dim=0)
     x = unit_rows(X[chosen].to(torch.float64) - centre)
     gram = (x @ x.T).to(torch.float16)
     file = folder / f"gram-{layer}.npz"
     np.savez(file, gram=gram.cpu().numpy(), labels=labels[chosen].cpu().numpy())
-
-
-def evenly_by_class(labels: Tensor, count: int) -> Tensor:
-    """Indices of at most `count` samples, ordered by class, each class in proportion to its size."""
-    ordered = labels.argsort(stable=True)
-    if len(ordered) <= count:
-        return ordered
-    places = torch.arange(count, device=labels.device) * len(ordered) // count
-    return ordered[places]

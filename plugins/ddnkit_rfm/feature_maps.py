@@ -20,7 +20,7 @@ from ddnkit import InputError
 from .kernels import Kernel
 
 if TYPE_CHECKING:
-    from .settings.deep_rfm import FeatureMapSettings
+    from .settings import FeatureMapSettings
 
 #: Features at most in a smoke run.
 _SMOKE_WIDTH = 256

@@ -152,7 +152,7 @@ def own_gram_sum(
         V.diagonal().add_(R[block].square().sum(dim=1))
         _add_half(half, z[block], V, z[rest])
     before = (vector_norm(R, dim=1) * vector_norm(z, dim=1)).square().sum()
-    return _unless_cancelled(half + half.T, before + _size(vector_norm(W, dim=0), coefficients, z))
+    return _drop_if_cancelled(half + half.T, before + _size(vector_norm(W, dim=0), coefficients, z))
 
 
 def gram_sum(
@@ -179,7 +179,7 @@ def gram_sum(
     for rows in triangle:
         part = S[rows, rows.start :].mul_(coefficients[rows] @ coefficients[rows.start :].T)
         _add_half(half, z[rows], part, z[rows.start :])
-    return _unless_cancelled(own + half + half.T, before)
+    return _drop_if_cancelled(own + half + half.T, before)
 
 
 def _add_half(half: Tensor, z: Tensor, part: Tensor, rest: Tensor) -> None:
@@ -201,7 +201,7 @@ def _size(columns: Tensor, coefficients: Tensor, z: Tensor) -> Tensor:
     return (columns * norms).square().sum()
 
 
-def _unless_cancelled(total: Tensor, before: Tensor) -> Tensor | None:
+def _drop_if_cancelled(total: Tensor, before: Tensor) -> Tensor | None:
     """The sum, or None where its terms, by their size before they cancel, leave it too few digits.
 
     Also None for a sum that is NaN, because squares of slopes overflow.

@@ -19,7 +19,7 @@ from ddnkit import InputError
 from .samples import check_pair, check_samples
 
 if TYPE_CHECKING:
-    from .settings.deep_rfm import KernelSettings
+    from .settings import KernelSettings
 
 #: Numbers in a block of signs of x_k − z_k: as many as stay in a processor's cache, or keep a GPU busy.
 _SIGNS = {"cpu": 1 << 18}

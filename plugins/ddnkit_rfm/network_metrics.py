@@ -28,7 +28,7 @@ def measure_layers(settings: LayerwiseCollapse, model: Model, data: Data) -> dic
     In the precision of the weights, without autocast and without compilation, because a compiled network
     does not call its layers one by one.
     """
-    layers = fully_connected(model.backbone)
+    layers = fully_connected_layers(model.backbone)
     network = nn.Sequential(model.backbone, model.head)
     inputs, labels = _samples(settings, model, data)
     few = stratified_subset(labels, settings.layers.nfa_samples)
@@ -49,7 +49,7 @@ def measure_layers(settings: LayerwiseCollapse, model: Model, data: Data) -> dic
     return {column: value for column, value in figures.items() if not math.isnan(value)}
 
 
-def fully_connected(backbone: nn.Module) -> list[nn.Module]:
+def fully_connected_layers(backbone: nn.Module) -> list[nn.Module]:
     """The last five `Linear` layers of a backbone, or as many as it has.
 
     Raises:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _NONE = "–"
 #: Smaller distances are drawn as this one.
 _FLOOR = 1e-15
-#: On top of what was measured, which it would otherwise be hidden by.
+#: Style of the derived rate: drawn above the measured lines, which would otherwise hide it.
 _DERIVED: dict[str, Any] = {"color": "0.1", "linestyle": (0, (3, 3)), "linewidth": 0.9, "zorder": 3}
 _KAPPAS = {
     "distance": r"$\kappa^{*} = (1 + \lambda_k/(n + \lambda_{map}))^{-2}$",
@@ -35,9 +35,9 @@ _KAPPAS = {
 }
 CAPTION = (
     "‖X̃_lᵀX̃_l − YᵀY‖ in the spectral norm, simulated by equations 3 and 4 of the Deep RFM paper (NeurIPS "
-    "2024), for several λ_k/λ_map. Left with the κ that makes YᵀY a fixed point: dashed the derived rate, "
-    "λ_k/(λ_k + λ_map) · n/(n + λ_map) (plugins/ddnkit_rfm/asymptotics.py); float64 ends at 1e-14. Right "
-    "with the paper's κ, where it is above 0: the distance stays. " + OVER_SEEDS
+    "2024), for several λ_k/λ_map. Left: with the κ that makes YᵀY a fixed point; dashed is the derived "
+    "rate, λ_k/(λ_k + λ_map) · n/(n + λ_map) (plugins/ddnkit_rfm/asymptotics.py); float64 ends at 1e-14. "
+    "Right: with the paper's κ, where it is above 0; the distance does not go to 0. " + OVER_SEEDS
 )
 
 
@@ -50,17 +50,17 @@ class _Variant:
     run: RunFigures
 
     def series(self, metric: str) -> Series:
-        """A figure by layer; without points where it was not measured."""
+        """A metric by layer; without points if it was not recorded."""
         return self.run.curves.get(metric, {}).get(self.name, Series())
 
     @property
     def label(self) -> str:
-        """What is varied."""
+        """The ratio, for the legend."""
         return rf"$\lambda_k/\lambda_{{map}}$ = {self.settings['ratio']:g}"
 
     @property
     def rate(self) -> float:
-        """The derived one."""
+        """The derived rate of collapse."""
         return self.series("rate").median[0]
 
 
@@ -92,7 +92,7 @@ def _draw(axes: Axes, variants: Sequence[_Variant], metric: str) -> None:
 
 
 def _draw_rate(axes: Axes, variant: _Variant) -> None:
-    """The derived rate, from the second point on: it is that near YᵀY."""
+    """The derived rate, from the second point on, since it is the rate near YᵀY."""
     series = variant.series("distance")
     layers, start = series.steps[1:], series.median[:2][-1]
     derived = [start * variant.rate**k for k in range(len(layers))]
@@ -100,15 +100,15 @@ def _draw_rate(axes: Axes, variant: _Variant) -> None:
 
 
 def tables(folder: Path) -> list[Table]:
-    """Derived and seen rates; the optimum and what was tried."""
-    simulated, tried = _read(folder)
+    """The derived rates beside the measured ones; the optimum beside what was tried."""
+    simulated, tested = _read(folder)
     return [
-        *([_rates(simulated)] if simulated else []),
-        *([_optimum(tried)] if tried else []),
+        *([_rate_table(simulated)] if simulated else []),
+        *([_optimum_table(tested)] if tested else []),
     ]
 
 
-def _rates(variants: Sequence[_Variant]) -> Table:
+def _rate_table(variants: Sequence[_Variant]) -> Table:
     head = ("λ_k/λ_map", "derived rate", "factor seen", "in layer", "last distance",
             "with the paper's κ", "its derived limit")  # fmt: skip
     rows: list[tuple[str, ...]] = [head]
@@ -117,17 +117,17 @@ def _rates(variants: Sequence[_Variant]) -> Table:
         cells = (
             f"{variant.settings['ratio']:g}",
             f"{variant.rate:.4f}",
-            _over_seeds(factor, -1, ".4f"),
+            _format_spread(factor, -1, ".4f"),
             f"{factor.steps[-1]:.0f}" if factor.steps else _NONE,
-            _over_seeds(variant.series("distance"), -1, ".2g"),
-            _over_seeds(published, -1, ".3g"),
+            _format_spread(variant.series("distance"), -1, ".2g"),
+            _format_spread(published, -1, ".3g"),
             f"{_published_limit(variant.settings):.3g}" if published.steps else _NONE,
         )
         rows.append(cells)
     note = (
         "Distances ‖X̃_lᵀX̃_l − YᵀY‖, the norm of YᵀY being n; the factor between two layers is that of the "
         "last one above rounding. The rate is derived for κ* = (1 + λ_k/(n + λ_map))⁻²; the theorem says "
-        "that there is one below 1 for small λ_k/λ_map. With the paper's κ = 1 − 2λ_k(1 + λ_map⁻¹), which "
+        "that there is a rate below 1 for small λ_k/λ_map. With the paper's κ = 1 − 2λ_k(1 + λ_map⁻¹), which "
         "must be above 0, YᵀY is no fixed point: the recursion ends at sYᵀY, (s − 1)n from it, with "
         "s = ((sn + λ_map)/(sn + λ_map + λ_k))²/κ. Median [minimum, maximum] over seeds."
     )
@@ -144,14 +144,14 @@ def _published_limit(settings: dict[str, Any]) -> float:
     return abs(s - 1) * n
 
 
-def _optimum(variants: Sequence[_Variant]) -> Table:
+def _optimum_table(variants: Sequence[_Variant]) -> Table:
     head = ("μ", "K × n", "proved minimum", "g(YᵀY)", "least g of random kernels",
             "least growth along lines", "farthest end of a descent")  # fmt: skip
     rows: list[tuple[str, ...]] = [head]
     for variant in variants:
         of = variant.settings
         cells = (
-            _over_seeds(variant.series(metric), 0, form)
+            _format_spread(variant.series(metric), 0, form)
             for metric, form in (("bound", ".8f"), ("value", ".8f"), ("least", ".4g"),
                                  ("increase", ".3g"), ("descent_distance", ".1e"))
         )  # fmt: skip
@@ -168,7 +168,7 @@ def _optimum(variants: Sequence[_Variant]) -> Table:
     return Table("Theorem 5.4: the optimum of the kernel", tuple(rows), note)
 
 
-def _over_seeds(series: Series, k: int, form: str) -> str:
+def _format_spread(series: Series, k: int, form: str) -> str:
     if not series.steps:
         return _NONE
     shown = [f"{values[k]:{form}}" for values in (series.median, series.low, series.high)]
@@ -176,11 +176,9 @@ def _over_seeds(series: Series, k: int, form: str) -> str:
 
 
 def _read(folder: Path) -> tuple[list[_Variant], list[_Variant]]:
-    """The variants of Theorem 5.3 and those of 5.4, in the recipe's order."""
+    """The variants of Theorem 5.3 and those of Theorem 5.4, in the recipe's order."""
     run = read_run(folder)
-    variants = []
-    for name in run.variants:
-        variants.append(_Variant(name, read_settings(folder, name), run))
+    variants = [_Variant(name, read_settings(folder, name), run) for name in run.variants]
     return (
         [variant for variant in variants if variant.series("distance").steps],
         [variant for variant in variants if variant.series("bound").steps],

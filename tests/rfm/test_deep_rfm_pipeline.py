@@ -17,7 +17,7 @@ import torch
 from bounds import factorised
 from click.testing import CliRunner, Result
 from ddnkit_rfm import DeepRFM, FourierFeatures, L1Laplace, Laplace, LayerStages, ReLUFeatures, dnc1
-from ddnkit_rfm.deep_rfm_run import evenly_by_class
+from ddnkit_rfm.deep_rfm_run import write_gram
 from ddnkit_rfm.regression import TOLERANCE
 from ddnkit_rfm.settings import DeepRFMCollapse, RFMTheory
 from ddnkit_train import Dataset, Standardise, read_sealed, write_sealed
@@ -312,10 +312,10 @@ def test_pictures_are_ordered_by_class_and_show_each_with_its_share(tmp_path: Pa
         np.testing.assert_allclose(np.diagonal(gram), 1, atol=np.finfo(np.float16).eps)
         within.append(gram[labels[:, None] == labels].mean())
     assert within[0] < 0.6 < 0.7 < within[1]
-    labels = torch.tensor([2] * 6 + [0] * 30 + [1] * 14)
-    assert labels[evenly_by_class(labels, 25)].bincount().tolist() == [15, 7, 3]
-    assert evenly_by_class(labels, 25).unique().numel() == 25
-    assert labels[evenly_by_class(labels, 50)].bincount().tolist() == [30, 14, 6]
+    labels = torch.tensor([2] * 120 + [0] * 600 + [1] * 280)
+    write_gram(tmp_path, 9, torch.randn(1000, 3), labels)
+    shown = np.load(tmp_path / "gram-9.npz")["labels"]
+    assert (np.diff(shown) >= 0).all() and np.bincount(shown).tolist() == [300, 140, 60]
 
 
 def test_the_first_process_alone_works(tmp_path: Path) -> None:
