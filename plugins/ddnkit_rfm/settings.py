@@ -242,9 +242,8 @@ class LayerSettings(Settings):
         if not self.nfa:
             yield Doubt("nfa_samples", "does nothing: nfa is false", idle=True)
         elif self.nfa_samples > self.samples:
-            yield Doubt(
-                "nfa_samples", f"{self.nfa_samples} of {self.samples} samples are all of them"
-            )
+            text = f"there are only the {self.samples} of layers.samples, and all of them are used"
+            yield Doubt("nfa_samples", text)
 
 
 class LayerwiseCollapse(Classification):
@@ -260,11 +259,7 @@ class LayerwiseCollapse(Classification):
     section 6.
     """
 
-    columns: ClassVar[tuple[str, ...]] = (
-        *Classification.columns,
-        "objective",
-        *COLUMNS,
-    )
+    columns: ClassVar[tuple[str, ...]] = (*Classification.columns, "objective", *COLUMNS)
 
     layers: LayerSettings = Field(
         default=LayerSettings(), description="What is measured of the fully connected layers."
@@ -381,7 +376,7 @@ class RFMTheory(Pipeline):
         )
         for key in other:
             text = f"does nothing with {'ratio' if simulated else 'ridge'}"
-            yield Doubt(key, f"{text}: it is of the other theorem", idle=True)
+            yield Doubt(key, f"{text}: it belongs to the other theorem", idle=True)
 
     def run(self, job: Job) -> None:
         """Record a row for each layer l of 2…L+1 (Theorem 5.3), or one row (Theorem 5.4)."""

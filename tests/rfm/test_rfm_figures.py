@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,12 @@ def test_a_theory_without_a_simulation_has_no_figure(tmp_path: Path) -> None:
     assert [table.title for table in theory_tables(run)] == [
         "Theorem 5.4: the optimum of the kernel"
     ]
+
+
+def test_settings_and_reports_do_not_import_torch() -> None:
+    code = (
+        "import sys, ddnkit_rfm.settings, ddnkit_rfm.deep_rfm_report, ddnkit_rfm.network_report; "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
