@@ -113,12 +113,8 @@ def module_agops(
     """`module_agop` of several layers, from the same forward and backward passes.
 
     Args:
-        module: as for `module_agop`.
-        inputs: as for `module_agop`.
         layers: by default every `Linear`, and every `Conv2d` that is not in groups.
-        output: as for `module_agop`.
-        chunk: as for `module_agop`.
-        memory: as for `module_agop`.
+        module, inputs, output, chunk, memory: as for `module_agop`.
 
     Returns:
         M of each layer by its dotted name, "" for the network itself.
@@ -353,14 +349,10 @@ def nfa_correlations(
     """ρ(WᵀW, M^{1/2}) of each layer of a network, M the AGOP of its input (Ansatz 3.1, appendix D).
 
     Args:
-        module: the network, as for `module_agop`.
-        inputs: as for `module_agop`.
         layers: `Linear` and `Conv2d` ones; by default every one, convolutions in groups left out.
         centred: False for the cosine of equation 2.
         root: False correlates with M instead of M^{1/2}, as equation 2 does.
-        output: as for `module_agop`.
-        chunk: as for `module_agop`.
-        memory: as for `module_agop`.
+        module, inputs, output, chunk, memory: as for `module_agop`.
 
     Returns:
         ρ ``()`` of each layer by its dotted name.
