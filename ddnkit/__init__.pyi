@@ -19,7 +19,14 @@ from .manifold import Manifold
 from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
 from .problem import Problem
-from .recipe.pipeline import Job, Pipeline, Table
+from .recipe.pipeline import (
+    Job,
+    Paper,
+    Pipeline,
+    PublishedFigure,
+    Table,
+    published_figures,
+)
 from .recipe.settings import Component, Doubt, Settings, component
 from .run.reading import read_json, read_table, read_yaml
 from .solution import Adjoint, Solution, Status
@@ -42,9 +49,11 @@ __all__ = [
     "InputError",
     "Job",
     "Manifold",
+    "Paper",
     "Pipeline",
     "PluginError",
     "Problem",
+    "PublishedFigure",
     "Settings",
     "Solution",
     "Solver",
@@ -57,6 +66,7 @@ __all__ = [
     "import_object",
     "nearest_choice",
     "peak_resident_memory",
+    "published_figures",
     "read_json",
     "read_table",
     "read_yaml",

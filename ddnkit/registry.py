@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -39,6 +39,7 @@ GROUPS = MappingProxyType(
         "losses": "ddnkit.recipe.settings:Settings",
         "optimizers": "ddnkit.recipe.settings:Settings",
         "metrics": "ddnkit.recipe.settings:Settings",
+        "papers": "ddnkit.recipe.pipeline:Paper",
         "benches": "ddnkit.bench.contract:Bench",
     }
 )
@@ -47,6 +48,7 @@ _ATTRIBUTES: dict[str, dict[str, type]] = {
     "solvers": {"name": str},
     "backwards": {"name": str},
     "pipelines": {"columns": tuple},
+    "papers": {"title": str, "former_keys": Mapping},
     "benches": {"name": str},
 }
 

@@ -14,6 +14,7 @@ from ..errors import InputError, PluginError
 from . import overrides as overriding
 from .axes import read_axes, read_sweep
 from .find import find
+from .former_keys import find_former_keys
 from .location import keys
 from .pipeline import Pipeline
 from .problems import Problems
@@ -38,15 +39,23 @@ def load(source: str | Path, overrides: Iterable[str] = (), *, seeds: str | None
             was given, or the nearest valid name.
     """
     file = find(source)
-    written = read(file)
+    written, overrides = read(file), list(overrides)
     document = overriding.apply(written, overrides)
-    problems = Problems()
+    problems, doubts = Problems(), Problems()
+    former = find_former_keys(document, RESERVED)
+    if former.new:
+        former.note([written, document], doubts)
+        mark = document.mark(former.paths(document)[0])
+        former.move(written)
+        document = overriding.apply(written, overrides, former.new)
+        former.move(document)
+        former.name_paper(document, mark)
     if seeds is not None:
         if "seeds" in document.value:  # wrong ones are told all the same
             read_seeds(document.value["seeds"], document.mark(("seeds",)), problems)
         document.value["seeds"] = parse_seeds(seeds)
         document.marks[("seeds",)] = Mark(10**6, 0, 0, f"--seeds {seeds}")
-    recipe = _Loading(document, written, problems).recipe(file)
+    recipe = _Loading(document, written, problems, doubts).recipe(file)
     return recipe if _stands_for(recipe.mapping, recipe) else _as_written(recipe, document)
 
 
@@ -54,7 +63,7 @@ def _stands_for(mapping: dict[str, Any], recipe: Recipe) -> bool:
     """Whether ``mapping`` loads to the same; a pipeline may tell what was given from a default."""
     try:
         document = parse(dump(mapping), Origin(str(recipe.path)))
-        again = _Loading(document, document, Problems()).recipe(recipe.path)
+        again = _Loading(document, document, Problems(), Problems()).recipe(recipe.path)
     except InputError:
         return False
     return again.seeds == recipe.seeds and [(v.name, repr(v.settings)) for v in again.variants] == [
@@ -70,11 +79,13 @@ def _as_written(recipe: Recipe, document: Document) -> Recipe:
 
 
 class _Loading:
-    def __init__(self, document: Document, written: Document, problems: Problems) -> None:
+    def __init__(
+        self, document: Document, written: Document, problems: Problems, doubts: Problems
+    ) -> None:
         self.document = document
         self.written = written
         self.problems = problems
-        self.doubts = Problems()
+        self.doubts = doubts
 
     def recipe(self, file: Path) -> Recipe:
         description = self.description()

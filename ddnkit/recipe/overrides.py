@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from ..errors import InputError
@@ -11,11 +11,14 @@ from .source import Document, Key, Mark, Origin, cut, parse, shown
 from .sweep import within
 
 
-def apply(document: Document, overrides: Iterable[str]) -> Document:
+def apply(
+    document: Document, overrides: Iterable[str], new_keys: Mapping[str, str] | None = None
+) -> Document:
     """The document with each ``key=value`` set in turn; values are YAML, keys may be new.
 
     An override of a key ends the recipe's own sweep over it, in named options too, and so does an
-    override that sweeps: ``sweep.head.name=[a, b]``.
+    override that sweeps: ``sweep.head.name=[a, b]``. A former key in ``new_keys`` is read as the
+    dotted key that it is now.
 
     Raises:
         InputError: an override is not ``key=value``, or its key runs through a plain value; the
@@ -25,7 +28,7 @@ def apply(document: Document, overrides: Iterable[str]) -> Document:
     errors = []
     for number, text in enumerate(overrides, start=1):
         try:
-            _set(result, text, Origin(f"-s {cut(text, 200)}", order=number))
+            _set(result, text, Origin(f"-s {cut(text, 200)}", order=number), new_keys or {})
         except InputError as error:
             errors.append(str(error))
     if errors:
@@ -33,7 +36,7 @@ def apply(document: Document, overrides: Iterable[str]) -> Document:
     return result
 
 
-def _set(document: Document, text: str, origin: Origin) -> None:
+def _set(document: Document, text: str, origin: Origin, new_keys: Mapping[str, str]) -> None:
     key, equals, value_text = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -41,6 +44,10 @@ def _set(document: Document, text: str, origin: Origin) -> None:
     if parts[0] == "sweep" and len(parts) > 1:
         parts = ["sweep", ".".join(parts[1:])]
     value = parse(value_text, origin)
+    if parts[-1] in new_keys and len(parts) == 1:
+        parts = new_keys[parts[0]].split(".")
+    elif parts[-1] in new_keys and len(parts) == 2 and isinstance(value.value, list):
+        parts = [parts[0], new_keys[parts[1]]]
     _end_sweep(document, parts, value.value)
     try:
         lay_over(document, parts, value)

@@ -1,15 +1,16 @@
-"""The Pipeline contract: what a recipe's ``pipeline`` key chooses, and the job it is given."""
+"""The contracts of a recipe: the pipeline that it runs with its jobs, and the paper that it follows."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+from .. import registry
 from ..errors import InputError
-from .settings import Settings
+from .settings import Settings, component
 
 
 @final
@@ -71,12 +72,95 @@ class Job:
     stopping: Callable[[], bool] = lambda: False
 
 
+@final
+@dataclass(frozen=True)
+class PublishedFigure:
+    """A figure as a paper prints it, to stand beside ours.
+
+    Attributes:
+        metric: what was measured: a column of ``metrics.csv``, or a figure that some table of the
+            pipeline knows, such as ``peak_memory_gb``.
+        text: the figure, as printed, such as ``"83.86 [84.5, 90.7]"``.
+        source: where it is printed and what it is of, such as ``"Table 1, five seeds"``.
+        epoch: when it was measured; None for the end of the training.
+        note: what a reader should know besides: a sentence, told once below the table.
+    """
+
+    metric: str
+    text: str
+    source: str
+    epoch: float | None = None
+    note: str = ""
+
+
+class Paper(Settings):
+    """What a paper brings to the recipes that follow it: the section ``paper`` names one.
+
+    A subclass is a plugin of the group ``papers``. Its fields are the keys of the section, such as
+    ``experiment`` or ``fidelity``; it imports no torch. Whatever it leaves as it is adds nothing.
+    """
+
+    #: The paper as it is cited, such as ``"Guiding Neural Collapse (NeurIPS 2024)"``.
+    title: ClassVar[str]
+
+    #: Keys of the top of a recipe that are keys of this section now: old key to new. They are taken
+    #: for one release, with a warning.
+    former_keys: ClassVar[Mapping[str, str]] = {}
+
+    def presets(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for keys that a recipe leaves out; as `Pipeline.presets`, and before those."""
+        return {}
+
+    def published(self, settings: Mapping[str, Any]) -> Iterable[PublishedFigure]:
+        """The figures that the paper prints for a variant with these settings.
+
+        The report sets those of a column of ``metrics.csv`` beside ours, in a table of each column.
+
+        Args:
+            settings: all of them as plain values, each section with its ``name``, as in the variant's
+                ``settings.yaml``.
+        """
+        return ()
+
+    def tables(self, folder: Path) -> Iterable[Table]:
+        """Further tables of a run folder for its report; as `Pipeline.tables`."""
+        return ()
+
+
+def published_figures(
+    settings: Mapping[str, Any], metric: str | None = None
+) -> tuple[PublishedFigure, ...]:
+    """What the paper that is named in a variant's ``settings`` prints for it; empty where none is.
+
+    Args:
+        settings: as `Paper.published` is given them.
+        metric: its figures alone; None for all.
+
+    Raises:
+        ddnkit.PluginError: there is no such paper here.
+        pydantic.ValidationError: the settings were changed, and the section is not valid.
+    """
+    section = dict(settings.get("paper") or {})
+    if "name" not in section:
+        return ()
+    kind = registry.get("papers", section.pop("name"))
+    figures = kind.model_validate(section).published(settings)
+    return tuple(figure for figure in figures if metric in (None, figure.metric))
+
+
 class Pipeline(Settings, abc.ABC):
     """Settings of a whole recipe and the code that runs one job of it.
 
     Sections filled by plugins are fields declared with `component`. The recipe keys ``pipeline``,
     ``seeds`` and ``sweep`` are the library's own and never reach the pipeline.
     """
+
+    paper: Paper | None = component(
+        "papers",
+        description="The paper that the recipe follows: its choices for what is left out, its "
+        "figures in the report.",
+        optional=True,
+    )
 
     #: Columns of ``metrics.csv``; ``epoch`` and ``step`` come first, every other one is a figure.
     columns: ClassVar[tuple[str, ...]]

@@ -15,9 +15,10 @@ from pydantic_core import PydanticCustomError
 
 from .. import registry
 from ..errors import PluginError
+from ..importing import is_subclass
 from .contract import contract_of, lacking, wrong_values
 from .location import error_path, keys, keys_at, value_at
-from .pipeline import Pipeline
+from .pipeline import Paper, Pipeline
 from .problems import Problems, meant_hint, message
 from .settings import Doubt, Settings
 from .source import Document, Key, Mark, shown
@@ -111,7 +112,7 @@ class VariantSchema:
     written: dict[str, set[str]]
     problems: Problems
     names: dict[str, str] = field(default_factory=dict)
-    preset: set[Key] = field(default_factory=set)
+    preset: dict[Key, str] = field(default_factory=dict)  # whose preset a key's value is
     foreign: dict[Key, str] = field(default_factory=dict)
 
     def validate(self, reserved: set[str]) -> Resolved | None:
@@ -197,17 +198,37 @@ class VariantSchema:
         return False
 
     def with_presets(self, data: dict[str, Any], model: type[pydantic.BaseModel]) -> dict[str, Any]:
-        """``data`` and the pipeline's presets, where ``model`` knows them and nothing is given."""
+        """``data`` and the presets, where ``model`` knows them and nothing is given.
+
+        Those of the paper go before those of the pipeline.
+        """
         named = {section: {"name": name, **data[section]} for section, name in self.names.items()}
-        for dotted, value in self.pipeline.presets({**data, **named}).items():
-            path = tuple(dotted.split("."))
-            if path[-1] not in keys_at(model, path[:-1]):
-                continue
-            filled = _filled(data, path, value)
-            if filled is not data:
-                self.preset.add(path)
-                data = filled
+        given = {**data, **named}
+        presets = [("the paper", self.paper_presets(given, model))]
+        presets.append(("the pipeline", self.pipeline.presets(given)))
+        for whose, values in presets:
+            for dotted, value in values.items():
+                path = tuple(dotted.split("."))
+                if path[-1] not in keys_at(model, path[:-1]):
+                    continue
+                filled = _filled(data, path, value)
+                if filled is not data:
+                    self.preset[path] = whose
+                    data = filled
         return data
+
+    def paper_presets(
+        self, given: dict[str, Any], model: type[pydantic.BaseModel]
+    ) -> dict[str, Any]:
+        """The presets of the paper that is named, if its section is valid."""
+        kind = model.model_fields["paper"].annotation
+        if not is_subclass(kind, Paper):
+            return {}
+        section = {key: value for key, value in given["paper"].items() if key != "name"}
+        try:
+            return dict(cast("type[Paper]", kind).model_validate(section).presets(given))
+        except pydantic.ValidationError:  # it is told where the whole variant is validated
+            return {}
 
     def concrete(self, types: dict[str, Any]) -> type[Pipeline]:
         """The pipeline with ``types`` for its sections."""
@@ -217,6 +238,7 @@ class VariantSchema:
             fields[section] = (
                 concrete,
                 pydantic.Field(
+                    default=info.default if concrete == Settings | None else ...,
                     description=info.description,
                     json_schema_extra=info.json_schema_extra,
                 ),
@@ -265,8 +287,9 @@ class VariantSchema:
                 expected = f"; expected one of: {names}" if section else ""
                 self.problems.add(mark, path, f"missing{expected}")
             else:
-                source = " (a preset of the pipeline, as the key is not given)"
-                text = message(items, value_at(data, path)) + (source * (path in self.preset))
+                text = message(items, value_at(data, path))
+                if path in self.preset:
+                    text += f" (a preset of {self.preset[path]}, as the key is not given)"
                 self.problems.add(mark, path, text)
 
     def wrong_members(self, instance: Pipeline) -> bool:

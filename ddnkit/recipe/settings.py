@@ -73,13 +73,16 @@ class Component(Settings):
         return import_object(self.builder)(self, *given, **named)
 
 
-def component(group: str, default: str | None = None, description: str = "") -> Any:
+def component(
+    group: str, default: str | None = None, description: str = "", *, optional: bool = False
+) -> Any:
     """A field of a pipeline filled by a plugin of ``group``, chosen by the section's ``name``.
 
-    With ``default`` the section may be left out, or hold settings without a ``name``.
+    With ``default`` the section may be left out, or hold settings without a ``name``. Where it is
+    ``optional`` it may be left out too, and is None then.
     """
     return pydantic.Field(
-        default=None if default else ...,
+        default=None if default or optional else ...,
         validate_default=False,
         description=description,
         json_schema_extra={"ddnkit_group": group, "ddnkit_default": default},

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedFileError, InputError
 from ..importing import described
 from ..recipe.load import load
-from ..recipe.pipeline import Pipeline, Table
+from ..recipe.pipeline import Paper, Pipeline, Table
 from ..recipe.recipe import Recipe
 from ..recipe.source import dump
 from .folder import JobFolder, RunFolder, write_whole
 from .page import page
 from .summary import Summary, summarise, write_summary
-from .table import race
+from .table import beside_published, race
 
 _GENERAL = ("pipeline", "description", "seeds", "sweep")
 #: What the table of the last evaluation says of it besides the metrics, and where it is in a row.
@@ -29,17 +30,28 @@ _ABOUT = {"epoch": "epoch", "step": "step", "seeds": "n"}
 
 @dataclass
 class _Contributed:
-    """What the pipeline adds to the report, and a line for each thing that could not be done."""
+    """What pipeline and papers add to the report, and a line for each thing that could not be done."""
 
     figures: list[tuple[str, Path]] = field(default_factory=list)  # with their captions
     tables: list[Table] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
-    def ask(self, pipeline: Pipeline, folder: Path) -> None:
+    def ask(self, recipe: Recipe, summary: Summary, folder: Path) -> None:
         """Have the figures drawn and the tables made."""
+        pipeline = recipe.variants[0].pipeline
         self._try("figures drawn", lambda: self._take_figures(pipeline, folder))
-        self._try("further tables", lambda: self.tables.extend(pipeline.tables(folder)))
+        self._try(
+            "published figures", lambda: self.tables.extend(beside_published(recipe, summary))
+        )
+        self._try("further tables", lambda: self._take_tables(pipeline, folder))
+        papers = {type(v.pipeline.paper): v.pipeline.paper for v in recipe.variants}
+        for paper in papers.values():
+            if isinstance(paper, Paper):
+                self._try(f"tables of {paper.title}", partial(self._take_tables, paper, folder))
+
+    def _take_tables(self, of: Pipeline | Paper, folder: Path) -> None:
+        self.tables.extend(of.tables(folder))
 
     def _take_figures(self, pipeline: Pipeline, folder: Path) -> None:
         files = list(pipeline.figures(folder))
@@ -101,7 +113,7 @@ def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[
     try:
         write_summary(folder, summary)
         if recipe and summary.rows:
-            contributed.ask(recipe.variants[0].pipeline, folder.path)
+            contributed.ask(recipe, summary, folder.path)
         summary = replace(summary, damaged=(*summary.damaged, *contributed.damaged))
         text = "\n\n".join(_sections(folder, environment, recipe, summary, contributed)) + "\n"
         write_whole(folder.report, text)

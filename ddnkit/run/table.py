@@ -1,15 +1,20 @@
-"""The comparison of variants that a run ends with: a table, and a sentence on the race."""
+"""The comparison of variants that a run ends with: tables, and a sentence on the race."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ..recipe.pipeline import PublishedFigure, Table, published_figures
+from ..recipe.recipe import Recipe
 from .summary import Summary, SummaryRow
 
 #: Figures of which more is better; of others a race has no known direction.
 _ACCURACIES = ("test_top1", "train_top1")
+_NOT_RUN = "not run"
+_NO_FIGURE = "–"
+_SAME_EPOCH = 1e-6
 
 
 def comparison(summaries: Sequence[tuple[str, Summary]], width: int | None = None) -> str:
@@ -60,6 +65,58 @@ def race(summary: Summary) -> str:
             f"{began}; at the last evaluation, {end_at}, {level} are level at {end[0].median:.4g}."
         )
     return f"{began}; at the last evaluation, {end_at}, {end[0].variant} leads {_by(end)}."
+
+
+def beside_published(recipe: Recipe, summary: Summary) -> list[Table]:
+    """A table for each metric of ``summary`` that a paper of ``recipe`` prints figures of."""
+    settings = {variant.name: variant.settings for variant in recipe.variants}
+    printed = {name: published_figures(settings.get(name, {})) for name in summary.variants}
+    metrics = dict.fromkeys(figure.metric for figures in printed.values() for figure in figures)
+    return [
+        _beside(
+            metric,
+            summary,
+            {name: [f for f in figures if f.metric == metric] for name, figures in printed.items()},
+        )
+        for metric in metrics
+        if metric in summary.metrics
+    ]
+
+
+def _beside(
+    metric: str, summary: Summary, printed: Mapping[str, Sequence[PublishedFigure]]
+) -> Table:
+    together = [figure for figures in printed.values() for figure in figures]
+    epochs = sorted({figure.epoch for figure in together}, key=lambda at: (at is None, at))
+    rows = [metric]
+    for at in epochs:
+        when = "at the end" if at is None else f"epoch {at:g}"
+        rows += [f"{when}, ours", f"{when}, published"]
+    table = [tuple(rows)]
+    for variant in summary.variants:
+        cells = [variant]
+        for at in epochs:
+            texts = [figure.text for figure in printed[variant] if figure.epoch == at]
+            cells += [_ours(summary, variant, metric, at), ", ".join(texts) or _NO_FIGURE]
+        table.append(tuple(cells))
+    sources = "; ".join(dict.fromkeys(figure.source for figure in together))
+    notes = dict.fromkeys(figure.note for figure in together if figure.note)
+    note = (
+        f"Ours: median [minimum, maximum] over seeds. Published: {sources}. “{_NOT_RUN}”: there is no "
+        f"evaluation at that very epoch; “{_NO_FIGURE}”: the paper has no figure of such a variant."
+    )
+    return Table(f"{metric} beside the published", tuple(table), " ".join([note, *notes]))
+
+
+def _ours(summary: Summary, variant: str, metric: str, epoch: float | None) -> str:
+    if epoch is None:
+        return str(summary.last(variant, metric) or _NOT_RUN)
+    for row in summary.rows:
+        # An epoch of a record is a step divided by the steps of an epoch.
+        same = row.epoch is not None and abs(row.epoch - epoch) < _SAME_EPOCH
+        if same and (row.variant, row.metric) == (variant, metric):
+            return str(row)
+    return _NOT_RUN
 
 
 def _evaluations(rows: Sequence[SummaryRow]) -> list[tuple[str, list[SummaryRow]]]:

@@ -5,4 +5,15 @@ The public names are listed in ``__init__.pyi`` and loaded on first use.
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from ddnkit.renamed import with_old_names
+
+_lookup, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__ = with_old_names(
+    __name__,
+    _lookup,
+    {
+        "PublishedFigures": "ddnkit_gnc:Experiment",
+        "published_figures": "ddnkit_gnc:experiment",
+        "published_names": "ddnkit_gnc:experiment_names",
+    },
+)

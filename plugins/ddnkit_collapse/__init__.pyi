@@ -13,7 +13,6 @@ from .metrics import (
     neural_collapse,
 )
 from .panels import draw_panels
-from .published import PublishedFigures, published_figures, published_names
 from .settings import NeuralCollapse
 from .statistics import ClassStatistics, class_statistics
 
@@ -22,7 +21,6 @@ __all__ = [
     "Evaluation",
     "HeldOut",
     "NeuralCollapse",
-    "PublishedFigures",
     "ce_bound",
     "class_statistics",
     "cosine_margins",
@@ -35,6 +33,4 @@ __all__ = [
     "nc3",
     "nc4",
     "neural_collapse",
-    "published_figures",
-    "published_names",
 ]

@@ -4,11 +4,12 @@ from .losses import DotRegression, WeightedCrossEntropy, balanced_lengths, dot_r
 from .metrics import LongTailMetrics, class_cosines, rare_angle, worst_cosine
 from .mixup import MixedData, mixed
 from .regularity import regularity_number
-from .settings import LongTailed, Regularity
+from .settings import InducingNeuralCollapse, LongTailed, Regularity
 
 __all__ = [
     "BatchNormETFClassifier",
     "DotRegression",
+    "InducingNeuralCollapse",
     "LongTailMetrics",
     "LongTailed",
     "MixedData",

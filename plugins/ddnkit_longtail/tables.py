@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddnkit_collapse.run_figures import read_summary
 
-from ddnkit import Table
+from ddnkit import Table, published_figures
 
 from .variants import Variant, class_number, etf_angle, read_variants
 
@@ -49,15 +49,21 @@ def _by_class_size(variants: list[Variant], ends: _Ends) -> Table:
     balanced = all(_same(variant, ends) for variant in variants)
     if not balanced:
         metrics["class average"] = "test_balanced"
-    rows = [("", *metrics, "seeds", "training samples")]
-    for variant in variants:
+    printed = [published_figures(variant.settings, "train_samples") for variant in variants]
+    compared = ["published"] * any(printed)
+    rows = [("", *metrics, "seeds", "training samples", *compared)]
+    for variant, figures in zip(variants, printed, strict=True):
         cells = [_over_seeds(ends.get((variant.name, metric))) for metric in metrics.values()]
         seeds = ends[variant.name, "test_balanced"]["n"]
-        rows.append((variant.name, *cells, seeds, _samples(variant)))
+        beside = [figures[0].text if figures else _NONE for _ in compared]
+        rows.append((variant.name, *cells, seeds, _samples(variant), *beside))
     note = "Median [minimum, maximum] over seeds at the end of the training, in per cent. "
     note += f"{_groups(variants)} “{_NONE}”: there is no class in the group."
     if balanced:
         note += " The average over the classes is the same as the top-1."
+    if compared:
+        sources = dict.fromkeys(figure.source for figures in printed for figure in figures)
+        note += f" Published training samples: {'; '.join(sources)}."
     return Table("Accuracy by class size", tuple(rows), note)
 
 

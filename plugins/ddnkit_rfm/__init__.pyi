@@ -26,9 +26,10 @@ from .regression import (
     UnsolvedKernelWarning,
 )
 from .samples import Standardisation, label_targets, unit_rows
-from .settings import DeepRFMCollapse, LayerwiseCollapse, RFMTheory
+from .settings import AGOPNeuralCollapse, DeepRFMCollapse, LayerwiseCollapse, RFMTheory
 
 __all__ = [
+    "AGOPNeuralCollapse",
     "DeepRFM",
     "DeepRFMCollapse",
     "DeepRFMLayer",

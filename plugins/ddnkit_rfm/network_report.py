@@ -24,7 +24,7 @@ from ddnkit_collapse.panels import (
 )
 from ddnkit_collapse.run_figures import RunFigures, Series, read_run, read_settings, read_summary
 
-from ddnkit import Table, read_table
+from ddnkit import PublishedFigure, Table, published_figures, read_table
 
 from .network_columns import LAYERS, STAGES, dnc1_column, nfa_column
 
@@ -43,8 +43,6 @@ _RATIO = r"$\mathrm{tr}\,\Sigma_W\ /\ \mathrm{tr}\,\Sigma_B$"
 _FLOOR = 1e-12
 
 _NONE = "–"
-#: NFA correlation at the end, over all layers and seeds, by data set and network.
-PUBLISHED = {("mnist", "mlp"): "0.74 ± 0.13", ("cifar10", "resnet18"): "0.74 ± 0.17"}
 
 CAPTIONS = {
     "decomposition": "DNC1 = tr Σ_W / tr Σ_B through each fully connected layer, W = USVᵀ: of its input, "
@@ -194,17 +192,9 @@ class _Variant:
         return [k for k in range(1, LAYERS + 1) if self.values(dnc1_column("input", k))]
 
     @property
-    def published(self) -> str:
-        """The paper's NFA correlation, which is of five hidden layers of width 512 trained by SGD."""
-        backbone = self.settings["backbone"]
-        data, network, loss, optimizer = (
-            self.settings[section]["name"] for section in ("data", "backbone", "loss", "optimizer")
-        )
-        prefix = "" if network == "mlp" else "mlp_"
-        layers = backbone.get(f"{prefix}depth"), backbone.get(f"{prefix}width")
-        if (*layers, loss, optimizer) != (5, 512, "mean_squared_error", "sgd"):
-            return _NONE
-        return PUBLISHED.get((data, network), _NONE)
+    def published(self) -> PublishedFigure | None:
+        """What its paper says of the NFA correlation over all layers, if anything."""
+        return next(iter(published_figures(self.settings, "nfa")), None)
 
 
 def tables(folder: Path) -> list[Table]:
@@ -223,25 +213,26 @@ def tables(folder: Path) -> list[Table]:
 
 
 def _correlation_table(variants: list[_Variant]) -> Table:
+    printed = [variant.published for variant in variants]
+    compared = ["published"] * any(printed)
     numbers = [f"layer {k}" for k in range(1, LAYERS + 1)]
-    rows = [("", *numbers, "all layers and seeds", "published", "seeds")]
-    for variant in variants:
+    rows = [("", *numbers, "all layers and seeds", *compared, "seeds")]
+    for variant, figure in zip(variants, printed, strict=True):
         layers = [variant.values(nfa_column(k)) for k in range(1, LAYERS + 1)]
-        together = [value for layer in layers for value in layer]
-        cells = [
-            *map(_format_mean, layers),
-            _format_mean(together),
-            variant.published,
-            str(len(variant.ends)),
-        ]
-        rows.append((variant.name, *cells))
+        together = _format_mean([value for layer in layers for value in layer])
+        beside = [figure.text if figure else _NONE for _ in compared]
+        seeds = str(len(variant.ends))
+        rows.append((variant.name, *map(_format_mean, layers), together, *beside, seeds))
     note = (
         "Pearson correlation of WᵀW with the square root of the AGOP of the layer's input; mean ± "
-        "standard deviation. Published: section 6 of “Average gradient outer product as a mechanism for "
-        f"deep neural collapse” (NeurIPS 2024), over all layers and three seeds; “{_NONE}”: it states "
-        "none for this data set, network, loss and optimiser. Start, length and rates of the training "
-        "are not compared."
+        "standard deviation."
     )
+    if compared:
+        sources = "; ".join(dict.fromkeys(figure.source for figure in printed if figure))
+        note += (
+            f" Published: {sources}; “{_NONE}”: none for this data set, network, loss and optimiser. "
+            "Start, length and rates of the training are not compared."
+        )
     return Table("NFA correlation at the end", tuple(rows), note)
 
 

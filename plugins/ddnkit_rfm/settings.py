@@ -1,10 +1,10 @@
-"""The pipelines of this plugin and what a recipe may say of them; nothing here imports torch."""
+"""This plugin's pipelines, what a recipe may say of them, and their paper; nothing here imports torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 from ddnkit_train.settings import Classification, DataSettings
@@ -15,7 +15,9 @@ from ddnkit import (
     Doubt,
     InputError,
     Job,
+    Paper,
     Pipeline,
+    PublishedFigure,
     Settings,
     Table,
     component,
@@ -220,6 +222,40 @@ class DeepRFMCollapse(Pipeline):
     def tables(self, folder: Path) -> list[Table]:
         """What AGOP and feature map do to DNC1, and accuracies by layer."""
         return import_object("ddnkit_rfm.deep_rfm_report:tables")(folder)
+
+
+#: The paper's NFA correlation at the end, by data set and network.
+_NFA: dict[tuple[object, object], str] = {
+    ("mnist", "mlp"): "0.74 ± 0.13",
+    ("cifar10", "resnet18"): "0.74 ± 0.17",
+}
+
+
+class AGOPNeuralCollapse(Paper):
+    """Average gradient outer product as a mechanism for deep neural collapse (NeurIPS 2024): its NFA.
+
+    The correlation that it prints is of five hidden layers of width 512, trained by SGD on the
+    squared error, for a perceptron on MNIST and ResNet-18 on CIFAR-10. Start, length and rates of the
+    training are not compared.
+    """
+
+    title: ClassVar[str] = (
+        "“Average gradient outer product as a mechanism for deep neural collapse” (NeurIPS 2024)"
+    )
+
+    def published(self, settings: Mapping[str, Any]) -> Iterable[PublishedFigure]:
+        """Section 6: the NFA correlation over all layers and three seeds, as ``nfa``."""
+        data, backbone, loss, optimizer = (
+            settings.get(section) or {} for section in ("data", "backbone", "loss", "optimizer")
+        )
+        network = backbone.get("name")
+        prefix = "" if network == "mlp" else "mlp_"
+        layers = backbone.get(f"{prefix}depth"), backbone.get(f"{prefix}width")
+        trained = loss.get("name"), optimizer.get("name")
+        text = _NFA.get((data.get("name"), network))
+        if text and (*layers, *trained) == (5, 512, "mean_squared_error", "sgd"):
+            source = f"section 6 of {self.title}, over all layers and three seeds"
+            yield PublishedFigure("nfa", text, source)
 
 
 class LayerSettings(Settings):

@@ -552,3 +552,70 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
     assert needs["alike"] == needs["krylov"] == 0
     # Its class calls it "dense", as ours is called.
     assert alike == "alike"
+
+
+PAPER = """\
+from typing import ClassVar
+import ddnkit
+class Theirs(ddnkit.Paper):
+    title: ClassVar[str] = "A paper of theirs (2031)"
+    experiment: str = "small"
+    def presets(self, given):
+        return {"loss.label_smoothing": 0.25, "head.temperature": 7.0, "head.no_such_key": 1}
+    def published(self, settings):
+        assert settings["head"]["name"] == "standard"
+        source = f"their Table 9, {self.experiment}"
+        yield ddnkit.PublishedFigure("test_top1", "61.5", source, note="So they say.")
+        yield ddnkit.PublishedFigure("of_their_own", "1", "their Table 11")
+    def tables(self, folder):
+        jobs = len(list(folder.glob("runs/*/seed-*")))
+        return [ddnkit.Table("Theirs alone", (("", "found"), ("jobs", str(jobs))))]
+class Broken(Theirs):
+    def published(self, settings): raise RuntimeError("no figures today")
+    def tables(self, folder): return 5
+class Untitled(ddnkit.Paper): pass
+"""
+PAPER_POINTS = """\
+[ddnkit.papers]
+theirs = other_module:Theirs
+broken = other_module:Broken
+untitled = other_module:Untitled
+"""
+
+
+def test_a_paper_from_a_package_brings_presets_figures_and_a_table(tmp_path: Path) -> None:
+    install(tmp_path, PAPER_POINTS, PAPER)
+    shown, again, misspelt, untitled, listed = in_one_process(
+        tmp_path,
+        ["run", "digits", "-s", "paper=theirs", "--only", "standard", "--dry-run"],
+        ["run", "digits", "-s", "paper=theirs", "-s", "loss.label_smoothing=0.5", "--dry-run"],
+        ["run", "digits", "-s", "paper={name: theirs, exprement: a}", "--dry-run"],
+        ["run", "digits", "-s", "paper=untitled", "--dry-run"],
+        ["list", "papers"],
+    )[0]
+    assert shown[0] == 0, shown
+    assert "paper: {name: theirs, experiment: small}" in shown[1]
+    assert "label_smoothing: 0.25" in shown[1] and "label_smoothing: 0.5" in again[1]
+    assert "temperature: 5" in shown[1]  # what the recipe says itself goes first
+    assert misspelt[0] == untitled[0] == 2
+    assert "paper.exprement" in misspelt[2] and "'experiment'" in misspelt[2]
+    assert "'title'" in untitled[2]
+    assert "theirs  (from other 1.5)" in listed[1] and "guiding_neural_collapse" in listed[1]
+
+    run = ["run", "digits", "--only", "standard", "--smoke", "--jobs", "1", "--device", "cpu"]
+    ran([*run, "-s", "paper=theirs", "-s", "paper.experiment=large", "--out", "a"], tmp_path)
+    report = (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
+    head, _, row = report.partition("## test_top1 beside the published")[2].split("\n")[2:5]
+    assert head == "| test_top1 | at the end, ours | at the end, published |"
+    assert row.startswith("| standard | ") and row.endswith(" | 61.5 |")
+    assert "their Table 9, large" in report and "So they say." in report
+    assert "## Theirs alone\n\n|  | found |\n| --- | ---: |\n| jobs | 1 |" in report
+
+
+@pytest.mark.long
+def test_a_broken_paper_leaves_the_report_whole(tmp_path: Path) -> None:
+    install(tmp_path, PAPER_POINTS, PAPER)
+    run = ["run", "digits", "--only", "standard", "--smoke", "--jobs", "1", "--device", "cpu"]
+    told = ran([*run, "-s", "paper=broken", "--out", "a"], tmp_path).stderr
+    assert "no figures today" in told and "A paper of theirs" in told
+    assert "## Last evaluation" in (tmp_path / "a" / "report.md").read_text(encoding="utf-8")

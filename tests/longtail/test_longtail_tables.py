@@ -52,6 +52,19 @@ def test_accuracy_by_class_size(tmp_path: Path) -> None:
     )
 
 
+def test_the_sizes_of_the_paper_s_subsets_stand_beside_ours(tmp_path: Path) -> None:
+    """Where a variant names the paper, and trains on such a subset."""
+    paper = {"paper": {"name": "inducing_neural_collapse"}, "data": {"name": "cifar10"}}
+    write_variant(tmp_path, "lt", settings(0.01, **paper), TAIL)
+    write_variant(tmp_path, "other", settings(0.3, **paper), TAIL)
+    write_variant(tmp_path, "alone", settings(0.01, data={"name": "cifar10"}), TAIL)
+    write_summary(
+        tmp_path, {name: accuracies(60, 80, 50, 40, 60) for name in ("lt", "other", "alone")}
+    )
+    (table,) = tables(tmp_path)
+    assert [row[-2:] for row in table.rows[1:]] == [("740", "12,406"), ("740", "–"), ("740", "–")]
+
+
 def test_the_class_average_is_told_where_it_is_another_figure(tmp_path: Path) -> None:
     write_variant(tmp_path, "a", settings(), TAIL, seeds=1)
     write_summary(tmp_path, {"a": accuracies(60, 80, 50, 40, 55.5)}, seeds=1)

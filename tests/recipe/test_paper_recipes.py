@@ -1,14 +1,14 @@
-"""The recipes of the paper's experiments ask for what it says, and `fidelity` for what its code does."""
+"""The recipes of the paper's experiments ask for what it says, and its `fidelity` for what its code does."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from ddnkit import Job
+from ddnkit import InputError, Job, Pipeline, registry
 from ddnkit.recipe.load import load
 from ddnkit.recipe.recipe import Recipe
 
@@ -41,7 +41,7 @@ def test_settings_are_the_paper_s(name: str) -> None:
     assert recipe.seeds == (0, 1, 2, 3, 4)
     for variant in recipe.variants:
         settings = variant.settings
-        assert settings["fidelity"] == "paper"
+        assert settings["paper"]["fidelity"] == "paper"
         assert settings["data"]["batch_size"] == 256
         assert settings["data"]["sampler"] == "stratified"
         assert settings["optimizer"] == {"name": "agd", "gain": 10.0}
@@ -54,7 +54,7 @@ def test_settings_are_the_paper_s(name: str) -> None:
         assert head.get("delta", 1e-3) == 1e-3
         assert name.startswith(settings["data"]["name"]) or name == "imagenet_resnet50"
         assert settings["backbone"]["name"] in name
-        assert (settings["published"] or "") == (
+        assert (settings["paper"]["experiment"] or "") == (
             "" if name in OTHERS else "_".join(name.split("_")[:2])
         )
 
@@ -101,12 +101,12 @@ def test_ablations_vary_one_setting(name: str) -> None:
 def test_the_ufm_runs_five_seeds(name: str) -> None:
     recipe = shipped(name)
     assert recipe.seeds == (0, 1, 2, 3, 4)
-    assert recipe.variants[0].settings["published"] == name
+    assert recipe.variants[0].settings["paper"]["experiment"] == name
 
 
 def test_the_published_code_s_choices() -> None:
     standard, fixed, nearest = (
-        v.settings for v in shipped("cifar10_resnet18", "fidelity=published_code").variants
+        v.settings for v in shipped("cifar10_resnet18", "paper.fidelity=published_code").variants
     )
     samplers = [one["data"]["sampler"] for one in (standard, fixed, nearest)]
     assert samplers == ["shuffled", "shuffled", "stratified"]
@@ -116,13 +116,16 @@ def test_the_published_code_s_choices() -> None:
     assert nearest["head"]["means"]["absent"] == "global_mean"
     assert nearest["head"]["means"]["normalise"] == "after"
     for name in ("paper", "published_code"):
-        again = shipped("cifar10_resnet18", f"fidelity={name}", "backbone.stem=cifar")
+        again = shipped("cifar10_resnet18", f"paper.fidelity={name}", "backbone.stem=cifar")
         assert {v.settings["backbone"]["stem"] for v in again.variants} == {"cifar"}
 
 
 def test_what_a_recipe_gives_stands_against_the_published_code() -> None:
     recipe = shipped(
-        "digits", "fidelity=published_code", "head.means.absent=zero", "data.sampler=stratified"
+        "digits",
+        "paper={name: guiding_neural_collapse, fidelity: published_code}",
+        "head.means.absent=zero",
+        "data.sampler=stratified",
     )
     nearest = recipe.variants[2].settings
     assert nearest["head"]["means"]["absent"] == "zero"
@@ -132,8 +135,134 @@ def test_what_a_recipe_gives_stands_against_the_published_code() -> None:
 
 def test_a_misspelt_fidelity_is_the_only_error() -> None:
     with pytest.raises(Exception, match=r"fidelity.*'published_code'") as error:
-        shipped("digits", "fidelity=publishd_code")
+        shipped("digits", "paper=guiding_neural_collapse", "paper.fidelity=publishd_code")
     assert len(str(error.value).splitlines()) == 1
+
+
+# -- the keys of the last release, for one release -------------------------------------------------
+
+OLD = """\
+pipeline: classification
+data: {name: digits}
+backbone: {name: mlp}
+head: {name: fixed_etf}
+optimizer: {name: agd}
+train: {epochs: 2}
+"""
+
+
+def old(folder: Path, text: str, *overrides: str) -> Recipe:
+    """The recipe `OLD` with more lines, the first of which is line 7."""
+    (folder / "old.yaml").write_text(OLD + text)
+    return load(folder / "old.yaml", overrides)
+
+
+def papers(recipe: Recipe) -> list[tuple[str | None, str]]:
+    found = [variant.settings["paper"] for variant in recipe.variants]
+    assert {paper["name"] for paper in found} == {"guiding_neural_collapse"}
+    return [(paper["experiment"], paper["fidelity"]) for paper in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected", "told"),
+    [
+        ("fidelity: published_code\n", (), [(None, "published_code")], ["old.yaml:7"]),
+        ("published: ufm10\n", (), [("ufm10", "paper")], ["old.yaml:7"]),
+        # As the recipes that the last release wrote into run folders.
+        ("published: null\nfidelity: paper\n", (), [(None, "paper")], ["old.yaml:7", "old.yaml:8"]),
+        ("", ("fidelity=published_code",), [(None, "published_code")], ["-s fidelity="]),
+        ("", ("published=ufm100",), [("ufm100", "paper")], ["-s published="]),
+        (
+            "paper: guiding_neural_collapse\npublished: ufm10\n",
+            ("fidelity=published_code", "paper.experiment=ufm100"),
+            [("ufm100", "published_code")],
+            ["old.yaml:8", "-s fidelity="],
+        ),
+        (
+            "sweep: {fidelity: [paper, published_code], head.temperature: [5]}\n",
+            (),
+            [(None, "paper"), (None, "published_code")],
+            ["old.yaml:7"],
+        ),
+        (
+            "sweep: {way: {text: {fidelity: paper}, code: {fidelity: published_code}}}\n",
+            (),
+            [(None, "paper"), (None, "published_code")],
+            ["old.yaml:7", "old.yaml:7"],
+        ),
+        (
+            "sweep: {paper.fidelity: [paper, published_code]}\n",
+            ("fidelity=published_code",),
+            [(None, "published_code")],
+            ["-s fidelity="],
+        ),
+        (
+            "fidelity: paper\n",
+            ("sweep.fidelity=[paper, published_code]",),
+            [(None, "paper"), (None, "published_code")],
+            ["old.yaml:7", "-s sweep.fidelity="],
+        ),
+    ],
+)
+def test_former_keys_are_taken_with_a_warning(
+    text: str,
+    overrides: tuple[str, ...],
+    expected: list[tuple[str | None, str]],
+    told: list[str],
+    tmp_path: Path,
+) -> None:
+    recipe = old(tmp_path, text, *overrides)
+    assert papers(recipe) == expected
+    for variant, (_, fidelity) in zip(recipe.variants, expected, strict=True):
+        code = fidelity == "published_code"
+        assert variant.settings["head"]["evaluation_mean"] == ("test_batch" if code else "running")
+    assert len(recipe.warnings) == len(told)
+    for line, place in zip(recipe.warnings, told, strict=True):
+        assert place in line
+        assert "paper.experiment" in line or "paper.fidelity" in line
+    # What it stands for has the keys of today alone.
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    again = load(tmp_path / "again.yaml")
+    assert [v.settings for v in again.variants] == [v.settings for v in recipe.variants]
+    assert [v.name for v in again.variants] == [v.name for v in recipe.variants]
+    assert not any("paper." in line for line in again.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (
+            "fidelity: paper\npaper: {name: guiding_neural_collapse, fidelity: paper}\n",
+            "old.yaml:7",
+        ),
+        ("sweep: {paper.fidelity: [paper], fidelity: [paper]}\n", "old.yaml:7"),
+        ("fidelity: publishd_code\n", "old.yaml:7"),
+        ("fidelty: paper\n", "old.yaml:7"),
+        ("paper: inducing_neural_collapse\nfidelity: paper\n", "old.yaml:8"),
+        ("paper: [fidelity]\nfidelity: paper\n", "old.yaml:8"),
+    ],
+)
+def test_what_is_wrong_with_former_keys_is_told_where_it_stands(
+    text: str, place: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=place):
+        old(tmp_path, text)
+
+
+class _OwnFidelity(Pipeline):
+    columns: ClassVar[tuple[str, ...]] = ("epoch", "step")
+    fidelity: str = "high"
+
+    def run(self, job: Job) -> None: ...
+
+
+def test_a_key_of_the_pipeline_s_own_is_no_paper_s(tmp_path: Path) -> None:
+    registry.register("pipelines", "own_fidelity", _OwnFidelity)
+    (tmp_path / "own.yaml").write_text("pipeline: own_fidelity\nfidelity: low\n")
+    recipe = load(tmp_path / "own.yaml")
+    assert recipe.warnings == ()
+    assert recipe.variants[0].settings["fidelity"] == "low"
+    assert recipe.variants[0].settings["paper"] is None
 
 
 @pytest.mark.parametrize(

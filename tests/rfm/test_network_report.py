@@ -15,6 +15,7 @@ from ddnkit import Table
 MLP = {"name": "mlp", "depth": 5, "width": 512}
 RESNET = {"name": "resnet18", "mlp_depth": 5, "mlp_width": 512}
 SETTINGS = {
+    "paper": {"name": "agop_neural_collapse"},
     "data": {"name": "mnist"},
     "backbone": MLP,
     "loss": {"name": "mean_squared_error"},
@@ -66,6 +67,7 @@ def cells(table: Table, line: int) -> dict[str, str]:
 def test_correlations_are_over_layers_and_seeds(tmp_path: Path) -> None:
     table, _ = tables(run_folder(tmp_path, {"default": {}}, SEED_0, SEED_1))
     found = cells(table, 1)
+    assert found["published"] == "0.74 ± 0.13"
     assert found["layer 1"] == "0.60 ± 0.10"
     assert found["layer 2"] == "0.80 ± 0.10"
     assert found["layer 3"] == "–"
@@ -83,13 +85,14 @@ def test_correlations_are_over_layers_and_seeds(tmp_path: Path) -> None:
         ({"backbone": {**MLP, "depth": 4}}, "–"),
         ({"loss": {"name": "cross_entropy"}}, "–"),
         ({"optimizer": {"name": "adam"}}, "–"),
+        ({"paper": None}, "–"),
     ],
 )
 def test_the_paper_s_correlation_is_beside_its_networks_alone(
     tmp_path: Path, changed: dict[str, Any], published: str
 ) -> None:
-    table, _ = tables(run_folder(tmp_path, {"default": changed}, SEED_0))
-    assert cells(table, 1)["published"] == published
+    table, _ = tables(run_folder(tmp_path, {"default": {}, "other": changed}, SEED_0))
+    assert cells(table, 2)["published"] == published
 
 
 def test_where_dnc1_falls(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from .heads import BatchNormETFHead
 from .imbalance import ImbalanceSettings, MixupSettings
 from .losses import DotRegression, WeightedCrossEntropy
 from .metrics import LongTail
-from .pipeline import LongTailed
+from .pipeline import InducingNeuralCollapse, LongTailed
 from .regularity import Regularity
 
 __all__ = [
     "BatchNormETFHead",
     "DotRegression",
     "ImbalanceSettings",
+    "InducingNeuralCollapse",
     "LongTail",
     "LongTailed",
     "MixupSettings",

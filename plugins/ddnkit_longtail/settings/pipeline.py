@@ -1,20 +1,48 @@
-"""The long-tailed pipeline: classification on an imbalanced subset, with mixup if asked for."""
+"""The long-tailed pipeline, classification on an imbalanced subset with mixup; and its paper."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ddnkit_train import Classification
 from ddnkit_train.settings import MetricsSection
 from pydantic import Field, InstanceOf
 
-from ddnkit import Job, Table, component
+from ddnkit import Job, Paper, PublishedFigure, Table, component
 
 from .imbalance import ImbalanceSettings, MixupSettings
 
 if TYPE_CHECKING:
     from ddnkit_train import Data
+
+
+#: Training images in all, by data set and imbalance ratio.
+_TOTALS = {
+    ("cifar10", 0.005): 11_203,
+    ("cifar10", 0.01): 12_406,
+    ("cifar10", 0.02): 13_996,
+    ("cifar100", 0.005): 9_502,
+    ("cifar100", 0.01): 10_847,
+    ("cifar100", 0.02): 12_608,
+}
+
+
+class InducingNeuralCollapse(Paper):
+    """Inducing Neural Collapse in Imbalanced Learning (NeurIPS 2022): how many images it trains on.
+
+    Its accuracies are not here; docs/long_tailed.md has what was measured of them.
+    """
+
+    title: ClassVar[str] = "Inducing Neural Collapse in Imbalanced Learning (NeurIPS 2022)"
+
+    def published(self, settings: Mapping[str, Any]) -> Iterable[PublishedFigure]:
+        """The training images of CIFAR-10-LT and CIFAR-100-LT in all, as ``train_samples``."""
+        data, imbalance = (settings.get(section) or {} for section in ("data", "imbalance"))
+        total = _TOTALS.get((data.get("name"), imbalance.get("ratio")))
+        if total and imbalance.get("profile") == "exponential":
+            yield PublishedFigure("train_samples", f"{total:,}", self.title)
 
 
 class LongTailed(Classification):

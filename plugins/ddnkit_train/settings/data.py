@@ -27,8 +27,7 @@ class DataSettings(Settings, abc.ABC):
         default="stratified",
         description="'stratified': every class has its share of every batch, an equal one where "
         "the classes have equally many samples; 'shuffled': a random order. The same for every "
-        "head: in the published code of Guiding Neural Collapse only the implicit ETF was "
-        "stratified, which favours it.",
+        "head: one that alone had stratified batches would be favoured.",
     )
 
     def doubts(self) -> Iterable[Doubt]:

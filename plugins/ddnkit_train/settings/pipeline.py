@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import pydantic
 from pydantic import Field, InstanceOf, PositiveInt
 
-from ddnkit import Doubt, InputError, Job, Pipeline, Settings, Table, component
+from ddnkit import Doubt, Job, Pipeline, Settings, Table, component
 
 from .backbones import BackboneSettings
 from .engine import EngineSettings
@@ -29,18 +29,6 @@ from .sections import (
 if TYPE_CHECKING:
     from ..data import Data
     from ..model import Model
-
-#: What the published code of *Guiding Neural Collapse* does otherwise than its text; by head.
-_PUBLISHED_CODE: dict[str, dict[str, Any]] = {
-    "nearest_etf": {
-        "data.sampler": "stratified",
-        "head.means.absent": "global_mean",
-        "head.means.normalise": "after",
-        "head.evaluation_mean": "last_batch",
-    },
-    "fixed_etf": {"head.evaluation_mean": "test_batch"},
-}
-
 
 #: Each is a row of ``metrics.csv``; their steps are held in memory.
 _MAXIMUM_EVALUATIONS = 1_000_000
@@ -162,18 +150,6 @@ class Classification(Pipeline):
     )
 
     resumable: ClassVar[bool] = True
-    published: str | None = Field(
-        default=None,
-        description="The experiment of Guiding Neural Collapse (NeurIPS 2024) whose published "
-        "figures the report sets beside these, such as cifar10_resnet18 or ufm100.",
-    )
-
-    fidelity: Literal["paper", "published_code"] = Field(
-        default="paper",
-        description="Where the text and the published code of Guiding Neural Collapse differ: "
-        "'published_code' fills in what the code does, for keys that the recipe does not give. "
-        "docs/fidelity.md lists them.",
-    )
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -261,26 +237,6 @@ class Classification(Pipeline):
         for doubt in self.schedule.doubts_of_length(end, self.train.length, last):
             yield replace(doubt, key=f"schedule.{doubt.key}")
 
-    @classmethod
-    def presets(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The published code's choices, where ``fidelity`` asks for them; else the defaults."""
-        if given.get("fidelity") != "published_code":
-            return {}
-        head = given.get("head")
-        name = head.get("name") if isinstance(head, dict) else None
-        common = {"data.sampler": "shuffled", "backbone.stem": "imagenet"}
-        return {**common, **_PUBLISHED_CODE.get(str(name), {})}
-
-    @pydantic.field_validator("published")
-    @classmethod
-    def _is_published(cls, name: str | None) -> str | None:
-        from ddnkit_collapse.published import published_figures
-
-        try:
-            return None if name is None else published_figures(name).name
-        except InputError as error:
-            raise ValueError(str(error)) from error
-
     def prepare(self, *, download: bool) -> None:
         """See that the data are there, and fetch them where that is asked for."""
         for section in (self.data, self.backbone):
@@ -335,7 +291,7 @@ class Classification(Pipeline):
         return caption(figure.stem)
 
     def tables(self, folder: Path) -> list[Table]:
-        """Accuracies beside the published ones, and what a step cost."""
+        """What a step cost."""
         from ..tables import tables
 
         return tables(folder)

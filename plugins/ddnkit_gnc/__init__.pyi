@@ -1,0 +1,3 @@
+from .paper import Experiment, GuidingNeuralCollapse, experiment, experiment_names
+
+__all__ = ["Experiment", "GuidingNeuralCollapse", "experiment", "experiment_names"]
