@@ -108,14 +108,12 @@ def _settings(model: type[Settings]) -> list[Row]:
     filled = components(model) if issubclass(model, Pipeline) else {}
     rows: list[Row] = []
     for field, info in model.model_fields.items():
-        if field in filled:
-            kind = f"one of ddnkit.{filled[field].group}"
-            default = filled[field].default or "required"
-        else:
-            kind = _type(info.annotation)
-            default = "required" if info.is_required() else _default(info.get_default())
+        part = filled.get(field)
+        kind = f"one of ddnkit.{part.group}" if part else _type(info.annotation)
+        default = "required" if info.is_required() else _default(info.get_default())
+        default = part.default or default if part else default
         rows.append((info.alias or field, kind, default, str(info.description or "")))
-        if field not in filled:
+        if not part:
             rows += [(f"{field}.{row[0]}", *row[1:]) for row in _settings_below(info.annotation)]
     return rows
 

@@ -46,7 +46,7 @@ class FormerKeys:
             }
             value = Document(parent[old], below)
             for key in below:
-                del document.marks[(*path, *key)]
+                del document.marks[path + key]
             if len(path) == 1:
                 del parent[old]
             else:  # in its place: the order of axes is that of the variants

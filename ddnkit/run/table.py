@@ -87,25 +87,25 @@ def _beside(
     metric: str, summary: Summary, printed: Mapping[str, Sequence[PublishedFigure]]
 ) -> Table:
     together = [figure for figures in printed.values() for figure in figures]
-    epochs = sorted({figure.epoch for figure in together}, key=lambda at: (at is None, at))
-    rows = [metric]
+    epochs = sorted({figure.epoch for figure in together}, key=lambda at: (at is None, at or 0))
+    head = [metric]
     for at in epochs:
         when = "at the end" if at is None else f"epoch {at:g}"
-        rows += [f"{when}, ours", f"{when}, published"]
-    table = [tuple(rows)]
+        head += [f"{when}, ours", f"{when}, published"]
+    rows = [tuple(head)]
     for variant in summary.variants:
         cells = [variant]
         for at in epochs:
             texts = [figure.text for figure in printed[variant] if figure.epoch == at]
             cells += [_ours(summary, variant, metric, at), ", ".join(texts) or _NO_FIGURE]
-        table.append(tuple(cells))
+        rows.append(tuple(cells))
     sources = "; ".join(dict.fromkeys(figure.source for figure in together))
     notes = dict.fromkeys(figure.note for figure in together if figure.note)
     note = (
         f"Ours: median [minimum, maximum] over seeds. Published: {sources}. “{_NOT_RUN}”: there is no "
         f"evaluation at that very epoch; “{_NO_FIGURE}”: the paper has no figure of such a variant."
     )
-    return Table(f"{metric} beside the published", tuple(table), " ".join([note, *notes]))
+    return Table(f"{metric} beside the published", tuple(rows), " ".join([note, *notes]))
 
 
 def _ours(summary: Summary, variant: str, metric: str, epoch: float | None) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 #: Training images in all, by data set and imbalance ratio.
-_TOTALS = {
+_TOTALS: dict[tuple[object, object], int] = {
     ("cifar10", 0.005): 11_203,
     ("cifar10", 0.01): 12_406,
     ("cifar10", 0.02): 13_996,

@@ -279,7 +279,7 @@ class Classification(Pipeline):
         return {}
 
     def figures(self, folder: Path) -> list[Path]:
-        """The panels of the GNC paper as PNG files, drawn from ``summary.csv`` and the runs."""
+        """The panels of neural collapse as PNG files, drawn from ``summary.csv`` and the runs."""
         from ddnkit_collapse import draw_panels
 
         return draw_panels(folder)
