@@ -21,7 +21,7 @@ from .location import error_path, keys, keys_at, value_at
 from .pipeline import Paper, Pipeline
 from .problems import Problems, meant_hint, message
 from .settings import Doubt, Settings
-from .source import Document, Key, Mark, shown
+from .source import Document, Key, Mark, cut, shown
 
 _UNRESOLVED = "ddnkit_unresolved"
 
@@ -204,9 +204,14 @@ class VariantSchema:
         """
         named = {section: {"name": name, **data[section]} for section, name in self.names.items()}
         given = {**data, **named}
-        presets = [("the paper", self.paper_presets(given, model))]
-        presets.append(("the pipeline", self.pipeline.presets(given)))
-        for whose, values in presets:
+        presets = {
+            f"the paper {self.names.get('paper')}": self.paper_presets(given, model),
+            f"the pipeline {self.name}": self.pipeline.presets(given),
+        }
+        for whose, values in presets.items():
+            if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+                text = "expected a dict of dotted keys such as {'head.delta': 1e-3}, was given "
+                raise PluginError(f"presets of {whose}: {text}{cut(repr(values))}")
             for dotted, value in values.items():
                 path = tuple(dotted.split("."))
                 if path[-1] not in keys_at(model, path[:-1]):
@@ -226,7 +231,7 @@ class VariantSchema:
             return {}
         section = {key: value for key, value in given["paper"].items() if key != "name"}
         try:
-            return dict(cast("type[Paper]", kind).model_validate(section).presets(given))
+            return cast("type[Paper]", kind).model_validate(section).presets(given)
         except pydantic.ValidationError:  # it is told where the whole variant is validated
             return {}
 

@@ -187,12 +187,13 @@ class Experiment:
 
     def method(self, head: Mapping[str, Any]) -> Method | None:
         """The method of Tables 1 and 2 that a head with these settings is; None for one of our own."""
-        own = {"nearest_etf": {"differentiate": self.differentiates}}
-        for method in METHODS:
-            if head.get("name") == method:
-                wanted = {"temperature": 5.0, **_HEADS[method], **own.get(method, {})}
-                return method if _agrees(head, wanted) else None
-        return None
+        method = next((method for method in METHODS if method == head.get("name")), None)
+        if method is None:
+            return None
+        wanted = {"temperature": 5.0, **_HEADS[method]}
+        if method == "nearest_etf":
+            wanted["differentiate"] = self.differentiates
+        return method if _agrees(head, wanted) else None
 
 
 def experiment_names() -> tuple[str, ...]:

@@ -132,8 +132,13 @@ def ran(command: Sequence[str], *folders: Path) -> subprocess.CompletedProcess[s
     return done
 
 
-def in_one_process(folder: Path, *commands: list[str]) -> tuple[list[list[str]], str]:
-    """Status, output and errors of commands that one process runs, and what else it wrote."""
+def in_one_process(
+    folder: Path, *commands: list[str], torch: bool = False
+) -> tuple[list[list[str]], str]:
+    """Status, output and errors of commands that one process runs, and what else it wrote.
+
+    ``torch``: they may import it.
+    """
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         capture_output=True,
@@ -145,7 +150,7 @@ def in_one_process(folder: Path, *commands: list[str]) -> tuple[list[list[str]],
     )
     result = json.loads(done.stdout)
     assert result["kept"]
-    assert not result["torch"] or any("nodes" in points for points in _lists(folder))
+    assert torch or not result["torch"] or any("nodes" in points for points in _lists(folder))
     return result["found"], done.stderr
 
 
@@ -557,15 +562,22 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
 PAPER = """\
 from typing import ClassVar
 import ddnkit
+class Race(ddnkit.Pipeline):
+    columns: ClassVar[tuple[str, ...]] = ("epoch", "step", "score")
+    gain: float = 1.0
+    def run(self, job):
+        for step in (1, 2):
+            job.record({"epoch": step, "step": step, "score": self.gain * step + job.seed})
 class Theirs(ddnkit.Paper):
     title: ClassVar[str] = "A paper of theirs (2031)"
     experiment: str = "small"
     def presets(self, given):
-        return {"loss.label_smoothing": 0.25, "head.temperature": 7.0, "head.no_such_key": 1}
+        return {"gain": 40.0, "loss.label_smoothing": 0.25, "head.temperature": 7.0, "head.no_key": 1}
     def published(self, settings):
-        assert settings["head"]["name"] == "standard"
         source = f"their Table 9, {self.experiment}"
-        yield ddnkit.PublishedFigure("test_top1", "61.5", source, note="So they say.")
+        yield ddnkit.PublishedFigure("score", "61.5", source, epoch=1, note="So they say.")
+        yield ddnkit.PublishedFigure("score", "79", source)
+        yield ddnkit.PublishedFigure("score", "99", source, epoch=50)
         yield ddnkit.PublishedFigure("of_their_own", "1", "their Table 11")
     def tables(self, folder):
         jobs = len(list(folder.glob("runs/*/seed-*")))
@@ -576,6 +588,8 @@ class Broken(Theirs):
 class Untitled(ddnkit.Paper): pass
 """
 PAPER_POINTS = """\
+[ddnkit.pipelines]
+race = other_module:Race
 [ddnkit.papers]
 theirs = other_module:Theirs
 broken = other_module:Broken
@@ -583,7 +597,7 @@ untitled = other_module:Untitled
 """
 
 
-def test_a_paper_from_a_package_brings_presets_figures_and_a_table(tmp_path: Path) -> None:
+def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path) -> None:
     install(tmp_path, PAPER_POINTS, PAPER)
     shown, again, misspelt, untitled, listed = in_one_process(
         tmp_path,
@@ -602,20 +616,25 @@ def test_a_paper_from_a_package_brings_presets_figures_and_a_table(tmp_path: Pat
     assert "'title'" in untitled[2]
     assert "theirs  (from other 1.5)" in listed[1] and "guiding_neural_collapse" in listed[1]
 
-    run = ["run", "digits", "--only", "standard", "--smoke", "--jobs", "1", "--device", "cpu"]
-    ran([*run, "-s", "paper=theirs", "-s", "paper.experiment=large", "--out", "a"], tmp_path)
+    (tmp_path / "race.yaml").write_text("pipeline: race\npaper: theirs\nseeds: [0, 2]\n")
+    run = ["run", "race.yaml", "--jobs", "1", "--device", "cpu"]
+    whole, broken = in_one_process(
+        tmp_path,
+        [*run, "-s", "paper.experiment=large", "--out", "a"],
+        [*run, "-s", "paper=broken", "--out", "b"],
+        torch=True,
+    )[0]
+    assert whole[0] == 0, whole
     report = (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
-    head, _, row = report.partition("## test_top1 beside the published")[2].split("\n")[2:5]
-    assert head == "| test_top1 | at the end, ours | at the end, published |"
-    assert row.startswith("| standard | ") and row.endswith(" | 61.5 |")
-    assert "their Table 9, large" in report and "So they say." in report
-    assert "## Theirs alone\n\n|  | found |\n| --- | ---: |\n| jobs | 1 |" in report
+    table = report.partition("## score beside the published\n\n")[2].split("\n\n")
+    assert table[0].splitlines()[2] == (
+        "| default | 41 [40, 42] | 61.5 | not run | 99 | 81 [80, 82] | 79 |"
+    )
+    assert "their Table 9, large" in table[1] and "So they say." in table[1]
+    assert "of_their_own" not in report
+    assert "## Theirs alone\n\n|  | found |\n| --- | ---: |\n| jobs | 2 |" in report
 
-
-@pytest.mark.long
-def test_a_broken_paper_leaves_the_report_whole(tmp_path: Path) -> None:
-    install(tmp_path, PAPER_POINTS, PAPER)
-    run = ["run", "digits", "--only", "standard", "--smoke", "--jobs", "1", "--device", "cpu"]
-    told = ran([*run, "-s", "paper=broken", "--out", "a"], tmp_path).stderr
-    assert "no figures today" in told and "A paper of theirs" in told
-    assert "## Last evaluation" in (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
+    assert broken[0] == 0, broken
+    assert "no figures today" in broken[2] and "A paper of theirs" in broken[2]
+    report = (tmp_path / "b" / "report.md").read_text(encoding="utf-8")
+    assert "## Last evaluation" in report and "beside the published" not in report
