@@ -37,14 +37,12 @@ class NewtonProgram(NamedTuple):
     Attributes:
         step: see `_step`.
         solver: the node's, as it names it.
-        settings: of the solver, when it was traced.
         most: steps, after which the solver is asked.
         together: whether the starts of all items are found at once, by vmap, which gives the same.
     """
 
     step: Program
     solver: Any
-    settings: dict[str, Any]
     most: int
     together: bool
 
@@ -75,12 +73,11 @@ class NewtonProgram(NamedTuple):
                 Exception
             ):  # what a vmap does not take is asked for one by one
                 together = torch.equal(_starts_together(problem), problem.start())
-        return cls(step, node.solver, dict(vars(solver)), solver.max_iterations, together)
+        return cls(step, node.solver, solver.max_iterations, together)
 
     def start(self, problem: Problem) -> Tensor | None:
         """Where the solver starts (B, *y); None where it is not the one that was traced."""
-        solver = problem.node.solver
-        if solver != self.solver or (type(solver) is Newton and vars(solver) != self.settings):
+        if problem.node.solver != self.solver:
             return None
         return _starts_together(problem) if self.together else problem.start()
 

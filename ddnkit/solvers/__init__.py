@@ -1,4 +1,4 @@
-"""Solvers that need no plugin."""
+"""Solvers that need no plugin, and what solvers are built from."""
 
 import lazy_loader
 

@@ -1,7 +1,43 @@
+from .iterative import (
+    Deadline,
+    IterativeSolver,
+    check_settings,
+    choice,
+    constraint_jacobian,
+    lagrangian_gradient,
+    lagrangian_hessian,
+    least_squares_multipliers,
+    number,
+    whole_number,
+)
 from .lbfgs import LBFGS
 from .newton import Newton
+from .no_solution import Depth, falls_along, least_violation
 from .picard import Picard
+from .residual import ConstraintProducts, Scales
 from .scipy_minimisers import SLSQP, TrustConstr
 from .scipy_root import Root
 
-__all__ = ["LBFGS", "SLSQP", "Newton", "Picard", "Root", "TrustConstr"]
+__all__ = [
+    "LBFGS",
+    "SLSQP",
+    "ConstraintProducts",
+    "Deadline",
+    "Depth",
+    "IterativeSolver",
+    "Newton",
+    "Picard",
+    "Root",
+    "Scales",
+    "TrustConstr",
+    "check_settings",
+    "choice",
+    "constraint_jacobian",
+    "falls_along",
+    "lagrangian_gradient",
+    "lagrangian_hessian",
+    "least_squares_multipliers",
+    "least_violation",
+    "number",
+    "whole_number",
+]

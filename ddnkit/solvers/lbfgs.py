@@ -1,6 +1,6 @@
 """Limited-memory BFGS for a batch, with an augmented Lagrangian where there are constraints.
 
-Each iteration takes the direction d = −H∇M from the last pairs (`lbfgs_history`) and a step along it by
+Each iteration takes the direction d = −H∇M from the last pairs (`History`) and a step along it by
 a strong Wolfe search (`wolfe_search`), where M is f, or the augmented Lagrangian
 (`augmented_lagrangian`) of f and h. An item whose ∇M is small enough for its present multipliers gets
 better ones at once, while its neighbours go on minimising; the tolerance for that starts at 1% and
@@ -10,23 +10,27 @@ start at the solution is recognised as such.
 Only gradients are used: O(m·history) memory and time an iteration for y of m entries. The price is
 linear convergence, slower the worse the conditioning; `Newton` is better for small problems.
 
+With the pairs s = y⁺ − y, u = ∇⁺ − ∇ of the last k steps, the L-BFGS approximation of the inverse
+Hessian is H = Vᵀ H' V + ρ s sᵀ, ρ = 1/(sᵀu), V = I − ρ u sᵀ, recursively down to H = γI with
+γ = sᵀu/uᵀu of the newest pair. Hg takes 4km operations and 2km numbers of memory. Each item of the batch
+has pairs of its own: one it skips or forgets has ρ = 0, which takes it out of the recursion.
+
 Source: Liu and Nocedal (1989); Nocedal and Wright, *Numerical Optimization*, chapters 3, 7 and 17.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem, flat
 from ..solution import Solution, Status
-from ..solver import Solver
 from .augmented_lagrangian import AugmentedLagrangian, Evaluation
-from .constraint_products import ConstraintProducts
-from .deadline import Deadline
-from .lbfgs_history import History
+from .iterative import Deadline, IterativeSolver, number, whole_number
 from .no_solution import Depth, stuck, stuck_at_rest
-from .residual import Scales, norm
+from .residual import ConstraintProducts, Scales, norm
 from .wolfe_search import search
 
 _RUNNING = -1
@@ -42,7 +46,8 @@ _ROUNDINGS = 16
 _ESCAPED_FACTOR = 100.0
 
 
-class LBFGS(Solver):
+@dataclass(frozen=True, kw_only=True)
+class LBFGS(IterativeSolver):
     """Solves  min f(x, y) over y subject to h(x, y) = 0  and the manifold's constraints, if any.
 
     First-order and matrix-free: O(m·history) memory. Finds a stationary point that f does not rise
@@ -65,18 +70,9 @@ class LBFGS(Solver):
 
     name = "lbfgs"
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 2000,
-        tolerance: float | None = None,
-        max_time: float | None = None,
-        history: int = 20,
-    ) -> None:
-        self.max_iterations = max_iterations
-        self.tolerance = tolerance
-        self.max_time = max_time
-        self.history = history
+    max_iterations: int = 2000
+    tolerance: float | None = number(None)
+    history: int = whole_number(20, least=1)
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Solve every item from ``start``, which need not be feasible."""
@@ -125,9 +121,9 @@ class _Run:
         self.solved = torch.zeros_like(f, dtype=torch.bool)
         if self.merit.constrained:
             self.merit.multipliers = products.least_squares(gradient)
-            residual = gradient - products.transposed(self.merit.multipliers)
+            residual = gradient - products.transpose_times(self.merit.multipliers)
             self.scales.measure(start, self.merit.multipliers, residual, products.h)
-            self.solved = self.scales.pass_(residual, products.h, slack=2)
+            self.solved = self.scales.within(residual, products.h, slack=2)
             curvature = torch.maximum(self.scales.stationarity, norm(gradient)) / size
             self.merit.first_penalty(curvature, self.scales.norm_of_A)
             self.here = self.merit.evaluate(self.y)
@@ -146,10 +142,10 @@ class _Run:
 
     def judge(self, active: Tensor, iteration: int) -> Tensor:
         """The status of each item at its iterate, (B,), -1 to go on; updates multipliers on the way."""
-        finite, unbounded = self.here.finite, self._escaped(active)
+        finite, unbounded = self.here.finite, self._check_escape(active)
         stalled = active & ((self.failures >= _FAILURES) | (self.idle >= _IDLE))
         converged = self._converged(active, stalled, iteration)
-        hopeless = self._settled(active & ~converged & ~unbounded, stalled)
+        hopeless = self._settle_minima(active & ~converged & ~unbounded, stalled)
         outcome = torch.full_like(self.failures, _RUNNING)
         for status, items in (
             (Status.STALLED, stalled),
@@ -165,15 +161,15 @@ class _Run:
         h, residual = self.here.constraints, self.here.gradient
         at = (self.y.reshape(self.shape), self.merit.estimates(h), residual, h)
         self.scales.refresh(iteration, *at)
-        converged = self.scales.confirmed(*at, of=active)
+        converged = self.scales.confirm(*at, of=active)
         if iteration == 0:
             converged = converged | self.solved
         # What comes to rest between half the tolerance and all of it is good enough, before other multipliers
         # are tried on it.
         at_rest = stalled | (active & (self.failures >= _LAST_RESORT))
-        return converged | (at_rest & self.scales.pass_(residual, h, slack=2))
+        return converged | (at_rest & self.scales.within(residual, h, slack=2))
 
-    def _settled(self, items: Tensor, stalled: Tensor) -> Tensor:
+    def _settle_minima(self, items: Tensor, stalled: Tensor) -> Tensor:
         """Better multipliers for those of ``items`` at a minimum of M; those that are stuck there."""
         if not self.merit.constrained:
             return torch.zeros_like(items)
@@ -188,7 +184,7 @@ class _Run:
         y = self.y.reshape(self.shape)
         self.scales.measure(y, nu, self.here.gradient, self.here.constraints)
 
-    def _escaped(self, active: Tensor) -> Tensor:
+    def _check_escape(self, active: Tensor) -> Tensor:
         """Those without a bound; with too small a penalty M has none either, which is mended here."""
         beyond = active & self.depth.beyond(self.y.reshape(self.shape), self.here.objective)
         if not bool(beyond.any()):
@@ -210,7 +206,7 @@ class _Run:
         violated = items & ~self.scales.feasible(h) & (self.merit.stagnant(h) | stalled)
         if not bool(violated.any()):
             return violated
-        pulled = ConstraintProducts(self.problem, self.y.reshape(self.shape)).transposed(h)
+        pulled = ConstraintProducts(self.problem, self.y.reshape(self.shape)).transpose_times(h)
         at_rest = stalled | (self.merit.penalty >= self.merit.highest)
         resting = at_rest & stuck_at_rest(h, pulled, norm(self.y))
         return violated & (stuck(h, pulled, self.scales.norm_of_A) | resting)
@@ -266,3 +262,61 @@ class _Run:
         progress = (slope < 0.9 * self.least) | (self.here.value - there.value > noise)
         self.least = torch.where(moved, torch.minimum(self.least, slope), self.least)
         self.idle = torch.where(progress, 0, self.idle + active)
+
+
+class History:
+    """A ring of ``pairs`` pairs for each item of a batch.
+
+    Args:
+        pairs: how many to keep.
+        gradient: (B, m), the first gradient, for shape, dtype and device.
+        first_step: (B,), γ while there is no pair.
+    """
+
+    def __init__(self, pairs: int, gradient: Tensor, first_step: Tensor) -> None:
+        self.pairs = pairs
+        batch = len(gradient)
+        self.gamma = first_step
+        self._s = gradient.new_zeros(pairs, *gradient.shape)
+        self._u = torch.zeros_like(self._s)
+        self._rho = gradient.new_zeros(pairs, batch)
+        self._next = torch.zeros(batch, dtype=torch.long, device=gradient.device)
+        self._item = torch.arange(batch, device=gradient.device)
+        self._filled = 0
+
+    def push(self, items: Tensor, s: Tensor, u: Tensor) -> None:
+        """Remember the pair (s, u), (B, m) each, of ``items`` (B,) where its curvature is positive."""
+        product = _dot(s, u)
+        length = torch.linalg.vector_norm(u, dim=-1)
+        eps = torch.finfo(s.dtype).eps
+        kept = items & (product > eps * length * torch.linalg.vector_norm(s, dim=-1))
+        at = (self._next, self._item)
+        self._s[at] = torch.where(kept.unsqueeze(-1), s, self._s[at])
+        self._u[at] = torch.where(kept.unsqueeze(-1), u, self._u[at])
+        self._rho[at] = torch.where(kept, 1 / product, self._rho[at])
+        self.gamma = torch.where(kept, product / length.square(), self.gamma)
+        self._next = (self._next + kept) % self.pairs
+        self._filled = min(self._filled + 1, self.pairs)
+
+    def forget(self, items: Tensor) -> None:
+        """Drop all pairs of ``items`` (B,); γ stays."""
+        self._rho = torch.where(items, 0.0, self._rho)
+
+    def apply(self, gradient: Tensor) -> Tensor:
+        """H g of each item, (B, m)."""
+        slots = [(self._next - 1 - age) % self.pairs for age in range(self._filled)]
+        q, coefficients = gradient, []
+        for slot in slots:
+            at = (slot, self._item)
+            coefficients.append(self._rho[at] * _dot(self._s[at], q))
+            q = q - coefficients[-1].unsqueeze(-1) * self._u[at]
+        q = self.gamma.unsqueeze(-1) * q
+        for slot, coefficient in zip(reversed(slots), reversed(coefficients), strict=True):
+            at = (slot, self._item)
+            change = coefficient - self._rho[at] * _dot(self._u[at], q)
+            q = q + change.unsqueeze(-1) * self._s[at]
+        return q
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1)

@@ -1,6 +1,6 @@
 """Newton's method for small equality-constrained problems, with a line search.
 
-The step (see `kkt_step`) is shortened until a merit function has decreased enough (`merit_search`).
+The step is shortened until a merit function has decreased enough (see `newton_step`).
 Where the gradient is zero on the tangent space but the curvature is not positive, the step is along the
 most negative curvature instead.
 
@@ -11,25 +11,25 @@ ill-conditioned problem can reach with larger steps, ends the iteration as well.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..problem import Problem, flat
 from ..solution import Solution, Status
-from ..solver import Solver
-from .deadline import Deadline
-from .kkt_step import LocalModel, Step, local_model, newton_step
-from .least_violation import least_violation
-from .merit_search import LONGEST_STEP, MeritSearch
-from .no_solution import Depth
-from .residual import Scales
+from .iterative import Deadline, IterativeSolver, number
+from .newton_step import LONGEST_STEP, MeritSearch, Step, newton_step
+from .no_solution import Depth, least_violation
+from .residual import LocalModel, Scales, local_model, norm
 
 _RUNNING = -1
 _ESCAPE = 0.1
 _ROUNDINGS = 16
 
 
-class Newton(Solver):
+@dataclass(frozen=True, kw_only=True)
+class Newton(IterativeSolver):
     """Solves  min f(x, y) over y subject to h(x, y) = 0  and the manifold's constraints, if any.
 
     Dense: O(m³) time and O(m²) memory for y of m entries, for problems of up to a few hundred. Finds
@@ -55,16 +55,7 @@ class Newton(Solver):
 
     name = "newton"
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 100,
-        tolerance: float | None = None,
-        max_time: float | None = None,
-    ) -> None:
-        self.max_iterations = max_iterations
-        self.tolerance = tolerance
-        self.max_time = max_time
+    tolerance: float | None = number(None)
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Solve every item from ``start``, which need not be feasible."""
@@ -99,7 +90,7 @@ class _Run:
         self.y = start
         self.eps = torch.finfo(start.dtype).eps
         self.tolerance = self.eps ** (2 / 3) if tolerance is None else tolerance
-        self.size = self.start_size = _norm(flat(start))
+        self.size = self.start_size = norm(flat(start))
         self.depth: Depth | None = None
         self.search = MeritSearch(problem, self.size)
         self.infeasible = self.size != self.size
@@ -108,22 +99,22 @@ class _Run:
         """One step of the active items; the status of each item after it, (B,), -1 to go on."""
         here = self.y
         model = local_model(self.problem, here)
-        finite = _finite(model)
+        finite = model.finite
         if not bool(finite.all()):
-            model = _zeroed(model, finite)
+            model = _zero_bad_items(model, finite)
         step = newton_step(self.problem, here, model)
         solved = torch.zeros_like(finite)
         if self.depth is None:
             self.depth = Depth(self.problem, here, model.value, model.gradient, step.change)
             solved = self._solved(model, step, _ROUNDINGS * self.eps)
         beyond = self.depth.beyond(here, model.value)
-        size = _norm(flat(self.y))
+        size = norm(flat(self.y))
         self.size = torch.maximum(self.start_size, size)
 
         jacobian_norm = torch.linalg.matrix_norm(model.jacobian)
-        feasible = _norm(model.constraints) <= self.tolerance * jacobian_norm * self.size
+        feasible = norm(model.constraints) <= self.tolerance * jacobian_norm * self.size
         self.infeasible = torch.where(active, finite & ~feasible, self.infeasible)
-        rounding = _ROUNDINGS * self.eps * (step.change + _norm(model.gradient))
+        rounding = _ROUNDINGS * self.eps * (step.change + norm(model.gradient))
         short = self._short(model, step, size)
         rounded = (step.stationarity <= rounding) & rounding.isfinite()
         stationary = short | rounded | solved
@@ -138,7 +129,7 @@ class _Run:
         direction = torch.where(
             escaping.unsqueeze(-1),
             escape,
-            _limited(step.direction, LONGEST_STEP * self.size.clamp_min(1)),
+            _limit_length(step.direction, LONGEST_STEP * self.size.clamp_min(1)),
         )
         if last:
             outcome = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
@@ -159,7 +150,7 @@ class _Run:
 
     def _short(self, model: LocalModel, step: Step, size: Tensor) -> Tensor:
         """Whether the step is short beside y, or beside the start if that goes with a small ∇L."""
-        length = _norm(step.direction)
+        length = norm(step.direction)
         short = length <= self.tolerance * size
         perhaps = ~short & (length <= self.tolerance * self.size)
         # A solution y = 0 has no size of its own; but steps also get short towards a singularity.
@@ -194,22 +185,12 @@ class _Run:
         self.y = moved
 
 
-def _norm(vector: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vector, dim=-1)
-
-
-def _limited(direction: Tensor, longest: Tensor) -> Tensor:
-    factor = longest / _norm(direction).clamp_min(torch.finfo(direction.dtype).tiny)
+def _limit_length(direction: Tensor, longest: Tensor) -> Tensor:
+    factor = longest / norm(direction).clamp_min(torch.finfo(direction.dtype).tiny)
     return direction * factor.clamp_max(1).unsqueeze(-1)
 
 
-def _finite(model: LocalModel) -> Tensor:
-    finite = model.value.isfinite() & model.gradient.isfinite().all(dim=-1)
-    finite = finite & model.constraints.isfinite().all(dim=-1)
-    return finite & model.jacobian.isfinite().flatten(1).all(dim=-1)
-
-
-def _zeroed(model: LocalModel, finite: Tensor) -> LocalModel:
+def _zero_bad_items(model: LocalModel, finite: Tensor) -> LocalModel:
     """The model with zeros for items that are not finite, which the factorisations would refuse."""
     parts = (model.value, model.gradient, model.constraints, model.jacobian)
     kept = [torch.where(finite.reshape(-1, *[1] * (part.dim() - 1)), part, 0.0) for part in parts]

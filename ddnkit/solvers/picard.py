@@ -9,7 +9,7 @@ Source: Walker and Ni, *Anderson acceleration for fixed-point iterations*.
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..problem import Problem, flat
 from ..solution import Solution, Status
-from ..solver import Solver
+from .iterative import Deadline, IterativeSolver, number, whole_number
 
 _RUNNING = -1
 _PATIENCE = 50
 
 
-class Picard(Solver):
+@dataclass(frozen=True, kw_only=True)
+class Picard(IterativeSolver):
     """Solves  y = T(x, y)  for nodes with a `fixed_point` map, the whole batch at once.
 
     Args:
@@ -38,18 +39,9 @@ class Picard(Solver):
 
     name = "picard"
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 1000,
-        tolerance: float | None = None,
-        memory: int = 5,
-        max_time: float | None = None,
-    ) -> None:
-        self.max_iterations = max_iterations
-        self.tolerance = tolerance
-        self.memory = memory
-        self.max_time = max_time
+    max_iterations: int = 1000
+    tolerance: float | None = number(None)
+    memory: int = whole_number(5)
 
     def unsupported(self, problem: Problem) -> str | None:
         """Needs a fixed-point map."""
@@ -59,7 +51,7 @@ class Picard(Solver):
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Iterate from ``start``; an item that has ended keeps its best point."""
-        begun = time.monotonic()
+        deadline = Deadline(self.max_time)
         y = (problem.start() if start is None else start).detach().clone()
         shape, x = y.shape, flat(y)
         eps = torch.finfo(x.dtype).eps
@@ -92,7 +84,7 @@ class Picard(Solver):
             outcome = torch.full_like(status, _RUNNING)
             if iteration == self.max_iterations:
                 outcome[:] = int(Status.MAX_ITERATIONS)
-            if self.max_time is not None and time.monotonic() - begun > self.max_time:
+            if deadline.passed:
                 outcome[:] = int(Status.TIME_LIMIT)
             outcome = torch.where(since > _PATIENCE, int(Status.STALLED), outcome)
             outcome = torch.where(image.norm(dim=-1) > bound, int(Status.UNBOUNDED), outcome)
@@ -104,14 +96,14 @@ class Picard(Solver):
                 break
             images, residuals = [*images, image][-self.memory - 1 :], [*residuals, residual]
             residuals = residuals[-self.memory - 1 :]
-            mixed = _mixed(images, residuals) if len(images) > 1 else image
+            mixed = _mix(images, residuals) if len(images) > 1 else image
             # Mixing has no guarantee away from the solution: where it has not helped, the plain step.
             x = torch.where((since > 3).unsqueeze(-1), image, mixed)
             x = torch.where(x.isfinite().all(-1, keepdim=True), x, image.nan_to_num(0, 0, 0))
         return Solution(best.reshape(shape), status, iterations, self.name)
 
 
-def _mixed(images: list[Tensor], residuals: list[Tensor]) -> Tensor:
+def _mix(images: list[Tensor], residuals: list[Tensor]) -> Tensor:
     """Σ αᵢ T(yᵢ) with the least ‖Σ αᵢ rᵢ‖, Σ αᵢ = 1, by differences to the last."""
     dR = torch.stack([r - residuals[-1] for r in residuals[:-1]], dim=-1)
     dT = torch.stack([t - images[-1] for t in images[:-1]], dim=-1)

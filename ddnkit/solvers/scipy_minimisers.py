@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import NonlinearConstraint, minimize
 from scipy.sparse.linalg import LinearOperator
 
-from .scipy_base import ScipySolver
-from .scipy_item import ScipyItem
+from .iterative import number
+from .scipy_base import ScipyItem, ScipySolver
 
 # `ScipyItem` judges the iterates; SciPy's own rules on accuracy are set out of reach.
 _NEVER = 1e-300
 
 
+@dataclass(frozen=True, kw_only=True)
 class SLSQP(ScipySolver):
     """Sequential quadratic programming: each step solves a quadratic program with a BFGS matrix.
 
@@ -24,15 +26,6 @@ class SLSQP(ScipySolver):
     """
 
     name = "slsqp"
-
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 500,
-        tolerance: float | None = None,
-        max_time: float | None = None,
-    ) -> None:
-        super().__init__(max_iterations=max_iterations, tolerance=tolerance, max_time=max_time)
 
     def _minimise(self, item: ScipyItem) -> None:
         constraint = {"type": "eq", "fun": item.constraints, "jac": item.jacobian}
@@ -46,6 +39,7 @@ class SLSQP(ScipySolver):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrustConstr(ScipySolver):
     """Trust-region sequential quadratic programming with exact second derivatives.
 
@@ -60,16 +54,7 @@ class TrustConstr(ScipySolver):
 
     name = "trust_constr"
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 500,
-        tolerance: float | None = None,
-        max_time: float | None = None,
-        initial_radius: float = 1.0,
-    ) -> None:
-        super().__init__(max_iterations=max_iterations, tolerance=tolerance, max_time=max_time)
-        self.initial_radius = initial_radius
+    initial_radius: float = number(1.0, above=0)
 
     def _minimise(self, item: ScipyItem) -> None:
         options: dict[str, Any] = {

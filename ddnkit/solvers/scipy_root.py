@@ -8,26 +8,27 @@ stationary point, a maximum or a saddle point alike: nothing here tells them apa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import optimize
 
-from ..errors import InputError
 from ..solution import Status
-from .scipy_base import ScipySolver
-from .scipy_item import Ended, ScipyItem
+from .iterative import choice
+from .scipy_base import EndOfSolve, ScipyItem, ScipySolver
 
-_METHODS = ("hybr", "lm")
 # `ScipyItem` judges the points; MINPACK's own rule on accuracy is set out of reach.
 _NEVER = 1e-300
 _OUTSIDE = 1e100
 
 
+@dataclass(frozen=True, kw_only=True)
 class Root(ScipySolver):
     """Solves  ∇_y L(x, y, ν) = 0, h(x, y) = 0  for y and ν, from least-squares multipliers.
 
     Finds a stationary point near the start, **not necessarily a minimum**, and reports it CONVERGED:
     use it from a good start, or where f is convex and h affine. O((m + p)³) time a step. Dependent
-    constraints are reduced to independent ones (see `scipy_item`). See `ScipySolver` for the common
+    constraints are reduced to independent ones (see `scipy_base`). See `ScipySolver` for the common
     settings and the statuses; here an iteration is an evaluation of F.
 
     Args:
@@ -38,18 +39,8 @@ class Root(ScipySolver):
 
     name = "root"
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 1000,
-        tolerance: float | None = None,
-        max_time: float | None = None,
-        method: str = "hybr",
-    ) -> None:
-        super().__init__(max_iterations=max_iterations, tolerance=tolerance, max_time=max_time)
-        if method not in _METHODS:
-            raise InputError(f"method is one of {', '.join(_METHODS)}, not {method!r}")
-        self.method = method
+    max_iterations: int = 1000
+    method: str = choice("hybr", "lm")
 
     def _minimise(self, item: ScipyItem) -> None:
         unknowns = np.concatenate([item.last, item.multipliers()])
@@ -77,7 +68,7 @@ class _Equations:
         y, nu = unknowns[: self.size], unknowns[self.size :]
         try:
             self.item.iterate(y)
-        except Ended as end:
+        except EndOfSolve as end:
             if end.status is not Status.NON_FINITE:
                 raise
             return np.full_like(unknowns, _OUTSIDE)
@@ -86,10 +77,10 @@ class _Equations:
 
     def jacobian(self, unknowns: np.ndarray) -> np.ndarray:
         y, nu = unknowns[: self.size], unknowns[self.size :]
-        A = _tamed(self.item.jacobian_at(y))
+        A = _tame(self.item.jacobian_at(y))
         corner = np.zeros((len(A), len(A)))
-        return np.block([[_tamed(self.item.lagrangian_hessian(y, nu)), -A.T], [A, corner]])
+        return np.block([[_tame(self.item.lagrangian_hessian(y, nu)), -A.T], [A, corner]])
 
 
-def _tamed(matrix: np.ndarray) -> np.ndarray:
+def _tame(matrix: np.ndarray) -> np.ndarray:
     return np.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1183,7 +1183,7 @@ def test_settings_of_node_and_solver_that_change_are_seen():
     solved.solver = Newton()
     layer, xs = short(solved), inputs(solved, (2,))
     gradients(layer, xs)
-    solved.solver.max_iterations = 1
+    solved.solver = Newton(max_iterations=1)
     other = eager(solved)
     for one in (layer, other):
         with pytest.warns(ddnkit.DdnkitWarning):

@@ -8,11 +8,10 @@ from torch.testing import assert_close
 
 from ddnkit import DeclarativeLayer, DeclarativeNode, Problem, Status, testing
 from ddnkit.lagrangian import constraint_jacobian, least_squares_multipliers
-from ddnkit.solvers import LBFGS, Newton
+from ddnkit.solvers import LBFGS, ConstraintProducts, Newton, Scales
 from ddnkit.solvers.augmented_lagrangian import AugmentedLagrangian
-from ddnkit.solvers.constraint_products import ConstraintProducts
-from ddnkit.solvers.lbfgs_history import History
-from ddnkit.solvers.residual import Scales, constraint_norm
+from ddnkit.solvers.lbfgs import History
+from ddnkit.solvers.residual import constraint_norm
 from ddnkit.solvers.wolfe_search import search
 
 #: The backward error that it promises (docs/solvers.md).
@@ -353,8 +352,8 @@ def test_products_with_the_jacobian_are_those_of_the_matrix():
     y = torch.randn(2, 3, dtype=torch.float64)
     A, products = constraint_jacobian(problem, y), ConstraintProducts(problem, y)
     v, w = torch.randn(2, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    assert_close(products.transposed(v), (A.mT @ v.unsqueeze(-1)).squeeze(-1))
-    assert_close(products.forward(w), (A @ w.unsqueeze(-1)).squeeze(-1))
+    assert_close(products.transpose_times(v), (A.mT @ v.unsqueeze(-1)).squeeze(-1))
+    assert_close(products.times(w), (A @ w.unsqueeze(-1)).squeeze(-1))
     assert_close(products.least_squares(w), least_squares_multipliers(A, w))
     ratio = constraint_norm(products) / torch.linalg.matrix_norm(A)
     # Three probes of χ² distribution, fixed ones: within three times in either direction.

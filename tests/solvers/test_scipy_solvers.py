@@ -11,9 +11,8 @@ from torch.testing import assert_close
 
 from ddnkit import DeclarativeLayer, DeclarativeNode, InputError, Problem, Status, registry, testing
 from ddnkit.lagrangian import constraint_jacobian, least_squares_multipliers
-from ddnkit.solvers import SLSQP, Newton, Root, TrustConstr
-from ddnkit.solvers.deadline import Deadline
-from ddnkit.solvers.scipy_item import Ended, ScipyItem
+from ddnkit.solvers import SLSQP, Deadline, Newton, Root, TrustConstr
+from ddnkit.solvers.scipy_base import EndOfSolve, ScipyItem
 
 SOLVERS = [SLSQP, TrustConstr, Root]
 MINIMISERS = [SLSQP, TrustConstr]
@@ -368,7 +367,7 @@ def test_outside_the_domain_an_item_is_infinite_and_an_iterate_ends_the_solve():
     one = item(Barrier(), tensor(0.0, 0.0))
     outside = np.array([5.0, 0.0])
     assert one.objective(outside) == np.inf
-    with pytest.raises(Ended) as end:
+    with pytest.raises(EndOfSolve) as end:
         one.gradient(outside)
     assert end.value.status == Status.NON_FINITE
     assert np.array_equal(one.last, one.x0)
@@ -380,6 +379,6 @@ def test_an_item_counts_and_limits_its_iterates():
         one.gradient(np.array([float(step), 10.0]))
         one.gradient(np.array([float(step), 10.0]))
     assert one.steps == 100
-    with pytest.raises(Ended) as end:
+    with pytest.raises(EndOfSolve) as end:
         one.gradient(np.zeros(2))
     assert end.value.status == Status.MAX_ITERATIONS

@@ -16,10 +16,8 @@ from ddnkit_manifolds import (
 )
 
 from ddnkit import DeclarativeNode, Problem, Status
-from ddnkit.solvers import LBFGS, SLSQP, Newton, Root, TrustConstr
-from ddnkit.solvers.deadline import Deadline
-from ddnkit.solvers.least_violation import least_violation
-from ddnkit.solvers.no_solution import falls_along
+from ddnkit.solvers import LBFGS, SLSQP, Deadline, Newton, Root, TrustConstr
+from ddnkit.solvers.no_solution import falls_along, least_violation
 
 GENERAL = [Newton, LBFGS, SLSQP, TrustConstr, Root]
 RIEMANNIAN = [
