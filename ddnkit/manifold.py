@@ -73,5 +73,9 @@ class Manifold(abc.ABC):
         """``vector`` − `normal`, a new tensor; to override where the two are cheaper in one."""
         return vector - self.normal(y, multipliers)
 
+    def transport(self, y: Tensor, to: Tensor, vector: Tensor) -> Tensor:
+        """A tangent vector at y, carried along to another point; by projection, unless overridden."""
+        return self.tangent(to, vector)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -1,4 +1,4 @@
-"""Manifolds and the solvers on them: Stiefel, Sphere; Procrustes, pymanopt's and geoopt's methods."""
+"""The manifolds Stiefel and Sphere; solvers on manifolds: Procrustes, pymanopt's and geoopt's methods."""
 
 import lazy_loader
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -38,12 +39,11 @@ from ddnkit.linalg import (
     precision,
     product,
 )
+from ddnkit.solvers import check_settings, choice
 
 from . import procrustes_products
-from .stiefel import Stiefel
-from .support import manifold_reason
-
-METHODS = ("auto", "factors", "products")
+from .manifolds import Stiefel
+from .riemannian import reason_to_decline
 
 #: Below this ratio of singular values AᵀA has lost too much of the least one; an SVD of A has not.
 _LEAST_BY_GRAM = 1e-5
@@ -59,6 +59,7 @@ _FEW_COLUMNS = 32
 _ENLARGED = 4
 
 
+@dataclass(frozen=True)
 class Procrustes(Solver):
     """Solves  min ½c‖U‖² − ⟨A(x), U⟩ + const over St(d, C)  exactly: U* = polar(A).
 
@@ -88,14 +89,16 @@ class Procrustes(Solver):
     name = "procrustes"
     keeps_items_apart = True
 
-    def __init__(self, method: str = "auto"):
-        if method not in METHODS:
-            raise InputError(f"method is one of {', '.join(METHODS)}, not {method!r}")
-        self.method = method
+    method: str = choice("auto", "factors", "products")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def unsupported(self, problem: Problem) -> str | None:
         """Needs a node on a Stiefel manifold."""
-        return manifold_reason(problem, [Stiefel])
+        if not isinstance(problem.manifold, Stiefel):
+            return f"its manifold is {problem.manifold!r}; this solver needs Stiefel()"
+        return reason_to_decline(problem)
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """U* = polar(A) of each item; of ``start`` the shape alone matters."""
@@ -310,7 +313,7 @@ class _LinearPart(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, like: Tensor) -> _LinearPart:
         """A = −½(g(P) + g(−P)) and cP = ½(g(P) − g(−P))."""
-        point = Stiefel().random(tuple(like.shape[1:]), generator=_drawn(like), like=like)
+        point = Stiefel().random(tuple(like.shape[1:]), generator=_fixed_generator(like), like=like)
         point = point.expand_as(like).contiguous()
         gradients = problem.gradient(point).detach(), problem.gradient(-point).detach()
         here, opposite = (g / 2 for g in gradients)
@@ -342,7 +345,7 @@ class _LinearPart(NamedTuple):
             )
 
 
-def _drawn(like: Tensor) -> torch.Generator:
+def _fixed_generator(like: Tensor) -> torch.Generator:
     return torch.Generator(device=like.device).manual_seed(_SEED)
 
 
@@ -359,12 +362,12 @@ def _deficient(A: Tensor, preferred: Tensor | None, threshold: float) -> _Factor
     if preferred is not None:
         kept = s > threshold * s[:, :1]
         partial = left * kept.unsqueeze(1) @ right
-        U = completed(partial, preferred.to(torch.float64), threshold)
+        U = complete(partial, preferred.to(torch.float64), threshold)
     left_vectors = None if _is_tall(A) else U @ right.mT
     return _Factors(U, right.mT, s, relative_curvature(s, A.shape), left_vectors)
 
 
-def completed(partial: Tensor, preferred: Tensor, threshold: float) -> Tensor:
+def complete(partial: Tensor, preferred: Tensor, threshold: float) -> Tensor:
     """The orthonormal U nearest to ``preferred`` that extends a partial isometry.
 
     Args:

@@ -16,7 +16,7 @@ B = A + ησR, η = 0.1, where P̂ is the preferred point, scaled to ‖P̂‖_F
     V_0 V_0ᵀ ≈ N⁴, N = τ² W,      I − P_r P_rᵀ ≈ (I − A W Aᵀ)⁴.
 
 In the direction of a singular value s both are (τ²/(s² + τ²))⁴. With sharp projectors polar(B) is the
-exact completion (`procrustes.completed`), whatever η: R and A share neither columns nor rows. What the
+exact completion (`procrustes.complete`), whatever η: R and A share neither columns nor rows. What the
 soft ones cost, for singular values relative to σ:
 
 * where s is well kept, η (τ/s)⁸/s: less than 1e-6 from s = 10 τ on;
@@ -67,9 +67,9 @@ def solution(target: Tensor, preferred: Tensor | None, solver: str) -> Solution:
             takes an arbitrary, fixed one.
     """
     d, C = target.shape[-2:]
-    A, finite, size = _of_unit_size(target)
+    A, finite, size = _to_unit_size(target)
     deficient, first = _complete(A, _arbitrary(target) if preferred is None else preferred)
-    G, square, _, second = _scaled(A)
+    G, square, _, second = _scale(A)
     size = size * first * second
     least = _threshold(d) * C**-0.125
     Z = inverse_square_root(G, least, square)
@@ -87,12 +87,12 @@ def solution(target: Tensor, preferred: Tensor | None, solver: str) -> Solution:
     status = torch.where(good, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(finite, status, int(Status.NON_FINITE))
     aux = {
-        "symmetric": (S + S.mT).mul_(_of_matrix(size / 2)),
-        "inverse": Z / _of_matrix(size),
+        "symmetric": (S + S.mT).mul_(_per_matrix(size / 2)),
+        "inverse": Z / _per_matrix(size),
         "bounds": bounds * size.unsqueeze(-1),
     }
     return Solution(
-        U.masked_fill_(_of_matrix(~finite), torch.nan),
+        U.masked_fill_(_per_matrix(~finite), torch.nan),
         status,
         torch.full_like(status, len(odd_quintics(least))),
         solver,
@@ -105,21 +105,21 @@ def _threshold(d: int) -> float:
     return min(torch.finfo(torch.float32).eps * d, 0.1)
 
 
-def _of_unit_size(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _to_unit_size(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A in float64 and of largest entry 1, which items are finite, and what A was divided by."""
     largest = torch.linalg.vector_norm(target, torch.inf, dim=(-2, -1))
     finite = largest.isfinite()
     size = _positive(torch.where(finite, largest, 1.0).to(torch.float64))
-    return target.to(torch.float64).div_(_of_matrix(size)), finite, size
+    return target.to(torch.float64).div_(_per_matrix(size)), finite, size
 
 
-def _scaled(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _scale(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Divides A by a bound b of its norm, in place: AᵀA, its square, a lower bound of its norm, and b."""
     G = gram(A)
     square = G @ G
     lower, upper = largest_eigenvalue_bounds(G, square)
     upper = _positive(upper)
-    matrix = _of_matrix(upper)
+    matrix = _per_matrix(upper)
     A.div_(matrix.sqrt())
     return G.div_(matrix), square.div_(matrix.square()), _positive(lower / upper), upper.sqrt()
 
@@ -127,12 +127,12 @@ def _scaled(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _complete(A: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
     """Scales A and makes it B where its rank is deficient, in place: where (B,), and the scale (B,)."""
     d = A.shape[-2]
-    G, _, largest, scale = _scaled(A)
-    threshold = _of_matrix(_threshold(d) ** 2 * largest)
-    info = torch.linalg.cholesky_ex(_shifted(G, -threshold), check_errors=False).info
+    G, _, largest, scale = _scale(A)
+    threshold = _per_matrix(_threshold(d) ** 2 * largest)
+    info = torch.linalg.cholesky_ex(_shift_diagonal(G, -threshold), check_errors=False).info
     deficient = info > 0
-    soft = _of_matrix(_softness(d) ** 2 * largest)
-    R = _remainder(A, G, soft, preferred).masked_fill_(_of_matrix(~deficient), 0.0)
+    soft = _per_matrix(_softness(d) ** 2 * largest)
+    R = _remainder(A, G, soft, preferred).masked_fill_(_per_matrix(~deficient), 0.0)
     A.add_(R, alpha=_COMPLETION)
     return deficient, scale
 
@@ -144,11 +144,11 @@ def _softness(d: int) -> float:
 
 def _remainder(A: Tensor, G: Tensor, soft: Tensor, preferred: Tensor) -> Tensor:
     """R of the module's text, for τ² = ``soft``."""
-    W = positive_inverse(_shifted(G, soft))
+    W = positive_inverse(_shift_diagonal(G, soft))
     N = soft * W
     square = N @ N
     size = torch.linalg.vector_norm(preferred, dim=(-2, -1)) / preferred.shape[-1] ** 0.5
-    R = (preferred / _of_matrix(_positive(size))).to(A.dtype) @ (square @ square)
+    R = (preferred / _per_matrix(_positive(size))).to(A.dtype) @ (square @ square)
     # (I − AWAᵀ)⁴ = I − A W (I + N)(I + N²) Aᵀ
     W = torch.baddbmm(W, W, N)
     W = torch.baddbmm(W, W, square)
@@ -157,7 +157,7 @@ def _remainder(A: Tensor, G: Tensor, soft: Tensor, preferred: Tensor) -> Tensor:
 
 def _bounds(Z: Tensor, *, square: bool) -> Tensor:
     """Below the least singular value, below the second least, and above the largest, which is 1."""
-    fourth = _squared(_squared(Z))
+    fourth = _square(_square(Z))
     least = torch.linalg.matrix_norm(fourth).pow(-0.25)
     second = least
     if square:
@@ -167,7 +167,7 @@ def _bounds(Z: Tensor, *, square: bool) -> Tensor:
         q = fourth.gather(-1, index[:, None, None].expand(*fourth.shape[:-1], 1))
         q = q / torch.linalg.vector_norm(q, dim=-2, keepdim=True)
         without = torch.eye(Z.shape[-1], dtype=Z.dtype, device=Z.device) - q * q.mT
-        rest = _squared(_squared(without @ Z @ without))
+        rest = _square(_square(without @ Z @ without))
         second = torch.linalg.matrix_norm(rest).pow(-0.25)
     return torch.stack((least, torch.maximum(least, second), torch.ones_like(least)), dim=-1)
 
@@ -185,13 +185,13 @@ def _arbitrary(target: Tensor) -> Tensor:
     return torch.sin(entry.square() * 2**0.5).to(target.dtype).expand_as(target)
 
 
-def _shifted(G: Tensor, shift: Tensor) -> Tensor:
+def _shift_diagonal(G: Tensor, shift: Tensor) -> Tensor:
     shifted = G.clone()
     shifted.diagonal(dim1=-2, dim2=-1).add_(shift.squeeze(-1))
     return shifted
 
 
-def _squared(M: Tensor) -> Tensor:
+def _square(M: Tensor) -> Tensor:
     return M @ M
 
 
@@ -199,5 +199,5 @@ def _positive(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 1.0)
 
 
-def _of_matrix(x: Tensor) -> Tensor:
+def _per_matrix(x: Tensor) -> Tensor:
     return x[:, None, None]

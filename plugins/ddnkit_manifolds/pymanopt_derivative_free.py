@@ -1,4 +1,4 @@
-"""pymanopt's derivative-free methods, Nelder-Mead and particle swarm, on Stiefel and Sphere.
+"""pymanopt's derivative-free methods: Nelder-Mead and particle swarm.
 
 They compare values of f and nothing else. How well they have done is judged by the gradient all the
 same: it is taken at each point that is better than all before, and the solve ends, CONVERGED, as soon
@@ -14,19 +14,26 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pymanopt
+import torch
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor
 
 from ddnkit import Status
+from ddnkit.solvers import number, whole_number
 
-from .chordal import ChordalStiefel, GivenSphere
-from .pymanopt_base import Item, LeftDomainError, PymanoptSolver, ending
-from .stiefel import Stiefel
-from .support import GOAL
+from .pymanopt_solvers import (
+    Array,
+    Item,
+    LeftDomainError,
+    PymanoptManifold,
+    PymanoptSolver,
+    end_status,
+)
+from .riemannian import GOAL
 
 _ASIDE = 1e-3
 
@@ -35,24 +42,24 @@ class _ReachedError(Exception):
     """The gradient at the best point is within the tolerance."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class _DerivativeFree(PymanoptSolver):
-    """What both have in common; pymanopt's manifolds need some help (see `chordal`)."""
+    """What both have in common: the best point is watched."""
 
     @abc.abstractmethod
-    def optimise(self, watch: _Watch, manifold: Any) -> OptimizerResult:
+    def optimise(self, watch: _Watch, manifold: PymanoptManifold) -> OptimizerResult:
         """Run pymanopt's optimiser; may raise `_ReachedError`."""
 
     @abc.abstractmethod
-    def iterations(self, watch: _Watch, manifold: Any) -> int:
+    def iterations(self, watch: _Watch, manifold: PymanoptManifold) -> int:
         """How many have been done so far."""
 
     def run(self, item: Item, tolerance: float) -> tuple[Tensor, Status, int]:
         """Watch the best point while pymanopt runs."""
-        kind = ChordalStiefel if isinstance(item.problem.manifold, Stiefel) else GivenSphere
-        manifold = kind(*item.start.shape)
+        manifold = item.pymanopt_manifold()
         watch = _Watch(item, GOAL * tolerance)
         try:
-            status = ending(self.optimise(watch, manifold).stopping_criterion)
+            status = end_status(self.optimise(watch, manifold).stopping_criterion)
         except _ReachedError:
             status = Status.CONVERGED
         except LeftDomainError:
@@ -64,32 +71,32 @@ class _DerivativeFree(PymanoptSolver):
 
 
 class _Watch:
-    """f of one item, and the best point so far."""
+    """f of one item, the best point so far, and how much was done."""
 
     def __init__(self, item: Item, tolerance: float) -> None:
         self.item = item
         self.tolerance = tolerance
         self.point = item.start
-        self.evaluations = 0
+        self.evaluations = self.means = 0
         self._least = item.cost(self.start)
 
     @property
-    def start(self) -> np.ndarray:
+    def start(self) -> Array:
         """The item's start."""
-        start: np.ndarray = self.item.start.cpu().numpy()
+        start: Array = self.item.start.cpu().numpy()
         return start
 
     @property
-    def best(self) -> np.ndarray:
+    def best(self) -> Array:
         """The best point so far."""
-        best: np.ndarray = self.point.cpu().numpy()
+        best: Array = self.point.cpu().numpy()
         return best
 
-    def problem(self, manifold: Any) -> pymanopt.Problem:
+    def problem(self, manifold: PymanoptManifold) -> pymanopt.Problem:
         """The problem without derivatives."""
         return pymanopt.Problem(manifold, pymanopt.function.numpy(manifold)(self._cost))
 
-    def _cost(self, point: np.ndarray) -> np.float64:
+    def _cost(self, point: Array) -> np.float64:
         self.evaluations += 1
         value = self.item.cost(point)
         if value < self._least:
@@ -103,6 +110,7 @@ class _Watch:
         return value
 
 
+@dataclass(frozen=True, kw_only=True)
 class NelderMead(_DerivativeFree):
     """A simplex of n + 1 points on a manifold of dimension n that crawls downhill by comparing values.
 
@@ -119,37 +127,27 @@ class NelderMead(_DerivativeFree):
     name = "nelder_mead"
     _tolerance = 1e-4
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 1000,
-        gradient_tolerance: float | None = None,
-        max_time: float | None = None,
-        size: float = 0.3,
-        reflection: float = 1.0,
-        expansion: float = 2.0,
-        contraction: float = 0.5,
-    ) -> None:
-        super().__init__(
-            max_iterations=max_iterations,
-            gradient_tolerance=gradient_tolerance,
-            max_time=max_time,
-        )
-        self.size = size
-        self.reflection, self.expansion, self.contraction = reflection, expansion, contraction
+    max_iterations: int = 1000
+    size: float = number(0.3, above=0)
+    reflection: float = number(1.0, above=0)
+    expansion: float = number(2.0, above=0)
+    contraction: float = number(0.5, above=0)
 
-    def optimise(self, watch: _Watch, manifold: Any) -> OptimizerResult:
+    def optimise(self, watch: _Watch, manifold: PymanoptManifold) -> OptimizerResult:
         """``pymanopt.optimizers.NelderMead``, on a simplex at the start."""
         # pymanopt refuses a simplex of the right size, and takes it from random_point instead.
         simplex = _simplex(watch.start, manifold, self.size)
+        given = list(simplex)
 
-        def near_the_best() -> np.ndarray:
+        def draw() -> Array:
+            if given:
+                return given.pop(0)
+            watch.means += 1
             # Steepest descent for a mean divides by zero if it starts at the mean itself.
             away = manifold.projection(watch.best, simplex[-1] - simplex[0])
-            point: np.ndarray = manifold.retraction(watch.best, _ASIDE * away)
-            return point
+            return manifold.retraction(watch.best, _ASIDE * away)
 
-        manifold.give(simplex, near_the_best)
+        manifold.draw = draw
         limits = self.limits() | {"max_iterations": self.max_iterations + 1}
         optimiser = pymanopt.optimizers.NelderMead(
             reflection=self.reflection,
@@ -159,11 +157,12 @@ class NelderMead(_DerivativeFree):
         )
         return optimiser.run(watch.problem(manifold))
 
-    def iterations(self, watch: _Watch, manifold: Any) -> int:
+    def iterations(self, watch: _Watch, manifold: PymanoptManifold) -> int:
         """Each starts a mean."""
-        return int(manifold.asked)
+        return watch.means
 
 
+@dataclass(frozen=True, kw_only=True)
 class ParticleSwarm(_DerivativeFree):
     """A swarm that explores the manifold, each particle drawn to its own best point and to the best of all.
 
@@ -182,30 +181,17 @@ class ParticleSwarm(_DerivativeFree):
     name = "particle_swarm"
     _tolerance = 1e-3
 
-    def __init__(
-        self,
-        *,
-        max_iterations: int = 500,
-        gradient_tolerance: float | None = None,
-        max_time: float | None = None,
-        population: int | None = None,
-        nostalgia: float = 1.4,
-        social: float = 1.4,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            max_iterations=max_iterations,
-            gradient_tolerance=gradient_tolerance,
-            max_time=max_time,
-        )
-        self.population, self.nostalgia, self.social = population, nostalgia, social
-        self.seed = seed
+    max_iterations: int = 500
+    population: int | None = whole_number(None, least=1)
+    nostalgia: float = number(1.4)
+    social: float = number(1.4)
+    seed: int = whole_number(0)
 
-    def optimise(self, watch: _Watch, manifold: Any) -> OptimizerResult:
+    def optimise(self, watch: _Watch, manifold: PymanoptManifold) -> OptimizerResult:
         """``pymanopt.optimizers.ParticleSwarm``."""
         with _numpy_seed(self.seed):
-            draw = watch.item.pymanopt_manifold().random_point
-            others = [draw() for _ in range(self._size(manifold) - 1)]
+            generator = torch.Generator().manual_seed(self.seed)
+            others = [manifold.random(generator) for _ in range(self._size(manifold) - 1)]
             optimiser: Optimizer = pymanopt.optimizers.ParticleSwarm(
                 population_size=self._size(manifold),
                 nostalgia=self.nostalgia,
@@ -214,20 +200,21 @@ class ParticleSwarm(_DerivativeFree):
             )
             return optimiser.run(watch.problem(manifold), initial_point=[watch.start, *others])
 
-    def iterations(self, watch: _Watch, manifold: Any) -> int:
+    def iterations(self, watch: _Watch, manifold: PymanoptManifold) -> int:
         """Each evaluates the whole swarm, after it was evaluated once at first."""
         return max(0, -(-watch.evaluations // self._size(manifold)) - 1)
 
-    def _size(self, manifold: Any) -> int:
+    def _size(self, manifold: PymanoptManifold) -> int:
         return self.population or min(40, 10 * int(manifold.dim))
 
 
-def _simplex(start: np.ndarray, manifold: Any, size: float) -> list[np.ndarray]:
+def _simplex(start: Array, manifold: PymanoptManifold, size: float) -> list[Array]:
     """The start, and a point at a distance along each direction of an orthonormal tangent basis."""
     units = np.eye(start.size).reshape(-1, *start.shape)
     projector = np.stack([manifold.projection(start, unit).ravel() for unit in units])
     basis = np.linalg.svd(projector)[0].T[: int(manifold.dim)]
-    step = size * np.linalg.norm(start)
+    # A point at the origin has no size of its own.
+    step = size * (np.linalg.norm(start) or 1.0)
     return [start] + [manifold.retraction(start, step * z.reshape(start.shape)) for z in basis]
 
 

@@ -185,3 +185,9 @@ def test_sphere_projects_vectors_of_any_size(size):
 
 def test_sphere_projects_the_origin_somewhere():
     assert Sphere().project(torch.zeros(2, 3)).tolist() == [[1.0, 0.0, 0.0]] * 2
+
+
+def test_no_point_of_the_sphere_is_nearest_to_what_is_no_number():
+    y = Sphere().project(torch.tensor([[torch.nan, 1.0], [3.0, 4.0]]))
+    assert y[0].isnan().all()
+    assert torch.allclose(y[1], torch.tensor([0.6, 0.8]))

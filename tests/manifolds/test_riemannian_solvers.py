@@ -18,7 +18,7 @@ from ddnkit_manifolds import (
     TrustRegions,
 )
 
-from ddnkit import DeclarativeNode, InputError, Manifold, Problem, Status, registry
+from ddnkit import DeclarativeNode, InputError, Problem, Status, registry
 
 SOLVERS = [
     TrustRegions,
@@ -304,14 +304,8 @@ def test_refuses_with_a_reason(solver):
         def equality_constraints(self, x, y):
             return y.sum()
 
-    class Unheard(Quadratic):
-        manifold = type("Oblique", (Sphere.__base__,), {"name": "oblique"})
-
     x = torch.ones(3)
-    reason = {node: solver().unsupported(Problem.single(node(), [x])) for node in (Free, Unheard)}
-    assert "manifold" in reason[Free]
-    assert "Sphere, Stiefel" in reason[Unheard]
-    assert issubclass(Unheard.manifold, Manifold)
+    assert "manifold" in solver().unsupported(Problem.single(Free(), [x]))
     assert "equality_constraints" in solver().unsupported(Problem.single(Constrained(), [x]))
     assert solver().unsupported(Problem.single(Quadratic(), [x])) is None
 

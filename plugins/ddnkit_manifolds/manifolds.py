@@ -1,6 +1,7 @@
-"""The Stiefel manifold St(d, C) = {U in R^{d×C} : UᵀU = I}.
+"""The Stiefel manifold and the unit sphere.
 
-Two descriptions of the same constraints are in use, both by independent functions:
+St(d, C) = {U in R^{d×C} : UᵀU = I}. Two descriptions of its constraints are in use, both by independent
+functions:
 
 * `Stiefel.constraint` is rvech(UᵀU − I), the lower triangle in row-major order (the order of
   ``torch.tril_indices``). Its entry (p, q), p ≥ q, is ⟨u_p, u_q⟩ − δ_pq, with gradient 2 u_p on the
@@ -17,6 +18,10 @@ Two descriptions of the same constraints are in use, both by independent functio
 Source: Birtea, Caşu and Comănescu, *First order optimality conditions and steepest descent
 algorithm on orthogonal Stiefel manifolds*; Absil, Mahony and Sepulchre, *Optimization Algorithms
 on Matrix Manifolds* (retraction).
+
+S^{n−1} = {y in Rⁿ : yᵀy = 1}. `Sphere.constraint` is yᵀy − 1, with gradient 2y. As on the Stiefel manifold
+(of which this is the case C = 1) the multiplier field uses j = ½(yᵀy − 1): ∇j = y, ∇²j = I, and
+    σ(y) = ⟨∇f, y⟩,      ∇f − σ y  is tangent.
 """
 
 from __future__ import annotations
@@ -26,8 +31,6 @@ from torch import Generator, Tensor
 
 from ddnkit import InputError, Manifold
 from ddnkit.linalg import departure_from_orthonormal
-
-from .support import gaussian, lapack_dtype
 
 
 class Stiefel(Manifold):
@@ -73,7 +76,7 @@ class Stiefel(Manifold):
 
     def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
         """The Q factor of y + tangent, with R of positive diagonal."""
-        return _orthonormalised(y + tangent)
+        return _orthonormalise(y + tangent)
 
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
         """Σ(U) = ½(∇fᵀU + Uᵀ∇f), shape (..., C, C)."""
@@ -99,7 +102,77 @@ class Stiefel(Manifold):
     ) -> Tensor:
         """A point of the Haar (rotation-invariant) distribution, of the given shape (..., d, C)."""
         # The Q factor of a Gaussian matrix is Haar only if R has a positive diagonal.
-        return _orthonormalised(gaussian(shape, generator, like))
+        return _orthonormalise(gaussian(shape, generator, like))
+
+
+class Sphere(Manifold):
+    """Unit vectors: yᵀy = 1, y of shape (..., n). Multipliers have shape (..., 1).
+
+    Example: ``Sphere().project(x)`` with x (8, 3) gives eight unit vectors (8, 3).
+    """
+
+    name = "sphere"
+    event_dims = 1
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """yᵀy − 1, shape (..., 1)."""
+        return _inner(y, y) - 1
+
+    def constraint_jacobian(self, y: Tensor) -> Tensor:
+        """2yᵀ, shape (..., 1, n)."""
+        return 2 * y.unsqueeze(-2)
+
+    def infeasibility(self, y: Tensor) -> Tensor:
+        """|yᵀy − 1|, shape (...)."""
+        return (_inner(y, y) - 1).abs().squeeze(-1)
+
+    def project(self, y: Tensor) -> Tensor:
+        """y / ‖y‖; the first unit vector where y = 0, to which every point is nearest."""
+        # Divided by its largest entry first, a vector of any finite size keeps its direction.
+        largest = y.abs().amax(dim=-1, keepdim=True)
+        first = torch.zeros_like(y)
+        first[..., 0] = 1
+        # NaN is not zero: it has to stay NaN, or a solver would take the first unit vector for its iterate.
+        scaled = torch.where(largest == 0, first, y / torch.where(largest == 0, 1, largest))
+        return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+
+    def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """(y + tangent) / ‖y + tangent‖."""
+        return self.project(y + tangent)
+
+    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """σ(y) = ⟨∇f, y⟩, shape (..., 1)."""
+        return _inner(gradient, y)
+
+    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
+        """σ y, shape (..., n)."""
+        return multipliers * y
+
+    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
+        """σ z for the direction z, shape (..., n)."""
+        return multipliers * direction
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """A uniformly distributed unit vector of the given shape (..., n)."""
+        return self.project(gaussian(shape, generator, like))
+
+
+def lapack_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype`` itself, or float32 where factorisations do not exist in it (half precision)."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def gaussian(shape: tuple[int, ...], generator: Generator | None, like: Tensor) -> Tensor:
+    """Standard normal numbers in dtype and on device of ``like``, drawn where the generator is."""
+    device = like.device if generator is None else generator.device
+    drawn = torch.randn(shape, generator=generator, dtype=lapack_dtype(like.dtype), device=device)
+    return drawn.to(device=like.device, dtype=like.dtype)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, keepdim=True)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -119,7 +192,7 @@ def _gram_minus_identity(y: Tensor) -> Tensor:
     return y.mT @ y - torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
 
 
-def _orthonormalised(y: Tensor) -> Tensor:
+def _orthonormalise(y: Tensor) -> Tensor:
     _check_shape(y.shape)
     q, r = torch.linalg.qr(y.to(lapack_dtype(y.dtype)))
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)

@@ -1,26 +1,55 @@
-"""Bookkeeping of a batch of descents: which items have ended and how, and the best point of each."""
+"""What solvers on manifolds have in common: limits, what they decline, how they judge their progress."""
 
 from __future__ import annotations
 
-import math
-import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddnkit import Problem, Status
+from ddnkit.solvers import Deadline, IterativeSolver, number
 
-from .support import GOAL, gaussian, gradient_scale, item_norm, per_item
-
+#: Solvers iterate to this part of their tolerance. A solution is then one still when it is started
+#: from, where the scale that gradients are relative to may be smaller than at the first start.
+GOAL = 0.25
 _RUNNING = -1
 _POWER_ITERATIONS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiemannianSolver(IterativeSolver):
+    """Solves  min f(x, y) over y on a manifold,  any `ddnkit.Manifold`, with its embedded gradient.
+
+    Args:
+        gradient_tolerance: largest norm of the Riemannian gradient, relative to
+            ‖∇f(y₀)‖ + ‖∇²f(y₀) y₀‖; None for what each solver names.
+    """
+
+    gradient_tolerance: float | None = number(None)
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Needs a manifold and no further constraints."""
+        return reason_to_decline(problem)
+
+
+def reason_to_decline(problem: Problem) -> str | None:
+    """Why a solver that keeps to the node's manifold cannot take the problem, or None if it can."""
+    name = type(problem.node).__name__
+    if problem.manifold is None:
+        return f"{name} has no manifold; this solver needs one"
+    if not problem.batch_size or not problem.node.constrained:
+        return None
+    if problem.constraints(problem.start()) is None:
+        return None
+    return f"{name} has equality_constraints beside its manifold; this solver keeps to the manifold alone"
 
 
 class Progress:
     """The batch during a solve; an item that has ended keeps its point, status and iteration.
 
     Args:
-        max_time: seconds from now until `late`; None for no limit.
+        max_time: seconds from now until the `deadline`; None for no limit.
 
     Attributes:
         y: (B, *y), the best point checked so far; the start of an item that never was finite.
@@ -36,7 +65,7 @@ class Progress:
         relative_tolerance: float,
         max_time: float | None = None,
     ) -> None:
-        self._end = math.inf if max_time is None else time.perf_counter() + max_time
+        self.deadline = Deadline(max_time)
         batch, device = problem.batch_size, start.device
         self.y = start
         self.tolerance = relative_tolerance * gradient_scale(problem, start)
@@ -49,11 +78,6 @@ class Progress:
     def active(self) -> Tensor:
         """(B,), True where the item has not ended."""
         return self.status == _RUNNING
-
-    @property
-    def late(self) -> bool:
-        """Whether the time is over."""
-        return time.perf_counter() >= self._end
 
     def end(self, items: Tensor, status: Status, iteration: int) -> None:
         """End those of ``items`` that are still active; CONVERGED where within the tolerance."""
@@ -106,11 +130,41 @@ def curvature_bound(problem: Problem, y: Tensor) -> Tensor:
     manifold = problem.manifold
     gradient = problem.gradient(y)
     multipliers = manifold.multipliers(y, gradient)
-    z = gaussian(tuple(y.shape), torch.Generator().manual_seed(0), y)
-    z = manifold.tangent(y, z)
+    drawn = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
+    z = manifold.tangent(y, drawn.to(y.device))
     tiny = torch.finfo(y.dtype).tiny
     for _ in range(_POWER_ITERATIONS):
         z = z / per_item(item_norm(z).clamp_min(tiny), z)
         curvature = manifold.constraint_curvature(y, multipliers, z)
         z = manifold.tangent(y, problem.hessian_vector(y, z) - curvature)
     return torch.maximum(item_norm(z), item_norm(gradient) / item_norm(y)).clamp_min(tiny)
+
+
+def in_dtype(problem: Problem, dtype: torch.dtype) -> Problem:
+    """The same problem with its floating-point inputs in ``dtype``, cut off from any graph."""
+
+    def convert(x: object) -> object:
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().to(dtype) if x.is_floating_point() else x
+
+    return problem.with_inputs([convert(x) for x in problem.inputs])
+
+
+def per_item(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) reshaped to multiply a tensor of shape (B, ...)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def item_norm(y: Tensor) -> Tensor:
+    """Euclidean norm of each item of (B, ...), shape (B,)."""
+    return torch.linalg.vector_norm(y.flatten(1), dim=1)
+
+
+def gradient_scale(problem: Problem, y: Tensor) -> Tensor:
+    """‖∇f(y)‖ + ‖∇²f(y) y‖, shape (B,): what a tangent gradient is small against.
+
+    The first term alone would vanish at the unconstrained minimum of f. The second is how much the
+    gradient changes over a distance of the size of y.
+    """
+    return item_norm(problem.gradient(y)) + item_norm(problem.hessian_vector(y, y))
