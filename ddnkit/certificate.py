@@ -366,7 +366,7 @@ def measure(
 
     Args:
         evaluation: of the objective at the solution, if there is one already; it is used up.
-        aside: items (B,) that others stand in for, see `ddnkit.aside`: NaN for them.
+        aside: items (B,) that others stand in for, see `ddnkit.batch_solve`: NaN for them.
         measured: False to take the solver's word alone.
     """
     y = solution.y

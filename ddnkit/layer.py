@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .aside import finite_inputs, solve_apart
 from .backward.form import BackwardForm, as_form
 from .backward.unrolled import Unrolled
+from .batch_solve import finite_inputs, solve, solve_apart
 from .captured import Captured, attributes, is_tracked, is_wrapped, running_statistics
 from .certificate import Certificate, LateCertificate, validated_certify, validated_policy
 from .errors import InputError
@@ -31,7 +31,6 @@ from .node import DeclarativeNode
 from .problem import Problem
 from .programs.short_calls import ShortCalls
 from .recording import as_one_step
-from .solving import solve
 from .structure import Structure
 from .transforms import under_transform
 

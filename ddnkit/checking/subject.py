@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..backward.form import BackwardForm
+from ..batch_solve import solve
 from ..captured import Captured, attributes, versions
 from ..certificate import Certificate, measure, tolerance_of
 from ..errors import DdnkitError, InputError
 from ..implicit.own_adjoint import Comparisons
 from ..kinks import Kinks
+from ..late_operands import captured_tensors, reject_changed_state
 from ..layer import DeclarativeLayer, batched_inputs
 from ..members import read
 from ..node import DeclarativeNode
@@ -25,7 +27,6 @@ from ..observation import observed, refuse_work_in_place
 from ..problem import Problem, flat
 from ..recording import Held
 from ..solution import Solution, Status
-from ..solving import captured_tensors, reject_changed_state, solve
 from ..structure import Structure
 
 

@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..aside import finite_inputs, may_look, solve_apart, without
 from ..assessment import assess, error_bound, solution_error
 from ..backward.closed_form import unaliased
 from ..backward.form import BackwardForm, TangentSolve, solved
+from ..batch_solve import finite_inputs, may_look, solve_apart, with_stand_ins
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
 from ..errors import InputError
 from ..fixed_point import FixedPointNode
 from ..kinks import kinks_of
-from ..observation import Observation, observed, refuse_work_in_place
-from ..problem import Evaluation, Problem, flat
-from ..recording import Held, tell
-from ..solution import Solution
-from ..solving import (
+from ..late_operands import (
     captured_tensors,
     reject_changed_state,
     reject_rebound_tensors,
     reject_unfollowed_tensors,
 )
+from ..observation import Observation, observed, refuse_work_in_place
+from ..problem import Evaluation, Problem, flat
+from ..recording import Held, tell
+from ..solution import Solution
 from ..structure import Structure
 from ..transforms import under_transform
 from .numbers import Numbers
@@ -64,7 +64,7 @@ class Call(Numbers):
             which items passed, with the policy "mask"; which are not among the `underived`.
         discovered: tensors found inside the objective that must become operands.
         certificate: figures of the whole, flat batch.
-        aside: items (B,) that were solved as copies of others (see `ddnkit.aside`), or None.
+        aside: items (B,) that were solved as copies of others (see `ddnkit.batch_solve`), or None.
         underived: items (B,) that have no derivative, and are no numbers that others could be computed
             beside; None where there are none, or where that is not to be waited for.
     """
@@ -201,7 +201,7 @@ class Call(Numbers):
         found, solution, certificate = self._solved
         self._solved = None
         if self.discovered:
-            whole = problem if self.aside is None else without(problem, self.aside)[0]
+            whole = problem if self.aside is None else with_stand_ins(problem, self.aside)[0]
             whole = whole.with_structure(found.structure)
             reject_unfollowed_tensors(whole, solution.y)
             if self.observation is not None:
@@ -322,7 +322,7 @@ class Call(Numbers):
         """The same where some solutions are no numbers, which would stop the others."""
         if not bool(sound.any()):
             return torch.full_like(r, torch.nan), None
-        copies, source = without(problem, ~sound)
+        copies, source = with_stand_ins(problem, ~sound)
         solve = self._tangent_solve(copies, y[source], nu[source])
         found = solved(solve, r[:, source], multipliers)
         settled = self._settled(len(y))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..aside import without
+from ..batch_solve import with_stand_ins
 from ..lagrangian import (
     constraint_jacobian,
     constraint_set,
@@ -165,7 +165,7 @@ def _without_failed(
     """
     if len(good) == 0:
         return problem, y, v
-    problem, source = without(problem, ~good)
+    problem, source = with_stand_ins(problem, ~good)
     v = torch.where(good.reshape(-1, *[1] * (v.ndim - 1)), v, 0.0)
     return problem, y[source], v
 
@@ -270,7 +270,7 @@ class SolutionEquation(Equation):
         if self.call.nothing_derived:
             return (torch.full_like(y, self._fill),)
         good, flags = outputs[-1], problem.operands_batched
-        problem, source = without(problem, ~good)
+        problem, source = with_stand_ins(problem, ~good)
         problem, copies = _numbers_alone(problem, y[source])
         copied = [
             t[source] if own and t is not None else t for t, own in zip(moving, flags, strict=True)

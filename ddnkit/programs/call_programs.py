@@ -20,12 +20,12 @@ from ..backward.closed_form import ClosedForm
 from ..backward.dense import DENSE_SIZE, Dense
 from ..backward.embedded_field import EmbeddedField
 from ..backward.form import BackwardForm
+from ..batch_solve import solve
 from ..captured import Captured, attributes, is_tracked
 from ..certificate import tolerance_of
 from ..node import DeclarativeNode
 from ..problem import Problem
 from ..solution import Solution
-from ..solving import solve
 from .equations import Limits, Shape, at_solution, measured, way_back
 from .evaluation import Evaluation
 from .newton import NewtonProgram

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backward.closed_form import unaliased
+from ..batch_solve import solve
 from ..certificate import Certificate, LateCertificate
 from ..errors import InputError
 from ..implicit.own_adjoint import difference
@@ -23,7 +24,6 @@ from ..node_state import NodeState
 from ..problem import Problem
 from ..recording import Held
 from ..solution import Solution, Status
-from ..solving import solve
 from ..transforms import under_transform
 from .call_programs import (
     CallPrograms,

@@ -88,7 +88,7 @@ def check_settings(solver: Solver) -> None:
     Raises:
         InputError: a value is none that its field takes.
     """
-    checks = {}
+    checks: dict[str, tuple[bool, Callable[[Any], bool], str]] = {}
     for kind in reversed(type(solver).__mro__):
         own = vars(kind).get("__dataclass_fields__", {})
         checks |= {name: f.metadata[_CHECK] for name, f in own.items() if _CHECK in f.metadata}

@@ -55,7 +55,7 @@ _IDLE_ITERATIONS = 20
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-7}
 
 
-class GeooptManifold(geoopt.Manifold):  # type: ignore[misc]
+class GeooptManifold(geoopt.Manifold):
     """A `ddnkit.Manifold`, in the metric of the space around it, as geoopt asks for one."""
 
     reversible = False

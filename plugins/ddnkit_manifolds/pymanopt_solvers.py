@@ -43,7 +43,7 @@ _ROUNDING = 16 * np.finfo(np.float64).eps
 _BELOW_FLOAT64 = 1e-6
 
 
-class PymanoptManifold(RiemannianSubmanifold):  # type: ignore[misc]
+class PymanoptManifold(RiemannianSubmanifold):
     """A `ddnkit.Manifold`, in the metric of the space around it, as pymanopt asks for one.
 
     Args:
