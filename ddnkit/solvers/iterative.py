@@ -28,7 +28,8 @@ def whole_number(default: int | None, *, least: int = 0) -> Any:
     """A field that takes a whole number of at least ``least``; None too, where that is its default."""
 
     def holds(value: Any) -> bool:
-        return isinstance(value, Integral) and int(value) >= least
+        number = isinstance(value, Integral) and not isinstance(value, bool)
+        return number and int(value) >= least
 
     return _setting(default, f"a whole number of at least {least}", holds)
 
