@@ -65,8 +65,8 @@ class Panel:
     floor: float = 1e-8
 
 
-def _panels(run: RunFigures) -> list[Panel]:
-    """The panels of the paper for which the run has figures."""
+def _panels(run: RunFigures, further: Sequence[str]) -> list[Panel]:
+    """The panels of the paper for which the run has figures, and one of each further column."""
     ce, margin = run.ce_bound, run.margin_bound
     panels = [
         Panel("ce_loss", "Cross-entropy (training)", "train_loss", True, ce),
@@ -80,6 +80,13 @@ def _panels(run: RunFigures) -> list[Panel]:
         Panel("train_top1", "Training top-1 (%)", "train_top1"),
         Panel("test_top1", "Test top-1 (%)", "test_top1"),
     ]
+    taken = {"panels", *(panel.name for panel in panels)}
+    shown = {panel.metric for panel in panels}
+    panels += [
+        Panel(f"{metric}_" if metric in taken else metric, metric, metric)
+        for metric in further
+        if metric not in shown
+    ]
     return [panel for panel in panels if _series(panel, run)]
 
 
@@ -88,7 +95,7 @@ def caption(stem: str) -> str:
     return f"{_CAPTIONS.get(stem, stem.replace('_', ' ') + '.')} {OVER_SEEDS}"
 
 
-def draw_panels(folder: Path) -> list[Path]:
+def draw_panels(folder: Path, further: Sequence[str] = ()) -> list[Path]:
     """Draw every panel for which the run has figures, each in a file and all in one.
 
     Lines are medians over the seeds, bands their range; dashed grey lines are the values of an
@@ -97,6 +104,7 @@ def draw_panels(folder: Path) -> list[Path]:
     Args:
         folder: a run folder with ``summary.csv``, and ``runs/<variant>/seed-*/margins.csv`` where
             margins were written.
+        further: columns of ``metrics.csv`` that get a panel each besides.
 
     Returns:
         The PNG files written into ``figures/`` of ``folder``: ``panels.png``, then the single ones.
@@ -105,7 +113,7 @@ def draw_panels(folder: Path) -> list[Path]:
         ddnkit.InputError: the folder has no readable ``summary.csv``.
     """
     run = read_run(folder)
-    panels = _panels(run)
+    panels = _panels(run, further)
     written = [save(panel_grid(panels, run, columns=5), folder, "panels")]
     for panel in panels:
         figure = new_figure(5.2, 3.9)

@@ -5,7 +5,6 @@ Each lies in a folder on the path, as an installed one does, and is met by a pro
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -420,29 +419,6 @@ def test_what_one_could_wait_for_forever_is_passed_over(tmp_path: Path) -> None:
     assert checked[0] == 0, checked
 
 
-METRIC = """\
-from typing import ClassVar
-import ddnkit
-class Metric(ddnkit.Settings):
-    columns: ClassVar[tuple[str, ...]] = ("mean_margin",)
-    def build(self):
-        return lambda evaluation: {"mean_margin": float(evaluation.margins.mean())}
-"""
-
-
-def test_a_metric_with_a_column_of_its_own(tmp_path: Path) -> None:
-    points = "[ddnkit.metrics]\nmargin = other_module:Metric\n"
-    install(tmp_path, points, METRIC)
-    chosen = ["-s", "metrics=margin", "--only", "standard", "--smoke", "--jobs", "1"]
-    command = ["run", "digits", *chosen, "--device", "cpu", "--out", str(tmp_path / "run")]
-    ran(command, tmp_path)
-    (metrics,) = (tmp_path / "run").rglob("metrics.csv")
-    with metrics.open() as file:
-        assert all(-1 <= float(row["mean_margin"]) <= 1 for row in csv.DictReader(file))
-    assert "mean_margin" in (tmp_path / "run" / "summary.csv").read_text()
-    assert "mean_margin" in (tmp_path / "run" / "report.html").read_text()
-
-
 FORMS = """\
 import torch
 import ddnkit
@@ -496,26 +472,6 @@ twin = other_module:Twin
 """
 
 
-def test_a_form_from_a_package_takes_part_in_check_and_bench(tmp_path: Path) -> None:
-    install(tmp_path, FORM_POINTS, FORMS)
-    check, bench = in_one_process(
-        tmp_path,
-        ["check", "nearest_x", "--examples", "2", "--json"],
-        ["bench", "nearest_x", "--repeats", "1", "--no-memory", "--json", "-"],
-    )[0]
-    # Each under its registered name; what unrolls is held against the others, and off without a failure.
-    assert check[0] == 0, check
-    data = json.loads(check[1])
-    rows = {row["name"] for row in data["rows"]}
-    assert {"exact", "alike", "steps", "dense"} <= set(data["forms"])
-    assert {"exact: finite differences", "alike: against dense"} <= rows
-    assert any("steps" in note for note in data["notes"])
-    assert bench[0] == 0, bench
-    (figures,) = json.loads(bench[1])
-    timed = {line["competitor"] for line in figures["measured"]}
-    assert {"exact", "alike", "krylov"} <= timed and "steps" not in timed
-
-
 @pytest.mark.long
 def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> None:
     install(tmp_path, FORM_POINTS, FORMS)
@@ -529,10 +485,12 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
             return report.kinds, report.diagnosis[0], failed
         layer = ddnkit.DeclarativeLayer(other_module.Nearest(), "alike")
         layer(x)
+        plain = ddnkit.check(other_module.Nearest(), x)
         print(json.dumps([
             checked(other_module.Nearest, backward="steps"),
             checked(other_module.Other),
             checked(other_module.Forgetful),
+            [plain.ok, plain.notes],
             {c.name: c.needs for c in Forms("nearest_x").competitors(Case((10**5,)), "cpu")},
             layer.certificate.form,
         ]))
@@ -545,9 +503,11 @@ def test_what_a_form_from_a_package_says_of_itself_counts(tmp_path: Path) -> Non
         env=environment(tmp_path),
         check=True,
     )
-    asked, own, stale, needs, alike = json.loads(done.stdout)
+    asked, own, stale, (passed, notes), needs, alike = json.loads(done.stdout)
     # What unrolls counts where it is asked for by name.
     assert asked[0] == ["system_not_solved"] and "steps" in asked[1]
+    # Else it is a note, and it is not timed.
+    assert passed and any("steps" in note for note in notes) and "steps" not in needs
     # Code of the form's own is not taken for the node's.
     assert own[0] == ["adjoint_factor"] and "'shorter'" in own[1]
     # Two forms may run the same wrong code of a node.

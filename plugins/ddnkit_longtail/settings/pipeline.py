@@ -13,6 +13,7 @@ from pydantic import Field, InstanceOf
 from ddnkit import Job, Paper, PublishedFigure, Table, component
 
 from .imbalance import ImbalanceSettings, MixupSettings
+from .metrics import COLUMNS
 
 if TYPE_CHECKING:
     from ddnkit_train import Data
@@ -84,6 +85,10 @@ class LongTailed(Classification):
         from ..figures import draw_long_tail
 
         return [*super().figures(folder), *draw_long_tail(folder)]
+
+    def further_panels(self) -> tuple[str, ...]:
+        """Those of other metrics than a long tail's, which has figures of its own."""
+        return tuple(name for name in super().further_panels() if name not in COLUMNS)
 
     def caption(self, figure: Path) -> str:
         """What a panel shows."""

@@ -282,7 +282,11 @@ class Classification(Pipeline):
         """The panels of neural collapse as PNG files, drawn from ``summary.csv`` and the runs."""
         from ddnkit_collapse import draw_panels
 
-        return draw_panels(folder)
+        return draw_panels(folder, self.further_panels())
+
+    def further_panels(self) -> tuple[str, ...]:
+        """Columns of the metrics that no other figure shows: a panel each."""
+        return tuple(getattr(self.metrics, "columns", ()))
 
     def caption(self, figure: Path) -> str:
         """What a panel shows."""
