@@ -39,8 +39,8 @@ from .riemannian import (
     RiemannianSolver,
     curvature_bound,
     in_dtype,
-    item_norm,
     per_item,
+    point_size,
 )
 
 with warnings.catch_warnings():
@@ -250,7 +250,7 @@ class RiemannianAdam(_BatchedSolver):
         return geoopt.optim.RiemannianAdam([parameter], lr=1.0, betas=self.betas, eps=tiny)
 
     def _step_size(self, problem: Problem, y: Tensor) -> Tensor:
-        return self.learning_rate * item_norm(y)
+        return self.learning_rate * point_size(y)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,8 @@ def curvature_bound(problem: Problem, y: Tensor) -> Tensor:
         z = z / per_item(item_norm(z).clamp_min(tiny), z)
         curvature = manifold.constraint_curvature(y, multipliers, z)
         z = manifold.tangent(y, problem.hessian_vector(y, z) - curvature)
-    return torch.maximum(item_norm(z), item_norm(gradient) / item_norm(y)).clamp_min(tiny)
+    slope = item_norm(gradient) / point_size(y)
+    return torch.maximum(item_norm(z), slope).clamp_min(tiny)
 
 
 def in_dtype(problem: Problem, dtype: torch.dtype) -> Problem:
@@ -159,6 +160,12 @@ def per_item(values: Tensor, like: Tensor) -> Tensor:
 def item_norm(y: Tensor) -> Tensor:
     """Euclidean norm of each item of (B, ...), shape (B,)."""
     return torch.linalg.vector_norm(y.flatten(1), dim=1)
+
+
+def point_size(y: Tensor) -> Tensor:
+    """`item_norm`, and 1 at the origin, which has no size of its own."""
+    size = item_norm(y)
+    return torch.where(size > 0, size, 1.0)
 
 
 def gradient_scale(problem: Problem, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ddnkit_manifolds import (
     TrustRegions,
 )
 
-from ddnkit import DeclarativeNode, InputError, Problem, Status, registry
+from ddnkit import DeclarativeNode, InputError, Manifold, Problem, Status, registry
 
 SOLVERS = [
     TrustRegions,
@@ -394,3 +394,63 @@ def test_particle_swarm_is_deterministic_for_a_seed_and_searches_everywhere():
     assert not torch.equal(first.y, other.y)
     assert first.y[0, 0] > 0.9 and other.y[0, 0] > 0.9
     assert TrustRegions().solve(problem).y[0, 0] < -0.9
+
+
+class Plane(Manifold):
+    """Vectors orthogonal to a, of length one: a manifold that holds the origin and has no end."""
+
+    name = "plane"
+    event_dims = 1
+
+    def normal_vector(self, y):
+        a = torch.arange(1, y.shape[-1] + 1, dtype=y.dtype)
+        return a / a.norm()
+
+    def constraint(self, y):
+        return (y * self.normal_vector(y)).sum(dim=-1, keepdim=True)
+
+    def constraint_jacobian(self, y):
+        return self.normal_vector(y).expand(*y.shape[:-1], 1, -1)
+
+    def infeasibility(self, y):
+        return self.constraint(y).abs().squeeze(-1)
+
+    def project(self, y):
+        return y - self.constraint(y) * self.normal_vector(y)
+
+    def retract(self, y, tangent):
+        return y + tangent
+
+    def multipliers(self, y, gradient):
+        return self.constraint(gradient)
+
+    def normal(self, y, multipliers):
+        return multipliers * self.normal_vector(y)
+
+    def constraint_curvature(self, y, multipliers, direction):
+        return torch.zeros_like(direction)
+
+    def random(self, shape, *, generator=None, like):
+        return self.project(torch.randn(shape, generator=generator, dtype=like.dtype))
+
+
+@every_solver
+def test_a_manifold_of_ones_own_from_the_origin_where_a_point_has_no_size(solver):
+    class FromOrigin(Quadratic):
+        manifold = Plane()
+
+        def objective(self, x, y):
+            return (y - x).square().sum() + 0.1 * (y**4).sum()
+
+        def initial_point(self, x):
+            return torch.zeros_like(x)
+
+    x = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.1, -1.0]], dtype=torch.float64)
+    problem = Problem(FromOrigin(), [x], 2)
+    solution = solver().solve(problem)
+    assert solution.statuses() == [Status.CONVERGED] * 2
+    assert Plane().infeasibility(solution.y).max() < rounding(x, 8, size=4.0)
+    # The curvature is 2 at least, and the scale of gradients 2‖x‖ = 4.6: ‖y − y*‖ is at most 2.3 times
+    # the gradient tolerance, well within the hundred, or ten, of `closeness`.
+    reference = registry.make("solvers", "newton").solve(problem).y
+    assert (solution.y - reference).norm() < closeness(solver)
