@@ -21,6 +21,7 @@ from .iterative import Deadline, IterativeSolver, number, whole_number
 
 _RUNNING = -1
 _PATIENCE = 50
+_HELPLESS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +67,7 @@ class Picard(IterativeSolver):
         images: list[Tensor] = []
         residuals: list[Tensor] = []
         for iteration in range(self.max_iterations + 1):
-            with torch.no_grad():
-                image = problem.fixed_point(x.reshape(shape))
-            if image.shape != shape:
-                raise InputError(
-                    f"{type(problem.node).__name__}.fixed_point must return what has the shape of y, "
-                    f"{tuple(shape[1:])}; it returned {tuple(image.shape[1:])}"
-                )
-            image = flat(image)
+            image = _image(problem, x.reshape(shape))
             residual = image - x
             size = residual.norm(dim=-1) / (x.norm(dim=-1) + image.norm(dim=-1)).clamp_min(eps)
             better = size < best_size
@@ -98,9 +92,21 @@ class Picard(IterativeSolver):
             residuals = residuals[-self.memory - 1 :]
             mixed = _mix(images, residuals) if len(images) > 1 else image
             # Mixing has no guarantee away from the solution: where it has not helped, the plain step.
-            x = torch.where((since > 3).unsqueeze(-1), image, mixed)
+            x = torch.where((since > _HELPLESS).unsqueeze(-1), image, mixed)
             x = torch.where(x.isfinite().all(-1, keepdim=True), x, image.nan_to_num(0, 0, 0))
         return Solution(best.reshape(shape), status, iterations, self.name)
+
+
+def _image(problem: Problem, y: Tensor) -> Tensor:
+    """T(y), (B, m)."""
+    with torch.no_grad():
+        image = problem.fixed_point(y)
+    if image.shape != y.shape:
+        raise InputError(
+            f"{type(problem.node).__name__}.fixed_point must return a tensor of the shape of y, "
+            f"{tuple(y.shape[1:])}; it returned {tuple(image.shape[1:])}"
+        )
+    return flat(image)
 
 
 def _mix(images: list[Tensor], residuals: list[Tensor]) -> Tensor:
