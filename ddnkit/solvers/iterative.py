@@ -54,7 +54,10 @@ def number(
     def within(value: Any) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        x = float(value)
+        try:
+            x = float(value)
+        except OverflowError:  # a whole number with hundreds of digits
+            return False
         return (x >= least if above is None else x > above) and (below is None or x < below)
 
     if not isinstance(default, tuple):
