@@ -39,12 +39,10 @@ from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
 from .kinks import kinks_of
 from .lagrangian import (
-    constraint_jacobian,
-    lagrangian_gradient,
+    OnManifold,
+    constraint_set,
     lagrangian_hessian,
     least_squares_multipliers,
-    multipliers_at,
-    pseudo_inverse,
 )
 from .linalg.items import apply
 from .linalg.kkt import NOISE_FACTOR, wide_dtype
@@ -149,29 +147,20 @@ def solution_error(
     # Of a v that is normal up to that error of y, as of a loss that the constraints hold constant, the
     # gradient is zero up to it, and has no relative error.
     eps = torch.finfo(y.dtype).eps
-    tangent = _tangent(problem, y, flat(v)).norm(dim=-1)
+    tangent = constraint_set(problem, y, in_numbers=True).project(flat(v)).norm(dim=-1)
     idle = tangent <= (4 * of_y + 64 * eps) * flat(v).norm(dim=-1)
     error = torch.maximum(torch.where(idle, 0.0, error), of_y)
     # Steps that do not lead to the solution tell nothing of where it is; but from rounding to rounding.
     backward = torch.maximum(certificate.stationarity, certificate.feasibility)
     left = torch.maximum(0.5 * backward, 1e3 * eps * torch.ones_like(backward))
     nearer = after * backward <= left * before
-    slope, beside = _slope(problem, y, nu), _slope(problem, _beside(y), nu)
+    slope, beside = (
+        constraint_set(problem, point, in_numbers=True).slope(nu) for point in (y, _beside(y))
+    )
     rounded = slope.norm(dim=-1) <= _SLOPE_ROUNDINGS * (beside - slope).norm(dim=-1)
     rounded = rounded & (certificate.feasibility <= 64 * eps)
     error = torch.where((nearer | rounded) & held, 2 * error, torch.inf)
     return torch.where(rough, torch.where(error.isnan(), torch.inf, error), 0.0)
-
-
-def _tangent(problem: Problem, y: Tensor, v: Tensor) -> Tensor:
-    """The tangent part of v (B, m)."""
-    if problem.has_constraints(y):
-        A = constraint_jacobian(problem, y)
-        assert A is not None
-        return v - apply(A.mT, least_squares_multipliers(A, v.reshape(y.shape)))
-    if problem.manifold is not None:
-        return flat(problem.manifold.tangent(y, v.reshape(y.shape)))
-    return v
 
 
 def _for_each_item(problem: Problem) -> Problem:
@@ -235,7 +224,7 @@ def _told(y: Tensor) -> float:
 
 def _units(problem: Problem, y: Tensor, nu: Tensor, curvature: Tensor) -> Tensor | None:
     """Units of curvature 1, where y's own do not tell the least curvature, and rounding is not what does."""
-    if problem.manifold is not None or bool((curvature >= _told(y)).all()):
+    if bool((curvature >= _told(y)).all()) or not constraint_set(problem, y).any_units:
         return None
     h = _diagonal(problem, y, nu)
     noise = uncertainty(_diagonal, h, problem, y, nu, torch.finfo(y.dtype).eps)
@@ -380,7 +369,8 @@ def _rounding_of_curvatures(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
     tells.
     """
     m = flat(y).shape[1]
-    if y.dtype != torch.float64 or problem.manifold is not None or not 0 < m <= _ALL_CURVATURES:
+    any_units = constraint_set(problem, y).any_units
+    if y.dtype != torch.float64 or not any_units or not 0 < m <= _ALL_CURVATURES:
         return y.new_zeros(len(y))
     G = lagrangian_hessian(problem, y, nu)
     noise = uncertainty(lagrangian_hessian, G, problem, y, nu, torch.finfo(y.dtype).eps)
@@ -420,23 +410,21 @@ def _stepped(
     problem: Problem, y: Tensor, nu: Tensor, numbers: Numbers
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y⁺, and ‖∇L‖ + ‖h‖ before and after the step."""
-    right = -_slope(problem, y, nu)
+    constraints = constraint_set(problem, y, in_numbers=True)
+    right = -constraints.slope(nu)
     normal = torch.zeros_like(right)
-    parametric = problem.has_constraints(y)
-    if parametric:
+    if constraints.parametric:
         # Each unknown by a part of itself: any share of a sum is a large step of a small one.
         size = flat(y).abs()
         largest = size.amax(dim=-1, keepdim=True)
         least = torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, 1.0)
-        normal = -_restored(problem, y, torch.where(size > 0, size, least))
+        normal = -constraints.restore(constraints.values(), torch.where(size > 0, size, least))
         right = right - hessian_operator(problem, y, nu)(normal)
     tangent = numbers.solve_tangent(problem, y, nu, right.unsqueeze(0)).squeeze(0)
-    step = (normal + tangent).reshape(y.shape)
-    on_manifold = problem.manifold is not None and not parametric
-    better = problem.manifold.retract(y, step) if on_manifold else y + step
+    better = constraints.move(normal + tangent)
     before, after = _violation(problem, y), _violation(problem, better)
     worse = (after <= 0.5 * before).logical_not_()
-    if on_manifold or not bool(worse.any()):
+    if isinstance(constraints, OnManifold) or not bool(worse.any()):
         return better, before, after
     # Of an entry that is nothing beside others, a probability of 1e-78, the step is rounding of theirs: once
     # more for what it leaves, less what constraints take of that. What large entries leave again is rounding,
@@ -445,10 +433,9 @@ def _stepped(
 
     def left_by(tangent: Tensor) -> Tensor:
         left = right - curvature(tangent)
-        if not parametric:
+        A = constraints.A
+        if A is None:
             return left
-        A = constraint_jacobian(problem, y)
-        assert A is not None
         return left - apply(A.mT, least_squares_multipliers(A * size.unsqueeze(-2), left * size))
 
     own = torch.zeros_like(right)
@@ -485,35 +472,14 @@ def _kinks_hold(problem: Problem, y: Tensor, tolerance: float) -> Tensor:
 
 
 def _violation(problem: Problem, y: Tensor) -> Tensor:
-    size = _slope(problem, y, _multipliers(problem, y)).norm(dim=-1)
-    return size + _restored(problem, y).norm(dim=-1) if problem.has_constraints(y) else size
-
-
-# In numbers alone: torch.func lets nothing leave torch on its way, as numpy does.
+    constraints = constraint_set(problem, y, in_numbers=True)
+    slope = constraints.slope(constraints.multipliers(constraints.gradient()))
+    return slope.norm(dim=-1) + constraints.restore(constraints.values()).norm(dim=-1)
 
 
 def _multipliers(problem: Problem, y: Tensor) -> Tensor:
-    """ν of `ddnkit.lagrangian.constraint_set`."""
-    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
-    return multipliers_at(problem, y, problem.gradient(y), A)
-
-
-def _slope(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
-    """∇_y L, (B, m)."""
-    if problem.manifold is not None and not problem.has_constraints(y):
-        return flat(problem.gradient(y)) - flat(problem.manifold.normal(y, nu))
-    with torch.enable_grad():
-        gradient = lagrangian_gradient(problem, y.detach().requires_grad_(), nu)
-    return flat(gradient.detach())
-
-
-def _restored(problem: Problem, y: Tensor, unit: Tensor | None = None) -> Tensor:
-    """A⁺h, (B, m); with the unknowns in units (B, m), in which that is the shortest then."""
-    A, h = constraint_jacobian(problem, y), problem.all_constraints(y)
-    assert A is not None and h is not None
-    if unit is None:
-        return apply(pseudo_inverse(A), h)
-    return unit * apply(pseudo_inverse(A * unit.unsqueeze(-2)), h)
+    constraints = constraint_set(problem, y, in_numbers=True)
+    return constraints.multipliers(constraints.gradient())
 
 
 def _probe(y: Tensor, k: int) -> Tensor:

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
 from .lagrangian import (
-    constraint_jacobian,
+    OnManifold,
+    constraint_set,
     first_order_change,
-    lagrangian_gradient,
-    multipliers_and_margin,
 )
 from .linalg.items import apply, distinct
 from .perturbation import STEP, perturbed, relative_changes
@@ -408,42 +407,28 @@ def _backward_errors(
     problem: Problem, y: Tensor, gradient: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     step = STEP[y.dtype]
-    manifold = problem.manifold
-    feasibility = y.new_zeros(problem.batch_size) if manifold is None else manifold.infeasibility(y)
-    residual = flat(gradient)
+    constraints = constraint_set(problem, y, in_numbers=True)
+    feasibility = constraints.off_manifold()
     own = problem.constraints(y)
-    nu = sigma = None
-    licq = torch.ones_like(feasibility)
-    clear = clear_margin(y.dtype, tolerance)
-    if own is not None:
-        jacobian = constraint_jacobian(problem, y)
-        assert jacobian is not None
-        nu, licq = multipliers_and_margin(jacobian, gradient, clear)
-        if problem.kinks is not None:  # a kink that is not active in an item is a row of zeros
-            licq = _margin_without_kinks(problem, y, gradient, clear)
-        residual = residual - apply(jacobian.mT, nu)
+    nu = constraints.multipliers(flat(gradient))
+    residual = constraints.less_normal(flat(gradient), nu)
+    # Without kinks: one that is not active in an item is a row of zeros.
+    bare = constraints
+    if problem.kinks is not None:
+        bare = constraint_set(problem.with_kinks(None), y, in_numbers=True)
+    licq = bare.margin(clear_margin(y.dtype, tolerance))
+    if own is not None and constraints.A is not None:
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
-        sizes = distinct(jacobian)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
+        sizes = distinct(constraints.A)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
         scale_h = apply(sizes, flat(y).abs())
         if problem.kinks is not None and problem.kinks.count:
             # As its distance was told: an entry of 0 moves by no part of itself.
             count, size = problem.kinks.count, problem.kinks.size
             scale_h[:, -count:] += sizes[:, -count:].sum(dim=-1) * size.unsqueeze(-1)
-    elif manifold is not None:
-        sigma = manifold.multipliers(y, gradient)
-        residual = flat(manifold.less_normal(gradient, y, sigma))
-
-    def of_lagrangian(instance: Problem, point: Tensor) -> Tensor:
-        if nu is None:
-            gradient = instance.gradient(point)
-            return flat(gradient if sigma is None else manifold.less_normal(gradient, point, sigma))
-        with torch.enable_grad():
-            gradient = lagrangian_gradient(instance, point.detach().requires_grad_(), nu)
-        return flat(gradient.detach())
 
     # Where rows of y are scaled and nothing else, the normal part is scaled with them: no second
     # product of y with the multipliers.
-    by_rows = sigma is not None and manifold.normal_by_rows and y.shape[-2] >= ONE_PROBE_SIZE
+    by_rows = constraints.normal_by_rows and y.shape[-2] >= ONE_PROBE_SIZE
     scale = torch.zeros_like(feasibility)
     of_each: Tensor | None = None
     for probe in range(1 if residual.shape[-1] >= ONE_PROBE_SIZE else PROBES_OF_FEW):
@@ -455,11 +440,8 @@ def _backward_errors(
         moved = problem.with_operands(operands)
         if problem.kinks is not None:
             # A difference across a kink is the jump over the step: the derivative is of the smooth part.
-            normal = residual[:, :0]
-            for multipliers in (sigma, nu):
-                normal = normal if multipliers is None else multipliers
             y_moved = perturbed(y, step, 0, probe)
-            change, change_of_h = first_order_change(problem, y, normal, moved.operands, y_moved)
+            change, change_of_h = first_order_change(problem, y, nu, moved.operands, y_moved)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
             of_each = change if of_each is None else of_each
             if own is not None:
@@ -474,9 +456,10 @@ def _backward_errors(
             change = flat(change.addcmul_(residual.reshape(y.shape), change_of_rows))
         else:
             y_moved = perturbed(y, step, 0, probe)
-            change = of_lagrangian(moved, y_moved)
+            change = constraint_set(moved, y_moved, in_numbers=True).slope(nu)
             # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
-            change = change - residual if sigma is None else change.sub_(residual)
+            owned = isinstance(constraints, OnManifold)
+            change = change.sub_(residual) if owned else change - residual
         scale = torch.maximum(scale, change.norm(dim=-1) / step)
         of_each = change if of_each is None else of_each
         if own is not None:
@@ -486,7 +469,7 @@ def _backward_errors(
     if own is not None:
         feasibility = torch.maximum(feasibility, _violation(problem, own, scale_h))
     uneven = None
-    if manifold is None and of_each is not None:
+    if constraints.any_units and of_each is not None:
         uneven = (residual.abs() > settled_each(y) / step * of_each.abs()).any(dim=-1)
     return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
 
@@ -497,14 +480,6 @@ def _violation(problem: Problem, h: Tensor, scales: Tensor) -> Tensor:
     parts = [slice(0, h.shape[-1] - count), slice(h.shape[-1] - count, None)]
     ratios = [_ratio(h[:, p].norm(dim=-1), scales[:, p].norm(dim=-1)) for p in parts]
     return torch.maximum(*ratios)
-
-
-def _margin_without_kinks(problem: Problem, y: Tensor, gradient: Tensor, clear: float) -> Tensor:
-    bare = problem.with_kinks(None)
-    jacobian = constraint_jacobian(bare, y) if bare.has_constraints(y) else None
-    if jacobian is None:
-        return y.new_ones(len(y))
-    return multipliers_and_margin(jacobian, gradient, clear)[1]
 
 
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ from torch import Tensor
 from .kink_table import KinkPoint, slope_of_a_clamp_at_its_end
 from .lagrangian import (
     constraint_jacobian,
+    constraint_set,
     first_order_change,
     least_squares_multipliers,
-    multipliers_at,
 )
 from .perturbation import STEP, perturbed
 from .problem import Problem, Recorded, flat
@@ -425,9 +425,7 @@ def _size_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     largest = max((float(x.detach().abs().amax()) for x in operands), default=0.0)
     if not bool((size <= tolerance * largest).any()):
         return size
-    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
-    gradient = _gradient(recorded)
-    nu = multipliers_at(problem, y, gradient, A)
+    nu = constraint_set(problem, y, in_numbers=True).multipliers(flat(_gradient(recorded)))
     by_operands, _ = first_order_change(problem, y, nu, _moved_operands(problem, 0), y)
     moved = y + (perturbed(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
     by_y, _ = first_order_change(problem, y, nu, problem.operands, moved)

@@ -1,17 +1,19 @@
 """The Lagrangian L(x, y, ν) = f(x, y) − νᵀ h(x, y): multipliers, tangent space, Hessian.
 
-Two sets of routines. Those of the first part work on plain numbers, with torch.autograd, for solvers,
+Three sets of routines. Those of the first part work on plain numbers, with torch.autograd, for solvers,
 certificates and the linear algebra of the backward forms. Those of the second part are functions of
 operands and y built on torch.func, so that any transform may go through them; the implicit function
-theorem (`ddnkit.implicit`) is written in them.
+theorem (`ddnkit.implicit`) is written in them. The third is the set of constraints at a point, in both
+ways, and the one place that asks of which kind they are.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +21,12 @@ from torch.func import grad, vmap
 
 from .linalg.items import apply, distinct, merged
 from .linalg.kkt import without_bad_items
-from .linalg.rows import rows_of
+from .linalg.rows import DependentRows, IndependentRows, rows_of
 from .problem import Problem, derivative, flat
 from .transforms import under_transform
+
+if TYPE_CHECKING:
+    from .manifold import Manifold
 
 # -- numbers ---------------------------------------------------------------------------------------
 
@@ -67,29 +72,6 @@ def least_squares_multipliers(jacobian: Tensor, gradient: Tensor) -> Tensor:
     return rows_of(A).multipliers(flat(gradient))
 
 
-def multipliers_at(problem: Problem, y: Tensor, gradient: Tensor, A: Tensor | None) -> Tensor:
-    """ν of the problem's `constraint_set` for a gradient (B, *y), from the Jacobian A if there is one.
-
-    In numbers alone: torch.func lets nothing leave torch on its way, as numpy does.
-    """
-    if A is not None:
-        return least_squares_multipliers(A, gradient)
-    if problem.manifold is not None:
-        sigma: Tensor = problem.manifold.multipliers(y, gradient)
-        return sigma
-    return flat(gradient)[:, :0]
-
-
-def multipliers_and_margin(
-    jacobian: Tensor, gradient: Tensor, clear: float
-) -> tuple[Tensor, Tensor]:
-    """`least_squares_multipliers`, and of the rows that these take as independent the least over the largest
-    singular value, (B,): 0 where others depend on them, unless the margin is below ``clear``."""
-    (A,) = without_bad_items(distinct(jacobian))
-    rows = rows_of(A)
-    return rows.multipliers(flat(gradient)), rows.margin(clear).expand(len(jacobian))
-
-
 def pseudo_inverse(jacobian: Tensor) -> Tensor:
     """A⁺ (B, m, p), differentiable where the rank is constant nearby; 0 for an item that is not finite."""
     if under_transform() or (torch.is_grad_enabled() and jacobian.requires_grad):
@@ -131,112 +113,6 @@ def lagrangian_hessian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor
 # -- functions -------------------------------------------------------------------------------------
 
 
-class ConstraintSet(abc.ABC):
-    """The constraints at a point y, linearised: A = D_y h, and the projector P on its null space.
-
-    Vectors are flat, (..., B, m). Everything is differentiable in the problem's operands and in y.
-    """
-
-    #: whether the constraints can depend on the operands, as a manifold's cannot
-    parametric: bool
-
-    @abc.abstractmethod
-    def multipliers(self, gradient: Tensor) -> Tensor:
-        """The ν that minimises ‖gradient − Aᵀν‖, for (B, m)."""
-
-    @abc.abstractmethod
-    def project(self, vector: Tensor) -> Tensor:
-        """P v, the orthogonal projection on the tangent space."""
-
-    @abc.abstractmethod
-    def restore(self, violation: Tensor) -> Tensor:
-        """A⁺ r, (B, m) for r (B, p): the least change of y that changes h by r."""
-
-
-class Unconstrained(ConstraintSet):
-    """No constraint: P = I."""
-
-    parametric = False
-
-    def multipliers(self, gradient: Tensor) -> Tensor:
-        """(B, 0)."""
-        return gradient[..., :0]
-
-    def project(self, vector: Tensor) -> Tensor:
-        """v."""
-        return vector
-
-    def restore(self, violation: Tensor) -> Tensor:
-        """Nothing to restore."""
-        raise NotImplementedError
-
-
-class OnManifold(ConstraintSet):
-    """The constraints of a manifold alone, with multipliers in closed form (Birtea's field)."""
-
-    parametric = False
-
-    def __init__(self, problem: Problem, y: Tensor):
-        self.manifold, self.y = problem.manifold, y
-
-    def multipliers(self, gradient: Tensor) -> Tensor:
-        """σ(y), in the manifold's own shape."""
-        sigma: Tensor = self.manifold.multipliers(self.y, gradient.reshape(self.y.shape))
-        return sigma
-
-    def project(self, vector: Tensor) -> Tensor:
-        """The manifold's own projection."""
-        shaped = vector.reshape(vector.shape[:-1] + self.y.shape[1:])
-        tangent: Tensor = self.manifold.tangent(self.y.expand_as(shaped), shaped)
-        return tangent.reshape(vector.shape)
-
-    def restore(self, violation: Tensor) -> Tensor:
-        """A manifold's constraints do not depend on the operands."""
-        raise NotImplementedError
-
-
-class Linearised(ConstraintSet):
-    """Constraints of any kind through their Jacobian A and its pseudo-inverse.
-
-    ν = (A⁺)ᵀ∇f and P = I − A⁺A need A to have constant rank nearby, not full rank: a constraint that
-    is written twice does no harm.
-    """
-
-    parametric = True
-
-    def __init__(self, problem: Problem, y: Tensor):
-        def h(y: Tensor) -> Tensor:
-            values = problem.all_constraints(y)
-            assert values is not None
-            return values
-
-        values, pull = vjp(h, y)
-        basis = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
-        basis = basis.unsqueeze(1).expand(-1, *values.shape)
-        A = flat_after(pulled(pull, basis), 2).movedim(0, 1)
-        self.A = A if under_transform() else merged(A)
-        self.pinv = pseudo_inverse(self.A)
-
-    def multipliers(self, gradient: Tensor) -> Tensor:
-        """(A⁺)ᵀ g, (B, p)."""
-        return apply(self.pinv.mT, gradient)
-
-    def project(self, vector: Tensor) -> Tensor:
-        """v − A⁺A v."""
-        return vector - apply(self.pinv, apply(self.A, vector))
-
-    def restore(self, violation: Tensor) -> Tensor:
-        """A⁺ r."""
-        return apply(self.pinv, violation)
-
-
-def constraint_set(problem: Problem, y: Tensor) -> ConstraintSet:
-    """The constraints of a problem at y."""
-    if problem.has_constraints(y):
-        return Linearised(problem, y)
-    return Unconstrained() if problem.manifold is None else OnManifold(problem, y)
-
-
 def objective_gradient(problem: Problem, y: Tensor) -> Tensor:
     """∇_y f, (B, m)."""
     return flat(grad(lambda y: problem.objective(y).sum())(y))
@@ -244,22 +120,13 @@ def objective_gradient(problem: Problem, y: Tensor) -> Tensor:
 
 def stationarity(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
     """∇_y L for the multipliers of the problem's `constraint_set`, (B, m)."""
-    if problem.manifold is not None and not problem.has_constraints(y):
-        normal = problem.manifold.normal(y, nu)
-        return objective_gradient(problem, y) - flat(normal)
-
-    def lagrangian(y: Tensor) -> Tensor:
-        value = problem.objective(y).sum()
-        constraints = problem.all_constraints(y)
-        return value if constraints is None else value - (nu * constraints).sum()
-
-    return flat(grad(lagrangian)(y))
+    return constraint_set(problem, y).slope(nu)
 
 
 def hessian_product(problem: Problem, y: Tensor, nu: Tensor, z: Tensor) -> Tensor:
     """G z for G = D²_yy L and z (k, B, m): one backward pass a vector."""
     _, pull = vjp(lambda y: stationarity(problem, y, nu), y)
-    return flat_after(pulled(pull, z), 2)
+    return flat_after(pull_back_each(pull, z), 2)
 
 
 def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Any]]:
@@ -268,7 +135,7 @@ def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[.
     return value, pull
 
 
-def pulled(pull: Callable[..., Any], vectors: Tensor) -> Tensor:
+def pull_back_each(pull: Callable[..., Any], vectors: Tensor) -> Tensor:
     """The pull-back of k vectors, side by side."""
     if len(vectors) == 1:
         return pull(vectors[0])[0].unsqueeze(0)
@@ -320,16 +187,12 @@ def first_order_change(
         b - a if a.is_floating_point() else None
         for a, b in zip(primals, [*operands, moved], strict=True)
     ]
-    constrained = problem.has_constraints(y)
 
     def of_all(*values: Tensor) -> Tensor:
         here = problem.with_operands(values[:-1])
         slope = stationarity(here, values[-1], nu)
-        if not constrained:
-            return slope
         h = here.constraints(values[-1])
-        assert h is not None
-        return torch.cat([slope, h], dim=-1)
+        return slope if h is None else torch.cat([slope, h], dim=-1)
 
     with torch.enable_grad():
         change = pushforward(of_all, primals, tangents)
@@ -340,3 +203,247 @@ def first_order_change(
 def flat_after(x: Tensor, dims: int) -> Tensor:
     """(a, B, *y) as (a, B, m)."""
     return x.reshape(*x.shape[:dims], x.shape[dims:].numel())
+
+
+# -- the constraints at a point --------------------------------------------------------------------
+
+
+class ConstraintSet(abc.ABC):
+    """The equality constraints of a problem at a point y: multipliers, tangent space, slope of L.
+
+    Here alone it matters of which kind they are: `Unconstrained`, `OnManifold` (a manifold's and no
+    others) or `Linearised` (any others, a manifold's among them). Vectors are flat, (..., B, m).
+
+    Attributes:
+        problem, y: the problem and the point (B, *y).
+        in_numbers: True: by torch.autograd, plain numbers; False: by torch.func, differentiable in the
+            problem's operands and in y. Inside of torch.func nothing may leave torch, as numpy does.
+    """
+
+    #: whether the constraints can depend on the operands, as a manifold's cannot
+    parametric = False
+
+    def __init__(self, problem: Problem, y: Tensor, in_numbers: bool = False):
+        self.problem, self.y, self.in_numbers = problem, y, in_numbers
+
+    @property
+    def A(self) -> Tensor | None:
+        """D_y h, (B, p, m), of constraints that are not a manifold's alone."""
+        return None
+
+    @property
+    def any_units(self) -> bool:
+        """Whether the unknowns may be measured in units of their own. A manifold has one for all."""
+        return self.problem.manifold is None
+
+    def off_manifold(self) -> Tensor:
+        """How far y is from the manifold, relative to a point on it, (B,); 0 without one."""
+        manifold = self.problem.manifold
+        if manifold is None:
+            return self.y.new_zeros(self.problem.batch_size)
+        distance: Tensor = manifold.infeasibility(self.y)
+        return distance
+
+    @property
+    def normal_by_rows(self) -> bool:
+        """Whether `less_normal` of rows of y that are scaled is scaled with them (`Manifold`)."""
+        return False
+
+    def margin(self, clear: float) -> Tensor:
+        """Of the constraint gradients that are taken as independent the least over the largest singular
+        value, (B,): 0 where others depend on them, unless the margin is below ``clear``."""
+        return self.y.new_ones(self.problem.batch_size)
+
+    def gradient(self) -> Tensor:
+        """∇_y f, (B, m)."""
+        if self.in_numbers:
+            return flat(self.problem.gradient(self.y))
+        return objective_gradient(self.problem, self.y)
+
+    def values(self) -> Tensor:
+        """h, (B, p), a manifold's with others alone."""
+        return flat(self.y)[:, :0]
+
+    @abc.abstractmethod
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """The ν that minimises ‖gradient − Aᵀν‖, for (B, m)."""
+
+    @abc.abstractmethod
+    def less_normal(self, vector: Tensor, nu: Tensor) -> Tensor:
+        """``vector`` − Aᵀν, (B, m)."""
+
+    @abc.abstractmethod
+    def project(self, vector: Tensor) -> Tensor:
+        """P v, the orthogonal projection on the tangent space."""
+
+    def slope(self, nu: Tensor) -> Tensor:
+        """∇_y L at fixed multipliers, (B, m)."""
+        return self.less_normal(self.gradient(), nu)
+
+    def in_lagrangian(self, nu: Tensor) -> Tensor | None:
+        """The multipliers with which `lagrangian_gradient` has all of the constraints, or None where it is
+        ∇f: a manifold brings its normal part, and the derivative of that, by itself."""
+        return None
+
+    def less_curvature(self, product: Tensor, vector: Tensor, nu: Tensor) -> Tensor:
+        """``product`` less Σ νₖ D²hₖ v for constraints that `in_lagrangian` leaves out, (..., B, m)."""
+        return product
+
+    def restore(self, violation: Tensor, unit: Tensor | None = None) -> Tensor:
+        """A⁺ r, (B, m) for r (B, p): the least change of y that changes h by r; with the unknowns in
+        units (B, m), the least in those."""
+        return torch.zeros_like(flat(self.y))
+
+    def move(self, step: Tensor) -> Tensor:
+        """y + step, (B, *y), and on the manifold where that is all there is."""
+        return self.y + step.reshape(self.y.shape)
+
+
+class Unconstrained(ConstraintSet):
+    """No constraint: P = I."""
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """(B, 0)."""
+        return gradient[..., :0]
+
+    def less_normal(self, vector: Tensor, nu: Tensor) -> Tensor:
+        """v."""
+        return vector
+
+    def project(self, vector: Tensor) -> Tensor:
+        """v."""
+        return vector
+
+
+class OnManifold(ConstraintSet):
+    """The constraints of a manifold alone, with multipliers in closed form (Birtea's field)."""
+
+    @property
+    def manifold(self) -> Manifold:
+        """The node's."""
+        manifold: Manifold = self.problem.manifold
+        return manifold
+
+    @property
+    def normal_by_rows(self) -> bool:
+        """The manifold's."""
+        return self.manifold.normal_by_rows
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """σ(y), in the manifold's own shape."""
+        return self.manifold.multipliers(self.y, gradient.reshape(self.y.shape))
+
+    def less_normal(self, vector: Tensor, nu: Tensor) -> Tensor:
+        """v − Σ σᵢ ∇jᵢ."""
+        return flat(self.manifold.less_normal(vector.reshape(self.y.shape), self.y, nu))
+
+    def project(self, vector: Tensor) -> Tensor:
+        """The manifold's own projection."""
+        shaped = self._shaped(vector)
+        return self.manifold.tangent(self.y.expand_as(shaped), shaped).reshape(vector.shape)
+
+    def less_curvature(self, product: Tensor, vector: Tensor, nu: Tensor) -> Tensor:
+        """``product`` − Σ σᵢ D²jᵢ v."""
+        shaped = self._shaped(vector)
+        extra = shaped.ndim - self.y.ndim
+        sigma = nu.reshape(*[1] * extra, *nu.shape).expand(*shaped.shape[:extra], *nu.shape)
+        curvature = self.manifold.constraint_curvature(self.y.expand_as(shaped), sigma, shaped)
+        return product - curvature.reshape(vector.shape)
+
+    def move(self, step: Tensor) -> Tensor:
+        """By the retraction."""
+        return self.manifold.retract(self.y, step.reshape(self.y.shape))
+
+    def _shaped(self, vector: Tensor) -> Tensor:
+        return vector.reshape(vector.shape[:-1] + self.y.shape[1:])
+
+
+class Linearised(ConstraintSet):
+    """Constraints of any kind through their Jacobian A and its pseudo-inverse.
+
+    ν = (A⁺)ᵀ∇f and P = I − A⁺A need A to have constant rank nearby, not full rank: a constraint that
+    is written twice does no harm.
+    """
+
+    parametric = True
+
+    def values(self) -> Tensor:
+        """h, (B, p), a manifold's last."""
+        values = self.problem.all_constraints(self.y)
+        assert values is not None  # what makes this kind of set
+        return values
+
+    @functools.cached_property
+    def A(self) -> Tensor:
+        """D_y h, (B, p, m)."""
+        if self.in_numbers:
+            found = constraint_jacobian(self.problem, self.y)
+            assert found is not None
+            return found
+        values, pull = vjp(lambda y: Linearised(self.problem, y).values(), self.y)
+        basis = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
+        basis = basis.unsqueeze(1).expand(-1, *values.shape)
+        A = flat_after(pull_back_each(pull, basis), 2).movedim(0, 1)
+        return A if under_transform() else merged(A)
+
+    @functools.cached_property
+    def rows(self) -> IndependentRows | DependentRows:
+        """Which of the rows of A are independent, in numbers; for an item that is not finite nothing."""
+        (A,) = without_bad_items(distinct(self.A))
+        return rows_of(A)
+
+    @functools.cached_property
+    def _pseudo_inverse(self) -> Tensor:
+        return pseudo_inverse(self.A)
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """(A⁺)ᵀ g, (B, p)."""
+        if self.in_numbers:
+            return self.rows.multipliers(gradient)
+        return apply(self._pseudo_inverse.mT, gradient)
+
+    def margin(self, clear: float) -> Tensor:
+        """See `ConstraintSet.margin`."""
+        return self.rows.margin(clear).expand(len(self.A))
+
+    def less_normal(self, vector: Tensor, nu: Tensor) -> Tensor:
+        """v − Aᵀν."""
+        return vector - apply(self.A.mT, nu)
+
+    def project(self, vector: Tensor) -> Tensor:
+        """v − A⁺A v."""
+        if self.in_numbers:
+            return self.less_normal(vector, self.multipliers(vector))
+        return vector - apply(self._pseudo_inverse, apply(self.A, vector))
+
+    def slope(self, nu: Tensor) -> Tensor:
+        """∇_y L, without A."""
+        if self.in_numbers:
+            with torch.enable_grad():
+                variable = self.y.detach().requires_grad_()
+                return flat(lagrangian_gradient(self.problem, variable, nu).detach())
+
+        def lagrangian(y: Tensor) -> Tensor:
+            return (
+                self.problem.objective(y).sum() - (nu * Linearised(self.problem, y).values()).sum()
+            )
+
+        return flat(grad(lagrangian)(self.y))
+
+    def in_lagrangian(self, nu: Tensor) -> Tensor | None:
+        """ν."""
+        return nu
+
+    def restore(self, violation: Tensor, unit: Tensor | None = None) -> Tensor:
+        """A⁺ r."""
+        if unit is None:
+            return apply(self._pseudo_inverse, violation)
+        return unit * apply(pseudo_inverse(self.A * unit.unsqueeze(-2)), violation)
+
+
+def constraint_set(problem: Problem, y: Tensor, *, in_numbers: bool = False) -> ConstraintSet:
+    """The constraints of a problem at y."""
+    if problem.has_constraints(y):
+        return Linearised(problem, y, in_numbers)
+    kind = Unconstrained if problem.manifold is None else OnManifold
+    return kind(problem, y, in_numbers)

@@ -17,12 +17,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .kinks import Kinks, kinks_of
-from .lagrangian import (
-    constraint_jacobian,
-    lagrangian_gradient,
-    least_squares_multipliers,
-    multipliers_at,
-)
+from .lagrangian import constraint_set, lagrangian_gradient
 from .node_state import NodeState
 from .perturbation import perturbed
 from .problem import Problem, Recorded, flat, operand_name
@@ -229,32 +224,19 @@ def _beside(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
 def _error_at(
     problem: Problem, y: Tensor, wanted: Sequence[bool], at_solution: bool = False
 ) -> Tensor:
-    gradient = problem.gradient(y)
-    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
-    nu = multipliers_at(problem, y, gradient, A)
+    constraints = constraint_set(problem, y, in_numbers=True)
+    nu = constraints.multipliers(constraints.gradient())
     step = torch.finfo(y.dtype).eps ** (1 / 3)
     m = flat(y).shape[1]
 
-    def tangential(change: Tensor) -> Tensor:
-        # Of ∇_y L only what is tangent counts: the multipliers take up the rest.
-        if A is not None:
-            normal = least_squares_multipliers(A, change.reshape(y.shape)).unsqueeze(-1)
-            return change - (A.mT @ normal).squeeze(-1)
-        if problem.manifold is not None:
-            shaped = change.reshape(y.shape)
-            sigma = problem.manifold.multipliers(y, shaped)
-            return flat(problem.manifold.less_normal(shaped, y, sigma))
-        return change
-
     def slope_and_constraints(here: Problem, point: Tensor) -> Tensor:
         # Seen at fixed multipliers, of which a manifold's normal part moves with y.
-        slope = lagrangian_gradient(here, point, nu if A is not None else None)
-        if A is None:
-            manifold = problem.manifold
-            return flat(slope if manifold is None else slope - manifold.normal(point, nu))
-        h = here.constraints(point)
-        assert h is not None
-        return torch.cat([flat(slope), h], dim=1)
+        there = constraint_set(here, point)
+        slope = flat(lagrangian_gradient(here, point, there.in_lagrangian(nu)))
+        if there.parametric:
+            h = here.constraints(point)
+            return slope if h is None else torch.cat([slope, h], dim=1)
+        return there.less_normal(slope, nu)
 
     errors, scales = [], []  # of each operand and of y: ∇_y L, then h
     whole = torch.zeros_like(flat(y)[:, 0])
@@ -264,7 +246,8 @@ def _error_at(
         of_h = seen[:, m:], found[:, m:]
         seen, found = seen[:, :m], found[:, :m]
         whole = torch.maximum(whole, _larger(seen, found))
-        of_slope = tangential(seen), tangential(found)
+        # Of ∇_y L only what is tangent counts: the multipliers take up the rest.
+        of_slope = constraints.project(seen), constraints.project(found)
         errors.append(torch.stack([(a - b).norm(dim=1) for a, b in (of_slope, of_h)]))
         scales.append(torch.stack([_larger(*pair) for pair in (of_slope, of_h)]))
     error, scale = torch.stack(errors), torch.stack(scales)
@@ -273,7 +256,7 @@ def _error_at(
     scale = torch.maximum(scale, step * least)
     if at_solution:
         # What a cut leaves out of a factor of ∇_y L does no harm where ∇_y L is 0, as far as it is.
-        left = tangential(flat(gradient)).norm(dim=1)
+        left = constraints.project(constraints.gradient()).norm(dim=1)
         error[:, 0] = (error[:, 0] - _OF_A_FACTOR * left).clamp(min=0)
     return torch.where(error == 0, error, error / scale).amax(dim=(0, 1))
 

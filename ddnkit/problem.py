@@ -499,6 +499,14 @@ def derivative(scalar: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     return torch.zeros_like(y) if gradient is None else gradient
 
 
+def pull_back(values: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+    """vᵀ ∂values/∂variable for each, zero where there is none; the graph is kept."""
+    if not values.requires_grad or not variables:
+        return [torch.zeros_like(x) for x in variables]
+    found = torch.autograd.grad(values, variables, v, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
+
+
 def flat(x: Tensor) -> Tensor:
     """(B, ...) as (B, m); m = 1 for a batch of scalars, and B may be 0."""
     return x.reshape(len(x), x.shape[1:].numel())

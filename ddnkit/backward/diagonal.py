@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..lagrangian import constraint_jacobian
+from ..lagrangian import constraint_set
 from ..linalg.kkt import (
     NOISE_FACTOR,
     finite_items,
@@ -43,7 +43,7 @@ def diagonal_solve(
     Args:
         operator: products with G in y's dtype, where there is one already.
     """
-    if problem.manifold is not None or y.numel() == 0:
+    if y.numel() == 0 or not constraint_set(problem, y).any_units:
         return None
     G = hessian_operator(problem, y, nu) if operator is None else operator
     ones = torch.ones_like(flat(y))
@@ -96,7 +96,7 @@ def _solve_of(
 ) -> SystemSolve | None:
     wide = wide_dtype(g)
     D = g.to(wide).rsqrt()
-    A = constraint_jacobian(problem, y) if problem.has_constraints(y) else None
+    A = constraint_set(problem, y, in_numbers=True).A
     rows = lost = None
     good = torch.ones_like(D[:, 0], dtype=torch.bool)
     if A is None:

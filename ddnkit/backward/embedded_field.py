@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..lagrangian import lagrangian_hessian
+from ..lagrangian import OnManifold, constraint_set, lagrangian_hessian
 from ..linalg.kkt import ONE_UNIT, TangentInverse, curvature_ratio
 from ..problem import Problem, flat
 from .dense import Dense, InFloat64
@@ -33,21 +33,15 @@ class EmbeddedField(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        manifold = problem.manifold
-        if manifold is None or problem.has_constraints(y):
-            G = lagrangian_hessian(problem, y, nu)
-            if not bool((curvature_ratio(G) <= ONE_UNIT).all()):
-                # The dense form projects on the tangent space too, in units of curvature 1.
-                return Dense().tangent_solve(problem, y, nu)
-        else:
-
-            def curvature(v: Tensor) -> Tensor:
-                shaped = v.reshape(v.shape[:-1] + y.shape[1:])
-                sigma = nu.expand(len(v), *nu.shape)
-                product: Tensor = manifold.constraint_curvature(y.expand_as(shaped), sigma, shaped)
-                return product.reshape(v.shape)
-
-            G = lagrangian_hessian(problem, y, None) - matrix_of(curvature, flat(y))
+        constraints = constraint_set(problem, y, in_numbers=True)
+        G = lagrangian_hessian(problem, y, constraints.in_lagrangian(nu))
+        if isinstance(constraints, OnManifold):
+            G = G + matrix_of(
+                lambda v: constraints.less_curvature(torch.zeros_like(v), v, nu), flat(y)
+            )
+        elif not bool((curvature_ratio(G) <= ONE_UNIT).all()):
+            # The dense form projects on the tangent space too, in units of curvature 1.
+            return Dense().tangent_solve(problem, y, nu)
         inverse = TangentInverse(G, matrix_of(Projector(problem, y), flat(y)))
         return inverse if y.dtype != torch.float32 else _InEnoughDigits(inverse, problem, y)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.arnoldi import gmres
-from ..problem import Problem, flat
+from ..problem import Problem, flat, pull_back
 from .form import BackwardForm, TangentSolve
 from .matrix_free import by_size
 
@@ -65,16 +65,9 @@ class FixedPoint(BackwardForm):
             value = problem.with_operands(operands).fixed_point(variable)
 
         def transposed(u: Tensor) -> Tensor:
-            return u - flat(_pull(value, [variable], u.reshape(value.shape))[0])
+            return u - flat(pull_back(value, [variable], u.reshape(value.shape))[0])
 
         solved = gmres(
             transposed, flat(v), tolerance=self.tolerance, max_iterations=self.max_iterations
         )
-        return _pull(value, moving, solved.x.reshape(value.shape)), solved.residual
-
-
-def _pull(value: Tensor, variables: Sequence[Tensor], u: Tensor) -> list[Tensor]:
-    if not value.requires_grad:
-        return [torch.zeros_like(x) for x in variables]
-    found = torch.autograd.grad(value, variables, u, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
+        return pull_back(value, moving, solved.x.reshape(value.shape)), solved.residual

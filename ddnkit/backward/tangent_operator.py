@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..lagrangian import constraint_jacobian, lagrangian_gradient, row_basis
+from ..lagrangian import constraint_set, lagrangian_gradient, row_basis
 from ..linalg.items import apply, distinct
 from ..linalg.kkt import without_bad_items
 from ..linalg.rows import rows_of
-from ..problem import Problem, derivative, flat
+from ..problem import Problem, flat, pull_back
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -28,16 +28,12 @@ class Projector:
     def __init__(
         self, problem: Problem, y: Tensor, unit: Tensor | None = None, eps: float | None = None
     ):
-        self._y, self._eps = y, eps
-        self._manifold = problem.manifold
-        self._basis: Tensor | None = None
+        self._constraints, self._eps = constraint_set(problem, y, in_numbers=True), eps
         #: the constraint gradients that are not a manifold's alone
-        self.A: Tensor | None = None
-        if problem.has_constraints(y):
-            A = constraint_jacobian(problem, y)
-            assert A is not None
-            self.A = A if unit is None else A * unit.unsqueeze(-2)
-            self._basis = row_basis(self.A, eps)
+        self.A = self._constraints.A
+        if self.A is not None and unit is not None:
+            self.A = self.A * unit.unsqueeze(-2)
+        self._basis = None if self.A is None else row_basis(self.A, eps)
 
     def multipliers(self, v: Tensor) -> Tensor:
         """μ (..., B, p) that minimises ‖v − Aᵀμ‖, with nothing for a manifold's own constraints."""
@@ -48,39 +44,24 @@ class Projector:
 
     def __call__(self, v: Tensor) -> Tensor:
         """P v."""
-        constrained = self._basis is not None or self._manifold is not None
-        return self.once(self.once(v)) if constrained else v
+        return self.once(self.once(v))
 
     def once(self, v: Tensor) -> Tensor:
         """Enough where v is tangent but for rounding, and what is made of it projected in the end."""
-        if self._basis is not None:
-            return v - apply(self._basis, apply(self._basis.mT, v))
-        if self._manifold is None:
-            return v
-        shaped = v.reshape(v.shape[:-1] + self._y.shape[1:])
-        tangent: Tensor = self._manifold.tangent(self._y.expand_as(shaped), shaped)
-        return tangent.reshape(v.shape)
+        if self._basis is None:
+            return self._constraints.project(v)
+        return v - apply(self._basis, apply(self._basis.mT, v))
 
 
 def hessian_operator(problem: Problem, y: Tensor, nu: Tensor) -> Operator:
     """G on vectors (..., B, m): one backward pass through the gradient, whose graph is kept."""
-    manifold = problem.manifold if not problem.has_constraints(y) else None
+    constraints = constraint_set(problem, y, in_numbers=True)
     with torch.enable_grad():
         variable = y.detach().requires_grad_()
-        if manifold is None:
-            gradient = flat(lagrangian_gradient(problem, variable, nu))
-        else:
-            gradient = flat(
-                derivative(problem.objective(variable).sum(), variable, create_graph=True)
-            )
+        gradient = flat(lagrangian_gradient(problem, variable, constraints.in_lagrangian(nu)))
 
     def one(v: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(v)
-        (product,) = torch.autograd.grad(
-            gradient, variable, v, retain_graph=True, allow_unused=True
-        )
-        return torch.zeros_like(v) if product is None else flat(product)
+        return flat(pull_back(gradient, [variable], v)[0])
 
     def G(v: Tensor) -> Tensor:
         if v.ndim == 2:
@@ -88,13 +69,7 @@ def hessian_operator(problem: Problem, y: Tensor, nu: Tensor) -> Operator:
         else:
             columns = v.reshape(-1, *v.shape[-2:])
             product = torch.stack([one(column) for column in columns]).reshape(v.shape)
-        if manifold is None:
-            return product
-        shaped = v.reshape(v.shape[:-1] + y.shape[1:])
-        extra = [1] * (shaped.ndim - y.ndim)
-        sigma = nu.reshape(*extra, *nu.shape).expand(*shaped.shape[: len(extra)], *nu.shape)
-        curvature: Tensor = manifold.constraint_curvature(y.expand_as(shaped), sigma, shaped)
-        return product - curvature.reshape(v.shape)
+        return constraints.less_curvature(product, v, nu)
 
     return G
 

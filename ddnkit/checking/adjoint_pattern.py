@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..backward.dense import Dense
 from ..backward.tangent_operator import Projector, hessian_operator, matrix_of
-from ..lagrangian import constraint_set, objective_gradient, stationarity
+from ..lagrangian import constraint_set, stationarity
 from ..problem import flat
 from .gradients import backward, differentiable
 from .report import Diagnosis
@@ -150,7 +150,7 @@ def _matrix_mistake(
     if problem.batch_size != 1 or entries > _MOST_ENTRIES:
         return None
     constraints = constraint_set(problem, y)
-    nu = constraints.multipliers(objective_gradient(problem, y))
+    nu = constraints.multipliers(constraints.gradient())
     G = matrix_of(hessian_operator(problem, y, nu), flat(y))[0]
     P = matrix_of(Projector(problem, y), flat(y))[0]
     z, z_without_constraints = _pinv(P @ G @ P) @ -v[0], _pinv(G) @ -v[0]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backward.form import BackwardForm
 from ..captured import Captured
 from ..certificate import Certificate
+from ..problem import pull_back
 from .subject import Solved, Subject, vector
 
 
@@ -35,7 +36,7 @@ def backward(
     variables = [xs[i].detach().clone().requires_grad_() for i in wrt]
     layer = subject.layer(form)
     y = called(subject, layer, replaced(xs, wrt, variables), solved)
-    gradients = pulled(y, variables, v)
+    gradients = pull_back(y, variables, v)
     assert layer.certificate is not None
     return gradients, layer.certificate
 
@@ -57,7 +58,7 @@ def backward_of_captured(
 ) -> list[Tensor]:
     """The same for captured tensors."""
     y = called(subject, subject.layer(form), list(xs), solved)
-    return pulled(y, [c.tensor for c in captured], v)
+    return pull_back(y, [c.tensor for c in captured], v)
 
 
 def forward(
@@ -88,11 +89,3 @@ def called(subject: Subject, layer: Any, xs: Sequence[Any], solved: Solved) -> T
         settings = {"start": whole if structure is None else structure.split(whole)}
     y = vector(layer(*xs, **settings), len(solved.shape))
     return y.reshape(-1, y.shape[-1])
-
-
-def pulled(y: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
-    """v·dy for each variable, zero for one that y does not depend on."""
-    if not y.requires_grad or not variables:
-        return [torch.zeros_like(x) for x in variables]
-    found = torch.autograd.grad(y, variables, v, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..problem import pull_back
 from . import gradients
 from .companions import items
 from .differences import generator, incoming
@@ -97,4 +98,4 @@ def _gradient(subject: Subject, xs: Any, between: Any) -> Tensor:
     y = gradients.called(subject, subject.layer(subject.forms[0]), moved, solved)
     if between is not None:
         subject.solve(between)
-    return torch.cat([g.reshape(-1) for g in gradients.pulled(y, variables, v)])
+    return torch.cat([g.reshape(-1) for g in pull_back(y, variables, v)])

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from ..backward.tangent_operator import Projector
-from ..lagrangian import constraint_jacobian, lagrangian_gradient, least_squares_multipliers
+from ..lagrangian import constraint_set, lagrangian_gradient
 from ..linalg.items import apply
-from ..problem import Problem, flat
-from .solution_equation import pulled_back, replaced
+from ..problem import Problem, flat, pull_back
+from .solution_equation import replaced
 
 #: Gradients (one an operand) and the residual of an iteration (B,) or None, for v (B, *y).
 Adjoint = Callable[[Tensor], tuple[Sequence[Tensor], Tensor | None]]
@@ -191,44 +191,36 @@ class _KnownAnswers:
     def __init__(self, problem: Problem, y: Tensor, wrt: Sequence[int]):
         self.problem, self.y = problem, y
         self.project = Projector(problem, y)
-        gradient = problem.gradient(y)
-        parametric = problem.has_constraints(y)
-        self.A = constraint_jacobian(problem, y) if parametric else None
-        self.manifold = None if parametric else problem.manifold
-        self.sigma = nu = None
-        if self.A is not None:
-            nu = least_squares_multipliers(self.A, gradient)
-        elif self.manifold is not None:
-            self.sigma = self.manifold.multipliers(y, gradient)
+        self.constraints = constraint_set(problem, y, in_numbers=True)
+        self.nu = self.constraints.multipliers(self.constraints.gradient())
         with torch.enable_grad():
             self.chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
             self.variable = y.detach().requires_grad_()
             moved = replaced(problem, wrt, self.chosen)
-            self.slope = flat(lagrangian_gradient(moved, self.variable, nu))
-            self.h = moved.all_constraints(y.detach()) if parametric else None
+            in_lagrangian = self.constraints.in_lagrangian(self.nu)
+            self.slope = flat(lagrangian_gradient(moved, self.variable, in_lagrangian))
+            self.h = constraint_set(moved, y.detach()).values()
 
     def answer(self, w: Tensor, signs: Tensor, k: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """v (B, m), the gradients it must have, and the sizes of the terms they are sums of."""
-        y = self.y
-        curvature, *of_slope = pulled_back(self.slope, [self.variable, *self.chosen], w)
-        v = flat(curvature)
-        _, *terms = pulled_back(self.slope, [self.variable, *self.chosen], w * signs)
+        y, A = self.y, self.constraints.A
+        curvature, *of_slope = pull_back(self.slope, [self.variable, *self.chosen], w)
+        v = self.constraints.less_curvature(flat(curvature), w, self.nu)
+        _, *terms = pull_back(self.slope, [self.variable, *self.chosen], w * signs)
         expected = [-g for g in of_slope]
-        if self.manifold is not None:
-            bent = self.manifold.constraint_curvature(y, self.sigma, w.reshape(y.shape))
-            v = v - flat(bent)
-            other = _pattern(y, k + 4)
-            across = flat(self.manifold.normal(y, self.manifold.multipliers(y, other)))
+        if A is None:
+            other = flat(_pattern(y, k + 4))
+            across = other - self.constraints.project(other)
             v = v + across * _like(v, across)
-        elif self.A is not None and self.h is not None:
-            length = self.A.norm(dim=-1)
+        else:
+            length = A.norm(dim=-1)
             kappa = _pattern(length, k + 4) / torch.where(length > 0, length, 1.0)
-            across = apply(self.A.mT, kappa)
+            across = apply(A.mT, kappa)
             factor = _like(v, across)
             v, kappa = v + across * factor, kappa * factor
-            of_constraints = pulled_back(self.h, self.chosen, kappa)
+            of_constraints = pull_back(self.h, self.chosen, kappa)
             expected = [e - c for e, c in zip(expected, of_constraints, strict=True)]
-            turned = pulled_back(self.h, self.chosen, kappa * _pattern(kappa, k + 6).sign())
+            turned = pull_back(self.h, self.chosen, kappa * _pattern(kappa, k + 6).sign())
             terms = [
                 t.abs() + c.abs() + c1.abs()
                 for t, c, c1 in zip(terms, of_constraints, turned, strict=True)

@@ -30,18 +30,14 @@ from torch import Tensor
 
 from ..batch_solve import with_stand_ins
 from ..lagrangian import (
-    constraint_jacobian,
     constraint_set,
     hessian_product,
     lagrangian_gradient,
-    least_squares_multipliers,
-    multipliers_at,
-    objective_gradient,
     pushforward,
     stationarity,
     vjp,
 )
-from ..problem import Problem, flat
+from ..problem import Problem, flat, pull_back
 from ..transforms import under_transform
 from .function import Equation, Unfold, solution_of
 from .tangent_equation import TangentEquation, fold_operands
@@ -58,7 +54,7 @@ def gradient_of_operands(
     if _is_numbers(problem, v, wrt):
         return _in_numbers(call, problem, y, v, wrt)
     constraints = constraint_set(problem, y)
-    nu = constraints.multipliers(objective_gradient(problem, y))
+    nu = constraints.multipliers(constraints.gradient())
     right = -flat(v)
     found = TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0))
     z, right, own_mu = _masked(call, *found, right)
@@ -73,7 +69,9 @@ def gradient_of_operands(
     mu = constraints.multipliers(right - flat(curvature))
     if own_mu.shape[-1]:
         mu = mu + (own_mu - mu).detach()
-    _, pull = vjp(lambda *values: _constraints(replaced(problem, wrt, values), y), *chosen)
+    _, pull = vjp(
+        lambda *values: constraint_set(replaced(problem, wrt, values), y).values(), *chosen
+    )
     return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
 
 
@@ -90,36 +88,27 @@ def _in_numbers(
     call: Numbers, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
 ) -> list[Tensor]:
     """The same where no derivative of it is asked for: one graph of ∇_y L serves it all."""
-    gradient, right = problem.gradient(y), -flat(v)
-    parametric = problem.has_constraints(y)
-    A = constraint_jacobian(problem, y) if parametric else None
-    nu = multipliers_at(problem, y, gradient, A)
+    constraints, right = constraint_set(problem, y, in_numbers=True), -flat(v)
+    nu = constraints.multipliers(constraints.gradient())
     with torch.enable_grad():
         chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
         moved, variable = replaced(problem, wrt, chosen), y.detach().requires_grad_()
-        h = None if A is None else _constraints(moved, y.detach())
+        h = constraint_set(moved, y.detach()).values()
     # Where no constraint moves with these operands, C is zero, and μ without a meaning.
-    parts = h is not None and h.requires_grad
+    parts = h.requires_grad
     z, mu = call.solve_system(problem, y, nu, right.unsqueeze(0), multipliers=parts)
     z, right, own_mu = _masked(call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right)
     with torch.enable_grad():
         # A manifold's normal part does not depend on θ.
-        slope = flat(lagrangian_gradient(moved, variable, nu if parametric else None))
-        curvature, *gradients = pulled_back(slope, [variable, *chosen], z)
-        if A is None or h is None or not parts:
+        slope = flat(lagrangian_gradient(moved, variable, constraints.in_lagrangian(nu)))
+        curvature, *gradients = pull_back(slope, [variable, *chosen], z)
+        if not parts:
             return gradients
-        known = own_mu.shape[-1] > 0
-        mu = own_mu if known else least_squares_multipliers(A, right - flat(curvature))
-        of_constraints = pulled_back(h, chosen, mu)
+        mu = own_mu
+        if not mu.shape[-1]:
+            mu = constraints.multipliers(right - flat(curvature))
+        of_constraints = pull_back(h, chosen, mu)
     return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
-
-
-def pulled_back(values: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
-    """vᵀ ∂values/∂variable for each, zero where there is none; the graph is kept."""
-    if not values.requires_grad:
-        return [torch.zeros_like(x) for x in variables]
-    found = torch.autograd.grad(values, variables, v, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
 
 
 def _masked(call: Numbers, z: Tensor, mu: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,12 +122,6 @@ def _masked(call: Numbers, z: Tensor, mu: Tensor, right: Tensor) -> tuple[Tensor
     if mu.shape[-1]:
         mu = torch.where(dropped, fill, mu)
     return z.squeeze(0), right, mu.squeeze(0)
-
-
-def _constraints(problem: Problem, y: Tensor) -> Tensor:
-    h = problem.all_constraints(y)
-    assert h is not None
-    return h
 
 
 def replaced(problem: Problem, indices: Sequence[int], values: Sequence[Tensor]) -> Problem:
@@ -282,14 +265,16 @@ class SolutionEquation(Equation):
         """n + (P G P)⁺ P(−B dθ − G n) along the tangents ``moving``."""
         operands = problem.operands
         constraints = constraint_set(problem, y)
-        nu = constraints.multipliers(objective_gradient(problem, y))
+        nu = constraints.multipliers(constraints.gradient())
         right = -pushforward(
             lambda *theta: stationarity(problem.with_operands(theta), y, nu), operands, moving
         )
         normal = torch.zeros_like(right)
         if constraints.parametric:
             dh = pushforward(
-                lambda *theta: _constraints(problem.with_operands(theta), y), operands, moving
+                lambda *theta: constraint_set(problem.with_operands(theta), y).values(),
+                operands,
+                moving,
             )
             normal = -constraints.restore(dh)
             right = right - hessian_product(problem, y, nu, normal.unsqueeze(0)).squeeze(0)
