@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ..certificate import ONE_PROBE_SIZE, PROBES_OF_FEW, SETTLED, clear_margin, settled_each
-from ..lagrangian import objective_gradient, vjp
+from ..lagrangian import Unconstrained, constraint_set, objective_gradient, vjp
 from ..perturbation import STEP, relative_changes
 from ..problem import Problem, flat
 
@@ -131,7 +131,7 @@ def way_back(
         v: Tensor, y: Tensor, rest: Sequence[Tensor], *operands: Tensor
     ) -> tuple[Tensor, ...]:
         here = problem.with_operands(operands)
-        constrained = _constrained(here, y)
+        constrained = not isinstance(constraint_set(here, y), Unconstrained)
         system = System.of(rest[:-1] if constrained else rest, shape)
         nu = rest[-1] if constrained else None
         right = -flat(v)
@@ -184,13 +184,11 @@ def measured(
     Args:
         y: a solution, of whose shape others are.
     """
-    step, manifold, shape = STEP[y.dtype], problem.manifold, y.shape
+    step, shape, kind = STEP[y.dtype], y.shape, constraint_set(problem, y)
     few = shape[1:].numel() < ONE_PROBE_SIZE
     probes = range(PROBES_OF_FEW if few else 1)
-    constrained = problem.has_constraints(y)
     # As in the certificate: the normal part of rows that are scaled is scaled with them.
-    by_rows = not constrained and manifold is not None and manifold.normal_by_rows
-    by_rows = by_rows and shape[-2] >= ONE_PROBE_SIZE
+    by_rows = kind.normal_by_rows and shape[-2] >= ONE_PROBE_SIZE
 
     def factors(x: Tensor, stream: int) -> Tensor:
         """1 + c for each probe, (probes, 1, *x); of one problem (probes, *x)."""
@@ -234,7 +232,7 @@ def measured(
 
         feasibility = torch.zeros_like(flat(y)[:, 0])
         licq, clear = torch.ones_like(feasibility), list[Tensor]()
-        if constrained:
+        if kind.parametric:
             rows = _rows(here, y, objective_gradient(here, y))
             licq = rows.margin
             size = torch.linalg.vector_norm(times(rows.A.abs(), flat(y).abs()), dim=-1)
@@ -246,18 +244,11 @@ def measured(
 
             r, *moved = (slope(*point) for point in points)
             changes = [x - r for x in moved]
-        elif manifold is None:
-            r, *moved = gradients()
-            changes = [x - r for x in moved]
         else:
             g, *moved = gradients()
-            nu = manifold.multipliers(y, g.reshape(shape))
-            feasibility = manifold.infeasibility(y)
-
-            def tangent(gradient: Tensor, point: Tensor) -> Tensor:
-                return flat(manifold.less_normal(gradient.reshape(shape), point, nu))
-
-            r = tangent(g, y)
+            there = constraint_set(here, y)
+            nu, feasibility = there.multipliers(g), there.off_manifold()
+            r = there.less_normal(g, nu)
             if by_rows:
                 # Less (1 + c) G in place of (1 + c) N + R: they differ by c R, and so a stationarity s
                 # comes out between s/(1 + s) and s/(1 − s).
@@ -267,13 +258,14 @@ def measured(
                 ]
             else:
                 changes = [
-                    tangent(x, point) - r for x, (_, point) in zip(moved, points[1:], strict=True)
+                    constraint_set(*point).less_normal(x, nu) - r
+                    for x, point in zip(moved, points[1:], strict=True)
                 ]
         lengths = [torch.linalg.vector_norm(x, dim=-1) for x in changes]
         scale = reduce(torch.maximum, lengths) / step
         stationarity = _ratio(torch.linalg.vector_norm(r, dim=-1), scale)
         settled = torch.maximum(stationarity, feasibility) <= SETTLED * torch.finfo(y.dtype).eps
-        if manifold is None:
+        if kind.any_units:
             uneven = (r.abs() > settled_each(y) / step * changes[0].abs()).any(dim=-1)
             settled = settled & ~uneven
         good = (torch.stack([stationarity, feasibility, scale]) <= passes).all()
@@ -322,7 +314,8 @@ def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
     matrix of each item would have to be made for each unknown anew.
     """
     g = objective_gradient(problem, y)
-    rows = _rows(problem, y, g) if _constrained(problem, y) else None
+    free = isinstance(constraint_set(problem, y), Unconstrained)
+    rows = None if free else _rows(problem, y, g)
     nu = g[:, :0] if rows is None else rows.nu
 
     def slope(here: Problem, y: Tensor, nu: Tensor) -> Tensor:
@@ -350,18 +343,10 @@ def _rows(problem: Problem, y: Tensor, g: Tensor) -> Rows:
 _ROUNDINGS = 64
 
 
-def _constrained(problem: Problem, y: Tensor) -> bool:
-    return problem.manifold is not None or problem.has_constraints(y)
-
-
 def _lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
     """Of all items together."""
-    value = problem.objective(y).sum()
-    if nu is None:
-        return value
-    h = problem.all_constraints(y)
-    assert h is not None
-    return value - (nu * h).sum()
+    value, h = problem.objective(y).sum(), None if nu is None else problem.all_constraints(y)
+    return value if h is None else value - (nu * h).sum()
 
 
 class System(NamedTuple):
