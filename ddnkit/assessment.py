@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from .backward.form import BackwardForm
-from .backward.precision import SAME_OPERATOR, moved, uncertainty, widened
+from .backward.precision import SAME_OPERATOR, float64_problem, perturb_by_rounding, uncertainty
 from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import TOLERANCE, Certificate
-from .implicit.numbers import Numbers
 from .implicit.solution_equation import gradient_of_operands
+from .implicit.tangent_equation import LinearSystems
 from .kinks import kinks_of
 from .lagrangian import (
     OnManifold,
@@ -61,7 +61,7 @@ _SLOPE_ROUNDINGS = 16
 _CHANCE = 16
 #: Refinements of a step, while it leads no nearer.
 _STEPS_OF_SMALL = 4
-#: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
+#: Of the probes; not one that anyone draws inputs with, which would make them the same systems.
 _SEED = 0x5EED_A55E
 
 
@@ -114,7 +114,7 @@ def solution_error(
     problem: Problem,
     y: Tensor,
     nu: Tensor,
-    numbers: Numbers,
+    systems: LinearSystems,
     certificate: Certificate,
     rough: Tensor,
     v: Tensor,
@@ -129,13 +129,13 @@ def solution_error(
         rough: items (B,) that it is asked for; 0 for the others.
         wanted: as `assess` takes it.
     """
-    better, before, after = _stepped(problem, y, nu, numbers)
+    better, before, after = _newton_step(problem, y, nu, systems)
     better = torch.where(rough.reshape(-1, *[1] * (y.ndim - 1)), better, y)
     held = _kinks_hold(problem, better, certificate.tolerance)
     problem = _for_each_item(problem)
-    wrt = _asked_for(problem, wanted)
-    here, there = (_gradients(problem, point, v, numbers, wrt) for point in (y, better))
-    changes, sizes = _apart(here, there), _sizes(problem, there, wrt)
+    wrt = _wanted_operands(problem, wanted)
+    here, there = (_gradients(problem, point, v, systems, wrt) for point in (y, better))
+    changes, sizes = _distances(here, there), _sizes(problem, there, wrt)
     error = torch.where(changes > 0, changes / sizes, 0.0).amax(dim=0)
     of_y = flat(better - y).norm(dim=-1)
     size = flat(better).norm(dim=-1)
@@ -155,7 +155,8 @@ def solution_error(
     left = torch.maximum(0.5 * backward, 1e3 * eps * torch.ones_like(backward))
     nearer = after * backward <= left * before
     slope, beside = (
-        constraint_set(problem, point, in_numbers=True).slope(nu) for point in (y, _beside(y))
+        constraint_set(problem, point, in_numbers=True).slope(nu)
+        for point in (y, _rounded_nearby(y))
     )
     rounded = slope.norm(dim=-1) <= _SLOPE_ROUNDINGS * (beside - slope).norm(dim=-1)
     rounded = rounded & (certificate.feasibility <= 64 * eps)
@@ -169,10 +170,10 @@ def _for_each_item(problem: Problem) -> Problem:
     for i, x in enumerate(operands):
         if x.is_floating_point() and not flags[i]:
             operands[i], flags[i] = x.expand(size, *x.shape), True
-    return problem.resized(operands, size, flags)
+    return problem.resize(operands, size, flags)
 
 
-def _asked_for(problem: Problem, wanted: Sequence[bool]) -> list[int]:
+def _wanted_operands(problem: Problem, wanted: Sequence[bool]) -> list[int]:
     """Which floating operands a derivative may be asked for. What others would have, as one that y does not
     depend on, is no matter."""
     wrt = [i for i, x in enumerate(problem.operands) if x.is_floating_point()]
@@ -180,13 +181,13 @@ def _asked_for(problem: Problem, wanted: Sequence[bool]) -> list[int]:
 
 
 def _gradients(
-    problem: Problem, y: Tensor, v: Tensor, numbers: Numbers, wrt: Sequence[int]
+    problem: Problem, y: Tensor, v: Tensor, systems: LinearSystems, wrt: Sequence[int]
 ) -> list[Tensor]:
     """The gradient for each operand of ``wrt``, (B, n) each."""
-    return [flat(g) for g in gradient_of_operands(numbers, problem, y, v, wrt)] if wrt else []
+    return [flat(g) for g in gradient_of_operands(systems, problem, y, v, wrt)] if wrt else []
 
 
-def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+def _distances(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Distances of two gradients (k, B), for each of k operands."""
     return torch.stack([(x - y).norm(dim=-1) for x, y in zip(a, b, strict=True)])
 
@@ -214,17 +215,17 @@ def _curvatures(problem: Problem, y: Tensor, nu: Tensor) -> tuple[Tensor, Tensor
     if unit is None:
         return curvature, condition
     scaled, of_scaled = _curvatures_in(problem, y, nu, unit)
-    better = (curvature < _told(y)) & (scaled > curvature)
+    better = (curvature < _least_visible(y)) & (scaled > curvature)
     return torch.where(better, scaled, curvature), torch.where(better, of_scaled, condition)
 
 
-def _told(y: Tensor) -> float:
+def _least_visible(y: Tensor) -> float:
     return float(torch.finfo(y.dtype).eps ** 0.5)
 
 
 def _units(problem: Problem, y: Tensor, nu: Tensor, curvature: Tensor) -> Tensor | None:
     """Units of curvature 1, where y's own do not tell the least curvature, and rounding is not what does."""
-    if bool((curvature >= _told(y)).all()) or not constraint_set(problem, y).any_units:
+    if bool((curvature >= _least_visible(y)).all()) or not constraint_set(problem, y).any_units:
         return None
     h = _diagonal(problem, y, nu)
     noise = uncertainty(_diagonal, h, problem, y, nu, torch.finfo(y.dtype).eps)
@@ -297,8 +298,8 @@ def _error_bound(
 ) -> Tensor:
     if not any(x.is_floating_point() for x in problem.operands):
         return y.new_zeros(len(y))
-    numbers = Numbers(form)
-    better, before, after = _stepped(problem, y, nu, numbers)
+    systems = LinearSystems(form)
+    better, before, after = _newton_step(problem, y, nu, systems)
     reduction = torch.where(before > 0, after / before, 0.0)
     eps = torch.finfo(y.dtype).eps
     # A step from a solution to the last digit is rounding, and may be larger than an entry near 0 is.
@@ -308,19 +309,19 @@ def _error_bound(
     better = torch.where(exact.reshape(-1, *[1] * (y.ndim - 1)), y, better)
     held = exact | _kinks_hold(problem, better, certificate.tolerance)
     problem = _for_each_item(problem)
-    wrt = _asked_for(problem, wanted)
-    off = _beside(y)
+    wrt = _wanted_operands(problem, wanted)
+    off = _rounded_nearby(y)
     if problem.kinks is not None:  # beside an active kink is another problem
         smooth = (problem.kinks.active == 0).all(dim=-1)
         off = torch.where(smooth.reshape(-1, *[1] * (y.ndim - 1)), off, y)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
     changes, moves, sizes, rounded = [], [], [], []
     for probe in probes:
-        here, there = (_gradients(problem, point, probe, numbers, wrt) for point in (y, better))
+        here, there = (_gradients(problem, point, probe, systems, wrt) for point in (y, better))
         beside = _gradients(problem, off, probe, _Rounded(form), wrt)
-        rounded.append(_rounding_of(here, problem, y, probe, numbers, wrt))
-        changes.append(_apart(here, there))
-        moves.append(_apart(here, beside))
+        rounded.append(_rounding_of(here, problem, y, probe, systems, wrt))
+        changes.append(_distances(here, there))
+        moves.append(_distances(here, beside))
         sizes.append(_sizes(problem, there, wrt))
     change, move, size = torch.stack(changes), torch.stack(moves), torch.stack(sizes)
     move = move + torch.stack(rounded) / (_CHANCE / 2)
@@ -342,7 +343,7 @@ def _rounding_of(
     problem: Problem,
     y: Tensor,
     v: Tensor,
-    numbers: Numbers,
+    systems: LinearSystems,
     wrt: Sequence[int],
 ) -> Tensor:
     """What float32 has made of gradients (k, B): their distance from those of the same problem in float64.
@@ -350,14 +351,14 @@ def _rounding_of(
     0 where it is not to be had, as of a problem that is another in float64.
     """
     nothing = torch.stack([g.new_zeros(len(g)) for g in gradients])
-    instance = widened(problem) if y.dtype == torch.float32 else None
+    instance = float64_problem(problem) if y.dtype == torch.float32 else None
     if instance is None:
         return nothing
     try:
-        wide = _gradients(instance, y.double(), v.double(), numbers, wrt)
+        wide = _gradients(instance, y.double(), v.double(), systems, wrt)
     except Exception:  # whatever a node throws that is not made for float64
         return nothing
-    apart, size = _apart(wide, gradients), _sizes(instance, wide, wrt)
+    apart, size = _distances(wide, gradients), _sizes(instance, wide, wrt)
     return torch.where(apart <= SAME_OPERATOR * size, apart, 0.0).to(y.dtype)
 
 
@@ -383,31 +384,33 @@ def _rounding_of_curvatures(problem: Problem, y: Tensor, nu: Tensor) -> Tensor:
     return off.nan_to_num(0.0, posinf=torch.inf)
 
 
-class _Rounded(Numbers):
+class _Rounded(LinearSystems):
     """With what the systems give moved by some roundings of each entry: what cancels in the products with it
     that a gradient is made of, as where unknowns have very different units, is moved by as much."""
 
     def solve_system(
         self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Numbers.solve_system`."""
+        """See `LinearSystems.solve_system`."""
         z, mu = super().solve_system(problem, y, nu, r, multipliers)
 
         def off(x: Tensor) -> Tensor:
-            return moved(x.flatten(0, 1), torch.finfo(y.dtype).eps, 0).reshape(x.shape)
+            return perturb_by_rounding(x.flatten(0, 1), torch.finfo(y.dtype).eps, 0).reshape(
+                x.shape
+            )
 
         return off(z), None if mu is None else off(mu)
 
 
-def _beside(y: Tensor) -> Tensor:
+def _rounded_nearby(y: Tensor) -> Tensor:
     """y with each entry moved by some roundings of itself."""
     index = torch.arange(1, y.shape[1:].numel() + 1, dtype=torch.float64, device=y.device)
     pattern = (1.6180339887498949 * index * index).sin().sign().reshape(y.shape[1:])
     return torch.addcmul(y, y, (_MOVED_BY * torch.finfo(y.dtype).eps * pattern).to(y.dtype))
 
 
-def _stepped(
-    problem: Problem, y: Tensor, nu: Tensor, numbers: Numbers
+def _newton_step(
+    problem: Problem, y: Tensor, nu: Tensor, systems: LinearSystems
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y⁺, and ‖∇L‖ + ‖h‖ before and after the step."""
     constraints = constraint_set(problem, y, in_numbers=True)
@@ -420,7 +423,7 @@ def _stepped(
         least = torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, 1.0)
         normal = -constraints.restore(constraints.values(), torch.where(size > 0, size, least))
         right = right - hessian_operator(problem, y, nu)(normal)
-    tangent = numbers.solve_tangent(problem, y, nu, right.unsqueeze(0)).squeeze(0)
+    tangent = systems.solve_tangent(problem, y, nu, right.unsqueeze(0)).squeeze(0)
     better = constraints.move(normal + tangent)
     before, after = _violation(problem, y), _violation(problem, better)
     worse = (after <= 0.5 * before).logical_not_()
@@ -444,7 +447,7 @@ def _stepped(
         small = size_of_all <= torch.finfo(y.dtype).eps ** 0.5 * size_of_all.amax(-1, keepdim=True)
         own = torch.where(small & (h > 0), h, torch.inf).reciprocal()
     for _ in range(_STEPS_OF_SMALL):
-        tangent = tangent + numbers.solve_tangent(
+        tangent = tangent + systems.solve_tangent(
             problem, y, nu, left_by(tangent).unsqueeze(0)
         ).squeeze(0)
         tangent = tangent + own * left_by(tangent)
@@ -467,7 +470,7 @@ def _kinks_hold(problem: Problem, y: Tensor, tolerance: float) -> Tensor:
     if kinks is None or not kinks.count:
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
     free = problem.with_kinks(None)
-    there = kinks_of(free, y, free.recorded(y), tolerance)
+    there = kinks_of(free, y, free.record(y), tolerance)
     return kinks.margin >= 1 if there is None else (there.margin > 0) & (there.excess <= 0)
 
 

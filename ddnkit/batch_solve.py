@@ -54,7 +54,7 @@ def solve(
         solution = node.solve_problem(problem, start)
         _refuse_parts_on_manifold(problem)
     elif node.batched_solve and problem.shares_captured:
-        with problem.substituted():
+        with problem.substitute():
             solution = _as_solution(node, node.solve(*problem.inputs))
         problem = _with_structure(problem, solution.y, 1)
         solution = _join_parts(problem, solution, 1)
@@ -73,7 +73,7 @@ def solve(
 def _solve_item(problem: Problem, index: int) -> Solution:
     node = problem.node
     if not node.batched_solve:
-        with problem.substituted(index):
+        with problem.substitute(index):
             return _as_solution(node, node.solve(*problem.item(index)))
     # A batched `solve` sees one value of what it captures: each item with another is solved alone.
     single, solution = solve(problem.at(index))
@@ -164,7 +164,7 @@ def shape_of_solution(problem: Problem) -> tuple[Problem, Solution]:
     flags = problem.operands_batched
     operands = [make_up(x, own) for x, own in zip(problem.operands, flags, strict=True)]
     try:
-        one, solution = solve(problem.resized(operands, 1, flags))
+        one, solution = solve(problem.resize(operands, 1, flags))
     except Exception as error:
         raise InputError(
             f"the shape of y is only known from solving a problem, and solving a made-up one failed: "

@@ -59,8 +59,8 @@ class _Substitution(TorchFunctionMode):
             self.used.add(id(found))
             return found
 
-        kwargs = {name: _mapped(replace, value) for name, value in (kwargs or {}).items()}
-        return func(*(_mapped(replace, value) for value in args), **kwargs)
+        kwargs = {name: _map(replace, value) for name, value in (kwargs or {}).items()}
+        return func(*(_map(replace, value) for value in args), **kwargs)
 
 
 class InFloat64(TorchFunctionMode):
@@ -80,16 +80,16 @@ class InFloat64(TorchFunctionMode):
             found.add(tensor.dtype)
             return tensor
 
-        _mapped(look, args)
+        _map(look, args)
         if kwargs:
-            _mapped(look, kwargs)
+            _map(look, kwargs)
         if not {torch.float32, torch.float64} <= found or _needs_its_own(func, kwargs):
             return func(*args, **kwargs)
 
         def widen(tensor: Tensor) -> Tensor:
             return tensor.double() if tensor.dtype == torch.float32 else tensor
 
-        return func(*_mapped(widen, tuple(args)), **_mapped(widen, kwargs))
+        return func(*_map(widen, tuple(args)), **_map(widen, kwargs))
 
 
 def _needs_its_own(func: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -131,24 +131,24 @@ class _Discovery(TorchFunctionMode):
             return tensor
 
         for value in (*args, *(kwargs or {}).values()):
-            _mapped(look, value)
+            _map(look, value)
         result = func(*args, **(kwargs or {}))
         # Kept alive as well, so that no identity is given out twice.
-        _mapped(lambda tensor: self.made.setdefault(id(tensor), tensor), result)
+        _map(lambda tensor: self.made.setdefault(id(tensor), tensor), result)
         return result
 
 
-def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if type(value) in (list, tuple):
-        return type(value)(_mapped(function, entry) for entry in value)
+        return type(value)(_map(function, entry) for entry in value)
     if type(value) is dict:
-        return {key: _mapped(function, entry) for key, entry in value.items()}
+        return {key: _map(function, entry) for key, entry in value.items()}
     return value
 
 
-def substituted(
+def substitute(
     node: object, captured: Sequence[Captured], values: Sequence[Tensor]
 ) -> contextlib.AbstractContextManager[Any]:
     """While this context lasts, torch functions see ``values`` in place of the captured tensors."""
@@ -164,7 +164,7 @@ def substituted(
     return _Substitution(table, list(now.values()))
 
 
-def unused(
+def find_unused(
     evaluate: Callable[[], Any], captured: Sequence[Captured], values: Sequence[Tensor]
 ) -> list[Captured]:
     """Tensors of enclosing scopes among the captured that ``evaluate()`` does not use any more."""

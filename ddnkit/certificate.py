@@ -28,7 +28,7 @@ from .lagrangian import (
     first_order_change,
 )
 from .linalg.items import apply, distinct
-from .perturbation import STEP, perturbed, relative_changes
+from .perturbation import STEP, perturb, relative_changes
 from .problem import Evaluation, Problem, flat
 from .solution import Solution, Status
 
@@ -264,7 +264,7 @@ class Certificate:
         """What speaks against the worst items, each with its figure; empty if all are trusted."""
         return _reasons(self, backward=True, doubts=True)
 
-    def reshaped(self, shape: Sequence[int]) -> Certificate:
+    def reshape(self, shape: Sequence[int]) -> Certificate:
         """The same with another batch shape."""
 
         def view(value: Any) -> Any:
@@ -434,13 +434,13 @@ def _backward_errors(
     for probe in range(1 if residual.shape[-1] >= ONE_PROBE_SIZE else PROBES_OF_FEW):
         flags = problem.operands_batched
         operands = [
-            perturbed(x, step, k + 1, probe) if own else x
+            perturb(x, step, k + 1, probe) if own else x
             for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
         ]
         moved = problem.with_operands(operands)
         if problem.kinks is not None:
             # A difference across a kink is the jump over the step: the derivative is of the smooth part.
-            y_moved = perturbed(y, step, 0, probe)
+            y_moved = perturb(y, step, 0, probe)
             change, change_of_h = first_order_change(problem, y, nu, moved.operands, y_moved)
             scale = torch.maximum(scale, change.norm(dim=-1) / step)
             of_each = change if of_each is None else of_each
@@ -455,7 +455,7 @@ def _backward_errors(
             change.addcmul_(gradient, change_of_rows, value=-1)
             change = flat(change.addcmul_(residual.reshape(y.shape), change_of_rows))
         else:
-            y_moved = perturbed(y, step, 0, probe)
+            y_moved = perturb(y, step, 0, probe)
             change = constraint_set(moved, y_moved, in_numbers=True).slope(nu)
             # A gradient may be a tensor that the objective keeps; what `less_normal` made is new.
             owned = isinstance(constraints, OnManifold)
@@ -530,7 +530,7 @@ def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]
     if not finite:
         return [], certificate
     others = torch.stack(list(finite.values())).all(dim=0)
-    texts = _told(finite, others, solved.shape)
+    texts = _describe_inputs(finite, others, solved.shape)
     if not texts:
         return [], certificate
     texts = [f"not finite: {', '.join(texts)}"]
@@ -544,7 +544,9 @@ def _of_inputs(certificate: Certificate) -> tuple[list[str], Certificate | None]
     return texts, replace(certificate, **kept, finite={})
 
 
-def _told(finite: Mapping[str, Tensor], sound: Tensor, shape: Sequence[int]) -> list[str]:
+def _describe_inputs(
+    finite: Mapping[str, Tensor], sound: Tensor, shape: Sequence[int]
+) -> list[str]:
     """Which inputs are not finite, one short text an item; of a few of the items."""
     bad = (~sound).nonzero()[:, 0].tolist()
     texts = []
@@ -587,7 +589,7 @@ def _reasons_of_figures(certificate: Certificate, backward: bool, doubts: bool) 
 def _infeasible(certificate: Certificate) -> str:
     return (
         f"infeasible: the constraints are violated by {_worst(certificate.feasibility)} "
-        f"{_held(certificate)}; (a) the solver returns a point off the constraint set, (b) objective "
+        f"{_limit(certificate)}; (a) the solver returns a point off the constraint set, (b) objective "
         "and solver disagree on the constraints"
     )
 
@@ -604,7 +606,7 @@ def _not_stationary(certificate: Certificate) -> str:
             "or a barrier, has become 0: use float64, (b) the solver diverged"
         )
     return (
-        f"not stationary: backward error {_worst(certificate.stationarity)} {_held(certificate)}; "
+        f"not stationary: backward error {_worst(certificate.stationarity)} {_limit(certificate)}; "
         "(a) the solver stopped early, (b) it solves another problem than the objective states"
         + (", (c) the constraints are degenerate there" if degenerate else "")
     )
@@ -614,7 +616,7 @@ def _adjoint_not_solved(certificate: Certificate) -> str:
     assert certificate.adjoint_residual is not None
     return (
         f"adjoint system not solved: residual {_worst(certificate.adjoint_residual)} "
-        f"{_held(certificate)}; (a) the solution is not unique, (b) it is no strict minimum, "
+        f"{_limit(certificate)}; (a) the solution is not unique, (b) it is no strict minimum, "
         "(c) dependent constraints"
     )
 
@@ -625,7 +627,7 @@ def _adjoint_differs(certificate: Certificate) -> str:
     whose = f"the node's own `{own}`" if own else f"the way back of the form '{certificate.form}'"
     return (
         f"{whose} differs from the implicit gradient by "
-        f"{_worst(certificate.adjoint_difference)}, relative {_held(certificate)}; `ddnkit check` says "
+        f"{_worst(certificate.adjoint_difference)}, relative {_limit(certificate)}; `ddnkit check` says "
         "in what, backward='dense' does without it"
     )
 
@@ -701,7 +703,7 @@ def _error_bound_large(certificate: Certificate) -> str:
     )
 
 
-def _held(certificate: Certificate) -> str:
+def _limit(certificate: Certificate) -> str:
     return f"(tolerance {certificate.tolerance:.0e})"
 
 

@@ -62,28 +62,36 @@ def _relu(args: Any, kwargs: Any, out: Any) -> Described:
 
 def _leaky_relu(args: Any, kwargs: Any, out: Any) -> Described:
     x = _first(args, kwargs)
-    below = float(_given(args, kwargs, 1, "negative_slope", 0.01))
+    below = float(_argument(args, kwargs, 1, "negative_slope", 0.01))
     yield KinkPoint(x, out, below, 1, tie=below)
 
 
 def _clamp(args: Any, kwargs: Any, out: Any) -> Described:
     x = _first(args, kwargs)
     yield from _between(
-        x, out, _given(args, kwargs, 1, "min", None), _given(args, kwargs, 2, "max", None), None
+        x,
+        out,
+        _argument(args, kwargs, 1, "min", None),
+        _argument(args, kwargs, 2, "max", None),
+        None,
     )
 
 
 def _clamp_min(args: Any, kwargs: Any, out: Any) -> Described:
-    yield from _between(_first(args, kwargs), out, _given(args, kwargs, 1, "min", None), None, None)
+    yield from _between(
+        _first(args, kwargs), out, _argument(args, kwargs, 1, "min", None), None, None
+    )
 
 
 def _clamp_max(args: Any, kwargs: Any, out: Any) -> Described:
-    yield from _between(_first(args, kwargs), out, None, _given(args, kwargs, 1, "max", None), None)
+    yield from _between(
+        _first(args, kwargs), out, None, _argument(args, kwargs, 1, "max", None), None
+    )
 
 
 def _hardtanh(args: Any, kwargs: Any, out: Any) -> Described:
-    low = _given(args, kwargs, 1, "min_val", -1.0)
-    high = _given(args, kwargs, 2, "max_val", 1.0)
+    low = _argument(args, kwargs, 1, "min_val", -1.0)
+    high = _argument(args, kwargs, 2, "max_val", 1.0)
     yield from _between(_first(args, kwargs), out, low, high, 0.0)
 
 
@@ -99,23 +107,23 @@ def _between(x: Tensor, out: Tensor, low: Any, high: Any, tie: float | None) -> 
 
 
 def _softshrink(args: Any, kwargs: Any, out: Any) -> Described:
-    x, size = _first(args, kwargs), _given(args, kwargs, 1, "lambd", 0.5)
+    x, size = _first(args, kwargs), _argument(args, kwargs, 1, "lambd", 0.5)
     yield KinkPoint(x - size, out, 0, 1)
     yield KinkPoint(x + size, out, 1, 0)
 
 
 def _maximum(args: Any, kwargs: Any, out: Any) -> Described:
-    a = _first(args, kwargs) - _given(args, kwargs, 1, "other", None)
+    a = _first(args, kwargs) - _argument(args, kwargs, 1, "other", None)
     yield KinkPoint(a, out, 0, 1, tie=0.5)
 
 
 def _minimum(args: Any, kwargs: Any, out: Any) -> Described:
-    a = _first(args, kwargs) - _given(args, kwargs, 1, "other", None)
+    a = _first(args, kwargs) - _argument(args, kwargs, 1, "other", None)
     yield KinkPoint(a, out, 1, 0, tie=0.5)
 
 
 def _largest(args: Any, kwargs: Any, out: Any) -> Described:
-    other = _given(args, kwargs, 1, "other", None)
+    other = _argument(args, kwargs, 1, "other", None)
     if isinstance(other, Tensor):
         yield from _maximum(args, kwargs, out)
     else:
@@ -123,7 +131,7 @@ def _largest(args: Any, kwargs: Any, out: Any) -> Described:
 
 
 def _smallest(args: Any, kwargs: Any, out: Any) -> Described:
-    other = _given(args, kwargs, 1, "other", None)
+    other = _argument(args, kwargs, 1, "other", None)
     if isinstance(other, Tensor):
         yield from _minimum(args, kwargs, out)
     else:
@@ -132,10 +140,10 @@ def _smallest(args: Any, kwargs: Any, out: Any) -> Described:
 
 def _tie(args: Any, kwargs: Any, out: Any, smallest: bool) -> KinkPoint:
     x = _first(args, kwargs)
-    dim = _given(args, kwargs, 1, "dim", None)
+    dim = _argument(args, kwargs, 1, "dim", None)
     indices = None if isinstance(out, Tensor) else out[1]
     values = out if isinstance(out, Tensor) else out[0]
-    keep = bool(_given(args, kwargs, 2, "keepdim", False))
+    keep = bool(_argument(args, kwargs, 2, "keepdim", False))
     if dim is None or dim == ():
         dims: tuple[int, ...] = ()
         best = values.reshape((1,) * x.ndim)
@@ -160,8 +168,8 @@ def _tie(args: Any, kwargs: Any, out: Any, smallest: bool) -> KinkPoint:
 
 
 def _l1_loss(args: Any, kwargs: Any, out: Any) -> Described:
-    a = _first(args, kwargs) - _given(args, kwargs, 1, "target", None)
-    reduction = _given(args, kwargs, 4, "reduction", "mean")
+    a = _first(args, kwargs) - _argument(args, kwargs, 1, "target", None)
+    reduction = _argument(args, kwargs, 4, "reduction", "mean")
     share = 1 / max(a.numel(), 1) if reduction == "mean" else 1.0
     yield KinkPoint(a, out, -1, 1, share=share)
 
@@ -174,58 +182,58 @@ def _hinge(out: Tensor, a: Tensor, reduction: str, tie: float | None) -> KinkPoi
 
 def _reduction(args: Any, kwargs: Any, place: int) -> str:
     """What two older arguments, which come before it, may say instead."""
-    old = [_given(args, kwargs, place - 2, "size_average", None),
-           _given(args, kwargs, place - 1, "reduce", None)]  # fmt: skip
+    old = [_argument(args, kwargs, place - 2, "size_average", None),
+           _argument(args, kwargs, place - 1, "reduce", None)]  # fmt: skip
     if old == [None, None]:
-        return str(_given(args, kwargs, place, "reduction", "mean"))
+        return str(_argument(args, kwargs, place, "reduction", "mean"))
     if old[1] is False:
         return "none"
     return "sum" if old[0] is False else "mean"
 
 
 def _hinge_embedding(args: Any, kwargs: Any, out: Any) -> Described:
-    a = _given(args, kwargs, 2, "margin", 1.0) - _first(args, kwargs)
-    a = torch.where(_given(args, kwargs, 1, "target", None) == -1, a, 1.0)
+    a = _argument(args, kwargs, 2, "margin", 1.0) - _first(args, kwargs)
+    a = torch.where(_argument(args, kwargs, 1, "target", None) == -1, a, 1.0)
     yield _hinge(out, a, _reduction(args, kwargs, 5), None)
 
 
 def _margin_ranking(args: Any, kwargs: Any, out: Any) -> Described:
     first = args[0] if args else kwargs.get("input1")
-    ahead = first - _given(args, kwargs, 1, "input2", None)
-    a = _given(args, kwargs, 3, "margin", 0) - _given(args, kwargs, 2, "target", None) * ahead
+    ahead = first - _argument(args, kwargs, 1, "input2", None)
+    a = _argument(args, kwargs, 3, "margin", 0) - _argument(args, kwargs, 2, "target", None) * ahead
     yield _hinge(out, a, _reduction(args, kwargs, 6), None)
 
 
 def _cosine_embedding(args: Any, kwargs: Any, out: Any) -> Described:
     first = args[0] if args else kwargs.get("input1")
-    cosine = F.cosine_similarity(first, _given(args, kwargs, 1, "input2", None), dim=-1)
-    a = cosine - _given(args, kwargs, 3, "margin", 0)
-    a = torch.where(_given(args, kwargs, 2, "target", None) == -1, a, 1.0)
+    cosine = F.cosine_similarity(first, _argument(args, kwargs, 1, "input2", None), dim=-1)
+    a = cosine - _argument(args, kwargs, 3, "margin", 0)
+    a = torch.where(_argument(args, kwargs, 2, "target", None) == -1, a, 1.0)
     yield _hinge(out, a, _reduction(args, kwargs, 6), None)
 
 
 def _triplet_margin(args: Any, kwargs: Any, out: Any) -> Described:
     anchor = args[0] if args else kwargs.get("anchor")
     positive, negative = (
-        _given(args, kwargs, 1, "positive", None), _given(args, kwargs, 2, "negative", None)
+        _argument(args, kwargs, 1, "positive", None), _argument(args, kwargs, 2, "negative", None)
     )  # fmt: skip
-    p, eps = _given(args, kwargs, 4, "p", 2), _given(args, kwargs, 5, "eps", 1e-6)
+    p, eps = _argument(args, kwargs, 4, "p", 2), _argument(args, kwargs, 5, "eps", 1e-6)
     near = F.pairwise_distance(anchor, positive, p, eps)
     far = F.pairwise_distance(anchor, negative, p, eps)
-    if _given(args, kwargs, 6, "swap", False):
+    if _argument(args, kwargs, 6, "swap", False):
         other = F.pairwise_distance(positive, negative, p, eps)
         yield KinkPoint(far - other)
         far = torch.minimum(far, other)
-    a = _given(args, kwargs, 3, "margin", 1.0) + near - far
+    a = _argument(args, kwargs, 3, "margin", 1.0) + near - far
     yield _hinge(out, a, _reduction(args, kwargs, 9), None)
 
 
 def _max_pool(args: Any, kwargs: Any, out: Any, dims: int) -> Described:
     x, values = _first(args, kwargs), out if isinstance(out, Tensor) else out[0]
-    size = _of_each(_given(args, kwargs, 1, "kernel_size", 1), dims)
-    stride = _of_each(_given(args, kwargs, 2, "stride", None) or size, dims)
-    padding = _of_each(_given(args, kwargs, 3, "padding", 0), dims)
-    dilation = _of_each(_given(args, kwargs, 4, "dilation", 1), dims)
+    size = _of_each(_argument(args, kwargs, 1, "kernel_size", 1), dims)
+    stride = _of_each(_argument(args, kwargs, 2, "stride", None) or size, dims)
+    padding = _of_each(_argument(args, kwargs, 3, "padding", 0), dims)
+    dilation = _of_each(_argument(args, kwargs, 4, "dilation", 1), dims)
     windows, first = x, x.ndim - dims
     for k in range(dims):
         dim, count = first + k, values.shape[first + k]
@@ -254,13 +262,13 @@ def _of_each(value: Any, dims: int) -> tuple[int, ...]:
 
 def _curved(args: Any, kwargs: Any, out: Any) -> Described:
     # Its derivative has a kink where the quadratic part ends; the derivative itself is continuous.
-    a = (_first(args, kwargs) - _given(args, kwargs, 1, "target", None)).abs()
+    a = (_first(args, kwargs) - _argument(args, kwargs, 1, "target", None)).abs()
     end = kwargs.get("delta", kwargs.get("beta", 1.0))
     yield KinkPoint(a - end)
 
 
 def _norm(args: Any, kwargs: Any, out: Any) -> Described:
-    order = _given(args, kwargs, 1, "p", kwargs.get("ord"))
+    order = _argument(args, kwargs, 1, "p", kwargs.get("ord"))
     x = _first(args, kwargs)
     if order in (1, 1.0) and (x.ndim == 1 or kwargs.get("dim") is None):
         yield KinkPoint(x, out, -1, 1)
@@ -283,7 +291,7 @@ def _between_integers(args: Any, kwargs: Any, out: Any) -> Described:
 
 
 def _compared(args: Any, kwargs: Any, out: Any) -> Described:
-    yield KinkPoint(_first(args, kwargs) - _given(args, kwargs, 1, "other", 0))
+    yield KinkPoint(_first(args, kwargs) - _argument(args, kwargs, 1, "other", 0))
 
 
 def _sorted(args: Any, kwargs: Any, out: Any) -> Described:
@@ -294,20 +302,20 @@ def _sorted(args: Any, kwargs: Any, out: Any) -> Described:
 
 
 def _of_rank(args: Any, kwargs: Any, out: Any) -> Described:
-    ordered = _ordered(_first(args, kwargs), _given(args, kwargs, 1, "dim", None))
+    ordered = _by_order(_first(args, kwargs), _argument(args, kwargs, 1, "dim", None))
     middle = (ordered.shape[-1] - 1) // 2
     yield from _ties(ordered[..., max(middle - 1, 0) : middle + 2])
 
 
 def _quantile(args: Any, kwargs: Any, out: Any) -> Described:
-    ordered = _ordered(_first(args, kwargs), _given(args, kwargs, 2, "dim", None))
-    ranks = torch.as_tensor(_given(args, kwargs, 1, "q", 0.5)).detach().reshape(-1)
+    ordered = _by_order(_first(args, kwargs), _argument(args, kwargs, 2, "dim", None))
+    ranks = torch.as_tensor(_argument(args, kwargs, 1, "q", 0.5)).detach().reshape(-1)
     for q in ranks.tolist():
         at = int(q * (ordered.shape[-1] - 1))
         yield from _ties(ordered[..., max(at - 1, 0) : at + 3])
 
 
-def _ordered(x: Tensor, dim: int | None) -> Tensor:
+def _by_order(x: Tensor, dim: int | None) -> Tensor:
     return (x.reshape(-1) if dim is None else x.movedim(dim, -1)).sort(dim=-1).values
 
 
@@ -317,10 +325,10 @@ def _ties(neighbours: Tensor) -> Described:
 
 
 def _topk(args: Any, kwargs: Any, out: Any) -> Described:
-    x, k = _first(args, kwargs), int(_given(args, kwargs, 1, "k", 1))
-    dim = int(_given(args, kwargs, 2, "dim", -1))
+    x, k = _first(args, kwargs), int(_argument(args, kwargs, 1, "k", 1))
+    dim = int(_argument(args, kwargs, 2, "dim", -1))
     if k and k < x.shape[dim]:
-        largest = bool(_given(args, kwargs, 3, "largest", True))
+        largest = bool(_argument(args, kwargs, 3, "largest", True))
         ordered = x.movedim(dim, -1).sort(dim=-1, descending=largest).values
         yield KinkPoint(ordered[..., k - 1] - ordered[..., k])
 
@@ -329,7 +337,7 @@ def _first(args: Any, kwargs: Any) -> Any:
     return args[0] if args else kwargs.get("input", kwargs.get("self"))
 
 
-def _given(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
+def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 

@@ -36,7 +36,7 @@ from .lagrangian import (
     first_order_change,
     least_squares_multipliers,
 )
-from .perturbation import STEP, perturbed
+from .perturbation import STEP, perturb
 from .problem import Problem, Recorded, flat
 from .recording import Recorder, Step, Trace
 
@@ -161,10 +161,10 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     margin, excess, told, known = y.new_ones(B), y.new_zeros(B), [], []
     unruled = torch.zeros(B, dtype=torch.bool, device=y.device)
     size = _size_of(problem, y, recorded, tolerance)
-    for point in _near(problem, y, recorded.traces, size):
+    for point in _nearest_kinks(problem, y, recorded.traces, size):
         candidate = point.distance <= tried
         if point.tied is not None:  # the largest itself is always at no distance
-            groups = _grouped(candidate.to(y.dtype), point)
+            groups = _sum_ties(candidate.to(y.dtype), point)
             candidate = candidate & (groups >= 2)
         if not bool(candidate.any()):
             continue
@@ -238,7 +238,7 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         margin = torch.minimum(margin, (inside - ends).amin(dim=1))
         beyond = torch.where(-inside > ends, -inside, 0.0).amax(dim=1)
         excess = torch.maximum(excess, beyond)
-        told += _told(point, inside, ends)
+        told += _describe(point, inside, ends)
     active_of_all = torch.cat(active, dim=1)
     texts = tuple(dict.fromkeys(told))
     return Kinks(columns, active_of_all, margin, excess, texts, unruled, size)
@@ -292,7 +292,7 @@ def _visible(
     step, scale = STEP[y.dtype], torch.zeros_like(flat(y))
     for probe in range(3):
         operands = _moved_operands(held, probe)
-        moved = perturbed(y, step, 0, probe)
+        moved = perturb(y, step, 0, probe)
         change, _ = first_order_change(held, y, nu, operands, moved)
         scale = torch.maximum(scale, change.abs() / step)
     size = (jumps.unsqueeze(-1) * rows[:, : jumps.shape[1]]).abs()
@@ -320,7 +320,7 @@ def _bent(
     by = torch.where(size > 0, size, 1.0).unsqueeze(1)
     by = torch.where(flat(y) == 0, by, flat(y).abs()) * (reached(quiet) & ~reached(loud))
     eps = torch.finfo(y.dtype).eps
-    pattern = flat(perturbed(torch.ones_like(y), 1.0, 0, 0) - 1)
+    pattern = flat(perturb(torch.ones_like(y), 1.0, 0, 0) - 1)
     along = (pattern * by).reshape(y.shape)
 
     def change(point: Tensor) -> Tensor:
@@ -351,7 +351,7 @@ def _spread(known: Sequence[_Known], columns: Tensor) -> list[Tensor]:
 
 def _moved_operands(problem: Problem, probe: int) -> list[Tensor]:
     return [
-        perturbed(x, STEP[x.dtype], k + 1, probe) if own and x.dtype in STEP else x
+        perturb(x, STEP[x.dtype], k + 1, probe) if own and x.dtype in STEP else x
         for k, (x, own) in enumerate(zip(problem.operands, problem.operands_batched, strict=True))
     ]
 
@@ -360,7 +360,7 @@ def _all_judged(
     known: Sequence[_Known], nu: Tensor, weights: Sequence[Tensor], edges: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
     return [
-        _judged(point, candidate, of_point * candidate, weight, edge)
+        _judge(point, candidate, of_point * candidate, weight, edge)
         for (point, candidate, _), of_point, weight, edge in zip(
             known, _spread(known, nu), weights, edges, strict=True
         )
@@ -387,7 +387,7 @@ def _central(
     return middle + half * least_squares_multipliers(rows, rest)
 
 
-def _told(point: _Point, inside: Tensor, edges: Tensor) -> list[str]:
+def _describe(point: _Point, inside: Tensor, edges: Tensor) -> list[str]:
     if bool((inside > edges).all()):
         return []
     if bool((inside >= -edges).all()):
@@ -427,13 +427,15 @@ def _size_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         return size
     nu = constraint_set(problem, y, in_numbers=True).multipliers(flat(_gradient(recorded)))
     by_operands, _ = first_order_change(problem, y, nu, _moved_operands(problem, 0), y)
-    moved = y + (perturbed(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
+    moved = y + (perturb(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
     by_y, _ = first_order_change(problem, y, nu, problem.operands, moved)
     own = by_operands.norm(dim=1) / by_y.norm(dim=1)
     return torch.where(own.isfinite() & (size <= tolerance * own), own, size)
 
 
-def _near(problem: Problem, y: Tensor, traces: Sequence[Trace], size: Tensor) -> list[_Point]:
+def _nearest_kinks(
+    problem: Problem, y: Tensor, traces: Sequence[Trace], size: Tensor
+) -> list[_Point]:
     """The kinks of every function, with how near their arguments are to zero: relative to how much
     they change with a relative change of operands and y, the entries of y taken as at least as large as
     ``size`` (B,)."""
@@ -443,8 +445,8 @@ def _near(problem: Problem, y: Tensor, traces: Sequence[Trace], size: Tensor) ->
     size = size.reshape(-1, *[1] * (y.ndim - 1))
     for probe in range(3):
         operands = _moved_operands(problem, probe)
-        moved = y + (perturbed(torch.ones_like(y), step, 0, probe) - 1) * (y.abs() + size)
-        others = _points(problem.with_operands(operands).recorded(moved).traces)
+        moved = y + (perturb(torch.ones_like(y), step, 0, probe) - 1) * (y.abs() + size)
+        others = _points(problem.with_operands(operands).record(moved).traces)
         if [p.argument.shape for p in others] != [p.argument.shape for p in points]:
             break  # another branch was taken
         for k, (point, other) in enumerate(zip(points, others, strict=True)):
@@ -492,12 +494,12 @@ def _point(
 ) -> _Point:
     step, first = found[0]
     parts = [plain(point.argument).detach() for _, point in found]
-    argument = _joined(parts)
+    argument = _join(parts)
     outputs = None
     if first.output is not None:
         outputs = [point.output for _, point in found if point.output is not None]
     if first.slope is not None:
-        slope = _joined([plain(p.slope).detach() for _, p in found if p.slope is not None])
+        slope = _join([plain(p.slope).detach() for _, p in found if p.slope is not None])
     else:
         tie = slope_of_a_clamp_at_its_end() if first.tie is None else first.tie
         at_tie = torch.full_like(argument, tie)
@@ -529,7 +531,7 @@ def plain(x: Tensor) -> Tensor:
     return _functorch.get_unwrapped(x).movedim(_functorch.maybe_get_bdim(x), 0)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _join(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     shapes = {part.shape for part in parts}
@@ -552,7 +554,7 @@ def _weights(recorded: Recorded, nu: Tensor, points: Sequence[_Point]) -> list[T
         total = recorded.evaluation.values.sum()
         if recorded.constraints is not None:
             total = total - (nu * recorded.constraints).sum()
-    raw = [_unwrapped(out) for point in points for out in point.outputs or ()]
+    raw = [_unwrap(out) for point in points for out in point.outputs or ()]
     if not total.requires_grad or not raw:
         return [torch.zeros_like(point.argument) for point in points]
     # One that is detached has no weight.
@@ -566,7 +568,7 @@ def _weights(recorded: Recorded, nu: Tensor, points: Sequence[_Point]) -> list[T
         parts = []
         for out in point.outputs or ():
             g = next(found)
-            g = torch.zeros_like(_unwrapped(out)) if g is None else g
+            g = torch.zeros_like(_unwrap(out)) if g is None else g
             batched = _functorch.is_batchedtensor(out)
             parts.append(
                 g.movedim(_functorch.maybe_get_bdim(out), 0) if batched else g.unsqueeze(0)
@@ -583,11 +585,11 @@ def _weights(recorded: Recorded, nu: Tensor, points: Sequence[_Point]) -> list[T
     return weights
 
 
-def _unwrapped(x: Tensor) -> Tensor:
+def _unwrap(x: Tensor) -> Tensor:
     return _functorch.get_unwrapped(x) if _functorch.is_batchedtensor(x) else x
 
 
-def _grouped(values: Tensor, point: _Point) -> Tensor:
+def _sum_ties(values: Tensor, point: _Point) -> Tensor:
     """Sums (B, n) over those that tie for the same entry."""
     shaped = values.reshape(-1, *point.shape)
     dims = [d + 1 for d in point.tied] if point.tied else list(range(1, shaped.dim()))
@@ -596,7 +598,7 @@ def _grouped(values: Tensor, point: _Point) -> Tensor:
 
 def _with_its_group(point: _Point, seen: Tensor) -> Tensor:
     # The difference of the largest entry to itself has no gradient.
-    return seen if point.tied is None else _grouped(seen.to(point.distance.dtype), point) > 0
+    return seen if point.tied is None else _sum_ties(seen.to(point.distance.dtype), point) > 0
 
 
 def _leading(point: _Point, candidate: Tensor) -> Tensor:
@@ -614,7 +616,7 @@ def _leading(point: _Point, candidate: Tensor) -> Tensor:
     return flat(first.reshape(grouped.shape).permute(*back))
 
 
-def _judged(
+def _judge(
     point: _Point, candidate: Tensor, nu: Tensor, weight: Tensor, edge: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Which candidates are active (B, n), and how far inside of its range each slope is, 1 if not.
@@ -626,7 +628,7 @@ def _judged(
     counts = candidate & (weight != 0)
     multiplier = nu / torch.where(counts, weight, 1.0)
     if point.tied is not None:
-        multiplier = multiplier - point.slope * _grouped(multiplier, point)
+        multiplier = multiplier - point.slope * _sum_ties(multiplier, point)
     t = point.slope - multiplier
     low, high = min(point.left, point.right), max(point.left, point.right)
     inside = torch.minimum(t - low, high - t) / (high - low)
@@ -637,7 +639,7 @@ def _judged(
     active = counts & ~beside
     if point.tied is not None:
         # A single one that is left has nothing to tie with.
-        active = active & (_grouped(active.to(nu.dtype), point) >= 2)
+        active = active & (_sum_ties(active.to(nu.dtype), point) >= 2)
     return active, torch.where(active, inside, 1.0)
 
 

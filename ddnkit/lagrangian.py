@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from .linalg.items import apply, distinct, merged
+from .linalg.items import apply, distinct, merge_equal
 from .linalg.kkt import without_bad_items
 from .linalg.rows import DependentRows, IndependentRows, rows_of
 from .problem import Problem, derivative, flat
@@ -45,7 +45,7 @@ def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
             parts.append(_rows(own.sum(dim=0), variable))
     if problem.manifold is not None:
         parts.append(problem.manifold.constraint_jacobian(y.detach()))
-    return merged(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) if parts else None
+    return merge_equal(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) if parts else None
 
 
 def _rows(values: Tensor, variable: Tensor) -> Tensor:
@@ -384,7 +384,7 @@ class Linearised(ConstraintSet):
         basis = torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
         basis = basis.unsqueeze(1).expand(-1, *values.shape)
         A = flat_after(pull_back_each(pull, basis), 2).movedim(0, 1)
-        return A if under_transform() else merged(A)
+        return A if under_transform() else merge_equal(A)
 
     @functools.cached_property
     def rows(self) -> IndependentRows | DependentRows:

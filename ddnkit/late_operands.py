@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .captured import Captured, discover, is_wrapped, unused
+from .captured import Captured, discover, find_unused, is_wrapped
 from .errors import InputError
 from .node import DeclarativeNode
 from .problem import Evaluation, Problem
@@ -34,7 +34,7 @@ def captured_tensors(
         InputError: there is one, but it cannot be got at, or belongs to a torch.func transform.
     """
     if evaluation is None:
-        evaluation = problem.evaluated(y)
+        evaluation = problem.evaluate(y)
     with torch.enable_grad():
         constraints = problem.constraints(y)
     dependent = evaluation.depends_on_others()
@@ -66,7 +66,7 @@ def _tensors_of_item(problem: Problem, y: Tensor, index: int) -> list[Tensor]:
     known += [c.tensor for c in problem.originals]
 
     def evaluate() -> None:
-        with problem.substituted(index):
+        with problem.substitute(index):
             node.objective(*xs, y=point)
             if node.constrained:
                 node.equality_constraints(*xs, y=point)
@@ -132,7 +132,7 @@ def _some_unused(problem: Problem, y: Tensor) -> bool:
         bare.objective(y)
         bare.constraints(y)
 
-    return bool(unused(evaluate, problem.originals, problem.captured))
+    return bool(find_unused(evaluate, problem.originals, problem.captured))
 
 
 def _parts_of(point: Any) -> Any:

@@ -132,19 +132,19 @@ class DeclarativeLayer(nn.Module):
     def _call(self, xs: Sequence[Any], start: Any) -> Any:
         kept = running_statistics(self.node)
         try:
-            return as_one_step("a layer", (xs, start), lambda: self._called(xs, start))
+            return as_one_step("a layer", (xs, start), lambda: self._solve_batch(xs, start))
         except InputError:
             # A call that is refused has not happened.
             for buffer, value in kept:
                 buffer.copy_(value)
             raise
 
-    def _called(self, xs: Sequence[Any], start: Any) -> Any:
+    def _solve_batch(self, xs: Sequence[Any], start: Any) -> Any:
         _refuse_tracing(xs)
         if torch.is_inference_mode_enabled():
             # Certificates and solvers differentiate, which inference mode would make zero silently.
             with torch.inference_mode(False), torch.no_grad():
-                return self._called(xs, start)
+                return self._solve_batch(xs, start)
         self._takes.refuse(self.node, len(xs))
         if self.batch_dims is None and self.node.input_dims is None:
             if self._sample_dims is None:
@@ -155,7 +155,7 @@ class DeclarativeLayer(nn.Module):
             refuse_unnamed_batch(self.node, xs, self._sample_dims)
         inputs, batch_shape = batched_inputs(self.node, xs, self.batch_dims)
         problem = Problem(self.node, inputs, batch_shape.numel())
-        seen, values = self._captured(problem)
+        seen, values = self._captured_tensors(problem)
         if start is not None:
             start, structure = self._start(start, batch_shape)
             problem = problem.with_structure(structure)
@@ -172,11 +172,11 @@ class DeclarativeLayer(nn.Module):
             wanted=[self.looks_for_hidden and is_tracked(x) for x in problem.operands],
         )
         if isinstance(self.form, Unrolled):
-            y = self._unrolled(call, problem, seen, values)
+            y = self._unroll(call, problem, seen, values)
         else:
             y, *_ = self._solved(call, problem.with_captured(seen, values))
-        if call.discovered:
-            extra = call.discovered
+        if call.late_operands:
+            extra = call.late_operands
             problem = problem.with_captured([*seen, *extra], [*values, *(c.tensor for c in extra)])
             y, *_ = self._solved(call, problem)
         y = y.reshape(batch_shape + y.shape[1:])
@@ -187,7 +187,7 @@ class DeclarativeLayer(nn.Module):
         operands = problem.operands
         return solution_of(SolutionEquation(call, problem), *operands)
 
-    def _unrolled(
+    def _unroll(
         self, call: Call, problem: Problem, seen: Sequence[Captured], values: Sequence[Tensor]
     ) -> Tensor:
         whole, aside = problem, None
@@ -213,9 +213,9 @@ class DeclarativeLayer(nn.Module):
             return measured
         if self.policy == "mask":
             return torch.where(aside.reshape(-1, *[1] * (y.ndim - 1)), 0.0, measured)
-        return _poisoned(measured, aside, whole, values)
+        return _poison(measured, aside, whole, values)
 
-    def _captured(self, problem: Problem) -> tuple[list[Captured], list[Tensor]]:
+    def _captured_tensors(self, problem: Problem) -> tuple[list[Captured], list[Tensor]]:
         """Tensors of the node that want a derivative, or that others stand for: as its functions see them,
         and their values."""
         inputs = {id(x) for x in problem.inputs if isinstance(x, Tensor)}
@@ -291,7 +291,7 @@ def _validated_batch_dims(batch_dims: int | None) -> int | None:
     raise InputError(f"batch_dims is a whole number from 0 on, or None, not {batch_dims!r}")
 
 
-def _poisoned(y: Tensor, aside: Tensor, problem: Problem, shared: Sequence[Tensor]) -> Tensor:
+def _poison(y: Tensor, aside: Tensor, problem: Problem, shared: Sequence[Tensor]) -> Tensor:
     """y with NaN for the items set aside, and for what they depend on on the way back."""
     rows = aside.nonzero()[:, 0]
     total = y.new_zeros(len(rows))

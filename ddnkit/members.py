@@ -130,13 +130,13 @@ def _refuse_unknown(node: DeclarativeNode, inputs: Inputs) -> None:
         stated = callable(_function(value)) or isinstance(value, (tuple, list, dict))
         if stated and _plain(name) in _INEQUALITIES and not _is_used(node, name):
             raise InputError(
-                f"{_named(node, name)} would be ignored: inequality constraints are not supported yet. "
+                f"{_member(node, name)} would be ignored: inequality constraints are not supported yet. "
                 "Today: write g(y) ≤ 0 as the equation g(y) + s² = 0 with a slack variable s in y, put a "
                 "barrier or penalty into the objective, or choose the variables so that they hold"
             )
         member = _meant(node, name, value, inputs)
         if member is not None and not _is_used(node, name):
-            slips.append(f"{_named(node, name)}: did you mean `{member}`?")
+            slips.append(f"{_member(node, name)}: did you mean `{member}`?")
     if slips:
         raise InputError(
             f"no member of a node, and it would be ignored: {' '.join(slips)} (If it is your own, begin "
@@ -259,7 +259,7 @@ def _is_called_so(node: DeclarativeNode, member: str, value: Any, inputs: Inputs
     names = [p.name for p in parameters]
     if not set(_GIVEN[member]) <= set(names):
         return False
-    taken = _taken(value, member, skip_self=True)
+    taken = _inputs_of(value, member, skip_self=True)
     if isinstance(taken, str):
         return False
     return taken.least <= _most(inputs, taken.least) and _most(taken, inputs.least) >= inputs.least
@@ -278,26 +278,26 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
     if dims is not None and not _is_dims(dims, any_size=True):
         hint = f"({dims},)" if isinstance(dims, int) and not isinstance(dims, bool) else "(1,)"
         raise InputError(
-            f"{_named(node, 'input_dims')} is {dims!r}; it is a tuple with the dimensions of each input "
+            f"{_member(node, 'input_dims')} is {dims!r}; it is a tuple with the dimensions of each input "
             f"of one problem, and None for one that is no tensor: input_dims = {hint}"
         )
     if manifold is not None and not isinstance(manifold, Manifold):
         hint = f"{manifold.__name__}()" if isinstance(manifold, type) else "Sphere()"
         raise InputError(
-            f"{_named(node, 'manifold')} is {manifold!r}; it is a ddnkit.Manifold: manifold = {hint}"
+            f"{_member(node, 'manifold')} is {manifold!r}; it is a ddnkit.Manifold: manifold = {hint}"
         )
     try:
         validated_tolerance(node.tolerance)
     except InputError as error:
-        raise InputError(f"{_named(node, 'tolerance')}: {error}") from None
-    if "solve" not in _defined(node) and inspect.isroutine(node.solver):
+        raise InputError(f"{_member(node, 'tolerance')}: {error}") from None
+    if "solve" not in _set_members(node) and inspect.isroutine(node.solver):
         raise InputError(
-            f"{_named(node, 'solver')} is a function; `solver` is the name of a solver. Did you mean "
+            f"{_member(node, 'solver')} is a function; `solver` is the name of a solver. Did you mean "
             "`solve`?"
         )
     if node.batched_solve not in (True, False):
         raise InputError(
-            f"{_named(node, 'batched_solve')} is {node.batched_solve!r}; True or False"
+            f"{_member(node, 'batched_solve')} is {node.batched_solve!r}; True or False"
         )
 
 
@@ -311,7 +311,7 @@ def _is_dims(value: Any, any_size: bool = False) -> bool:
     )
 
 
-def _defined(node: DeclarativeNode) -> set[str]:
+def _set_members(node: DeclarativeNode) -> set[str]:
     return {name for kind in _own_classes(type(node)) for name in vars(kind)} | set(vars(node))
 
 
@@ -334,13 +334,13 @@ def _inputs(node: DeclarativeNode) -> Inputs:
         function = getattr(node, member, None)
         if function is None:
             continue
-        taken = _taken(function, member)
+        taken = _inputs_of(function, member)
         if isinstance(taken, str):
-            raise InputError(f"{_called(node, member, function)} {taken}")
+            raise InputError(f"{_call_text(node, member, function)} {taken}")
         least, most = max(common.least, taken.least), _least_of(common.most, taken.most)
         if most is not None and least > most:
             raise InputError(
-                f"{_called(node, member, function)} cannot be given the inputs of {by}: all "
+                f"{_call_text(node, member, function)} cannot be given the inputs of {by}: all "
                 "functions of a node take the same ones, in the same order"
                 + ("" if member == "objective" else "; those that it does not need too")
             )
@@ -350,7 +350,7 @@ def _inputs(node: DeclarativeNode) -> Inputs:
     dims = node.input_dims
     if dims is not None and not common.least <= len(dims) <= _most(common, len(dims)):
         raise InputError(
-            f"{_named(node, 'input_dims')} names {len(dims)} inputs, which {by} cannot be given"
+            f"{_member(node, 'input_dims')} names {len(dims)} inputs, which {by} cannot be given"
         )
     if len(common.names) != common.most:
         common = Inputs(common.least, common.most)
@@ -361,7 +361,7 @@ def _least_of(a: int | None, b: int | None) -> int | None:
     return b if a is None else a if b is None else min(a, b)
 
 
-def _taken(function: Callable[..., Any], member: str, skip_self: bool = False) -> Inputs | str:
+def _inputs_of(function: Callable[..., Any], member: str, skip_self: bool = False) -> Inputs | str:
     """How many inputs ``function`` can be given as that member, or why it cannot be called."""
     given = _GIVEN[member]
     parameters = _parameters(function, skip_self)
@@ -456,11 +456,11 @@ def missing(kind: type) -> str:
     return text
 
 
-def _named(node: DeclarativeNode, name: str) -> str:
+def _member(node: DeclarativeNode, name: str) -> str:
     return f"{type(node).__name__}.{name}{_place(type(node), name)}"
 
 
-def _called(node: DeclarativeNode, member: str, function: Callable[..., Any]) -> str:
+def _call_text(node: DeclarativeNode, member: str, function: Callable[..., Any]) -> str:
     return f"{type(node).__name__}.{member}{_signature(function)}{_place(type(node), member)}"
 
 

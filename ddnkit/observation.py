@@ -19,7 +19,7 @@ from .errors import InputError
 from .kinks import Kinks, kinks_of
 from .lagrangian import constraint_set, lagrangian_gradient
 from .node_state import NodeState
-from .perturbation import perturbed
+from .perturbation import perturb
 from .problem import Problem, Recorded, flat, operand_name
 from .recording import Held, Trace, difference
 
@@ -81,16 +81,16 @@ class Observation:
             "call backward() first, or pass it to the layer as an input"
         )
 
-    def taken_of(self, problem: Problem, y: Tensor) -> Observation:
+    def again(self, problem: Problem, y: Tensor) -> Observation:
         """The same of a problem in which captured tensors have become operands."""
-        return replace(self, traces=problem.traced(y), operands=[Held(x) for x in problem.operands])
+        return replace(self, traces=problem.trace(y), operands=[Held(x) for x in problem.operands])
 
     def _difference(self, problem: Problem, y: Tensor) -> str | None:
         with torch.no_grad():
-            return difference(self.traces, problem.traced(y))
+            return difference(self.traces, problem.trace(y))
 
 
-def observed(
+def observe(
     problem: Problem,
     y: Tensor,
     recorded: Recorded,
@@ -114,7 +114,7 @@ def observed(
     name = type(problem.node).__name__
     random = [step for trace in traces for step in trace.random]
     if first or random:
-        again = problem.recorded(y)
+        again = problem.record(y)
         changed = difference(traces, again.traces) or _other_value(recorded, again)
         if changed is not None and random:
             step = random[0]
@@ -129,7 +129,7 @@ def observed(
                 "their arguments alone, and on what the node holds"
             )
     kinks = kinks_of(problem, y, recorded, tolerance)
-    hidden, by = _hidden(problem, y, traces, wanted)
+    hidden, by = _hidden_error(problem, y, traces, wanted)
     if hidden is not None and kinks is not None and kinks.count:
         hidden = torch.maximum(hidden, _argument_error(problem, kinks, y, wanted))
     for trace in traces:
@@ -158,7 +158,7 @@ def _other_value(before: Recorded, after: Recorded) -> str | None:
     return None if bool(close.all()) else f"its value was {float(a[at])} and is {float(b[at])}"
 
 
-def _hidden(
+def _hidden_error(
     problem: Problem, y: Tensor, traces: Sequence[Trace], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """How far the derivative of ∇_y L along a change of operands and y is from a difference (B,).
@@ -200,7 +200,7 @@ def _derivative_error(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Te
                 for k, (x, want) in enumerate(zip(problem.operands, wanted, strict=True))
             ]
             point = y + away * _direction(y, 100 * (probe + 1) + len(moved))
-            sides.append(_beside(problem.with_operands(moved), point, wanted))
+            sides.append(_error_beside(problem.with_operands(moved), point, wanted))
         error = torch.fmin(error, torch.fmax(*sides))  # NaN: beyond the functions' domain
     return error
 
@@ -211,11 +211,11 @@ _OF_A_FACTOR = 16
 _AWAY = 0.1
 
 
-def _beside(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
+def _error_beside(problem: Problem, y: Tensor, wanted: Sequence[bool]) -> Tensor:
     if y.dtype == torch.float32:
         # Where the functions allow it in double, whose steps are a thousand times smaller.
         try:
-            return _error_at(problem.widened(), y.double(), wanted).to(y.dtype)
+            return _error_at(problem.in_float64(), y.double(), wanted).to(y.dtype)
         except (RuntimeError, InputError):
             pass
     return _error_at(problem, y, wanted)
@@ -336,7 +336,7 @@ def _argument_error(problem: Problem, kinks: Kinks, y: Tensor, wanted: Sequence[
 
 def _direction(x: Tensor, stream: int) -> Tensor:
     size = x.abs().amax() if x.numel() else x.new_ones(())
-    return (perturbed(torch.ones_like(x), 1.0, stream, 0) - 1) * torch.where(size > 0, size, 1.0)
+    return (perturb(torch.ones_like(x), 1.0, stream, 0) - 1) * torch.where(size > 0, size, 1.0)
 
 
 def operands_called(problem: Problem) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 STEP = {dtype: torch.finfo(dtype).eps ** 0.5 for dtype in (torch.float64, torch.float32)}
 
 
-def perturbed(x: Any, step: float, stream: int, probe: int) -> Any:
+def perturb(x: Any, step: float, stream: int, probe: int) -> Any:
     """x with each entry changed by ¼ to 1 step, relatively; what is no floating tensor as it is."""
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return x

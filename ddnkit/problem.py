@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .captured import Captured, InFloat64, substituted
+from .captured import Captured, InFloat64, substitute
 from .errors import InputError
 from .recording import Held, Recorder, Trace, version
+from .renamed import OldMethod
 from .solution import Solution
 from .structure import Structure
 
@@ -57,7 +58,7 @@ class Problem:
         self.captured_batched: tuple[bool, ...] = ()
         self.kinks: Kinks | None = None
         self._traces: list[Trace] | None = None
-        self._in_float64 = False
+        self._wide = False
         # What one evaluation has shown, shared by all that is made from this problem.
         self._shown: dict[str, bool] = {}
 
@@ -79,39 +80,39 @@ class Problem:
 
     def with_inputs(self, inputs: Sequence[Any]) -> Problem:
         """The same batch with other inputs."""
-        return self._changed(inputs=tuple(inputs))
+        return self._replace(inputs=tuple(inputs))
 
     def with_structure(self, structure: Structure | None) -> Problem:
         """The same batch with a y of these parts."""
-        return self._changed(structure=structure)
+        return self._replace(structure=structure)
 
     def with_captured(self, originals: Sequence[Captured], values: Sequence[Tensor]) -> Problem:
         """The same batch with ``values``, shared by the items, in place of captured tensors."""
-        return self._changed(
+        return self._replace(
             originals=tuple(originals),
             captured=tuple(values),
             captured_batched=(False,) * len(values),
         )
 
-    def widened(self) -> Problem:
+    def in_float64(self) -> Problem:
         """The same batch in float64, with all tensors of float32 that its functions use."""
         operands = [x.double() if x.dtype == torch.float32 else x for x in self.operands]
         problem = self.with_operands(operands)
-        problem._in_float64 = True
+        problem._wide = True
         return problem
 
     def with_node(self, node: DeclarativeNode) -> Problem:
         """The same batch of another node of the class."""
-        return self._changed(node=node)
+        return self._replace(node=node)
 
     def with_kinks(self, kinks: Kinks | None) -> Problem:
         """The same batch, whose active kinks are known."""
-        return self._changed(kinks=kinks)
+        return self._replace(kinks=kinks)
 
     def without_scoped(self) -> Problem:
         """The same batch with the captured tensors of enclosing scopes left as the node sees them."""
         kept = [i for i, c in enumerate(self.originals) if c.path is not None]
-        return self._changed(
+        return self._replace(
             originals=tuple(self.originals[i] for i in kept),
             captured=tuple(self.captured[i] for i in kept),
             captured_batched=tuple(self.captured_batched[i] for i in kept),
@@ -131,9 +132,9 @@ class Problem:
         """The same batch with other tensors in place of its operands."""
         rest = iter(operands)
         inputs = tuple(next(rest) if isinstance(x, Tensor) else x for x in self.inputs)
-        return self._changed(inputs=inputs, captured=tuple(rest))
+        return self._replace(inputs=inputs, captured=tuple(rest))
 
-    def resized(
+    def resize(
         self, operands: Sequence[Tensor], batch_size: int, batched: Sequence[bool]
     ) -> Problem:
         """Another batch of the same node, from operands of that size."""
@@ -142,7 +143,7 @@ class Problem:
         problem.captured_batched = tuple(batched[len(operands) - len(self.captured) :])
         return problem
 
-    def _changed(self, **attributes: Any) -> Problem:
+    def _replace(self, **attributes: Any) -> Problem:
         problem = copy.copy(self)
         for name, value in attributes.items():
             setattr(problem, name, value)
@@ -163,10 +164,10 @@ class Problem:
             single.kinks = self.kinks.of_items(slice(index, index + 1))
         return single
 
-    def substituted(self, index: int | None = None) -> Any:
+    def substitute(self, index: int | None = None) -> Any:
         """A context in which the node sees this problem's, or one item's, captured tensors."""
         values = self.captured if index is None else self._captured_of(index)
-        return substituted(self.node, self.originals, values)
+        return substitute(self.node, self.originals, values)
 
     @property
     def shares_captured(self) -> bool:
@@ -194,7 +195,7 @@ class Problem:
         """(B, *y): the node's initial point of each item. Settles the structure of y."""
         points = []
         for i in range(self.batch_size):
-            with self.substituted(i):
+            with self.substitute(i):
                 points.append(self.node.initial_point(*self.item(i)))
         self.structure = Structure.of(points[0], f"{type(self.node).__name__}.initial_point")
         structure = self.structure
@@ -262,19 +263,19 @@ class Problem:
 
     def fixed_point(self, y: Tensor) -> Tensor:
         """T(x, y) of each item, for nodes with a fixed-point map, shape (B, *y)."""
-        return self._each(self._joined(self.node.fixed_point), y)
+        return self._each(self._join_parts(self.node.fixed_point), y)
 
     def precondition(self, y: Tensor, v: Tensor) -> Tensor:
         """The node's approximation of G⁻¹ v of each item, shape (B, *y)."""
-        return self._each(self._joined(self.node.precondition), y, v)
+        return self._each(self._join_parts(self.node.precondition), y, v)
 
-    def _joined(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _join_parts(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def joined(*xs: Any, **named: Any) -> Any:
+        def join_parts(*xs: Any, **named: Any) -> Any:
             value = function(*xs, **named)
             return value if self.structure is None else self.structure.join(value)
 
-        return joined
+        return join_parts
 
     def _each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
         before = version(y)
@@ -307,10 +308,10 @@ class Problem:
             xs = [next(rest) if isinstance(x, Tensor) else x for x in self.inputs]
             extra = {} if v_one is None else {"v": self._split(v_one)}
             # Made before anything is watched: it looks at the node's tensors.
-            swapped = substituted(self.node, self.originals, ones[count:])
+            swapped = substitute(self.node, self.originals, ones[count:])
             # What is entered last sees a call first: captured tensors are known by their identity.
-            wide = InFloat64() if self._in_float64 else contextlib.nullcontext()
-            with self._watched(function, y_one, ones) as recorder, wide, swapped:
+            wide = InFloat64() if self._wide else contextlib.nullcontext()
+            with self._record_call(function, y_one, ones) as recorder, wide, swapped:
                 value = _tensor(function, function(*xs, y=self._split(y_one), **extra))
                 if recorder is not None:
                     recorder.returns(value)
@@ -343,7 +344,7 @@ class Problem:
         return self._each(function, y)
 
     @contextlib.contextmanager
-    def _watched(
+    def _record_call(
         self, function: Callable[..., Any], y: Tensor, operands: Sequence[Tensor]
     ) -> Iterator[Recorder | None]:
         if self._traces is None:
@@ -366,27 +367,27 @@ class Problem:
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """f, shape (B,), and ∇_y f, shape (B, *y)."""
-        evaluation = self.evaluated(y)
+        evaluation = self.evaluate(y)
         return evaluation.values.detach(), evaluation.gradient()
 
-    def evaluated(self, y: Tensor) -> Evaluation:
+    def evaluate(self, y: Tensor) -> Evaluation:
         """f at y, with its graph."""
         with torch.enable_grad():
             point = y.detach().requires_grad_()
             return Evaluation(point, self.objective(point))
 
-    def recorded(self, y: Tensor) -> Recorded:
+    def record(self, y: Tensor) -> Recorded:
         """Objective and constraints at y, each with its graph and what its evaluation shows."""
         with torch.enable_grad():
-            return self._recorded(y.detach().requires_grad_())
+            return self._record(y.detach().requires_grad_())
 
-    def traced(self, y: Tensor) -> list[Trace]:
+    def trace(self, y: Tensor) -> list[Trace]:
         """What an evaluation at y shows, without a graph, inside of transforms too."""
         with torch.no_grad():
-            return self._recorded(y).traces
+            return self._record(y).traces
 
-    def _recorded(self, point: Tensor) -> Recorded:
-        problem = self._changed(_traces=[])
+    def _record(self, point: Tensor) -> Recorded:
+        problem = self._replace(_traces=[])
         # By their values: not every way of writing on a tensor counts as one.
         before = Held(point)
         values = problem.objective(point)
@@ -404,6 +405,10 @@ class Problem:
             y = y.detach().requires_grad_()
             gradient = derivative(self.objective(y).sum(), y, create_graph=True)
             return derivative((gradient * direction).sum(), y)
+
+    evaluated, recorded, traced = OldMethod("evaluate"), OldMethod("record"), OldMethod("trace")
+    resized, substituted = OldMethod("resize"), OldMethod("substitute")
+    widened = OldMethod("in_float64")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -487,18 +487,18 @@ def _place() -> Place | None:
 def difference(before: Sequence[Trace], after: Sequence[Trace]) -> str | None:
     """How the second evaluation differs from the first, in a few words with the place; None if not."""
     for first, second in zip(before, after, strict=False):
-        found = _between(first, second)
+        found = _differing_entry(first, second)
         if found is not None:
             return found
     return None
 
 
-def _between(first: Trace, second: Trace) -> str | None:
+def _differing_entry(first: Trace, second: Trace) -> str | None:
     (before, held), (after, now) = first.live(), second.live()
     for (a, of_a), (b, of_b) in zip(before, after, strict=False):
         if a.name != b.name or of_a != of_b:
             return f"`{b.name}`{_at(b.place)} where it was `{a.name}`{_at(a.place)}"
-        changed = _changed(a.constants, b.constants)
+        changed = _changed_step(a.constants, b.constants)
         if changed is not None:
             return f"`{b.name}`{_at(b.place)}: {changed}"
     if len(before) != len(after):
@@ -513,12 +513,12 @@ def _at(place: Place | None) -> str:
     return "" if place is None else f" ({place})"
 
 
-def _changed(a: Any, b: Any) -> str | None:
+def _changed_step(a: Any, b: Any) -> str | None:
     if isinstance(a, tuple) and isinstance(b, tuple):
         if len(a) != len(b):
             return "other arguments"
         for x, z in zip(a, b, strict=True):
-            found = _changed(x, z)
+            found = _changed_step(x, z)
             if found is not None:
                 return found
         return None

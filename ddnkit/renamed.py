@@ -1,4 +1,4 @@
-"""Old names of what a package offers: each answers for one release, and warns with the new name."""
+"""Old public names: each answers for one release, and warns with the new name."""
 
 from __future__ import annotations
 
@@ -26,11 +26,32 @@ def with_old_names(
             return lookup(name)
         module, colon, member = new.rpartition(":")
         shown = f"{module}.{member}" if colon else f"{package}.{new}"
-        warnings.warn(
-            f"{package}.{name} is now {shown}; the old name goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        _warn(f"{package}.{name}", shown)
         return import_object(new) if colon else lookup(new)
 
     return attribute
+
+
+class OldMethod:
+    """The old name of a method, in the body of its class: ``taken = OldMethod("resolve")``."""
+
+    def __init__(self, new: str):
+        self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner.__name__, name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        _warn(f"{self.owner}.{self.name}", f"{self.owner}.{self.new}")
+        return getattr(owner if instance is None else instance, self.new)
+
+    def move_override(self, kind: type) -> None:
+        """Have a subclass that overrides the old name override the new one."""
+        if self.name in vars(kind) and self.new not in vars(kind):
+            _warn(f"{kind.__name__}.{self.name}", f"{self.owner}.{self.new}")
+            setattr(kind, self.new, vars(kind)[self.name])
+
+
+def _warn(old: str, new: str) -> None:
+    text = f"{old} is now {new}; the old name goes with the next release"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

@@ -21,7 +21,7 @@ class Automatic(BackwardForm):
 
     name = "auto"
 
-    def taken(self, problem: Problem, size: int) -> BackwardForm:
+    def resolve(self, problem: Problem, size: int) -> BackwardForm:
         """The form for this problem."""
         node = problem.node
         if node.preferred_backward is not None:
@@ -35,4 +35,4 @@ class Automatic(BackwardForm):
 
     def tangent_solve(self, problem: Problem, y: Tensor, nu: Tensor) -> TangentSolve:
         """See `BackwardForm.tangent_solve`."""
-        return self.taken(problem, y.shape[1:].numel()).tangent_solve(problem, y, nu)
+        return self.resolve(problem, y.shape[1:].numel()).tangent_solve(problem, y, nu)

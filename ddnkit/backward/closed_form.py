@@ -69,7 +69,7 @@ class ClosedForm(BackwardForm):
         try:
             if node.batched_solve and problem.shares_captured:
                 extra = {"aux": aux} if aux else {}
-                with problem.substituted():
+                with problem.substitute():
                     returned = node.adjoint(*problem.inputs, y=y, v=v, **extra)
                 found = _as_adjoint(node, returned, (problem.batch_size,))
             else:
@@ -131,12 +131,12 @@ class ClosedForm(BackwardForm):
 def _tangent_inverse(problem: Problem, y: Tensor) -> Callable[[Tensor], Tensor]:
     node = problem.node
     if node.batched_solve and problem.shares_captured:
-        with problem.substituted():
+        with problem.substitute():
             of_batch: Callable[[Tensor], Tensor] = node.tangent_inverse(*problem.inputs, y=y)
         return of_batch
     of_items = []
     for i in range(problem.batch_size):
-        with problem.substituted(i):
+        with problem.substitute(i):
             if node.batched_solve:
                 of_items.append(node.tangent_inverse(*problem.at(i).inputs, y=y[i : i + 1]))
             else:
@@ -157,7 +157,7 @@ def _item_by_item(problem: Problem, y: object, v: object, aux: Mapping[str, Tens
         xs = problem.at(i).inputs if node.batched_solve else problem.item(i)
         kept = {key: value[at] for key, value in aux.items()}
         extra = {"aux": kept} if kept else {}
-        with problem.substituted(i):
+        with problem.substitute(i):
             returned = node.adjoint(*xs, y=_part(y, at), v=_part(v, at), **extra)
             items.append(_as_adjoint(node, returned, (1,) if node.batched_solve else ()))
     join = torch.cat if node.batched_solve else torch.stack
@@ -194,7 +194,7 @@ def _as_adjoint(node: object, returned: Any, shape: tuple[int, ...]) -> Adjoint:
     return Adjoint(returned)
 
 
-def unaliased(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+def copy_aliases(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """The results, copied where one shares its memory with the others or with another result."""
     taken = {x.untyped_storage().data_ptr() for x in others}
     apart = []

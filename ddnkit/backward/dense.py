@@ -23,8 +23,8 @@ from ..lagrangian import (
 from ..linalg.kkt import SINGULAR, KKTInverse, unit_curvature
 from ..problem import Problem
 from .diagonal import diagonal_solve
-from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, replaced
-from .precision import SAME_OPERATOR, uncertainty, widened
+from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, merge_solutions
+from .precision import SAME_OPERATOR, float64_problem, uncertainty
 
 #: Unknowns up to which a dense factorisation is quicker than anything that looks for structure first.
 DENSE_SIZE = 64
@@ -70,9 +70,9 @@ class Dense(BackwardForm):
             diagonal = diagonal_solve(problem, y, nu)
             if diagonal is not None:
                 return diagonal
-        return in_enough_digits(problem, y, self.factorised)
+        return in_enough_digits(problem, y, self.factorise)
 
-    def factorised(self, system: System) -> Solve:
+    def factorise(self, system: System) -> Solve:
         """The solve of a system."""
         inverse = KKTInverse(
             system.G,
@@ -105,13 +105,13 @@ def in_enough_digits(
     def solve(r: Tensor) -> SystemSolution:
         found = narrow(r)
         better = wide(r, found.residual)
-        return found if better is None else replaced(better[0], found, better[1])
+        return found if better is None else merge_solutions(better[0], found, better[1])
 
     return SystemSolve(solve)
 
 
 class InFloat64:
-    """The system of a float32 problem in float64, factorised when a residual first asks for it."""
+    """The system of a float32 problem in float64, factorise when a residual first asks for it."""
 
     def __init__(self, problem: Problem, y: Tensor, factorise: Callable[[System], Solve]):
         self._point, self._factorise = (problem, y), factorise
@@ -147,7 +147,7 @@ def system_at(problem: Problem, y: Tensor, eps: float) -> System:
 
 
 def _in_float64(problem: Problem, y: Tensor) -> System | None:
-    instance = widened(problem)
+    instance = float64_problem(problem)
     if instance is None:
         return None
     try:

@@ -28,7 +28,7 @@ from ..linalg.kkt import (
 from ..linalg.rows import rows_of
 from ..problem import Problem, flat
 from .form import SystemSolution, SystemSolve
-from .precision import SAME_OPERATOR, rounding_may_decide, uncertainty, widened
+from .precision import SAME_OPERATOR, float64_problem, rounding_may_decide, uncertainty
 from .tangent_operator import Operator, hessian_operator
 
 #: G x and g x may differ by so many roundings, in each component.
@@ -76,7 +76,7 @@ def _in_float64(
     problem: Problem, y: Tensor, nu: Tensor, g: Tensor
 ) -> tuple[Operator, Tensor, Problem, Tensor] | None:
     """Products with G in float64, and g, where that is the same problem as in float32."""
-    instance = widened(problem)
+    instance = float64_problem(problem)
     if instance is None:
         return None
     point = y.double()

@@ -51,7 +51,7 @@ class _InEnoughDigits:
 
     def __init__(self, narrow: TangentInverse, problem: Problem, y: Tensor):
         self._narrow = narrow
-        self._wide = InFloat64(problem, y, Dense().factorised)
+        self._wide = InFloat64(problem, y, Dense().factorise)
 
     @property
     def saddle(self) -> Tensor | None:

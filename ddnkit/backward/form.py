@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import registry
 from ..errors import InputError
 from ..problem import Problem
+from ..renamed import OldMethod
 
 if TYPE_CHECKING:
     from ..node import DeclarativeNode
@@ -64,7 +65,7 @@ class SystemSolve:
         return found.z, found.residual
 
 
-def solved(solve: TangentSolve, r: Tensor, multipliers: bool) -> SystemSolution:
+def system_solution(solve: TangentSolve, r: Tensor, multipliers: bool) -> SystemSolution:
     """The solution, with μ where it is asked for and the solve knows it: its doubts are residual then."""
     if not isinstance(solve, SystemSolve):
         return SystemSolution(*solve(r), None, saddle=getattr(solve, "saddle", None))
@@ -77,7 +78,7 @@ def solved(solve: TangentSolve, r: Tensor, multipliers: bool) -> SystemSolution:
     return found._replace(residual=residual)
 
 
-def replaced(mask: Tensor, found: SystemSolution, other: SystemSolution) -> SystemSolution:
+def merge_solutions(mask: Tensor, found: SystemSolution, other: SystemSolution) -> SystemSolution:
     """``other`` for the items (k, B) of ``mask``."""
     wide = mask.unsqueeze(-1)
     doubt = found.doubt
@@ -151,9 +152,15 @@ class BackwardForm(abc.ABC):
         """Why this form cannot take ``problem``, or None if it can."""
         return None
 
-    def taken(self, problem: Problem, size: int) -> BackwardForm:
+    def resolve(self, problem: Problem, size: int) -> BackwardForm:
         """The form that does the work for y of ``size`` unknowns: itself, but for "auto"."""
         return self
+
+    taken = OldMethod("resolve")
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        vars(BackwardForm)["taken"].move_override(cls)
 
 
 def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
@@ -163,7 +170,7 @@ def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
         InputError: the form cannot take this node; the reason is given.
     """
     if isinstance(backward, str):
-        form = _called(backward, registry.make("backwards", backward))
+        form = _with_name(backward, registry.make("backwards", backward))
     elif isinstance(backward, BackwardForm):
         form = backward
     else:
@@ -194,10 +201,10 @@ def forms_of(node: DeclarativeNode) -> dict[str, BackwardForm]:
 
 def registered_forms() -> dict[str, BackwardForm]:
     """An object of each registered form that works, by name, sorted."""
-    return {name: _called(name, form) for name, form in registry.working("backwards").items()}
+    return {name: _with_name(name, form) for name, form in registry.working("backwards").items()}
 
 
-def _called(name: str, form: BackwardForm) -> BackwardForm:
+def _with_name(name: str, form: BackwardForm) -> BackwardForm:
     """The form, which goes by its registered name: two packages may call theirs alike."""
     if form.name != name:
         object.__setattr__(form, "name", name)  # it may be a frozen dataclass

@@ -6,7 +6,7 @@ concerned; it also gives the solution of least norm of a singular, consistent sy
 leaves is reported as residual, never hidden.
 
 The residual is that of the Hessian-vector product itself, in float64 for a float32 problem whose node
-can be widened. The iteration takes quicker ways to about the same product: in float32, and replayed
+can be float64_problem. The iteration takes quicker ways to about the same product: in float32, and replayed
 from a recording (`ddnkit.linalg.replay`).
 
 A Hessian that is diagonal and positive is solved for by its Schur complement (`diagonal`), without an
@@ -36,7 +36,7 @@ from ..linalg.replay import Replayed
 from ..problem import Problem, flat
 from .diagonal import diagonal_solve
 from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
-from .precision import SAME_OPERATOR, rounding_may_decide, uncertainty, widened
+from .precision import SAME_OPERATOR, float64_problem, rounding_may_decide, uncertainty
 from .tangent_operator import Operator, Projector, hessian_operator
 
 #: Relative residual of a float32 problem, measured and refined in float64: below the rounding of its
@@ -89,7 +89,9 @@ class Krylov(BackwardForm):
             unit = _units(problem, y, nu, G)
         narrow = _Operator(problem, y, G, unit)
         # What the residual is measured with; a tolerance of one's own is for narrow numbers.
-        operator = (self.tolerance is None and _widened(narrow, problem, y, nu, unit)) or narrow
+        operator = (
+            self.tolerance is None and _float64_operator(narrow, problem, y, nu, unit)
+        ) or narrow
         settings: dict[str, Any] = {
             "tolerance": self.tolerance if operator is narrow else MIXED_TOLERANCE,
             "max_iterations": self.max_iterations,
@@ -99,7 +101,7 @@ class Krylov(BackwardForm):
         }
 
         def solve(given: Tensor) -> SystemSolution:
-            r = operator.scaled(given.to(operator.dtype))
+            r = operator.scale(given.to(operator.dtype))
             right = operator.P(r)
             # What rounding leaves of a right side that is normal to the constraints is not solved for.
             size = r.norm(dim=-1)
@@ -127,7 +129,7 @@ class Krylov(BackwardForm):
                 residual = torch.where(again, torch.maximum(residual, left), residual)
             # Before z is rounded: G z − r is at right angles to the tangent space, to the residual above.
             mu = operator.multipliers(r, z).to(given.dtype)
-            z = operator.scaled(z).to(given.dtype)
+            z = operator.scale(z).to(given.dtype)
             return SystemSolution(z, residual.to(given.dtype), mu, saddle=saddle)
 
         return SystemSolve(solve)
@@ -163,12 +165,12 @@ class _Operator:
         self.P = Projector(problem, y, self.unit, eps)
         self._G = G
 
-    def scaled(self, v: Tensor) -> Tensor:
+    def scale(self, v: Tensor) -> Tensor:
         """D v."""
         return v if self.unit is None else self.unit * v
 
     def _curvature(self, v: Tensor) -> Tensor:
-        return self.scaled(self._G(self.scaled(v)))
+        return self.scale(self._G(self.scale(v)))
 
     def __call__(self, v: Tensor) -> Tensor:
         """P G P v: what an iteration in float32 leaves of a normal part is no part of its solution."""
@@ -181,7 +183,7 @@ class _Operator:
     def unscaled_residual(self, given: Tensor, z: Tensor) -> Tensor:
         """‖P D⁻¹(r̃ − G̃z̃)‖/‖r‖ of D z̃, P in scaled units: of the system as it was given."""
         assert self.unit is not None
-        left = self.P(self.scaled(given.to(self.dtype)) - self._curvature(z)) / self.unit
+        left = self.P(self.scale(given.to(self.dtype)) - self._curvature(z)) / self.unit
         return relative(left.norm(dim=-1), given.to(self.dtype).norm(dim=-1))
 
     def multipliers(self, r: Tensor, z: Tensor) -> Tensor:
@@ -247,7 +249,7 @@ def _probe(like: Tensor, k: int = 0) -> Tensor:
     return probe.to(like.dtype).expand(1, *like.shape)
 
 
-def _widened(
+def _float64_operator(
     narrow: _Operator, problem: Problem, y: Tensor, nu: Tensor, unit: Tensor | None
 ) -> _Operator | None:
     """The operator of a float32 problem in float64, where it is one and the same operator.
@@ -255,7 +257,7 @@ def _widened(
     None where the node is another problem in float64, as one that smooths by the rounding error of y's
     dtype.
     """
-    instance = widened(problem) if y.dtype == torch.float32 else None
+    instance = float64_problem(problem) if y.dtype == torch.float32 else None
     if instance is None:
         return None
     probe = _probe(flat(y).double())

@@ -9,7 +9,7 @@ from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..problem import Problem
 from .dense import DENSE_SIZE, Dense
 from .embedded_field import EmbeddedField
-from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, replaced
+from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, merge_solutions
 from .krylov import Krylov
 
 
@@ -45,6 +45,6 @@ class KrylovThenDense(BackwardForm):
             if direct.mu.shape != found.mu.shape:  # a manifold's own, which nobody asks for
                 direct = direct._replace(mu=found.mu)
             better = unsolved & ((direct.residual < found.residual) | found.residual.isnan())
-            return replaced(better, found, direct)._replace(then=Dense.name)
+            return merge_solutions(better, found, direct)._replace(then=Dense.name)
 
         return SystemSolve(solve)

@@ -32,11 +32,11 @@ _PROBES = 2
 SAME_OPERATOR = 1e-2
 
 
-def widened(problem: Problem) -> Problem | None:
+def float64_problem(problem: Problem) -> Problem | None:
     """A float32 problem in float64; None where the device has no float64."""
     if any(x.device.type == "mps" for x in problem.operands):
         return None
-    return problem.widened()
+    return problem.in_float64()
 
 
 def uncertainty(
@@ -78,13 +78,13 @@ class _Rounded(TorchDispatchMode):
 def _moved_problem(problem: Problem, y: Tensor, eps: float, probe: int) -> tuple[Problem, Tensor]:
     """The problem and y, each entry moved by some roundings ``eps`` of itself, either way."""
     operands = [
-        moved(x, eps, 100 * probe + k) if x.is_floating_point() else x
+        perturb_by_rounding(x, eps, 100 * probe + k) if x.is_floating_point() else x
         for k, x in enumerate(problem.operands, start=1)
     ]
-    return problem.with_operands(operands), moved(y, eps, 100 * probe)
+    return problem.with_operands(operands), perturb_by_rounding(y, eps, 100 * probe)
 
 
-def moved(x: Tensor, eps: float, stream: int) -> Tensor:
+def perturb_by_rounding(x: Tensor, eps: float, stream: int) -> Tensor:
     """x (B, ...) with each entry moved by 4 to 8 roundings ``eps`` of itself, either way."""
     if x.numel() == 0:
         return x

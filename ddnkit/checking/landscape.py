@@ -66,7 +66,7 @@ def lower_minimum(subject: Subject, solved: Solved) -> Elsewhere | None:
         x.expand(len(starts), *x.shape[1:]) if own else x
         for x, own in zip(solved.problem.operands, flags, strict=True)
     ]
-    problem = solved.problem.resized(operands, len(starts), flags)
+    problem = solved.problem.resize(operands, len(starts), flags)
     found = newton(problem, starts, max_iterations=_ITERATIONS)
     if found is None:
         return None

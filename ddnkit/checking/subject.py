@@ -23,7 +23,7 @@ from ..late_operands import captured_tensors, reject_changed_state
 from ..layer import DeclarativeLayer, batched_inputs
 from ..members import read
 from ..node import DeclarativeNode
-from ..observation import observed, refuse_work_in_place
+from ..observation import observe, refuse_work_in_place
 from ..problem import Problem, flat
 from ..recording import Held
 from ..solution import Solution, Status
@@ -135,7 +135,7 @@ class Subject:
 
     def taken(self, form: BackwardForm, solved: Solved) -> BackwardForm:
         """``form``, or the one that "auto" takes."""
-        return form.taken(solved.problem, solved.y.shape[-1])
+        return form.resolve(solved.problem, solved.y.shape[-1])
 
     def solve(self, xs: Sequence[Any]) -> Solved:
         """The solution from the node's own starting point, as a layer would find it."""
@@ -162,10 +162,10 @@ class Subject:
         return Solved(problem, solution, shape)
 
     def _kinks(self, problem: Problem, y: Tensor) -> Kinks | None:
-        shown = observed(
+        shown = observe(
             problem,
             y,
-            problem.recorded(y),
+            problem.record(y),
             tolerance_of(problem, y, self.tolerance),
             operands=[],
             first=True,

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..assessment import assess, error_bound, solution_error
-from ..backward.closed_form import unaliased
-from ..backward.form import BackwardForm, TangentSolve, solved
-from ..batch_solve import finite_inputs, may_look, solve_apart, with_stand_ins
+from ..backward.closed_form import copy_aliases
+from ..backward.form import BackwardForm, TangentSolve, system_solution
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
 from ..errors import InputError
@@ -29,17 +28,17 @@ from ..late_operands import (
     reject_rebound_tensors,
     reject_unfollowed_tensors,
 )
-from ..observation import Observation, observed, refuse_work_in_place
+from ..observation import Observation, observe, refuse_work_in_place
 from ..problem import Evaluation, Problem, flat
 from ..recording import Held, tell
 from ..solution import Solution
 from ..structure import Structure
 from ..transforms import under_transform
-from .numbers import Numbers
 from .own_adjoint import Comparisons, difference
+from .tangent_equation import LinearSystems
 
 
-class _Prepared(Numbers):
+class _Factorised(LinearSystems):
     """With the system at one point factorised already."""
 
     def __init__(self, form: BackwardForm, solve: TangentSolve, y: Tensor):
@@ -49,20 +48,20 @@ class _Prepared(Numbers):
     def solve_system(
         self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Numbers.solve_system`."""
+        """See `LinearSystems.solve_system`."""
         if y is not self._y:
             return super().solve_system(problem, y, nu, r, multipliers)
-        found = solved(self._solve, r, multipliers)
+        found = system_solution(self._solve, r, multipliers)
         return found.z, found.mu
 
 
-class Call(Numbers):
+class Call(LinearSystems):
     """What one call of a layer keeps beside its tensors.
 
     Attributes:
         aux_names: what the solver kept, the outputs after y. Where `tells_good` the last is ``good``:
             which items passed, with the policy "mask"; which are not among the `underived`.
-        discovered: tensors found inside the objective that must become operands.
+        late_operands: tensors found inside the objective that must become operands.
         certificate: figures of the whole, flat batch.
         aside: items (B,) that were solved as copies of others (see `ddnkit.batch_solve`), or None.
         underived: items (B,) that have no derivative, and are no numbers that others could be computed
@@ -97,7 +96,7 @@ class Call(Numbers):
         self._number = comparisons.begin()
         self.aux_names: tuple[str, ...] = ()
         self.structure: Structure | None = None
-        self.discovered: list[Captured] = []
+        self.late_operands: list[Captured] = []
         self.transformed = under_transform()
         self.certificate: Certificate | None = None
         self.aside: Tensor | None = None
@@ -110,9 +109,9 @@ class Call(Numbers):
         self._y: Held | None = None
         self._prepared: tuple[list[tuple[int, int, torch.Size]], Any, TangentSolve] | None = None
         self._name = ""
-        self._said: set[str | None] = set()
+        self._warned: set[str | None] = set()
 
-    def structured(self, problem: Problem) -> Problem:
+    def complete(self, problem: Problem) -> Problem:
         """The problem, with the parts of y and the active kinks that its solution turned out to have."""
         problem = problem.with_structure(self.structure)
         if problem.kinks is None and self.observation is not None:
@@ -152,7 +151,7 @@ class Call(Numbers):
     # -- forward --------------------------------------------------------------------------------
 
     def solve(self, problem: Problem, lead: Sequence[int]) -> tuple[Tensor, ...]:
-        """y and what the solver kept. Sets `discovered`, and then the result is to be thrown away."""
+        """y and what the solver kept. Sets `late_operands`, and then the result is to be thrown away."""
         with _graphs_of_its_own():
             return self._solve(problem, lead)
 
@@ -169,12 +168,12 @@ class Call(Numbers):
             evaluation = None
             if found.batch_size and not self.nothing_sound:
                 before = versions(found.node)
-                recorded = found.recorded(solution.y)
+                recorded = found.record(solution.y)
                 refuse_work_in_place(problem, held, "objective")
                 evaluation = recorded.evaluation
-                self.discovered = self._discover(found, solution.y, evaluation)
+                self.late_operands = self._find_late_operands(found, solution.y, evaluation)
                 reject_changed_state(found.node, before)
-                self.observation = observed(
+                self.observation = observe(
                     found,
                     solution.y,
                     recorded,
@@ -195,20 +194,20 @@ class Call(Numbers):
                     hidden_by=self.observation.hidden_by,
                 )
             self._solved = found, solution, certificate
-            if self.discovered:
+            if self.late_operands:
                 # The same solution serves once they are operands: the next call takes it from here.
                 return (solution.y,)
         found, solution, certificate = self._solved
         self._solved = None
-        if self.discovered:
+        if self.late_operands:
             whole = problem if self.aside is None else with_stand_ins(problem, self.aside)[0]
             whole = whole.with_structure(found.structure)
             reject_unfollowed_tensors(whole, solution.y)
             if self.observation is not None:
-                self.observation = self.observation.taken_of(whole, solution.y)
+                self.observation = self.observation.again(whole, solution.y)
         self.structure = found.structure
         self._name = type(found.node).__name__
-        self.form = self.form.taken(found, solution.y.shape[1:].numel())
+        self.form = self.form.resolve(found, solution.y.shape[1:].numel())
         certificate = dataclasses.replace(
             certificate, form=self.form.name, own_member=self.form.node_member
         )
@@ -217,13 +216,13 @@ class Call(Numbers):
         self._conclude(certificate, backward=False)
         y, good = solution.y, certificate.solved
         if self.aside is not None:
-            y = _where(~self.aside, y, torch.nan)
+            y = _fill(~self.aside, y, torch.nan)
         self.underived = self.aside
         if self.aside is None and self.policy == "nan" and may_look(problem, self.policy):
             self.underived = None if bool(good.all()) else ~good
         aux = dict(solution.aux)
         if self.policy == "nan":
-            y = _where(good, y, torch.nan)
+            y = _fill(good, y, torch.nan)
         if self.policy == "mask":
             y = torch.where(y.isfinite() | good.reshape(-1, *[1] * (y.ndim - 1)), y, 0.0)
         self.tells_good = self.policy == "mask" or self.underived is not None
@@ -238,7 +237,7 @@ class Call(Numbers):
 
         A node's own adjoint gives those of inputs, and is held against a known answer itself.
         """
-        own = self.form.taken(problem, y.shape[1:].numel()).has_adjoint
+        own = self.form.resolve(problem, y.shape[1:].numel()).has_adjoint
         inputs = len(problem.operands) - len(problem.captured)
         asked = self.certify != "off"
         return [asked and want and not (own and k < inputs) for k, want in enumerate(self.wanted)]
@@ -257,10 +256,12 @@ class Call(Numbers):
         """Whether every item was set aside: there is no solution, and no derivative to compute."""
         return self.aside is not None and bool(self.aside.all())
 
-    def _discover(self, problem: Problem, y: Tensor, evaluation: Evaluation) -> list[Captured]:
+    def _find_late_operands(
+        self, problem: Problem, y: Tensor, evaluation: Evaluation
+    ) -> list[Captured]:
         return captured_tensors(problem, y, transformed=self.transformed, evaluation=evaluation)
 
-    def measured(self, problem: Problem, y: Tensor, lead: Sequence[int]) -> Tensor:
+    def certify_only(self, problem: Problem, y: Tensor, lead: Sequence[int]) -> Tensor:
         """y with its certificate, for a solution that came with a graph of its own."""
         self._shape = (*lead, *self.batch_shape)
         self._name = type(problem.node).__name__
@@ -268,7 +269,7 @@ class Call(Numbers):
         if len(y) and not self.nothing_sound:
             with _graphs_of_its_own():
                 limit = tolerance_of(problem, y, self.tolerance)
-                problem = problem.with_kinks(kinks_of(problem, y, problem.recorded(y), limit))
+                problem = problem.with_kinks(kinks_of(problem, y, problem.record(y), limit))
         measured = self.certify != "off"
         certificate = measure(
             problem, solution, self.tolerance, aside=self.aside, measured=measured
@@ -276,20 +277,20 @@ class Call(Numbers):
         certificate = dataclasses.replace(certificate, finite=self._finite)
         self._conclude(dataclasses.replace(certificate, form=self.form.name), backward=False)
         good = certificate.solved
-        return _where(good, y, torch.nan) if self.policy == "nan" else y.clone()
+        return _fill(good, y, torch.nan) if self.policy == "nan" else y.clone()
 
     def _conclude(self, certificate: Certificate, backward: bool) -> None:
         before = self._shown
         self.certificate = certificate
-        self._shown = certificate.reshaped(self._shape)
+        self._shown = certificate.reshape(self._shape)
         self._show(self._shown, before if backward else None)
         if self.policy in ("raise", "warn"):
             where = f"{self._name} ({certificate.form or self.form.name})"
             message = complaint(self._shown, where, backward)
             # One call may solve many systems, for many derivatives: each complaint is heard once.
-            if self.policy == "raise" or message not in self._said:
+            if self.policy == "raise" or message not in self._warned:
                 act(self.policy, message)
-            self._said.add(message)
+            self._warned.add(message)
 
     # -- derivatives ----------------------------------------------------------------------------
 
@@ -302,18 +303,18 @@ class Call(Numbers):
         # To look is to wait for a GPU, which the other policies promise not to do.
         if y.device.type == "cpu" or self.policy in ("raise", "warn"):
             sound = flat(y).isfinite().all(dim=1) & flat(nu).isfinite().all(dim=1)
-            settled = self._settled(len(y))
+            settled = self._settled_items(len(y))
             if not bool((sound if settled is None else sound & settled).all()):
                 if not bool(sound.all()):
                     return self._of_sound(sound, problem, y, nu, r, multipliers)
                 rough = None if settled is None else ~settled
-        found = solved(self._tangent_solve(problem, y, nu), r, multipliers)
+        found = system_solution(self._tangent_solve(problem, y, nu), r, multipliers)
         if len(r) == 1:
-            self._bound(problem, y, -r[0].reshape(y.shape))
+            self._bound_error(problem, y, -r[0].reshape(y.shape))
         if rough is not None:
             self._estimate(problem, y, nu, rough, -r[0].reshape(y.shape))
         self._judge(found.residual, found.saddle, found.then)
-        z = self._filled(found.z.flatten(0, 1), torch.nan, len(y)).reshape(found.z.shape)
+        z = self._fill_failed(found.z.flatten(0, 1), torch.nan, len(y)).reshape(found.z.shape)
         return z, found.mu
 
     def _of_sound(
@@ -324,26 +325,26 @@ class Call(Numbers):
             return torch.full_like(r, torch.nan), None
         copies, source = with_stand_ins(problem, ~sound)
         solve = self._tangent_solve(copies, y[source], nu[source])
-        found = solved(solve, r[:, source], multipliers)
-        settled = self._settled(len(y))
+        found = system_solution(solve, r[:, source], multipliers)
+        settled = self._settled_items(len(y))
         if settled is not None:
             point = y[source], nu[source]
             self._estimate(copies, *point, ~settled & sound, -r[0, source].reshape(y.shape))
         self._judge(found.residual, found.saddle, found.then)
         z = torch.where(sound.unsqueeze(-1), found.z, torch.nan)
-        z = self._filled(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
+        z = self._fill_failed(z.flatten(0, 1), torch.nan, z.shape[1]).reshape(z.shape)
         return z, found.mu
 
-    def _bound(self, problem: Problem, y: Tensor, v: Tensor) -> None:
+    def _bound_error(self, problem: Problem, y: Tensor, v: Tensor) -> None:
         """On the way back the error bound is for the gradient that came in."""
         certificate = self.certificate
         if self.certify != "full" or certificate is None or len(y) != len(certificate.stationarity):
             return
-        whole = self.structured(problem)
+        whole = self.complete(problem)
         bound = error_bound(whole, y, self.form, certificate, v, self.wanted)
         self.certificate = dataclasses.replace(certificate, error_bound=bound)
 
-    def _settled(self, batch: int) -> Tensor | None:
+    def _settled_items(self, batch: int) -> Tensor | None:
         """Items whose y is solved to rounding; None where nobody asks, or the answer is there already."""
         certificate = self.certificate
         if self.certify != "fast" or certificate is None or certificate.solution_error is not None:
@@ -357,10 +358,10 @@ class Call(Numbers):
         rough = rough & certificate.solved
         if not bool(rough.any()):
             return
-        numbers = _Prepared(self.form, self._tangent_solve(problem, y, nu), y)
+        systems = _Factorised(self.form, self._tangent_solve(problem, y, nu), y)
         try:
             error = solution_error(
-                self.structured(problem), y, nu, numbers, certificate, rough, v, self.wanted
+                self.complete(problem), y, nu, systems, certificate, rough, v, self.wanted
             )
         except Exception:  # whatever a node throws at a point that is not its solution
             error = torch.where(rough, torch.inf, 0.0).to(y.dtype)
@@ -372,8 +373,8 @@ class Call(Numbers):
         point = [*problem.operands, y]
         key = [(x.data_ptr(), x._version, x.shape) for x in point]
         if self._prepared is None or self._prepared[0] != key:
-            reject_rebound_tensors(self.structured(problem), y)
-            prepared = self.form.tangent_solve(self.structured(problem), y, nu)
+            reject_rebound_tensors(self.complete(problem), y)
+            prepared = self.form.tangent_solve(self.complete(problem), y, nu)
             self._prepared = key, point, prepared
         return self._prepared[2]
 
@@ -391,16 +392,16 @@ class Call(Numbers):
             for name, value in zip(self.aux_names, aux, strict=True)
             if not (name == "good" and self.tells_good)
         }
-        whole = self.structured(problem)
+        whole = self.complete(problem)
         reject_rebound_tensors(whole, y)
         # Before the gradient itself: an adjoint may work in the memory of v, or of what it returns.
         self._compare(whole, y, kept, wrt)
         gradients, residual = self.form.adjoint(whole, y, v, kept, wrt)
-        self._bound(problem, y, v)
+        self._bound_error(problem, y, v)
         self._judge(None if residual is None else residual.unsqueeze(0))
         fill = 0.0 if self.policy == "mask" else torch.nan
-        filled = [self._filled(g, fill, problem.batch_size) for g in gradients]
-        return unaliased(filled, [*problem.operands, y, v, *aux])
+        filled = [self._fill_failed(g, fill, problem.batch_size) for g in gradients]
+        return copy_aliases(filled, [*problem.operands, y, v, *aux])
 
     def _compare(
         self, problem: Problem, y: Tensor, aux: Mapping[str, Tensor], wrt: Sequence[int]
@@ -424,7 +425,7 @@ class Call(Numbers):
             *(x.shape for x in problem.operands),
         )
         if not comparisons.due(signature) and self.certify != "full":
-            standing = comparisons.kept(signature)
+            standing = comparisons.recall(signature)
             if standing is not None:
                 error = standing.to(y).expand(size)
                 self.certificate = dataclasses.replace(certificate, adjoint_difference=error)
@@ -467,16 +468,16 @@ class Call(Numbers):
             certificate = dataclasses.replace(certificate, saddle=worst)
         self._conclude(certificate, backward=True)
 
-    def _filled(self, z: Tensor, fill: float, batch: int) -> Tensor:
+    def _fill_failed(self, z: Tensor, fill: float, batch: int) -> Tensor:
         """z (k·batch, ...) with ``fill`` for failed items, where the policy says so."""
         assert self.certificate is not None
         size = len(self.certificate.stationarity)
         if self.policy in ("raise", "warn") or not size or batch % size:
             return z
-        return _where(self.certificate.differentiable.repeat(len(z) // size), z, fill)
+        return _fill(self.certificate.differentiable.repeat(len(z) // size), z, fill)
 
 
-def _where(good: Tensor, x: Tensor, fill: float) -> Tensor:
+def _fill(good: Tensor, x: Tensor, fill: float) -> Tensor:
     return torch.where(good.reshape(-1, *[1] * (x.ndim - 1)), x, fill)
 
 

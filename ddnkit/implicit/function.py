@@ -58,7 +58,7 @@ class Equation(abc.ABC):
         """The derivative of each differentiable output along the tangents; differentiable."""
 
     @abc.abstractmethod
-    def folded(
+    def fold(
         self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
     ) -> tuple[Equation, list[Tensor], Unfold]:
         """vmap: the equation and operands with the new dimension inside the batch, and the way back."""
@@ -101,7 +101,7 @@ class _Implicit(torch.autograd.Function):
         operands, outputs = saved[: ctx.count], saved[ctx.count :]
         wrt = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         with _full_precision(operands):
-            gradients = _uncompiled(ctx.equation.vjp)(operands, outputs, cotangents, wrt)
+            gradients = _outside_compiler(ctx.equation.vjp)(operands, outputs, cotangents, wrt)
         return (None, *gradients)
 
     @staticmethod
@@ -111,14 +111,14 @@ class _Implicit(torch.autograd.Function):
         # torch turns forward mode off in here, and with it the derivatives of an enclosing jvp. The
         # tangents of this level are stripped above, so that only the enclosing ones remain.
         with forward_ad._set_fwd_grad_enabled(True), _full_precision(operands):
-            found = _uncompiled(ctx.equation.jvp)(operands, outputs, tangents)
+            found = _outside_compiler(ctx.equation.jvp)(operands, outputs, tangents)
         return (*found, *[None] * ctx.equation.auxiliary)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], equation: Equation, *operands: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        folded, inside, unfold = equation.folded(info.batch_size, in_dims[1:], operands)
+        folded, inside, unfold = equation.fold(info.batch_size, in_dims[1:], operands)
         outputs = solution_of(folded, *inside)
         return tuple(unfold(w) for w in outputs), (0,) * len(outputs)
 
@@ -126,7 +126,7 @@ class _Implicit(torch.autograd.Function):
 _UNCOMPILED: dict[str, Any] = {}
 
 
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _outside_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same outside of torch.compile, which would compile a derivative of `torch.func` frame by frame."""
     if "torch._dynamo" not in sys.modules:  # to load it takes a second
         return function
@@ -163,7 +163,9 @@ def _full_precision(operands: Sequence[Tensor]) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
-def fold(x: Tensor, dim: int | None, size: int, *, batched: bool, batch_size: int) -> Tensor:
+def fold_operand(
+    x: Tensor, dim: int | None, size: int, *, batched: bool, batch_size: int
+) -> Tensor:
     """An operand with the dimension of a vmap put in front of, and merged with, its batch."""
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     if not batched:

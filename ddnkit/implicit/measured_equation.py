@@ -28,7 +28,7 @@ class MeasuredEquation(Equation):
     def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """y, with its certificate."""
         *theta, y = operands
-        return (self.call.measured(self.problem.with_operands(theta), y, self.lead),)
+        return (self.call.certify_only(self.problem.with_operands(theta), y, self.lead),)
 
     def vjp(
         self,
@@ -50,13 +50,13 @@ class MeasuredEquation(Equation):
         dy = tangents[-1]
         return (outputs[0].new_zeros(outputs[0].shape) if dy is None else dy.clone(),)
 
-    def folded(
+    def fold(
         self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
     ) -> tuple[Equation, list[Tensor], Unfold]:
         """A larger batch."""
         B = self.problem.batch_size
         batched = [*self.problem.operands_batched, True]
         inside, flags = fold_operands(operands, in_dims, batched, size, B)
-        problem = self.problem.resized(inside[:-1], size * B, flags[:-1])
+        problem = self.problem.resize(inside[:-1], size * B, flags[:-1])
         equation = MeasuredEquation(self.call, problem, (size, *self.lead))
         return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])

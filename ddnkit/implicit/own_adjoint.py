@@ -33,7 +33,7 @@ from ..backward.tangent_operator import Projector
 from ..lagrangian import constraint_set, lagrangian_gradient
 from ..linalg.items import apply
 from ..problem import Problem, flat, pull_back
-from .solution_equation import replaced
+from .solution_equation import with_operands_at
 
 #: Gradients (one an operand) and the residual of an iteration (B,) or None, for v (B, *y).
 Adjoint = Callable[[Tensor], tuple[Sequence[Tensor], Tensor | None]]
@@ -103,7 +103,7 @@ class Comparisons:
         """What stands for the calls up to the next comparison, where nobody may look at it."""
         self._last[signature] = worst
 
-    def kept(self, signature: object) -> Tensor | None:
+    def recall(self, signature: object) -> Tensor | None:
         """See `keep`."""
         return self._last.get(signature)
 
@@ -196,7 +196,7 @@ class _KnownAnswers:
         with torch.enable_grad():
             self.chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
             self.variable = y.detach().requires_grad_()
-            moved = replaced(problem, wrt, self.chosen)
+            moved = with_operands_at(problem, wrt, self.chosen)
             in_lagrangian = self.constraints.in_lagrangian(self.nu)
             self.slope = flat(lagrangian_gradient(moved, self.variable, in_lagrangian))
             self.h = constraint_set(moved, y.detach()).values()

@@ -40,15 +40,14 @@ from ..lagrangian import (
 from ..problem import Problem, flat, pull_back
 from ..transforms import under_transform
 from .function import Equation, Unfold, solution_of
-from .tangent_equation import TangentEquation, fold_operands
+from .tangent_equation import LinearSystems, TangentEquation, fold_operands
 
 if TYPE_CHECKING:
     from .call import Call
-    from .numbers import Numbers
 
 
 def gradient_of_operands(
-    call: Numbers, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
+    call: LinearSystems, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
 ) -> list[Tensor]:
     """Bᵀz + Cᵀμ for the operands of ``wrt``: v·dy/dθ, differentiable in θ, y and v."""
     if _is_numbers(problem, v, wrt):
@@ -56,12 +55,12 @@ def gradient_of_operands(
     constraints = constraint_set(problem, y)
     nu = constraints.multipliers(constraints.gradient())
     right = -flat(v)
-    found = TangentEquation(call, problem).judged(y, nu, right.unsqueeze(0))
-    z, right, own_mu = _masked(call, *found, right)
+    found = TangentEquation(call, problem).solve_unmasked(y, nu, right.unsqueeze(0))
+    z, right, own_mu = _mask_dropped(call, *found, right)
     chosen = [problem.operands[i] for i in wrt]
     # One pass back through ∇_y L gives Bᵀz and, for μ, G z.
     _, pull = vjp(
-        lambda y, *values: stationarity(replaced(problem, wrt, values), y, nu), y, *chosen
+        lambda y, *values: stationarity(with_operands_at(problem, wrt, values), y, nu), y, *chosen
     )
     curvature, *gradients = pull(z)
     if not constraints.parametric:
@@ -70,7 +69,7 @@ def gradient_of_operands(
     if own_mu.shape[-1]:
         mu = mu + (own_mu - mu).detach()
     _, pull = vjp(
-        lambda *values: constraint_set(replaced(problem, wrt, values), y).values(), *chosen
+        lambda *values: constraint_set(with_operands_at(problem, wrt, values), y).values(), *chosen
     )
     return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
 
@@ -85,19 +84,21 @@ def _is_numbers(problem: Problem, v: Tensor, wrt: Sequence[int]) -> bool:
 
 
 def _in_numbers(
-    call: Numbers, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
+    call: LinearSystems, problem: Problem, y: Tensor, v: Tensor, wrt: Sequence[int]
 ) -> list[Tensor]:
     """The same where no derivative of it is asked for: one graph of ∇_y L serves it all."""
     constraints, right = constraint_set(problem, y, in_numbers=True), -flat(v)
     nu = constraints.multipliers(constraints.gradient())
     with torch.enable_grad():
         chosen = [problem.operands[i].detach().requires_grad_() for i in wrt]
-        moved, variable = replaced(problem, wrt, chosen), y.detach().requires_grad_()
+        moved, variable = with_operands_at(problem, wrt, chosen), y.detach().requires_grad_()
         h = constraint_set(moved, y.detach()).values()
     # Where no constraint moves with these operands, C is zero, and μ without a meaning.
     parts = h.requires_grad
     z, mu = call.solve_system(problem, y, nu, right.unsqueeze(0), multipliers=parts)
-    z, right, own_mu = _masked(call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right)
+    z, right, own_mu = _mask_dropped(
+        call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right
+    )
     with torch.enable_grad():
         # A manifold's normal part does not depend on θ.
         slope = flat(lagrangian_gradient(moved, variable, constraints.in_lagrangian(nu)))
@@ -111,7 +112,9 @@ def _in_numbers(
     return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
 
 
-def _masked(call: Numbers, z: Tensor, mu: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _mask_dropped(
+    call: LinearSystems, z: Tensor, mu: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """z (B, m) of (1, B, m), the right side and the form's μ: for items without a derivative NaN like
     their z, and zero for those that the policy "mask" drops."""
     dropped = z.isnan().any(dim=-1, keepdim=True)
@@ -124,7 +127,7 @@ def _masked(call: Numbers, z: Tensor, mu: Tensor, right: Tensor) -> tuple[Tensor
     return z.squeeze(0), right, mu.squeeze(0)
 
 
-def replaced(problem: Problem, indices: Sequence[int], values: Sequence[Tensor]) -> Problem:
+def with_operands_at(problem: Problem, indices: Sequence[int], values: Sequence[Tensor]) -> Problem:
     """The problem with other operands at those positions."""
     operands = problem.operands
     for index, value in zip(indices, values, strict=True):
@@ -132,7 +135,7 @@ def replaced(problem: Problem, indices: Sequence[int], values: Sequence[Tensor])
     return problem.with_operands(operands)
 
 
-def _entered(
+def _merge(
     gradients: list[Tensor | None], indices: Sequence[int], found: Sequence[Tensor]
 ) -> list[Tensor | None]:
     at = dict(zip(indices, found, strict=True))
@@ -185,7 +188,7 @@ class SolutionEquation(Equation):
         wrt: Sequence[int],
     ) -> list[Tensor | None]:
         """Bᵀz + Cᵀμ."""
-        problem = self.call.structured(self.problem).with_operands(operands)
+        problem = self.call.complete(self.problem).with_operands(operands)
         self.call.refuse_changed(problem, outputs[0])
         wrt = [i for i in wrt if operands[i].is_floating_point()]
         gradients: list[Tensor | None] = [None] * len(operands)
@@ -208,18 +211,20 @@ class SolutionEquation(Equation):
         if short:
             equation = AdjointEquation(self.call, problem, short)
             found = solution_of(equation, *problem.operands, y, v, *aux)
-            gradients = _entered(gradients, short, found)
+            gradients = _merge(gradients, short, found)
         rest = [i for i in wrt if i not in short]
         if rest:
             found = tuple(gradient_of_operands(self.call, problem, y, v, rest))
-            gradients = _entered(gradients, rest, found)
-        return self._told(gradients, good)
+            gradients = _merge(gradients, rest, found)
+        return self._fill_underived(gradients, good)
 
     @property
     def _fill(self) -> float:
         return 0.0 if self.call.policy == "mask" else torch.nan
 
-    def _told(self, gradients: Sequence[Tensor | None], good: Tensor | None) -> list[Tensor | None]:
+    def _fill_underived(
+        self, gradients: Sequence[Tensor | None], good: Tensor | None
+    ) -> list[Tensor | None]:
         """NaN, or by the policy zero, for items without a derivative, and NaN for what all share."""
         if good is None or self.call.underived is None:
             return list(gradients)
@@ -239,7 +244,7 @@ class SolutionEquation(Equation):
         tangents: Sequence[Tensor | None],
     ) -> tuple[Tensor, ...]:
         """n + (P G P)⁺ P(−B dθ − G n), n = −A⁺ C dθ."""
-        problem = self.call.structured(self.problem).with_operands(operands)
+        problem = self.call.complete(self.problem).with_operands(operands)
         self.call.refuse_changed(problem, outputs[0])
         y = outputs[0]
         if problem.batch_size == 0:
@@ -249,7 +254,7 @@ class SolutionEquation(Equation):
         ]
         if self.call.underived is None:
             problem = self.call.as_solved(problem, y)
-            return (self._moved(problem, y, moving),)
+            return (self._push_forward(problem, y, moving),)
         if self.call.nothing_derived:
             return (torch.full_like(y, self._fill),)
         good, flags = outputs[-1], problem.operands_batched
@@ -258,10 +263,10 @@ class SolutionEquation(Equation):
         copied = [
             t[source] if own and t is not None else t for t, own in zip(moving, flags, strict=True)
         ]
-        dy = self._moved(problem, copies, copied)
+        dy = self._push_forward(problem, copies, copied)
         return (torch.where(good.reshape(-1, *[1] * (y.ndim - 1)), dy, self._fill),)
 
-    def _moved(self, problem: Problem, y: Tensor, moving: Sequence[Tensor | None]) -> Tensor:
+    def _push_forward(self, problem: Problem, y: Tensor, moving: Sequence[Tensor | None]) -> Tensor:
         """n + (P G P)⁺ P(−B dθ − G n) along the tangents ``moving``."""
         operands = problem.operands
         constraints = constraint_set(problem, y)
@@ -281,13 +286,13 @@ class SolutionEquation(Equation):
         z = TangentEquation(self.call, problem).apply(y, nu, right.unsqueeze(0)).squeeze(0)
         return (normal + z).reshape(y.shape)
 
-    def folded(
+    def fold(
         self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
     ) -> tuple[Equation, list[Tensor], Unfold]:
         """A larger batch."""
         B = self.problem.batch_size
         inside, flags = fold_operands(operands, in_dims, self.problem.operands_batched, size, B)
-        problem = self.problem.resized(inside, size * B, flags)
+        problem = self.problem.resize(inside, size * B, flags)
         equation = SolutionEquation(self.call, problem, (size, *self.lead))
         return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
 
@@ -359,7 +364,7 @@ class AdjointEquation(Equation):
             for k in range(len(self.wrt))
         )
 
-    def folded(
+    def fold(
         self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
     ) -> tuple[Equation, list[Tensor], Unfold]:
         """A larger batch. A shortcut is for inputs alone: each gradient carries the batch."""
@@ -367,6 +372,6 @@ class AdjointEquation(Equation):
         count = len(self.problem.operands)
         batched = [*self.problem.operands_batched, *[True] * (len(operands) - count)]
         inside, flags = fold_operands(operands, in_dims, batched, size, B)
-        problem = self.problem.resized(inside[:count], size * B, flags[:count])
+        problem = self.problem.resize(inside[:count], size * B, flags[:count])
         equation = AdjointEquation(self.call, problem, self.wrt)
         return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])

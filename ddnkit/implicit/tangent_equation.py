@@ -17,21 +17,38 @@ Several right sides (k, B, m) share G, P and, where a form factorises, the facto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.func import grad
 
-from ..lagrangian import (
-    constraint_set,
-    hessian_product,
-    pushforward,
-)
+from ..backward.form import BackwardForm, system_solution
+from ..lagrangian import constraint_set, hessian_product, pushforward
 from ..problem import Problem
-from .function import Equation, Unfold, fold, solution_of
+from .function import Equation, Unfold, fold_operand, solution_of
 
-if TYPE_CHECKING:
-    from .numbers import Numbers
+
+class LinearSystems:
+    """The linear systems that the equations ask for, solved in numbers by a backward form.
+
+    By itself it keeps nothing: one evaluation is as good as another. `Call` is one that belongs to a call
+    of a layer.
+    """
+
+    policy = "warn"
+
+    def __init__(self, form: BackwardForm):
+        self.form = form
+
+    def solve_system(
+        self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor, multipliers: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """z (k, B, m), and μ (k, B, p) of a form that has it where the gradient is made of it."""
+        found = system_solution(self.form.tangent_solve(problem, y, nu), r, multipliers)
+        return found.z, found.mu
+
+    def solve_tangent(self, problem: Problem, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
+        """z (k, B, m)."""
+        return self.solve_system(problem, y, nu, r, multipliers=False)[0]
 
 
 class TangentEquation(Equation):
@@ -42,16 +59,16 @@ class TangentEquation(Equation):
 
     auxiliary = 1
 
-    def __init__(self, call: Numbers, problem: Problem):
+    def __init__(self, call: LinearSystems, problem: Problem):
         self.call = call
         self.problem = problem
 
     def apply(self, y: Tensor, nu: Tensor, r: Tensor) -> Tensor:
         """z for right sides r (k, B, m); zero for items that the policy "mask" drops."""
-        z, _ = self.judged(y, nu, r)
+        z, _ = self.solve_unmasked(y, nu, r)
         return z.nan_to_num(nan=0.0) if self.call.policy == "mask" else z
 
-    def judged(self, y: Tensor, nu: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    def solve_unmasked(self, y: Tensor, nu: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         """The same with NaN for them, and μ."""
         z, mu = solution_of(self, *self.problem.operands, y, nu, r)
         return z, mu
@@ -133,7 +150,7 @@ class TangentEquation(Equation):
             right = right + dr
         return (TangentEquation(self.call, problem).apply(y, nu, right) + dP_z,)
 
-    def folded(
+    def fold(
         self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
     ) -> tuple[Equation, list[Tensor], Unfold]:
         """More right sides where only r is mapped, otherwise a larger batch."""
@@ -146,7 +163,7 @@ class TangentEquation(Equation):
             return self, [*rest, inside], lambda z: z.reshape(size, k, B, z.shape[-1])
         batched = [*self.problem.operands_batched, True, True]
         folded, flags = fold_operands(rest, rest_dims, batched, size, B)
-        problem = self.problem.resized(folded[:-2], size * B, flags[:-2])
+        problem = self.problem.resize(folded[:-2], size * B, flags[:-2])
         inside = right.movedim(0, 1).reshape(k, size * B, m)
 
         def unfold(z: Tensor) -> Tensor:
@@ -166,6 +183,8 @@ def fold_operands(
     folded, flags = [], []
     for x, dim, own in zip(operands, dims, batched, strict=True):
         shared = dim is None and not own
-        folded.append(x if shared else fold(x, dim, size, batched=own, batch_size=batch_size))
+        folded.append(
+            x if shared else fold_operand(x, dim, size, batched=own, batch_size=batch_size)
+        )
         flags.append(not shared)
     return folded, flags

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import KrylovSolution, LinearMap, Progress, Stopping, norm, operator, refined
+from .krylov import KrylovSolution, LinearMap, Progress, Stopping, norm, operator, refine
 
 #: h_{k+1,k} ≤ this many roundings of ‖A v_k‖: the Krylov space is invariant.
 ROUNDINGS = 16
@@ -34,7 +34,7 @@ def gmres(
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return _gmres_cycle(operator(apply), restart, r, progress)
 
-    return refined(cycle, apply, right, Stopping.given(right, tolerance, max_iterations))
+    return refine(cycle, apply, right, Stopping.choose(right, tolerance, max_iterations))
 
 
 def _gmres_cycle(
@@ -60,9 +60,9 @@ def _gmres_cycle(
         u_next = -(u[..., : k + 1] * h).sum(-1, keepdim=True) / h_next
         u[..., k + 1] = torch.where(extends, u_next, 0.0).squeeze(-1)
         size = torch.where(extends, 1 / norm(u), 0.0)
-        if progress.finished(size):
+        if progress.finish_step(size):
             break
-    return _combined(V, H[..., : k + 2, : k + 1]), torch.zeros_like(progress.active)
+    return _combine(V, H[..., : k + 2, : k + 1]), torch.zeros_like(progress.active)
 
 
 def without(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def without(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return w - (parts.unsqueeze(-2) @ basis).squeeze(-2), parts
 
 
-def _combined(V: Tensor, H: Tensor) -> Tensor:
+def _combine(V: Tensor, H: Tensor) -> Tensor:
     # y = argmin ‖e₁ − H y‖ by H = Q R. H is unreduced up to its last column, so that where A is
     # singular R's last pivot alone can vanish; that direction is left out.
     Q, R = torch.linalg.qr(H)

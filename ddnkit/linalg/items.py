@@ -17,7 +17,7 @@ from ..transforms import under_transform
 _SAFE_IN_A_BATCH = 75
 
 
-def merged(matrices: Tensor) -> Tensor:
+def merge_equal(matrices: Tensor) -> Tensor:
     """(B, p, m), as a view of the first item where all are equal. Not looked for on a GPU, whose host
     would have to wait for the answer, nor where a graph is kept."""
     B = len(matrices)

@@ -436,7 +436,9 @@ class KKTInverse:
             uncertain = torch.where(self.lost & (size > 0), 1.0, uncertain).to(r.dtype)
         z = self._without_null(self.D * z)
         if self._null_of_scaled is not None:
-            residual = torch.maximum(residual, unanswered(self._null_of_scaled, self.D * given))
+            residual = torch.maximum(
+                residual, part_in_null_space(self._null_of_scaled, self.D * given)
+            )
         sound = self.good & r.isfinite().all(dim=-1)
         residual = torch.where(sound, residual, torch.nan)
         saddle = (self.of_whole or self.inverse).saddle
@@ -565,7 +567,7 @@ def lost_rank(rows: IndependentRows | DependentRows | None, A: Tensor, eps: floa
     return rank < ((own.sizes > 0).sum(dim=-1) if isinstance(own, DependentRows) else A.shape[-2])
 
 
-def unanswered(null: Tensor, right: Tensor) -> Tensor:
+def part_in_null_space(null: Tensor, right: Tensor) -> Tensor:
     """How much of ``right`` (..., B, m) lies in the span of orthonormal ``null`` (B, m, k), relative to
     what of it is on the unknowns that the span moves: weighted by their share in it. (..., B)"""
     null = torch.where(null.abs() > _NULL_ROUNDING, null, 0.0)

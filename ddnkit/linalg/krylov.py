@@ -62,7 +62,7 @@ class Stopping:
     window: int
 
     @classmethod
-    def given(cls, right: Tensor, tolerance: float | None, max_iterations: int | None) -> Stopping:
+    def choose(cls, right: Tensor, tolerance: float | None, max_iterations: int | None) -> Stopping:
         """The user's figures, or by default `TOLERANCES` and 10 m within [100, 10 000]."""
         m = right.shape[-1]
         if tolerance is None:
@@ -99,7 +99,7 @@ class Progress:
         self._mark = self._best.clone()
         self._interval = 1 if active.device.type == "cpu" else DEVICE_CHECK_INTERVAL
 
-    def finished(self, size: Tensor) -> bool:
+    def finish_step(self, size: Tensor) -> bool:
         """Count a step that left residuals of `size` times the cycle's first; True to end."""
         self.steps += 1
         self.iterations += self.active
@@ -141,8 +141,8 @@ def conjugate_gradient(
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return _conjugate_gradient_cycle(quick, precondition, r, progress)
 
-    stopping = Stopping.given(right, tolerance, max_iterations)
-    return refined(cycle, apply, right, stopping, working)
+    stopping = Stopping.choose(right, tolerance, max_iterations)
+    return refine(cycle, apply, right, stopping, working)
 
 
 def _conjugate_gradient_cycle(
@@ -169,7 +169,7 @@ def _conjugate_gradient_cycle(
         x.addcmul_(p, step)
         r.addcmul_(Ap, step, value=-1)
         size = norm(r)
-        finished = progress.finished(size)
+        finished = progress.finish_step(size)
         if precondition is None:
             rz_next = size.square()
         else:
@@ -182,7 +182,7 @@ def _conjugate_gradient_cycle(
     return x, flat
 
 
-def refined(
+def refine(
     cycle: Cycle,
     apply: LinearMap,
     right: Tensor,

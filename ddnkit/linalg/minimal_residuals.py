@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import KrylovSolution, LinearMap, Progress, Stopping, inner, norm, operator, refined
+from .krylov import KrylovSolution, LinearMap, Progress, Stopping, inner, norm, operator, refine
 
 #: The first cycle ends at ‖A r‖ ≤ FLATNESS √eps ‖A‖ ‖r‖. Where b is not in A's range, r then is the
 #: part outside of it, ‖r‖ is least to rounding, and further steps only add of A's null space to x.
@@ -47,8 +47,8 @@ def minres(
     def cycle(r: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return _minres_cycle(quick, precondition, r, progress)
 
-    stopping = Stopping.given(right, tolerance, max_iterations)
-    return refined(cycle, apply, right, stopping, working)
+    stopping = Stopping.choose(right, tolerance, max_iterations)
+    return refine(cycle, apply, right, stopping, working)
 
 
 def _minres_cycle(
@@ -96,5 +96,5 @@ def _minres_cycle(
         w, w_last = w_last, w
         x.addcmul_(w, cosine * remaining)
         remaining = sine * remaining
-        finished = progress.finished(remaining)
+        finished = progress.finish_step(remaining)
     return x.mul_(start), torch.zeros_like(progress.active)

@@ -26,10 +26,10 @@ from ..certificate import tolerance_of
 from ..node import DeclarativeNode
 from ..problem import Problem
 from ..solution import Solution
-from .equations import Limits, Shape, at_solution, measured, way_back
+from .equations import Limits, Shape, at_solution, measure, way_back
 from .evaluation import Evaluation
 from .newton import NewtonProgram
-from .program import NotAProgramError, Program, traced
+from .program import NotAProgramError, Program, trace
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer
@@ -138,11 +138,11 @@ def call_programs(
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
     unknowns = y.shape[1:].numel()
-    form = layer.form.taken(problem, unknowns)
+    form = layer.form.resolve(problem, unknowns)
     own = form if type(form) is ClosedForm else None
     if own is None and isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
         form = Dense()  # without Python around it, it is the quicker one for longer
-    if own is None and (not _suited(form) or unknowns > MOST_DIAGONAL):
+    if own is None and (not _is_plain(form) or unknowns > MOST_DIAGONAL):
         raise NotAProgramError(f"the backward form is {form.name}, with {unknowns} unknowns")
     manifold = manifold_settings(node)
     if manifold is not None and not _immutable(tuple(manifold[1].values())):
@@ -156,7 +156,7 @@ def call_programs(
             raise NotAProgramError("it changes what the node holds")
         if evaluation.autocasts:
             raise NotAProgramError("it runs under autocast")
-        again = evaluation.repeated(partial(_evaluate, node), lambda: given)
+        again = evaluation.repeat(partial(_evaluate, node), lambda: given)
         if again is None or any(a is not b for a, b in zip(outside, again, strict=True)):
             # A tensor of numpy, or of a scripted function: in the trace it would be a constant.
             raise NotAProgramError("it makes tensors in a way that torch does not show")
@@ -191,13 +191,13 @@ def call_programs(
     if own is not None:
         if any(x.requires_grad for x in outside):
             raise NotAProgramError("its own adjoint has no gradient for a tensor that it holds")
-        figures = traced(measured(problem, y, limits, tolerance), [y, *operands], FIGURES + 1)
+        figures = trace(measure(problem, y, limits, tolerance), [y, *operands], FIGURES + 1)
         if not bool(figures(y, *(x.detach().contiguous() for x in operands))[0]):
             raise UnclearError("its figures are not clear")
         asked = tuple(tracked) if torch.is_grad_enabled() else ()
         return programs(figures=figures, back=None, own=own, tracked=asked, newton=None)
     for shape in _shapes(len(y), unknowns):
-        figures = traced(at_solution(problem, limits, shape), [y, *operands], FIGURES)
+        figures = trace(at_solution(problem, limits, shape), [y, *operands], FIGURES)
         found = figures(y, *(x.detach().contiguous() for x in operands))
         if bool(found[0]):
             break
@@ -213,7 +213,7 @@ def call_programs(
         def flat_way_back(v: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             return pull(v, y, others[: len(rest)], *others[len(rest) :])
 
-        return traced(flat_way_back, [torch.ones_like(y), y, *rest, *operands])
+        return trace(flat_way_back, [torch.ones_like(y), y, *rest, *operands])
 
     if tracked and torch.is_grad_enabled():
         back = traced_back()
@@ -234,7 +234,7 @@ def call_programs(
     return programs(figures=figures, back=back, own=None, tracked=tuple(tracked), newton=newton)
 
 
-def _suited(form: BackwardForm) -> bool:
+def _is_plain(form: BackwardForm) -> bool:
     """Whether the form is for the plain case: the system as a matrix, whose solution is what it is."""
     if isinstance(form, Dense):
         return form.singular == "minimum_norm" and not form.schur
@@ -250,12 +250,12 @@ def _shapes(batch: int, unknowns: int) -> list[Shape]:
 
 def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
     """Raise if the eager way has more to do than to differentiate."""
-    for trace in problem.recorded(y).traces:
-        if trace.random:
+    for shown in problem.record(y).traces:
+        if shown.random:
             raise NotAProgramError("it draws random numbers")
-        if trace.hidden:
+        if shown.hidden:
             raise NotAProgramError("it hides from torch what its values depend on")
-        if trace.kinks:
+        if shown.kinks:
             raise NotAProgramError("it has kinks")
     ahead: list[Any] = []
     with torch.enable_grad():
@@ -301,7 +301,7 @@ def outside_tensors(
     Raises:
         ChangedError: the functions are not those that were traced.
     """
-    found = programs.evaluation.repeated(partial(_evaluate, node), lambda: _one_problem(inputs, y))
+    found = programs.evaluation.repeat(partial(_evaluate, node), lambda: _one_problem(inputs, y))
     if found is None:
         raise ChangedError
     return found

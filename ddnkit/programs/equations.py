@@ -107,7 +107,7 @@ def at_solution(
             clear += [here.rows.pivot >= limits.pivot, licq >= limits.margin]
             clear.append(feasibility <= limits.rounding)
         stationarity = _largest_ratio(r, scale)
-        system, pivot = factorised(here, shape)
+        system, pivot = factorise(here, shape)
         clear += [stationarity <= limits.rounding, pivot >= limits.pivot]
         # The eager way squares sizes, and says so where there is no number for that.
         clear.append((scale + Y.abs()).amax(dim=-1) <= torch.finfo(y.dtype).max ** 0.5)
@@ -135,11 +135,11 @@ def way_back(
         system = System.of(rest[:-1] if constrained else rest, shape)
         nu = rest[-1] if constrained else None
         right = -flat(v)
-        z, mu = system.solved(right)
+        z, mu = system.solve(right)
         z = z.to(y.dtype)
         D, A = system.D, system.A
         # In y's type: its rounding in G z is one that G itself has.
-        error = right - system.curved(z)
+        error = right - system.curvature_product(z)
         size = torch.linalg.vector_norm(D * right, dim=-1)
         if mu is not None and A is not None:
             mu = mu.to(y.dtype)
@@ -172,7 +172,7 @@ def way_back(
 _TOGETHER = 2**17
 
 
-def measured(
+def measure(
     problem: Problem, y: Tensor, limits: Limits, tolerance: float
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function of y (B, *y) and the operands that says how well y is solved, with no matrix: for a way
@@ -227,7 +227,7 @@ def measured(
                 x if f is None else (x * f).reshape(-1, *x.shape[1:])
                 for x, f in zip(given, together, strict=True)
             )
-            batch = problem.resized(there, len(Y), problem.operands_batched)
+            batch = problem.resize(there, len(Y), problem.operands_batched)
             return objective_gradient(batch, Y).split(len(y))
 
         feasibility = torch.zeros_like(flat(y)[:, 0])
@@ -246,9 +246,9 @@ def measured(
             changes = [x - r for x in moved]
         else:
             g, *moved = gradients()
-            there = constraint_set(here, y)
-            nu, feasibility = there.multipliers(g), there.off_manifold()
-            r = there.less_normal(g, nu)
+            constraints = constraint_set(here, y)
+            nu, feasibility = constraints.multipliers(g), constraints.off_manifold()
+            r = constraints.less_normal(g, nu)
             if by_rows:
                 # Less (1 + c) G in place of (1 + c) N + R: they differ by c R, and so a stationarity s
                 # comes out between s/(1 + s) and s/(1 − s).
@@ -345,8 +345,8 @@ _ROUNDINGS = 64
 
 def _lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
     """Of all items together."""
-    value, h = problem.objective(y).sum(), None if nu is None else problem.all_constraints(y)
-    return value if h is None else value - (nu * h).sum()
+    value, h = problem.objective(y).sum(), problem.all_constraints(y)
+    return value if h is None or nu is None else value - (nu * h).sum()
 
 
 class System(NamedTuple):
@@ -376,25 +376,25 @@ class System(NamedTuple):
         """What there is of it."""
         return [x for x in self if x is not None]
 
-    def curved(self, z: Tensor) -> Tensor:
+    def curvature_product(self, z: Tensor) -> Tensor:
         """G z for (B, m)."""
         return self.G * z if self.L is None else times(self.G, z)
 
-    def solved(self, r: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def solve(self, r: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """z (B, m) and μ (B, p) with G z + Aᵀμ = r, A z = c; 0 where c is None. In float64."""
         u, mu = self.D * r, None
         if self.L is not None:
             u = torch.linalg.solve_triangular(self.L, u.unsqueeze(-1), upper=False).squeeze(-1)
         if self.V is not None and self.S is not None:
             t = times(self.V.mT, u)
-            mu = _inverted(self.S, t if c is None else t - c)
+            mu = _invert(self.S, t if c is None else t - c)
             u = u - times(self.V, mu)
         if self.L is not None:
             u = torch.linalg.solve_triangular(self.L.mT, u.unsqueeze(-1), upper=True).squeeze(-1)
         return self.D * u, mu
 
 
-def factorised(here: Local, shape: Shape) -> tuple[System, Tensor]:
+def factorise(here: Local, shape: Shape) -> tuple[System, Tensor]:
     """The system at y, and the least pivot of its factors (B,)."""
     G, A = here.hessian, None if here.rows is None else here.rows.A
     L: Tensor | None = None
@@ -436,7 +436,7 @@ def _jacobian(
 
     def one(y: Tensor, nu: Tensor, *operands: Tensor) -> Tensor:
         inside = [x.unsqueeze(0) if own else x for x, own in zip(operands, flags, strict=True)]
-        here = problem.resized(inside, 1, flags)
+        here = problem.resize(inside, 1, flags)
 
         def values(y: Tensor) -> Tensor:
             found = function(here, y.unsqueeze(0), nu.unsqueeze(0))
@@ -483,11 +483,11 @@ def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gram = unit @ unit.mT
     L, pivot = _cholesky(gram)
 
-    def solved(x: Tensor) -> Tensor:
+    def solve(x: Tensor) -> Tensor:
         return torch.cholesky_solve(times(unit, x).unsqueeze(-1), L).squeeze(-1)
 
-    nu = solved(g)
-    nu = nu + solved(g - times(unit.mT, nu))
+    nu = solve(g)
+    nu = nu + solve(g - times(unit.mT, nu))
     values = torch.linalg.eigvalsh(gram)
     margin = (values[:, 0] / values[:, -1]).sqrt()
     return nu / length, margin, pivot
@@ -499,7 +499,7 @@ def _cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
     return L, torch.where(failed == 0, L.diagonal(dim1=-2, dim2=-1).amin(dim=-1), 0.0)
 
 
-def _inverted(factor: Tensor, t: Tensor) -> Tensor:
+def _invert(factor: Tensor, t: Tensor) -> Tensor:
     """S⁻¹ t."""
     if factor.ndim == 2:
         return t / factor

@@ -127,7 +127,7 @@ class Evaluation:
         """Whether the values that a later evaluation computes may come into other hands."""
         return self._given is None
 
-    def repeated(
+    def repeat(
         self,
         evaluate: Callable[[Sequence[Tensor]], Any],
         given: Callable[[], Sequence[Tensor]],
@@ -141,7 +141,7 @@ class Evaluation:
         """
         if self._given is None:
             tensors = given()
-            outside = self._compared(
+            outside = self._compare(
                 evaluate, tensors, _Executing(self._steps, tensors, self._given_names)
             )
         else:
@@ -149,7 +149,7 @@ class Evaluation:
                 self._held_then = _counts(self._standing_in)
             self._running.append(None)
             try:
-                outside = self._compared(evaluate, self._given, _Comparing(self._steps))
+                outside = self._compare(evaluate, self._given, _Comparing(self._steps))
                 # Somebody has kept one after all, who is to have that of this call.
                 if len(self._running) == 1 and _counts(self._standing_in) != self._held_then:
                     return None
@@ -161,7 +161,7 @@ class Evaluation:
             return None
         return outside if len(outside) == len(self._outside) else None
 
-    def _compared(
+    def _compare(
         self,
         evaluate: Callable[[Sequence[Tensor]], Any],
         tensors: Sequence[Tensor],

@@ -22,8 +22,8 @@ from ..problem import Problem, flat
 from ..solution import Solution, Status
 from ..solver import as_solver
 from ..solvers.newton import Newton
-from .equations import Limits, Shape, factorised, local, multipliers, times
-from .program import Program, traced
+from .equations import Limits, Shape, factorise, local, multipliers, times
+from .program import Program, trace
 
 #: As the solver's merit search has them.
 _ARMIJO, _ROUNDINGS, _STRAIGHT, _LONGEST = 1e-4, 16, 1e-3, 10.0
@@ -64,7 +64,7 @@ class NewtonProgram(NamedTuple):
         eps = torch.finfo(start.dtype).eps
         tolerance = eps ** (2 / 3) if solver.tolerance is None else solver.tolerance
         penalty, running = start.new_zeros(len(start)), start.new_ones(len(start)) > 0
-        step = traced(
+        step = trace(
             _step(problem, limits, shape, tolerance), [start, penalty, running, *problem.operands]
         )
         together = False
@@ -109,13 +109,15 @@ def _step(
     """The function of y, the merit function's penalties (B,), the items that are not done (B,), and the
     operands, that gives: whether all is plain, and all is done; the next y, penalties, and items."""
 
-    def taken(y: Tensor, penalty: Tensor, running: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+    def step_once(
+        y: Tensor, penalty: Tensor, running: Tensor, *operands: Tensor
+    ) -> tuple[Tensor, ...]:
         problem_here = problem.with_operands(operands)
         here = local(problem_here, y, shape)
-        system, pivot = factorised(here, shape)
+        system, pivot = factorise(here, shape)
         h = here.gradient[:, :0] if here.rows is None else here.rows.h
         g, A = here.gradient, None if here.rows is None else here.rows.A
-        d, mu = system.solved(-g, None if A is None else -h)
+        d, mu = system.solve(-g, None if A is None else -h)
         d = d.to(y.dtype)
         if A is None or mu is None:
             nu = h
@@ -168,7 +170,7 @@ def _step(
         flags = torch.stack([torch.where(running, plain, True), ~left]).all(dim=1)
         return flags, moved, penalty, left
 
-    return taken
+    return step_once
 
 
 def _norm(x: Tensor) -> Tensor:

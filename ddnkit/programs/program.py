@@ -95,7 +95,7 @@ class Program:
         self._run = compiled
 
 
-def traced(
+def trace(
     function: Callable[..., Sequence[Tensor]],
     examples: Sequence[Tensor],
     shown: int | None = None,
@@ -227,7 +227,7 @@ class _Simplified:
                     args = torch.fx.node.map_arg(node.args, found.__getitem__)
                     kwargs = torch.fx.node.map_arg(node.kwargs, found.__getitem__)
                     target = written.get(node, node.target)
-                    found[node] = self._entered(target, tuple(args), dict(kwargs))
+                    found[node] = self._enter(target, tuple(args), dict(kwargs))
                     if target is not node.target:  # whoever looks there later sees what was written
                         found[node.args[0]] = found[node]
                 else:
@@ -237,7 +237,7 @@ class _Simplified:
         """What an argument is in the example."""
         return self.values[x.index] if isinstance(x, _Ref) else x
 
-    def _entered(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _enter(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of one operation: a reference, or a constant."""
         if target is operator.getitem and not isinstance(args[0], _Ref):
             return args[0][args[1]]
@@ -257,7 +257,7 @@ class _Simplified:
             if simple is not None:
                 return simple
         if target is aten.expand.default and isinstance(args[0], _Ref):
-            expanded = self._expanded(args[0], value)
+            expanded = self._expand(args[0], value)
             if expanded is not None:
                 return expanded
         once = self._once(target, args, kwargs, value)
@@ -319,9 +319,9 @@ class _Simplified:
             there = self.values[first.index]
             same = there.numel() == value.numel() > 0 and there.dtype == value.dtype
             if same and there.is_contiguous() and value.is_contiguous():
-                return self._viewed(first, value, aten.view.default, args)
+                return self._view(first, value, aten.view.default, args)
         if isinstance(first, _Ref) and target in _VIEWS:
-            return self._viewed(first, value, target, args)
+            return self._view(first, value, target, args)
         return None
 
     def _laid_out(self, target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -339,7 +339,7 @@ class _Simplified:
     def _once(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         """The result by the same operation on one item, where it is the same for each.
 
-        A matrix that all items share, in a Hessian say, is so factorised once.
+        A matrix that all items share, in a Hessian say, is so factorise once.
         """
         results = list(value) if isinstance(value, (tuple, list)) else [value]
         if not all(isinstance(x, Tensor) and x.ndim > 0 for x in results):
@@ -360,12 +360,12 @@ class _Simplified:
             ):
                 return None
         if isinstance(value, Tensor):
-            return self._repeated(self._entered(target, of_one, kwargs), value)
+            return self._repeat_result(self._enter(target, of_one, kwargs), value)
         several = self._step(target, of_one, kwargs, alone)
         parts = [self._step(operator.getitem, (several, k), {}, x) for k, x in enumerate(found)]
-        return tuple(self._repeated(part, x) for part, x in zip(parts, results, strict=True))
+        return tuple(self._repeat_result(part, x) for part, x in zip(parts, results, strict=True))
 
-    def _repeated(self, one: Any, value: Tensor) -> Any:
+    def _repeat_result(self, one: Any, value: Tensor) -> Any:
         """A result of one item for all of them."""
         if not isinstance(one, _Ref):
             return one.expand_as(value)
@@ -405,7 +405,7 @@ class _Simplified:
         same = there.ndim > 0 and there.shape[0] == value.shape[0] and (there == there[:1]).all()
         return there[:1].clone() if bool(same) else None
 
-    def _expanded(self, x: _Ref, value: Tensor) -> Any:
+    def _expand(self, x: _Ref, value: Tensor) -> Any:
         """An expansion along the first dimension, as one of a single item."""
         if value.ndim == 0 or value.shape[0] < 2:
             return None
@@ -425,7 +425,7 @@ class _Simplified:
                 {},
                 self.values[one.index].expand(wanted.shape),
             )
-        return self._repeated(one, value)
+        return self._repeat_result(one, value)
 
     def _joined_factors(self, x: Any, factor: Any) -> tuple[Any, Any] | None:
         """(M v) c as (M c) v, where M is a constant of zeros and ones, as of a derivative along axes."""
@@ -443,7 +443,7 @@ class _Simplified:
         alike = there.shape == value.shape and there.dtype == value.dtype
         return x if alike else None
 
-    def _viewed(self, x: _Ref, value: Tensor, target: Any, args: tuple[Any, ...]) -> Any:
+    def _view(self, x: _Ref, value: Tensor, target: Any, args: tuple[Any, ...]) -> Any:
         """One view of what the whole chain of views shows."""
         root = x
         while (step := self.steps[root.index]) is not None and step.target in _VIEWS:
@@ -476,7 +476,7 @@ class _Simplified:
         kept = list(args)
         for k, x in enumerate(args):
             if isinstance(x, Tensor):
-                small = _collapsed(x)
+                small = _collapse(x)
             elif isinstance(x, _Ref) and (step := self.steps[x.index]) is not None:
                 if step.target is not aten.expand.default:
                     continue
@@ -803,7 +803,7 @@ def _is_one(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and x == 1
 
 
-def _collapsed(x: Tensor) -> Tensor:
+def _collapse(x: Tensor) -> Tensor:
     """An expanded constant without its repetitions."""
     for dim in range(x.ndim):
         if x.shape[dim] > 1 and x.stride(dim) == 0:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..backward.closed_form import unaliased
+from ..backward.closed_form import copy_aliases
 from ..batch_solve import solve
 from ..certificate import Certificate, LateCertificate
 from ..errors import InputError
@@ -65,7 +65,7 @@ def by_programs(
             # What a program of newton's has looked at was the start.
             if outside is None or programs.evaluation.values_count:
                 outside = outside_tensors(programs, node, inputs, y)
-            if [x._version for x in given] != versions or (outside and _swapped(layer, outside)):
+            if [x._version for x in given] != versions or (outside and _is_swapped(layer, outside)):
                 return None
             operands = inputs + [plain(x, programs.copies) for x in outside]
             clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
@@ -123,7 +123,7 @@ def _certificate(
         settled=settled.clone(),
         form=programs.form,
     )
-    return certificate if len(lead) == 1 else certificate.reshaped(lead)
+    return certificate if len(lead) == 1 else certificate.reshape(lead)
 
 
 def solution_of(
@@ -153,7 +153,7 @@ def solution_of(
     return solution, None
 
 
-def _swapped(layer: DeclarativeLayer, outside: Sequence[Tensor]) -> bool:
+def _is_swapped(layer: DeclarativeLayer, outside: Sequence[Tensor]) -> bool:
     """Whether a tensor stands in for a parameter, as in torch.func.functional_call: it will be gone from the
     node when a second derivative is asked for, for which the eager way is prepared."""
     others = [x for x in outside if x.requires_grad and type(x) is not torch.nn.Parameter]
@@ -278,7 +278,7 @@ def _own_way_back(
         problem, y, v.clone(), aux, state.programs.tracked
     )
     passes = residual is None or bool((residual <= state.programs.tolerance).all())
-    gradients = unaliased(gradients, [*state.operands, y, *aux.values()])
+    gradients = copy_aliases(gradients, [*state.operands, y, *aux.values()])
     # What autograd accumulates is written on by others: a tensor that repeats itself cannot be.
     return passes, residual, [g.contiguous() for g in gradients]
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..errors import DdnkitWarning
 from ..node import DeclarativeNode
-from ..perturbation import perturbed
+from ..perturbation import perturb
 from ..transforms import under_transform
 from .call_programs import (
     FIGURES,
@@ -101,7 +101,7 @@ class ShortCalls:
             signature.calls += 1
             if signature.calls <= self.first_calls:
                 return None
-            programs = self._made(layer, xs, signature)
+            programs = self._make_programs(layer, xs, signature)
         elif programs.own is not None and _own_is_due(layer, programs):
             # The eager way holds the node's own adjoint against a known answer, every so often.
             programs.calls += 1
@@ -161,7 +161,7 @@ class ShortCalls:
                 self._given_up += oldest.programs is not None
         return found
 
-    def _made(
+    def _make_programs(
         self, layer: DeclarativeLayer, xs: Sequence[Any], signature: Signature
     ) -> CallPrograms | None:
         if signature.traces >= MOST_TRACES:
@@ -288,11 +288,13 @@ def _signature_of(layer: DeclarativeLayer, xs: Sequence[Tensor]) -> Signature:
         return signature
     leads = {x.shape[: x.ndim - d] for d, x in zip(own, xs, strict=True)}
     signature.lead = next(iter(leads), torch.Size())
-    signature.reason = _unsuited(layer, xs, leads)
+    signature.reason = _why_not_short(layer, xs, leads)
     return signature
 
 
-def _unsuited(layer: DeclarativeLayer, xs: Sequence[Tensor], leads: set[torch.Size]) -> str | None:
+def _why_not_short(
+    layer: DeclarativeLayer, xs: Sequence[Tensor], leads: set[torch.Size]
+) -> str | None:
     node = layer.node
     if len(leads) != 1 or next(iter(leads)).numel() == 0:
         return "its inputs are not one batch"
@@ -366,7 +368,7 @@ def _refuse_difference(
                 if y is None:
                     raise UnclearError("its figures are not clear")
                 solution = y.detach()
-                v = perturbed(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
+                v = perturb(y.new_ones(1, *y.shape), 1.0, 0, 0)[0]
                 if not found and programs.derives:
                     wanted = [x for x in own if x.requires_grad]
                     wanted += _wanted_outside(programs, signature, layer, own, solution)

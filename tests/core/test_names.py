@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from ddnkit_train.settings import HeadSection
 
-from ddnkit import Component, PluginError, import_object
+from ddnkit import Component, PluginError, Problem, import_object, testing
+from ddnkit.backward import Dense
 from ddnkit.recipe.contract import lacking
 from ddnkit.renamed import with_old_names
 
@@ -71,3 +72,18 @@ def test_an_old_name_answers_and_warns_with_the_new_one() -> None:
 def test_settings_of_components_cost_no_torch() -> None:
     code = "import ddnkit, sys; ddnkit.Component; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_old_methods_answer_and_warn() -> None:
+    problem = Problem(testing.QuadraticOnSphere(), (), 0)
+    with pytest.warns(DeprecationWarning, match=r"Problem\.resized is now Problem\.resize"):
+        assert problem.resized == problem.resize
+    with pytest.warns(DeprecationWarning, match=r"BackwardForm\.resolve"):
+        assert isinstance(Dense().taken(problem, 3), Dense)
+    with pytest.warns(DeprecationWarning, match=r"Own\.taken is now BackwardForm\.resolve"):
+
+        class Own(Dense):
+            def taken(self, problem: Problem, size: int) -> Dense:
+                return Dense(singular="damped")
+
+    assert Own().resolve(problem, 3).singular == "damped"

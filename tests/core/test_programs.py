@@ -21,7 +21,7 @@ import ddnkit
 from ddnkit import DeclarativeLayer, DeclarativeNode
 from ddnkit.perturbation import STEP
 from ddnkit.programs import program, short_calls
-from ddnkit.programs.program import NotAProgramError, traced
+from ddnkit.programs.program import NotAProgramError, trace
 from ddnkit.solvers.newton import Newton
 
 pytestmark = pytest.mark.programs
@@ -62,7 +62,7 @@ def test_a_program_gives_what_the_function_gives(name, B):
     def drawn():
         return [torch.rand(B, 4, dtype=torch.float64) + 0.5 for _ in range(3)]
 
-    program = traced(derivatives, drawn())
+    program = trace(derivatives, drawn())
     for _ in range(3):
         inputs = drawn()
         kept = [x.clone() for x in inputs]
@@ -105,7 +105,7 @@ def test_what_is_the_same_for_each_item_is_computed_once_and_nothing_else(functi
         Q = factor @ factor.T + 3 * torch.eye(3, dtype=torch.float64)
         return [Q, torch.rand(3, 3, dtype=torch.float64)]
 
-    program = traced(repeated, drawn())
+    program = trace(repeated, drawn())
     for _ in range(3):
         inputs = drawn()
         for found, right in zip(program(*inputs), repeated(*inputs), strict=True):
@@ -174,7 +174,7 @@ def test_a_matrix_of_all_items_is_factorised_once(B, m, p, dtype):
 
 
 def test_outputs_are_no_input_and_inputs_may_be_one_tensor():
-    program = traced(lambda x, y: (x.view(-1), x * y), [torch.ones(2, 2), torch.ones(2, 2)])
+    program = trace(lambda x, y: (x.view(-1), x * y), [torch.ones(2, 2), torch.ones(2, 2)])
     x = torch.full((2, 2), 3.0)
     flat, product = program(x, x)
     assert torch.equal(product, torch.full((2, 2), 9.0))
@@ -196,7 +196,7 @@ def test_outputs_are_no_input_and_inputs_may_be_one_tensor():
 def test_what_is_no_function_of_tensors_is_no_program(function):
     x = torch.tensor([1.0, 2.0, 3.0])
     with pytest.raises(NotAProgramError):
-        traced(lambda x: (function(x),), [x])
+        trace(lambda x: (function(x),), [x])
     assert torch.equal(x, torch.tensor([1.0, 2.0, 3.0]))
 
 
@@ -1286,7 +1286,7 @@ def test_many_sizes_in_turn_are_not_traced_for_ever(monkeypatch):
 
 
 def test_powers_in_place_are_followed():
-    found = traced(lambda x: ((x + 1).pow_(3),), [torch.ones(3)])(torch.full((3,), 2.0))
+    found = trace(lambda x: ((x + 1).pow_(3),), [torch.ones(3)])(torch.full((3,), 2.0))
     assert torch.equal(found[0], torch.full((3,), 27.0))
 
 

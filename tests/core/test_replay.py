@@ -13,7 +13,7 @@ from work import Work
 
 import ddnkit.backward.krylov
 from ddnkit import DeclarativeLayer, DeclarativeNode
-from ddnkit.linalg.items import apply, distinct, is_shared, merged
+from ddnkit.linalg.items import apply, distinct, is_shared, merge_equal
 from ddnkit.linalg.replay import FIRST_CALLS, Replayed
 
 
@@ -205,7 +205,7 @@ def test_a_wrong_recording_shows_in_the_residual(monkeypatch):
 
 def test_matrices_that_are_the_same_are_kept_once():
     A = torch.randn(1, 3, 5, dtype=torch.float64)
-    same = merged(A.repeat(4, 1, 1))
+    same = merge_equal(A.repeat(4, 1, 1))
     assert is_shared(same) and same.shape == (4, 3, 5)
     assert len(distinct(same)) == 1
     v = torch.randn(2, 4, 5, dtype=torch.float64)
@@ -213,9 +213,9 @@ def test_matrices_that_are_the_same_are_kept_once():
     for item in range(4):
         other = A.repeat(4, 1, 1)
         other[item, 1, 2] += rounding(A, 5) * other[item, 1, 2].abs()
-        assert not is_shared(merged(other))
+        assert not is_shared(merge_equal(other))
         torch.testing.assert_close(
-            apply(merged(other), v),
+            apply(merge_equal(other), v),
             torch.einsum("bpm,kbm->kbp", other, v),
             rtol=0,
             atol=rounding(v, 5, size=10),

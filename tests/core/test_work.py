@@ -209,7 +209,7 @@ def test_short_calls(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(call_programs, "traced", counted("traces", call_programs.traced))
+    monkeypatch.setattr(call_programs, "trace", counted("traces", call_programs.trace))
     monkeypatch.setattr(Program, "__call__", counted("runs", Program.__call__))
     node = Counted()
     layer = DeclarativeLayer(node)
