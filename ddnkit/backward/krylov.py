@@ -29,9 +29,8 @@ from torch import Tensor
 
 from ..lagrangian import constraint_set
 from ..linalg.kkt import HESSIAN_ROUNDINGS, NOISE_FACTOR, relative
-from ..linalg.krylov import conjugate_gradient
+from ..linalg.krylov import conjugate_gradient, minres
 from ..linalg.lanczos import extreme_eigenvalues
-from ..linalg.minimal_residuals import minres
 from ..linalg.replay import Replayed
 from ..problem import Problem, flat
 from .diagonal import diagonal_solve

@@ -158,45 +158,10 @@ class Call(LinearSystems):
     def _solve(self, problem: Problem, lead: Sequence[int]) -> tuple[Tensor, ...]:
         self._shape = (*lead, *self.batch_shape)
         if self._solved is None:
-            start = self.start
-            if start is not None and lead:
-                start = start.expand(*lead, *start.shape).flatten(0, len(lead))
-            finite = finite_inputs(problem, start)
-            held = [Held(x) for x in problem.operands]
-            found, solution, self.aside = solve_apart(problem, start, finite, policy=self.policy)
-            refuse_work_in_place(problem, held, "solve")
-            evaluation = None
-            if found.batch_size and not self.nothing_sound:
-                before = versions(found.node)
-                recorded = found.record(solution.y)
-                refuse_work_in_place(problem, held, "objective")
-                evaluation = recorded.evaluation
-                self.late_operands = self._find_late_operands(found, solution.y, evaluation)
-                reject_changed_state(found.node, before)
-                self.observation = observe(
-                    found,
-                    solution.y,
-                    recorded,
-                    tolerance_of(found, solution.y, self.tolerance),
-                    operands=held,
-                    first=self.first,
-                    wanted=self._by_objective(found, solution.y),
-                )
-                tell(self.observation.traces)
-                found = found.with_kinks(self.observation.kinks)
-            measured = self.certify != "off"
-            certificate = measure(found, solution, self.tolerance, evaluation, self.aside, measured)
-            certificate = dataclasses.replace(certificate, finite=finite)
-            if self.observation is not None:
-                certificate = dataclasses.replace(
-                    certificate,
-                    hidden=self.observation.hidden,
-                    hidden_by=self.observation.hidden_by,
-                )
-            self._solved = found, solution, certificate
+            self._solved = self._solve_and_measure(problem, lead)
             if self.late_operands:
                 # The same solution serves once they are operands: the next call takes it from here.
-                return (solution.y,)
+                return (self._solved[1].y,)
         found, solution, certificate = self._solved
         self._solved = None
         if self.late_operands:
@@ -232,6 +197,52 @@ class Call(LinearSystems):
         self._y = Held(y.detach())  # y itself will have a graph, which leads back here
         return (y, *aux.values())
 
+    def _solve_and_measure(
+        self, problem: Problem, lead: Sequence[int]
+    ) -> tuple[Problem, Solution, Certificate]:
+        """The problem with what its solution has shown of it, the solution, and its certificate."""
+        start = self.start
+        if start is not None and lead:
+            start = start.expand(*lead, *start.shape).flatten(0, len(lead))
+        finite = finite_inputs(problem, start)
+        held = [Held(x) for x in problem.operands]
+        found, solution, self.aside = solve_apart(problem, start, finite, policy=self.policy)
+        refuse_work_in_place(problem, held, "solve")
+        evaluation = None
+        if found.batch_size and not self.nothing_sound:
+            evaluation = self._observe(found, solution.y, held)
+            if self.observation is not None:
+                found = found.with_kinks(self.observation.kinks)
+        measured = self.certify != "off"
+        certificate = measure(found, solution, self.tolerance, evaluation, self.aside, measured)
+        certificate = dataclasses.replace(certificate, finite=finite)
+        if self.observation is not None:
+            certificate = dataclasses.replace(
+                certificate, hidden=self.observation.hidden, hidden_by=self.observation.hidden_by
+            )
+        return found, solution, certificate
+
+    def _observe(self, problem: Problem, y: Tensor, held: list[Held]) -> Evaluation:
+        """One evaluation at y: what it shows is kept for the way back. Sets `late_operands`."""
+        before = versions(problem.node)
+        recorded = problem.record(y)
+        refuse_work_in_place(problem, held, "objective")
+        self.late_operands = captured_tensors(
+            problem, y, transformed=self.transformed, evaluation=recorded.evaluation
+        )
+        reject_changed_state(problem.node, before)
+        self.observation = observe(
+            problem,
+            y,
+            recorded,
+            tolerance_of(problem, y, self.tolerance),
+            operands=held,
+            first=self.first,
+            wanted=self._by_objective(problem, y),
+        )
+        tell(self.observation.traces)
+        return recorded.evaluation
+
     def _by_objective(self, problem: Problem, y: Tensor) -> list[bool]:
         """For each operand, whether the objective's derivatives may be asked for its gradient.
 
@@ -255,11 +266,6 @@ class Call(LinearSystems):
     def nothing_sound(self) -> bool:
         """Whether every item was set aside: there is no solution, and no derivative to compute."""
         return self.aside is not None and bool(self.aside.all())
-
-    def _find_late_operands(
-        self, problem: Problem, y: Tensor, evaluation: Evaluation
-    ) -> list[Captured]:
-        return captured_tensors(problem, y, transformed=self.transformed, evaluation=evaluation)
 
     def certify_only(self, problem: Problem, y: Tensor, lead: Sequence[int]) -> Tensor:
         """y with its certificate, for a solution that came with a graph of its own."""

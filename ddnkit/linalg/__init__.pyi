@@ -3,9 +3,8 @@ from .gram_matrix import departure_from_orthonormal, gram
 from .inverse_root import inverse_square_root, largest_eigenvalue_bounds, odd_quintics
 from .items import lu_factor, product
 from .kkt import KKTInverse, KKTSolution, TangentInverse, solve_kkt, solve_tangent
-from .krylov import KrylovSolution, conjugate_gradient
+from .krylov import KrylovSolution, conjugate_gradient, minres
 from .lanczos import ExtremeEigenvalues, extreme_eigenvalues
-from .minimal_residuals import minres
 from .polar_factor import (
     PolarFactors,
     polar,

@@ -6,10 +6,10 @@ from bounds import eps, factorised, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddnkit.linalg import minres
 from ddnkit.linalg.arnoldi import gmres
 from ddnkit.linalg.krylov import TOLERANCES, KrylovSolution, conjugate_gradient
 from ddnkit.linalg.lanczos import extreme_eigenvalues
-from ddnkit.linalg.minimal_residuals import minres
 
 SOLVERS = [conjugate_gradient, minres, gmres]
 SYMMETRIC = [conjugate_gradient, minres]
