@@ -210,7 +210,7 @@ class Call(LinearSystems):
         refuse_work_in_place(problem, held, "solve")
         evaluation = None
         if found.batch_size and not self.nothing_sound:
-            evaluation = self._observe(found, solution.y, held)
+            evaluation = self._observe(found, solution.y, problem, held)
             if self.observation is not None:
                 found = found.with_kinks(self.observation.kinks)
         measured = self.certify != "off"
@@ -222,11 +222,15 @@ class Call(LinearSystems):
             )
         return found, solution, certificate
 
-    def _observe(self, problem: Problem, y: Tensor, held: list[Held]) -> Evaluation:
-        """One evaluation at y: what it shows is kept for the way back. Sets `late_operands`."""
+    def _observe(self, problem: Problem, y: Tensor, given: Problem, held: list[Held]) -> Evaluation:
+        """One evaluation at y: what it shows is kept for the way back. Sets `late_operands`.
+
+        Args:
+            given: the problem with no item set aside, and what its operands held before the solve.
+        """
         before = versions(problem.node)
         recorded = problem.record(y)
-        refuse_work_in_place(problem, held, "objective")
+        refuse_work_in_place(given, held, "objective")
         self.late_operands = captured_tensors(
             problem, y, transformed=self.transformed, evaluation=recorded.evaluation
         )

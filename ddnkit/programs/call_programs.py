@@ -29,7 +29,8 @@ from ..solution import Solution
 from .equations import Limits, Shape, at_solution, measure, way_back
 from .evaluation import Evaluation
 from .newton import NewtonProgram
-from .program import NotAProgramError, Program, trace
+from .operations import NotAProgramError
+from .program import Program, trace
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer

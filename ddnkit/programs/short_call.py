@@ -34,7 +34,7 @@ from .call_programs import (
     plain,
     plain_inputs,
 )
-from .program import NotAProgramError
+from .operations import NotAProgramError
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer

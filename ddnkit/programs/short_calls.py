@@ -41,7 +41,8 @@ from .call_programs import (
     plain,
     plain_inputs,
 )
-from .program import BusyError, NotAProgramError, Program
+from .operations import NotAProgramError
+from .program import BusyError, Program
 from .short_call import by_programs, solution_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
-from ..backward.unrolled import Unrolled
 from .parts import joined
 from .sweep_case import phi, pushed
 from .sweep_trial import NotApplicableError, Trial, value_and_gradient
@@ -69,7 +68,7 @@ def second(trial: Trial) -> float:
 def mapped(trial: Trial) -> float:
     """f and wᵀJ under vmap against one by one: with every operand mapped, and with one alone."""
     f = trial.f
-    if isinstance(trial.form, Unrolled) and not _can_be_mapped(trial):
+    if trial.form.unrolls and not _can_be_mapped(trial):
         raise NotApplicableError("its own `solve` cannot go through vmap")
     operands, weights = trial.stacked
     dims: list[int | None] = [0] * len(operands)

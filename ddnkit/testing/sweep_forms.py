@@ -9,7 +9,6 @@ from torch import Tensor
 from .. import registry
 from ..backward.dense import Dense
 from ..backward.form import BackwardForm, TangentSolve, registered_forms
-from ..backward.unrolled import Unrolled
 from ..errors import InputError, nearest_choice
 from ..problem import Problem
 from .known_problem import KnownProblem
@@ -72,6 +71,6 @@ def as_form(form: str | BackwardForm) -> BackwardForm:
 
 def reason_against(problem: KnownProblem, form: BackwardForm) -> str | None:
     """Why a form does not apply to a problem, or None if it does."""
-    if isinstance(form, Unrolled) and not problem.differentiable_solve:
+    if form.unrolls and not problem.differentiable_solve:
         return "the steps of its `solve` have no derivative"
     return form.unsupported(Problem(problem, (), 0))

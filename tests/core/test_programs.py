@@ -21,7 +21,8 @@ import ddnkit
 from ddnkit import DeclarativeLayer, DeclarativeNode
 from ddnkit.perturbation import STEP
 from ddnkit.programs import program, short_calls
-from ddnkit.programs.program import NotAProgramError, trace
+from ddnkit.programs.operations import NotAProgramError
+from ddnkit.programs.program import trace
 from ddnkit.solvers.newton import Newton
 
 pytestmark = pytest.mark.programs
