@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .captured import Captured, InFloat64, substitute
 from .errors import InputError
-from .recording import Held, Recorder, Trace, version
+from .recording import Held, Recorder, Trace
 from .renamed import OldMethod
 from .solution import Solution
 from .structure import Structure
@@ -230,7 +230,8 @@ class Problem:
         return held if own is None else torch.cat([own, held], dim=-1)
 
     def _own_constraints(self, y: Tensor) -> Tensor | None:
-        if not self.node.constrained:
+        shown = self._shown.get("constraints")
+        if shown is False or (shown is None and not self.node.constrained):
             return None
         values = flat(self._each(self._flat_constraints, y))
         self._shown["constraints"] = values.shape[-1] > 0
@@ -240,10 +241,8 @@ class Problem:
         """Whether there are constraints beside a manifold's for these inputs."""
         if self.kinks is not None and self.kinks.count:
             return True
-        if not self.node.constrained:
-            return False
-        if "constraints" not in self._shown:
-            self._own_constraints(y)
+        if "constraints" not in self._shown and self._own_constraints(y) is None:
+            self._shown["constraints"] = False
         return self._shown["constraints"]
 
     def _flat_constraints(self, *xs: Any, y: Any) -> Tensor:
@@ -278,9 +277,10 @@ class Problem:
         return join_parts
 
     def _each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
-        before = version(y)
+        counted = not y.is_inference()
+        before = y._version if counted else 0
         values = self._of_each(function, y, v)
-        if version(y) != before:
+        if counted and y._version != before:
             self._refuse_work_in_place(
                 "objective"
                 if function == self.node.objective
@@ -302,17 +302,22 @@ class Problem:
         tensors = self.operands
         count = len(tensors) - len(self.captured)
         batched = self.operands_batched
+        plain = self._traces is None and not self.originals and not self._wide
 
         def one(y_one: Tensor, v_one: Tensor | None, *ones: Tensor) -> Any:
             rest = iter(ones[:count])
             xs = [next(rest) if isinstance(x, Tensor) else x for x in self.inputs]
-            extra = {} if v_one is None else {"v": self._split(v_one)}
+            named = {"y": y_one} if v_one is None else {"y": y_one, "v": v_one}
+            if self.structure is not None:
+                named = {name: self.structure.split(part) for name, part in named.items()}
+            if plain:
+                return _tensor(function, function(*xs, **named))
             # Made before anything is watched: it looks at the node's tensors.
             swapped = substitute(self.node, self.originals, ones[count:])
             # What is entered last sees a call first: captured tensors are known by their identity.
             wide = InFloat64() if self._wide else contextlib.nullcontext()
             with self._record_call(function, y_one, ones) as recorder, wide, swapped:
-                value = _tensor(function, function(*xs, y=self._split(y_one), **extra))
+                value = _tensor(function, function(*xs, **named))
                 if recorder is not None:
                     recorder.returns(value)
                 return value
@@ -355,9 +360,6 @@ class Problem:
         with Recorder(name, known) as recorder:
             yield recorder
         self._traces.append(recorder.trace)
-
-    def _split(self, y: Tensor) -> Any:
-        return y if self.structure is None else self.structure.split(y)
 
     # -- derivatives ----------------------------------------------------------------------------
 

@@ -291,7 +291,8 @@ class Recorder(TorchFunctionMode):
         name = _name(func)
         if name in _LIKE and not depends.difference(self._source(args[0])[1] if args else ()):
             depends.clear()  # its shape and type alone; what it holds is compared by value
-        writes = captured.works_in_place(name) or "out" in kwargs or kwargs.get("inplace") is True
+        in_place = captured.works_in_place(name)
+        writes = in_place or "out" in kwargs or kwargs.get("inplace") is True
         given = args
         if writes and "y" in depends and name in KINKS and args:
             given = (args[0].clone(), *args[1:])  # what it was, to tell where it is from the kink
@@ -318,7 +319,7 @@ class Recorder(TorchFunctionMode):
         if name in _BLANK and isinstance(result, Tensor):
             made = f"blank {version(result)}"
         self._keep(result, made, on)
-        if depends and captured.works_in_place(name) and args and isinstance(args[0], Tensor):
+        if depends and in_place and args and isinstance(args[0], Tensor):
             self._wrote(args[0], made, on)
             if args[0]._base is not None:
                 self._wrote(args[0]._base, made, on)
