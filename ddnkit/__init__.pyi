@@ -1,5 +1,5 @@
 from . import bench, registry, testing
-from .backward.form import BackwardForm
+from .backward.form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
 from .certificate import Certificate
 from .checking.report import CheckReport
 from .checking.run import check
@@ -58,7 +58,10 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "SystemSolution",
+    "SystemSolve",
     "Table",
+    "TangentSolve",
     "UntrustedGradientError",
     "bench",
     "check",

@@ -22,9 +22,8 @@ from .certificate import Certificate, LateCertificate, validated_certify, valida
 from .errors import InputError
 from .implicit.call import Call
 from .implicit.function import solution_of
-from .implicit.measured_equation import MeasuredEquation
 from .implicit.own_adjoint import Comparisons
-from .implicit.solution_equation import SolutionEquation
+from .implicit.solution_equation import MeasuredEquation, SolutionEquation
 from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
 from .problem import Problem
