@@ -17,6 +17,7 @@ from torch import Tensor
 from ..assessment import assess, error_bound, solution_error
 from ..backward.closed_form import copy_aliases
 from ..backward.form import BackwardForm, TangentSolve, system_solution
+from ..batch_solve import finite_inputs, may_look, solve_apart, with_stand_ins
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
 from ..errors import InputError
