@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep lint format docs clean
+.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep lint code-figures format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
@@ -52,6 +52,11 @@ lint: $(VENV)/.installed-test  ## style, types, and the arrows between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/import_graph.py
+
+BEFORE ?= HEAD
+code-figures: $(VENV)/.installed  ## how large and how tangled the code is, at the revision BEFORE and in the working tree
+	$(BIN)/python tools/code_figures.py $(BEFORE) $(AFTER)
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
