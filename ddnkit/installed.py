@@ -88,32 +88,39 @@ def _folders(place: str) -> list[str]:
 
 
 def _endless(folder: str) -> str | None:
-    """The file of a distribution, if any, that whoever reads it may wait for ever for: a pipe, a device."""
+    """The file of a distribution, if any, that whoever reads it waits for: a pipe, a device, a huge list."""
     for name in _READ:
         file = os.path.join(folder, name)
         try:
-            mode = os.stat(file).st_mode
+            found = os.stat(file)
         except (OSError, ValueError):
             continue
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            return file
+        if name == "entry_points.txt" and found.st_size > _MAXIMUM_BYTES:
             return file
     return None
 
 
 def _in_folder(folder: str) -> Iterator[Distribution]:
+    inside = os.path.basename(folder)
+    egg = os.path.basename(os.path.dirname(folder))[:-4]
+    label = egg if inside == "EGG-INFO" else inside.rpartition(".")[0]
+    nameless = not label.partition("-")[0]
     file = _endless(folder) or os.path.join(folder, "entry_points.txt")
-    if not os.path.lexists(file):
+    # Python's own reader fails on a folder without a name, whether it has entry points or not.
+    if not (nameless or os.path.lexists(file)):
         return
 
     def read() -> bytes:
+        if nameless:
+            raise OSError("the name of its folder begins with no distribution's name")
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise OSError("it is not a file")
         with open(file, "rb") as opened:
             return _bounded(opened.read(_MAXIMUM_BYTES + 1))
 
-    inside = os.path.basename(folder)
-    egg = os.path.basename(os.path.dirname(folder))[:-4]
-    yield _named(egg if inside == "EGG-INFO" else inside.rpartition(".")[0], file, read)
+    yield _distribution(label, file, read)
 
 
 def _in_archive(archive: str) -> Iterator[Distribution]:
@@ -140,10 +147,10 @@ def _in_archive(archive: str) -> Iterator[Distribution]:
             os.path.basename(archive)[:-4] if folder == "EGG-INFO" else folder.rpartition(".")[0]
         )
         if folder == "EGG-INFO" or folder.endswith((".dist-info", ".egg-info")):
-            yield _named(label, f"{archive}/{name}", reader(name))
+            yield _distribution(label, f"{archive}/{name}", reader(name))
 
 
-def _named(label: str, file: str, read: Callable[[], bytes]) -> Distribution:
+def _distribution(label: str, file: str, read: Callable[[], bytes]) -> Distribution:
     """``NAME-VERSION`` or ``NAME``, as the folder is called: METADATA may be missing or wrong."""
     name, _, version = plain(label, 100).partition("-")
     # An egg's name goes on with the Python it is for.
@@ -156,32 +163,39 @@ def _bounded(content: bytes) -> bytes:
     return content
 
 
-def read_by_python() -> None:
-    """See that `importlib.metadata` can look for entry points: what it could not read is passed over.
+def read_by_python(set_aside: Iterable[str]) -> None:
+    """See that `importlib.metadata` can look for entry points: what cannot be read is passed over.
 
     torch, pydantic and more ask it for extensions of their own, and fail to load, or wait for ever,
     where one distribution cannot be read.
+
+    Args:
+        set_aside: files of entry points whose distributions are passed over, though Python may read them.
     """
     import importlib.metadata as metadata
 
     everything: Any = metadata.distributions
+    aside = {os.path.dirname(file) for file in set_aside}
 
     def readable(**context: Any) -> Iterator[metadata.Distribution]:
         for distribution in everything(**context):
+            folder = str(getattr(distribution, "_path", "")).rstrip("/")
             with contextlib.suppress(Exception):
                 if (
-                    _endless(str(getattr(distribution, "_path", ""))) is None
+                    folder not in aside
+                    and _endless(folder) is None
                     and distribution.entry_points is not None
                     and isinstance(distribution.name, str)
                 ):
                     yield distribution
 
-    if not any(_endless(folder) for place in _places() for folder in _folders(place)):
+    fails = any(_endless(folder) for place in _places() for folder in _folders(place))
+    if not fails:
         try:
             metadata.entry_points()
         except Exception:
-            pass
-        else:
-            return
-    metadata.distributions = readable
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # for processes begun here
+            fails = True
+    if fails:  # for processes begun here
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    if fails or aside:
+        metadata.distributions = readable

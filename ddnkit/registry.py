@@ -85,6 +85,7 @@ class _State:
     failed: dict[Plugin, str] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     distributions: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
     renamed: dict[tuple[str, str], list[Plugin]] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     tell: Callable[[str], None] = _warn
@@ -104,7 +105,7 @@ def find() -> None:
     _state.found = _discover()
     # Python's reader fails on some of what is set aside here, and on archives without METADATA.
     if _state.distributions or any(map(os.path.isfile, sys.path)):
-        installed.read_by_python()
+        installed.read_by_python(_state.unread)
 
 
 def names(group: str) -> list[str]:
@@ -330,6 +331,7 @@ def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
             what = described(error).replace(repr(distribution.file), "the file")
             reason = f"{distribution.file}: {what}"
             _state.distributions[str(distribution)] = reason
+            _state.unread.append(distribution.file)
         else:
             read.setdefault(distribution.key, []).append((distribution, targets))
     # Of two with one name the earlier on the path is what Python imports.
@@ -340,8 +342,8 @@ def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
         *((False, other) for other in chosen),
     ]:
         for (group, name), target in targets.items():
-            found = Plugin(group, plain(name, 100), target, str(distribution), own)
-            entry_point = _entry_point(found, name)
+            found = Plugin(group, plain(name, 100), plain(target, 200), str(distribution), own)
+            entry_point = _entry_point(found, name, target)
             if entry_point is not None:
                 members.setdefault((group, name), []).append((found, entry_point))
     result: dict[str, dict[str, tuple[Plugin, Any]]] = {group: {} for group in GROUPS}
@@ -370,7 +372,7 @@ def _ours(
     return [ours]
 
 
-def _entry_point(found: Plugin, name: str) -> Any:
+def _entry_point(found: Plugin, name: str, target: str) -> Any:
     """What loads a plugin; None after noting that it has no name or target that can be used."""
     import entrypoints
 
@@ -378,7 +380,7 @@ def _entry_point(found: Plugin, name: str) -> Any:
         _state.failed[found] = "its name is not of letters, digits, _, -, + and . alone"
         return None
     try:
-        return entrypoints.EntryPoint.from_string(found.target, name)
+        return entrypoints.EntryPoint.from_string(target, name)
     except entrypoints.BadEntryPoint as error:
         _state.failed[found] = plain(str(error), 200)
         return None

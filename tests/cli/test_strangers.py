@@ -67,6 +67,8 @@ CASES: dict[str, tuple[str | bytes, str, str | None]] = {
     "bytes": (b"[ddnkit.heads]\nx\xff = y:z\n", "", "other 1.5"),
     "no equals sign": (ONE + "no_equals_sign\n", SETTINGS + HEAD, "other 1.5"),
     "huge": (ONE + "# more\n" * 200_000, SETTINGS + HEAD, "other 1.5"),
+    "long target": (f"[ddnkit.heads]\nothers = {'m' * 10**5}\n", "", "others"),
+    "target of two lines": ("[ddnkit.heads]\nothers = m:A\n  b\x1b[31m = c\n", "", "others"),
     "percent": ("[ddnkit.heads]\nx = other%module:Head\n", "", "other%module"),
     "module alone": ("[ddnkit.heads]\nx = other_module\n", "", "not a subclass"),
     "odd name": ("[ddnkit.heads]\na/b\x1b[31m = other_module:Head\n", SETTINGS + HEAD, "a/b"),
@@ -390,8 +392,8 @@ def test_a_value_that_the_pipeline_cannot_use_is_refused(given: str, tmp_path: P
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_what_one_could_wait_for_forever_is_passed_over(tmp_path: Path) -> None:
-    """torch looks for extensions by Python's own reader, and would wait."""
+def test_what_is_set_aside_reaches_no_reader_of_others(tmp_path: Path) -> None:
+    """torch and pydantic look for extensions by Python's own reader, and would wait or fail."""
     os.mkfifo(tmp_path / "pipe")
     make: dict[str, Callable[[Path], None]] = {
         "pipe": os.mkfifo,
@@ -407,6 +409,13 @@ def test_what_one_could_wait_for_forever_is_passed_over(tmp_path: Path) -> None:
         if name == "METADATA":
             points = file.with_name("entry_points.txt")
             points.write_text("[torch.backends]\nx = no_such_module:load\n")
+    # Read by Python, each would have torch look for a module that is not there, or would take minutes.
+    extension = "[torch.backends]\nx = no_such_module:load\n"
+    for of, points in {"twice": extension * 2, "huge": extension + "# more\n" * 1_500_000}.items():
+        install(tmp_path, points, name=f"{of}-1.0.dist-info")
+        stuck[of] = tmp_path / f"{of}-1.0.dist-info" / "entry_points.txt"
+    stuck["a distribution without a name"] = tmp_path / "-1.0.dist-info"
+    stuck["a distribution without a name"].mkdir()
     commands = [["list", "heads"], ["check", "quadratic_on_sphere", "--examples", "1"]]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
