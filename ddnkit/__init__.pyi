@@ -3,6 +3,7 @@ from .backward.form import BackwardForm, SystemSolution, SystemSolve, TangentSol
 from .certificate import Certificate
 from .checking.report import CheckReport
 from .checking.run import check
+from .checking.target import load_target
 from .errors import (
     DamagedFileError,
     DdnkitError,
@@ -67,6 +68,7 @@ __all__ = [
     "check",
     "component",
     "import_object",
+    "load_target",
     "nearest_choice",
     "peak_resident_memory",
     "published_figures",

@@ -23,7 +23,7 @@ from ..lagrangian import constraint_set, stationarity
 from ..problem import flat
 from .gradients import backward, differentiable
 from .report import Diagnosis
-from .subject import Solved, Subject
+from .subject import SolvedBatch, Subject
 
 #: Entries of B up to which it is assembled.
 _MOST_ENTRIES = 65_536
@@ -64,27 +64,27 @@ _NO_HESSIAN = Pattern(
 def recognise(
     subject: Subject,
     xs: Sequence[Any],
-    solved: Solved,
+    solved: SolvedBatch,
     v: Tensor,
     own: Sequence[Tensor],
     expected: Sequence[Tensor],
 ) -> Pattern:
     """The mistake that takes ``expected`` to ``own``, one gradient a differentiable input; v (B, m)."""
-    factor, rest = _fit(_joined(own), _joined(expected))
+    factor, rest = _fit(_concatenate(own), _concatenate(expected))
     if rest < _CLOSE and abs(factor) > 1e-6:
-        return _scaled(factor)
-    forgotten = _forgotten(own, expected)
+        return _wrong_factor(factor)
+    forgotten = _zero_gradients(own, expected)
     if forgotten:
-        names = _named(xs, forgotten)
+        names = _input_names(xs, forgotten)
         return Pattern(
             Diagnosis.ADJOINT_FORGETS_INPUT,
             f"forgotten input, its gradient for {names} is zero although the solution depends on it",
             f"differentiate ∇_y L with respect to {names} as well",
         )
-    wrong = [k for k, (g, e) in enumerate(zip(own, expected, strict=True)) if _apart(g, e)]
-    transposed = [k for k in wrong if own[k].ndim >= 2 and _transposed(own[k], expected[k])]
+    wrong = [k for k, (g, e) in enumerate(zip(own, expected, strict=True)) if _differs(g, e)]
+    transposed = [k for k in wrong if own[k].ndim >= 2 and _is_transposed(own[k], expected[k])]
     if transposed:
-        names = _named(xs, transposed)
+        names = _input_names(xs, transposed)
         return Pattern(
             Diagnosis.ADJOINT_GRADIENT_TRANSPOSED,
             f"its gradient for {names} is transposed",
@@ -93,7 +93,7 @@ def recognise(
     mistake = _matrix_mistake(subject, xs, solved, v, own, wrong)
     if mistake is not None:
         return mistake
-    where = "" if len(wrong) == len(own) else f" for {_named(xs, wrong)}"
+    where = "" if len(wrong) == len(own) else f" for {_input_names(xs, wrong)}"
     return Pattern(
         Diagnosis.ADJOINT_WRONG,
         f"it differs from the implicit function theorem by {rest:.1e}{where}",
@@ -101,13 +101,13 @@ def recognise(
     )
 
 
-def _named(xs: Sequence[Any], which: Sequence[int]) -> str:
+def _input_names(xs: Sequence[Any], which: Sequence[int]) -> str:
     wrt = differentiable(xs)
     names = ", ".join(str(wrt[k]) for k in which)
     return f"input{'s' if len(which) > 1 else ''} {names}"
 
 
-def _scaled(factor: float) -> Pattern:
+def _wrong_factor(factor: float) -> Pattern:
     if abs(factor + 1) < _CLOSE:
         return Pattern(
             Diagnosis.ADJOINT_SIGN,
@@ -122,7 +122,7 @@ def _scaled(factor: float) -> Pattern:
     )
 
 
-def _forgotten(own: Sequence[Tensor], expected: Sequence[Tensor]) -> list[int]:
+def _zero_gradients(own: Sequence[Tensor], expected: Sequence[Tensor]) -> list[int]:
     largest = max(float(e.norm()) for e in expected)
     return [
         k
@@ -131,14 +131,14 @@ def _forgotten(own: Sequence[Tensor], expected: Sequence[Tensor]) -> list[int]:
     ]
 
 
-def _transposed(own: Tensor, expected: Tensor) -> bool:
+def _is_transposed(own: Tensor, expected: Tensor) -> bool:
     return own.shape[-1] == own.shape[-2] and _matches(own.mT, expected)
 
 
 def _matrix_mistake(
     subject: Subject,
     xs: Sequence[Any],
-    solved: Solved,
+    solved: SolvedBatch,
     v: Tensor,
     own: Sequence[Tensor],
     wrong: Sequence[int],
@@ -177,7 +177,7 @@ def _pinv(symmetric: Tensor) -> Tensor:
     return torch.linalg.pinv(symmetric, hermitian=True, rtol=1e-12)
 
 
-def _cross_derivative(solved: Solved, nu: Tensor, operand: int) -> Tensor:
+def _cross_derivative(solved: SolvedBatch, nu: Tensor, operand: int) -> Tensor:
     """B = D_θ ∇_y L, (m, n)."""
     problem, y = solved.problem, solved.solution.y
     operands = problem.operands
@@ -191,7 +191,7 @@ def _cross_derivative(solved: Solved, nu: Tensor, operand: int) -> Tensor:
     return B.reshape(B.shape[0], -1)
 
 
-def _jacobians(subject: Subject, xs: Sequence[Any], solved: Solved, m: int) -> list[Tensor]:
+def _jacobians(subject: Subject, xs: Sequence[Any], solved: SolvedBatch, m: int) -> list[Tensor]:
     """J = dy/dθ, (m, n) each, by the reference form."""
     rows = [
         backward(subject, Dense(), xs, solved, e.unsqueeze(0))[0]
@@ -200,7 +200,7 @@ def _jacobians(subject: Subject, xs: Sequence[Any], solved: Solved, m: int) -> l
     return [torch.stack([row.reshape(-1) for row in column]) for column in zip(*rows, strict=True)]
 
 
-def _joined(gradients: Sequence[Tensor]) -> Tensor:
+def _concatenate(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.reshape(-1) for g in gradients])
 
 
@@ -219,6 +219,6 @@ def _matches(own: Tensor, expected: Tensor) -> bool:
     return own.numel() > 1 and abs(factor) > 1e-6 and rest < _CLOSE * abs(factor)
 
 
-def _apart(own: Tensor, expected: Tensor) -> bool:
+def _differs(own: Tensor, expected: Tensor) -> bool:
     size = max(float(expected.norm()), 1e-300)
     return float((own - expected).norm()) > _CLOSE * size

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..importing import described, place
 from ..node import DeclarativeNode
-from .snippet import written
+from .snippet import as_python
 
 
 def _quiet(examples: int) -> hypothesis.settings:
@@ -79,7 +79,7 @@ def sample(node: DeclarativeNode, seed: int) -> tuple[Any, ...]:
         # Of the CPU alone: torch.manual_seed would also seed the devices that the fork leaves out.
         torch.default_generator.manual_seed(seed)
         if type(node).sample_inputs is not DeclarativeNode.sample_inputs:
-            xs = _sampled(node)
+            xs = _own_sample(node)
             if not isinstance(xs, tuple):
                 raise InputError(
                     f"{type(node).__name__}.sample_inputs must return a tuple, "
@@ -90,7 +90,7 @@ def sample(node: DeclarativeNode, seed: int) -> tuple[Any, ...]:
     return tuple(_double(x) for x in xs)
 
 
-def _sampled(node: DeclarativeNode) -> Any:
+def _own_sample(node: DeclarativeNode) -> Any:
     try:
         return node.sample_inputs()
     except InputError:
@@ -130,12 +130,12 @@ def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple
         else st.just([True] * total)
     )
 
-    def simplified(digits: int, keep: list[bool]) -> tuple[Any, ...]:
+    def simplify(digits: int, keep: list[bool]) -> tuple[Any, ...]:
         simple, start = list(xs), 0
         for i in floating:
             count = xs[i].numel()
             mask = torch.tensor(keep[start : start + count], dtype=torch.bool).reshape(xs[i].shape)
-            simple[i] = torch.where(mask.to(xs[i].device), _rounded(xs[i], digits), 0.0)
+            simple[i] = torch.where(mask.to(xs[i].device), _round(xs[i], digits), 0.0)
             start += count
         return tuple(simple)
 
@@ -151,26 +151,15 @@ def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple
     # Where ``fails`` gives up, or depends on chance, what was found before counts.
     gives_up = (hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky)
     with contextlib.suppress(*gives_up), _nothing_left():
-        hypothesis.find(st.builds(simplified, st.integers(1, 16), kept), noted, settings=_quiet(60))
+        hypothesis.find(st.builds(simplify, st.integers(1, 16), kept), noted, settings=_quiet(60))
     return best
 
 
 def _length(xs: Sequence[Any]) -> int:
-    return sum(len(written(x)) for x in xs)
+    return sum(len(as_python(x)) for x in xs)
 
 
-def _rounded(x: Tensor, digits: int) -> Tensor:
+def _round(x: Tensor, digits: int) -> Tensor:
     """x to so many significant digits."""
     values = [float(f"{value:.{digits}g}") for value in x.reshape(-1).tolist()]
     return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(x.shape)
-
-
-def as_text(xs: Sequence[Any]) -> str:
-    """Python text that makes the inputs again; long tensors abbreviated to their shape."""
-    lines = []
-    for i, x in enumerate(xs):
-        if isinstance(x, Tensor) and x.numel() > 64:
-            lines.append(f"# x{i}: {tuple(x.shape)}, {x.dtype}")
-        else:
-            lines.append(f"x{i} = {written(x)}")
-    return "\n".join(f"    {line}" for line in lines)

@@ -22,15 +22,15 @@ from .differences import along_inputs
 from .findings import Cause, Findings, Point, Slopes
 from .forms import slopes_of
 from .gradients import differentiable
-from .landscape import continued
-from .point import UNRELIABLE, moved
+from .landscape import continue_solution
+from .point import UNRELIABLE, move_inputs
 from .report import Comparison, Diagnosis
-from .subject import frozen
+from .subject import freeze
 
 
 def not_a_minimum(findings: Findings, point: Point) -> Iterator[Cause]:
     """A saddle point or a maximum."""
-    for row in findings.failed(Comparison.MINIMUM):
+    for row in findings.failures(Comparison.MINIMUM):
         yield Cause(
             Diagnosis.NOT_A_MINIMUM,
             "not a minimum: the point is stationary, but the objective curves downwards along the "
@@ -43,8 +43,8 @@ def not_a_minimum(findings: Findings, point: Point) -> Iterator[Cause]:
 
 def not_unique(findings: Findings, point: Point) -> Iterator[Cause]:
     """A solution that is one of several, or a system too badly conditioned to solve."""
-    flat = findings.failed(Comparison.STRICT_MINIMUM)
-    residual = findings.failed(Comparison.RESIDUAL)
+    flat = findings.failures(Comparison.STRICT_MINIMUM)
+    residual = findings.failures(Comparison.RESIDUAL)
     if flat or residual:
         curvature = point.certificate.curvature
         least = "" if curvature is None else f", relative curvature {float(curvature.min()):.1e}"
@@ -76,7 +76,7 @@ def degenerate_constraints(findings: Findings, point: Point) -> Iterator[Cause]:
 def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
     """A solution that is not the one meant, or not the one that was followed."""
     lower, slopes = point.lower, findings.slopes
-    if lower is not None and findings.failed(Comparison.LOWEST):
+    if lower is not None and findings.failures(Comparison.LOWEST):
         yield Cause(
             Diagnosis.LOWER_MINIMUM,
             f"another branch: `solve` computes a formula for a local minimum with objective "
@@ -85,7 +85,7 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
             "choose the root with the least objective; if the local one is meant, check with "
             "local=True (--local)",
         )
-    for row in findings.failed(Comparison.NEARBY):
+    for row in findings.failures(Comparison.NEARBY):
         if point.beside is not None:
             worst = max(
                 float(point.beside.stationarity.max()), float(point.beside.feasibility.max())
@@ -106,7 +106,7 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
             "choose among solutions by a rule that is continuous in the inputs, or warm start from the "
             "last solution (layer(x, start=y))",
         )
-    jumps = findings.failed(Comparison.NEARBY, Comparison.LOWEST)
+    jumps = findings.failures(Comparison.NEARBY, Comparison.LOWEST)
     if slopes is not None and slopes.error > UNRELIABLE and not jumps:
         yield Cause(
             Diagnosis.NOISY_SOLUTION,
@@ -117,9 +117,9 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
         )
 
 
-def refused(findings: Findings, point: Point) -> Iterator[Cause]:
+def form_does_not_run(findings: Findings, point: Point) -> Iterator[Cause]:
     """A form that raises."""
-    reasons = {row.compared.form: row.note for row in findings.failed(Comparison.FORM_RUNS)}
+    reasons = {row.key.form: row.note for row in findings.failures(Comparison.FORM_RUNS)}
     for form, error in reasons.items():
         yield Cause(
             Diagnosis.FORM_DOES_NOT_RUN,
@@ -131,20 +131,18 @@ def refused(findings: Findings, point: Point) -> Iterator[Cause]:
 def wrong_gradient(findings: Findings, point: Point) -> Iterator[Cause]:
     """A form that does not match the differences: a wrong adjoint, or a dependence that is hidden."""
     slopes = findings.slopes
-    if slopes is None or slopes.error > UNRELIABLE or findings.failed(Comparison.NEARBY):
+    if slopes is None or slopes.error > UNRELIABLE or findings.failures(Comparison.NEARBY):
         return
-    wrong = {
-        row.compared.form for row in findings.failed(Comparison.DIFFERENCES, Comparison.AGAINST)
-    }
+    wrong = {row.key.form for row in findings.failures(Comparison.DIFFERENCES, Comparison.AGAINST)}
     if not wrong:
         return
     expected = _general_gradient(findings, point)
-    if _apart(findings, point, slopes, expected):
-        followed = _followed(findings, point, slopes)
-        yield _hidden(findings, point, slopes, expected) if followed else _other_motion(wrong)
+    if _is_off(findings, point, slopes, expected):
+        followed = _newton_follows(findings, point, slopes)
+        yield _hidden_input(findings, point, slopes, expected) if followed else _other_motion(wrong)
         return
     subject = findings.subject
-    taken = {form.name: subject.taken(form, point.solved) for form in subject.forms}
+    taken = {form.name: subject.resolve_form(form, point.solved) for form in subject.forms}
     own = {name for name, form in taken.items() if form.has_adjoint}
     for name in sorted(wrong & own):
         yield _wrong_adjoint(findings, point, name, taken[name], expected)
@@ -158,9 +156,9 @@ def wrong_gradient(findings: Findings, point: Point) -> Iterator[Cause]:
 
 def wrong_forward(findings: Findings, point: Point) -> Iterator[Cause]:
     """Forward mode that is not the transpose of the way back."""
-    off = {row.compared.form for row in findings.failed(Comparison.DIFFERENCES)}
-    for row in findings.failed(Comparison.FORWARD):
-        form = row.compared.form
+    off = {row.key.form for row in findings.failures(Comparison.DIFFERENCES)}
+    for row in findings.failures(Comparison.FORWARD):
+        form = row.key.form
         if form not in off:
             yield Cause(
                 Diagnosis.FORWARD,
@@ -173,11 +171,11 @@ def wrong_forward(findings: Findings, point: Point) -> Iterator[Cause]:
 
 def wrong_parameters(findings: Findings, point: Point) -> Iterator[Cause]:
     """A parameter whose gradient does not match the differences, where the inputs' do."""
-    if findings.failed(Comparison.DIFFERENCES):
+    if findings.failures(Comparison.DIFFERENCES):
         return
-    rows = findings.failed(Comparison.PARAMETER)
-    for name in dict.fromkeys(row.compared.parameter for row in rows):
-        worst = max(row.error for row in rows if row.compared.parameter == name)
+    rows = findings.failures(Comparison.PARAMETER)
+    for name in dict.fromkeys(row.key.parameter for row in rows):
+        worst = max(row.error for row in rows if row.key.parameter == name)
         yield Cause(
             Diagnosis.PARAMETER,
             f"parameter {name}: its gradient does not match finite differences ({worst:.1e}): `solve` "
@@ -189,8 +187,8 @@ def wrong_parameters(findings: Findings, point: Point) -> Iterator[Cause]:
 def float32(findings: Findings, point: Point) -> Iterator[Cause]:
     """A result that float32 spoils."""
     comparisons = (Comparison.FLOAT32_FINITE, Comparison.FLOAT32_Y, Comparison.FLOAT32_GRADIENT)
-    for row in findings.failed(*comparisons):
-        overflows = row.compared.comparison is Comparison.FLOAT32_FINITE
+    for row in findings.failures(*comparisons):
+        overflows = row.key.comparison is Comparison.FLOAT32_FINITE
         text = (
             "overflows: the result is NaN or infinite with float32 inputs and finite with float64"
             if overflows
@@ -206,7 +204,7 @@ def float32(findings: Findings, point: Point) -> Iterator[Cause]:
 
 def coarse_inputs(findings: Findings, point: Point) -> Iterator[Cause]:
     """Given float32 inputs at which y itself is far off, whatever else follows from it."""
-    if findings.failed(Comparison.FLOAT32_Y):
+    if findings.failures(Comparison.FLOAT32_Y):
         yield from float32(findings, point)
 
 
@@ -214,7 +212,7 @@ def _wrong_adjoint(
     findings: Findings, point: Point, name: str, form: BackwardForm, expected: Sequence[Tensor]
 ) -> Cause:
     solved, v = point.solved, point.v
-    with frozen(solved.problem.originals):
+    with freeze(solved.problem.originals):
         pattern = recognise(
             findings.subject, findings.inputs, solved, v, findings.gradients[name], expected
         )
@@ -230,29 +228,34 @@ def _general_gradient(findings: Findings, point: Point) -> list[Tensor]:
             if type(own) is kind and own.name in findings.gradients:
                 return findings.gradients[own.name]
     form = Dense() if solved.y.shape[-1] <= RANK_REVEALING_SIZE else Krylov()
-    with frozen(solved.problem.originals):
-        return gradients.unguarded(findings.subject, form, findings.inputs, solved, v)
+    with freeze(solved.problem.originals):
+        return gradients.backward_uncertified(findings.subject, form, findings.inputs, solved, v)
 
 
-def _apart(findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]) -> bool:
+def _is_off(findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]) -> bool:
     """Whether the general gradient is off from the differences."""
     off = slopes_of(expected, findings.directions) - slopes.differences.slopes(point.v)
     return float(off.norm()) > 1e-3 * slopes.scale
 
 
-def _followed(findings: Findings, point: Point, slopes: Slopes) -> bool:
+def _newton_follows(findings: Findings, point: Point, slopes: Slopes) -> bool:
     """Whether Newton's method on the objective moves with the inputs as the node's solution does."""
     differences, v, solved = slopes.differences, point.v, point.solved
     step = differences.step
-    ends = [continued(findings.subject, moved(findings, 0, t), solved) for t in (step, -step)]
+    ends = [
+        continue_solution(findings.subject, move_inputs(findings, 0, t), solved)
+        for t in (step, -step)
+    ]
     if ends[0] is None or ends[1] is None:
         return True
     slope = ((ends[0] - ends[1]) * v).sum() / (2 * step)
     return float((slope - differences.slopes(v)[0]).abs()) <= 1e-2 * slopes.scale
 
 
-def _hidden(findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]) -> Cause:
-    missing, size = _missing(findings, point, slopes, expected)
+def _hidden_input(
+    findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]
+) -> Cause:
+    missing, size = _hidden_inputs(findings, point, slopes, expected)
     names = ", ".join(str(i) for i in missing) or "?"
     zero = all(
         not bool(expected[k].any())
@@ -269,7 +272,7 @@ def _hidden(findings: Findings, point: Point, slopes: Slopes, expected: Sequence
     )
 
 
-def _missing(
+def _hidden_inputs(
     findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]
 ) -> tuple[list[int], float]:
     """Inputs along which the differences move otherwise than the general gradient, and how much."""

@@ -47,7 +47,7 @@ def does_not_run(findings: Findings) -> Cause | None:
 
 def memory(findings: Findings) -> Cause | None:
     """Solving depends on chance, or on what was solved before."""
-    changed = [row.error for row in findings.failed(Comparison.MEMORY)]
+    changed = [row.error for row in findings.failures(Comparison.MEMORY)]
     if changed:
         return Cause(
             Diagnosis.STALE_ANSWER,
@@ -56,7 +56,7 @@ def memory(findings: Findings) -> Cause | None:
             "keep no state on the node: return what the way back needs as Solution(y, aux={...}); a "
             "cache must be keyed by the content of the inputs, not by shape, id or memory",
         )
-    changed = [row.error for row in findings.failed(Comparison.MEMORY_GRADIENT)]
+    changed = [row.error for row in findings.failures(Comparison.MEMORY_GRADIENT)]
     if changed:
         return Cause(
             Diagnosis.STALE_GRADIENT,
@@ -65,7 +65,7 @@ def memory(findings: Findings) -> Cause | None:
             "`adjoint` uses what the last `solve` left on the node",
             "hand it over with the solution: return Solution(y, aux={...}) and take `aux` in `adjoint`",
         )
-    again = max((row.error for row in findings.failed(Comparison.SAME_SOLUTION)), default=0.0)
+    again = max((row.error for row in findings.failures(Comparison.SAME_SOLUTION)), default=0.0)
     if not again and findings.repeatable is not False:
         return None
     apart = f" ({again:.1e} apart, relative)" if again else ""
@@ -86,10 +86,10 @@ def memory(findings: Findings) -> Cause | None:
 
 def batch_leak(findings: Findings) -> Cause | None:
     """Items of a batch that influence one another."""
-    rows = findings.failed(Comparison.BATCH, Comparison.BATCH_GRADIENT)
+    rows = findings.failures(Comparison.BATCH, Comparison.BATCH_GRADIENT)
     if not rows:
         return None
-    what = "y" if rows[0].compared.comparison is Comparison.BATCH else "gradients"
+    what = "y" if rows[0].key.comparison is Comparison.BATCH else "gradients"
     return Cause(
         Diagnosis.BATCH_LEAK,
         f"items of a batch influence one another: {findings.blamed} gives other {what} for an item in "
@@ -130,13 +130,13 @@ def _too_coarse(findings: Findings, otherwise: str) -> Cause | None:
 
 def infeasible(findings: Findings, point: Point) -> Cause | None:
     """Constraints that are violated."""
-    if not findings.failed(Comparison.FEASIBILITY):
+    if not findings.failures(Comparison.FEASIBILITY):
         return None
     violation = f"backward error {float(point.certificate.feasibility.max()):.1e}"
     return _too_coarse(findings, f"the constraints are violated ({violation})") or Cause(
         Diagnosis.INFEASIBLE,
         f"infeasible: the solver returns a point that violates the constraints ({violation})"
-        f"{_ended(findings, point)}; no gradient can be right there",
+        f"{_status_text(findings, point)}; no gradient can be right there",
         "project the solution on the constraints at the end of `solve`, or mend the solver; and see "
         "that `equality_constraints` states what it enforces",
     )
@@ -144,7 +144,7 @@ def infeasible(findings: Findings, point: Point) -> Cause | None:
 
 def not_smooth(findings: Findings, point: Point) -> Cause | None:
     """A kink of the objective or a constraint at the solution that leaves it without a gradient."""
-    if not findings.failed(Comparison.SMOOTH):
+    if not findings.failures(Comparison.SMOOTH):
         return None
     return Cause(
         Diagnosis.NOT_SMOOTH,
@@ -156,10 +156,10 @@ def not_smooth(findings: Findings, point: Point) -> Cause | None:
 
 def not_stationary(findings: Findings, point: Point) -> Cause | None:
     """∇_y L is not zero: by which of several causes."""
-    if not findings.failed(Comparison.STATIONARITY, Comparison.SOLUTION):
+    if not findings.failures(Comparison.STATIONARITY, Comparison.SOLUTION):
         return None
     error = f"backward error {float(point.certificate.stationarity.max()):.1e}"
-    off = max((row.error for row in findings.failed(Comparison.SOLUTION)), default=0.0)
+    off = max((row.error for row in findings.failures(Comparison.SOLUTION)), default=0.0)
     if off:
         far = f"moves y or its gradient by {off:.1e}" if math.isfinite(off) else "leads no nearer"
         error += f", and a step of Newton's method {far}"
@@ -169,7 +169,7 @@ def not_stationary(findings: Findings, point: Point) -> Cause | None:
 
 def no_solution(findings: Findings, point: Point) -> Cause | None:
     """A solver that says itself that there is no solution, where the residuals would pass."""
-    if not findings.failed(Comparison.STATUS):
+    if not findings.failures(Comparison.STATUS):
         return None
     status = max(point.solved.solution.statuses())
     return Cause(
@@ -220,10 +220,10 @@ def _inexact(findings: Findings, point: Point, error: str) -> Cause:
             "see that what `solve` iterates on is the gradient of the objective: signs, factors, "
             "regularisation, constraints",
         )
-    if not subject.has_own_solve or _ended(findings, point):
+    if not subject.has_own_solve or _status_text(findings, point):
         return Cause(
             Diagnosis.INEXACT_SOLVE,
-            f"inexact solve: the solver stops early ({error}){_ended(findings, point)}{distance}; "
+            f"inexact solve: the solver stops early ({error}){_status_text(findings, point)}{distance}; "
             f"{max(solved.solution.statuses()).causes}",
             "allow more iterations, start nearer, or set the node's `tolerance` to what you accept",
         )
@@ -243,7 +243,7 @@ def _inexact(findings: Findings, point: Point, error: str) -> Cause:
     )
 
 
-def _ended(findings: Findings, point: Point) -> str:
+def _status_text(findings: Findings, point: Point) -> str:
     """What the solver itself says, where it is no success."""
     status = max(point.solved.solution.statuses())
     if status == Status.UNKNOWN or (status == Status.CONVERGED and findings.subject.has_own_solve):

@@ -28,7 +28,7 @@ _OF_POINT = (
     causes_of_gradient.coarse_inputs,
 )
 _OF_GRADIENT = (
-    causes_of_gradient.refused,
+    causes_of_gradient.form_does_not_run,
     causes_of_gradient.wrong_gradient,
     causes_of_gradient.wrong_forward,
     causes_of_gradient.wrong_parameters,

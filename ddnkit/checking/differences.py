@@ -21,8 +21,8 @@ from ..captured import Captured
 from ..certificate import Certificate
 from ..layer import batched_inputs
 from ..problem import Problem
-from .gradients import differentiable, replaced
-from .subject import Solved, Subject
+from .gradients import differentiable, replace_inputs
+from .subject import SolvedBatch, Subject
 
 DIRECTIONS = 4
 #: Of the incoming gradient and the directions; not one that anyone draws inputs with, which would
@@ -65,7 +65,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
-def incoming(solved: Solved, source: torch.Generator) -> Tensor:
+def incoming(solved: SolvedBatch, source: torch.Generator) -> Tensor:
     """v, (B, m)."""
     y = solved.y
     return torch.randn(y.shape, generator=source, dtype=torch.float64).to(y)
@@ -86,23 +86,25 @@ def directions(
 def along_inputs(
     subject: Subject,
     xs: Sequence[Any],
-    solved: Solved,
+    solved: SolvedBatch,
     along: Sequence[Sequence[Tensor]],
     step: float,
 ) -> Differences:
     """Derivatives along directions of the differentiable inputs."""
     wrt = differentiable(xs)
 
-    def moved(direction: Sequence[Tensor], t: float) -> Problem:
+    def problem_at(direction: Sequence[Tensor], t: float) -> Problem:
         values = [xs[i] + t * u for i, u in zip(wrt, direction, strict=True)]
-        return at(subject, replaced(xs, wrt, values), solved)
+        return at(subject, replace_inputs(xs, wrt, values), solved)
 
-    return _differences(subject, solved, [partial(moved, direction) for direction in along], step)
+    return _differences(
+        subject, solved, [partial(problem_at, direction) for direction in along], step
+    )
 
 
 def along_captured(
     subject: Subject,
-    solved: Solved,
+    solved: SolvedBatch,
     captured: Captured,
     direction: Tensor,
     step: float,
@@ -110,17 +112,17 @@ def along_captured(
     """The derivative along a direction of one captured tensor, the others as they are."""
     originals = solved.problem.originals
 
-    def moved(t: float) -> Problem:
+    def problem_at(t: float) -> Problem:
         values = [
             c.tensor.detach() + (t * direction if c.tensor is captured.tensor else 0.0)
             for c in originals
         ]
         return solved.problem.with_captured(originals, values)
 
-    return _differences(subject, solved, [moved], step)
+    return _differences(subject, solved, [problem_at], step)
 
 
-def at(subject: Subject, xs: Sequence[Any], solved: Solved) -> Problem:
+def at(subject: Subject, xs: Sequence[Any], solved: SolvedBatch) -> Problem:
     """The solved problem at other inputs of the same shapes."""
     inputs, _ = batched_inputs(subject.node, xs, subject.batch_dims)
     # The node's own functions see its captured tensors themselves: what they are is not changed.
@@ -130,10 +132,10 @@ def at(subject: Subject, xs: Sequence[Any], solved: Solved) -> Problem:
 
 
 def _differences(
-    subject: Subject, solved: Solved, along: Sequence[Callable[[float], Problem]], step: float
+    subject: Subject, solved: SolvedBatch, along: Sequence[Callable[[float], Problem]], step: float
 ) -> Differences:
-    problems = [moved(s * step) for moved in along for s in _STEPS]
-    found = subject.resolve(problems, solved.solution.y)
+    problems = [problem_at(s * step) for problem_at in along for s in _STEPS]
+    found = subject.solve_again(problems, solved.solution.y)
     points = torch.stack(found).reshape(len(along), len(_STEPS), *found[0].shape)
     fine = (points[:, 0] - points[:, 1]) / (2 * step)
     coarse = (points[:, 2] - points[:, 3]) / (4 * step)

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..certificate import Certificate
 from .differences import Differences
 from .landscape import Elsewhere
-from .report import Compared, Comparison, Diagnosis, Row
-from .subject import Solved, Subject
+from .report import Comparison, Diagnosis, Row, RowKey
+from .subject import SolvedBatch, Subject
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Point:
 
     Attributes:
         v: the incoming gradient for it, (B, m).
-        rank_gained: see `degeneracy.rank_gained_nearby`.
+        rank_gained: see `point.rank_gained_nearby`.
         lower: another minimum with a lower objective, if one was found.
         beside: the certificate at inputs nearby where the solver, from its own start, finds no solution.
     """
 
-    solved: Solved
+    solved: SolvedBatch
     certificate: Certificate
     v: Tensor
     rank_gained: float = 0.0
@@ -93,17 +93,17 @@ class Findings:
         return not self.error and all(row.ok for row in self.rows)
 
     @property
-    def wrong(self) -> frozenset[Compared]:
+    def wrong(self) -> frozenset[RowKey]:
         """What was compared and failed."""
-        return frozenset(row.compared for row in self.rows if not row.ok)
+        return frozenset(row.key for row in self.rows if not row.ok)
 
     def wants(self, *comparisons: Comparison) -> bool:
         """Whether one of the comparisons is asked for."""
         return self.only is None or not self.only.isdisjoint(comparisons)
 
-    def failed(self, *comparisons: Comparison) -> list[Row]:
+    def failures(self, *comparisons: Comparison) -> list[Row]:
         """The rows of these comparisons that failed."""
-        return [row for row in self.rows if row.compared.comparison in comparisons and not row.ok]
+        return [row for row in self.rows if row.key.comparison in comparisons and not row.ok]
 
     def note(self, kind: str, text: str) -> None:
         """Say something that is no failure, once a kind."""
@@ -111,7 +111,7 @@ class Findings:
 
     def compare(
         self,
-        what: Comparison | Compared,
+        what: Comparison | RowKey,
         error: float | Tensor,
         tolerance: float,
         note: str = "",
@@ -119,6 +119,6 @@ class Findings:
         """Add a comparison; returns whether it held."""
         value = float(error)
         held = value <= tolerance
-        compared = what if isinstance(what, Compared) else Compared(what)
+        compared = what if isinstance(what, RowKey) else RowKey(what)
         self.rows.append(Row(compared, value, tolerance, held, note=note))
         return held

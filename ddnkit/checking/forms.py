@@ -20,7 +20,7 @@ from ..linalg.kkt import RANK_REVEALING_SIZE
 from . import gradients
 from .differences import along_captured, along_inputs, random_like, step_for
 from .findings import Findings, Point, Slopes
-from .report import Compared, Comparison
+from .report import Comparison, RowKey
 
 
 def compare_backward(findings: Findings, point: Point) -> None:
@@ -41,7 +41,7 @@ def compare_backward(findings: Findings, point: Point) -> None:
         residual, solvable = certificate.adjoint_residual, True
         if residual is not None:
             worst, tolerance = residual.max(), certificate.tolerance
-            compared = Compared(Comparison.RESIDUAL, form.name)
+            compared = RowKey(Comparison.RESIDUAL, form.name)
             solvable = compare_form(findings, compared, float(worst), tolerance)
             if counts(findings, form.name):
                 point.certificate = _with_residual(point.certificate, residual)
@@ -72,7 +72,7 @@ def compare_differences(findings: Findings, point: Point) -> Slopes:
     allowed = max(difference_limit(v), min(found.error, 1e-2))
     for name, slope in slopes.items():
         error = float((slope - fine).norm()) / scale
-        compare_form(findings, Compared(Comparison.DIFFERENCES, name), error, allowed)
+        compare_form(findings, RowKey(Comparison.DIFFERENCES, name), error, allowed)
     return found
 
 
@@ -91,7 +91,7 @@ def compare_forms(findings: Findings, point: Point) -> None:
         # Where it converges, an iteration has its derivative later than its value.
         limit = (1e-4 if _unrolls(findings, name) else 1e-7) if double else 1e-2
         error = float((found - expected).norm()) / size
-        compare_form(findings, Compared(Comparison.AGAINST, name, reference), error, limit)
+        compare_form(findings, RowKey(Comparison.AGAINST, name, reference), error, limit)
 
 
 def _least_gradient(findings: Findings, point: Point) -> float:
@@ -118,7 +118,7 @@ def compare_forward(findings: Findings, point: Point, slopes: Slopes) -> None:
             continue
         apart = float(((pushed * v).sum() - pulled).abs()) / slopes.scale
         limit = 1e-7 if v.dtype == torch.float64 else 1e-2
-        compare_form(findings, Compared(Comparison.FORWARD, form.name), apart, limit)
+        compare_form(findings, RowKey(Comparison.FORWARD, form.name), apart, limit)
 
 
 def compare_parameters(findings: Findings, point: Point, source: torch.Generator) -> None:
@@ -143,11 +143,11 @@ def compare_parameters(findings: Findings, point: Point, source: torch.Generator
             slope = float((found * u).sum())
             scale = max(abs(expected), abs(slope), least_size, 1e-300)
             allowed = max(difference_limit(v), min(disagreement / scale, 1e-2))
-            compared = Compared(Comparison.PARAMETER, form.name, parameter=str(one.path or k))
+            compared = RowKey(Comparison.PARAMETER, form.name, parameter=str(one.path or k))
             compare_form(findings, compared, abs(slope - expected) / scale, allowed)
 
 
-def compare_form(findings: Findings, compared: Compared, error: float, tolerance: float) -> bool:
+def compare_form(findings: Findings, compared: RowKey, error: float, tolerance: float) -> bool:
     """A comparison of one form; a note where that form is there for comparison alone. Whether it held."""
     if counts(findings, compared.form) or error <= tolerance:
         return findings.compare(compared, error, tolerance)
@@ -186,7 +186,7 @@ def refuse(findings: Findings, form: BackwardForm, error: Exception) -> None:
     """A form that raises: a failure, or a note where it is there for comparison alone."""
     said = str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
     if counts(findings, form.name):
-        findings.compare(Compared(Comparison.FORM_RUNS, form.name), float("nan"), 0.0, said)
+        findings.compare(RowKey(Comparison.FORM_RUNS, form.name), float("nan"), 0.0, said)
     else:
         text = f"{form.name}: not compared, torch cannot differentiate the steps of `solve`"
         findings.note(f"form {form.name}", text)

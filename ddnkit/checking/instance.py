@@ -13,8 +13,6 @@ import torch
 
 from ..errors import DdnkitError
 from ..importing import described, place
-from .batch import compare_batch
-from .closed_form import look_for_closed_form
 from .differences import directions, generator, incoming
 from .findings import Findings, Point
 from .forms import (
@@ -25,11 +23,17 @@ from .forms import (
     compare_parameters,
 )
 from .gradients import differentiable
-from .memory import compare_memory
-from .point import compare_branch, compare_minima, compare_second_order, compare_solution
+from .interference import compare_batch, compare_memory
+from .point import (
+    compare_branch,
+    compare_minima,
+    compare_second_order,
+    compare_solution,
+    look_for_closed_form,
+)
 from .precision import compare_precision
 from .report import Comparison
-from .subject import Subject, frozen
+from .subject import Subject, freeze
 
 #: What is compared around a set of inputs: the word for it, its comparisons, and who makes them.
 _AROUND: tuple[tuple[str, tuple[Comparison, ...], Callable[[Findings], None]], ...] = (
@@ -55,14 +59,14 @@ def examine_around(
     """All comparisons on one case; ``around`` it too, with other inputs and another precision."""
     findings = examine(subject, inputs, thorough=thorough, only=only)
     for word, comparisons, compare in _AROUND if around and not findings.error else ():
-        if findings.wants(*comparisons) and not _forgetful(findings):
+        if findings.wants(*comparisons) and not _keeps_state(findings):
             _compare_around(findings, word, compare)
     return findings
 
 
-def _forgetful(findings: Findings) -> bool:
+def _keeps_state(findings: Findings) -> bool:
     """Whether solving is random or depends on what was solved before: then nothing else is told from it."""
-    changed = findings.failed(Comparison.MEMORY, Comparison.MEMORY_GRADIENT)
+    changed = findings.failures(Comparison.MEMORY, Comparison.MEMORY_GRADIENT)
     return findings.repeatable is False or bool(changed)
 
 
@@ -97,12 +101,12 @@ def examine(
             warnings.simplefilter("ignore")
             _examine(findings, thorough)
     except (Exception, SystemExit) as error:  # of the node, which may raise anything
-        findings.error = spoken(error)
+        findings.error = error_text(error)
         findings.compare(Comparison.RUNS, float("nan"), 0.0, findings.error)
     return findings
 
 
-def spoken(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error in one line: the project's own speak for themselves."""
     if isinstance(error, SystemExit):
         return f"its code ended the program, {described(error)} at {place(error)}"
@@ -122,7 +126,7 @@ def _examine(findings: Findings, thorough: bool) -> None:
         compare_second_order(findings, point)
     if differentiable(xs):
         findings.directions = directions(subject, xs, source)
-        with frozen(solved.problem.originals):
+        with freeze(solved.problem.originals):
             _compare_gradients(findings, point, thorough)
     if thorough and findings.wants(Comparison.PARAMETER):
         compare_parameters(findings, point, source)

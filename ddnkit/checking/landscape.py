@@ -20,7 +20,7 @@ from ..errors import DdnkitError
 from ..problem import Problem, flat
 from ..solution import Solution, Status
 from .differences import at, generator
-from .subject import Solved, Subject
+from .subject import SolvedBatch, Subject
 
 #: Unknowns up to which a dense Newton step is cheap enough for a check.
 NEWTON_SIZE = 256
@@ -49,15 +49,15 @@ def newton(problem: Problem, start: Tensor, **settings: Any) -> Solution | None:
     return found
 
 
-def distance_to_minimum(solved: Solved) -> float | None:
+def distance_to_minimum(solved: SolvedBatch) -> float | None:
     """How far Newton's method moves from the solution, relative to its size; None if it fails."""
     found = newton(solved.problem, solved.solution.y)
     if found is None or not bool((_statuses(found) == Status.CONVERGED).all()):
         return None
-    return relative(flat(found.y), solved.y)
+    return relative_error(flat(found.y), solved.y)
 
 
-def lower_minimum(subject: Subject, solved: Solved) -> Elsewhere | None:
+def lower_minimum(subject: Subject, solved: SolvedBatch) -> Elsewhere | None:
     """A minimum with a clearly lower objective, if Newton's method finds one from other starts."""
     if solved.problem.batch_size != 1 or solved.y.shape[-1] > NEWTON_SIZE:
         return None
@@ -82,10 +82,10 @@ def lower_minimum(subject: Subject, solved: Solved) -> Elsewhere | None:
     there = float(values[best])
     if here - there <= max(_LOWER * max(abs(here), abs(there)), _ROUNDING * size):
         return None
-    return Elsewhere(here, there, apart(flat(found.y)[best : best + 1], solved.y))
+    return Elsewhere(here, there, relative_distance(flat(found.y)[best : best + 1], solved.y))
 
 
-def continued(subject: Subject, xs: Sequence[Any], solved: Solved) -> Tensor | None:
+def continue_solution(subject: Subject, xs: Sequence[Any], solved: SolvedBatch) -> Tensor | None:
     """The solution at other inputs nearby that continues this one, (B, m); None if Newton fails."""
     found = newton(at(subject, xs, solved), solved.solution.y)
     if found is None or not bool((_statuses(found) == Status.CONVERGED).all()):
@@ -93,19 +93,19 @@ def continued(subject: Subject, xs: Sequence[Any], solved: Solved) -> Tensor | N
     return flat(found.y)
 
 
-def relative(y: Tensor, expected: Tensor) -> float:
+def relative_error(y: Tensor, expected: Tensor) -> float:
     """‖y − expected‖/‖expected‖."""
     size = expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
     return float((y - expected).norm() / size)
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative_distance(a: Tensor, b: Tensor) -> float:
     """‖a − b‖, relative to the larger of the two: a number at shrunk inputs too, where one may be zero."""
     size = torch.maximum(a.norm(), b.norm()).clamp(min=torch.finfo(b.dtype).tiny)
     return float((a - b).norm() / size)
 
 
-def _starts(solved: Solved) -> Tensor:
+def _starts(solved: SolvedBatch) -> Tensor:
     y = solved.solution.y[0]
     source = generator()
     size = y.norm() / max(y.numel(), 1) ** 0.5

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..assessment import assess
 from ..backward.dense import Dense
+from ..lagrangian import constraint_jacobian
 from ..linalg.kkt import RANK_REVEALING_SIZE
+from ..problem import Problem, flat
 from ..solution import Status
-from .degeneracy import rank_gained_nearby
-from .differences import at
+from ..solver import Solver, as_solver
+from .differences import at, generator
 from .findings import Findings, Point, Slopes
-from .gradients import differentiable, replaced
-from .landscape import apart, continued, lower_minimum, relative
+from .gradients import differentiable, replace_inputs
+from .landscape import continue_solution, lower_minimum, relative_distance, relative_error
 from .report import Comparison
+from .subject import SolvedBatch
 from .tracing import is_formula
 
 #: A solution that differs by more than this from the one that continues its neighbour has jumped.
 _JUMP = 1e-3
 #: Differences over two steps further apart than this say nothing.
 UNRELIABLE = 1e-2
+#: How far from the solution the rank of the constraints is looked at, relative, and at how many points.
+_NEARBY, _PROBES = 1e-2, 3
+#: Singular values below this, relative to the largest, are rounding or the error of the solver.
+_NOISE = 1e-4
+#: Seconds of calls after which there are no more, to tell how long one takes.
+_LONG = 0.5
 
 
 def compare_solution(findings: Findings, point: Point) -> None:
@@ -39,7 +50,7 @@ def compare_solution(findings: Findings, point: Point) -> None:
         findings.compare(Comparison.SMOOTH, (certificate.kink_margin <= 0).sum(), 0.0)
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
-    findings.compare(Comparison.SAME_SOLUTION, apart(again.y, solved.y), 1e3 * rounding)
+    findings.compare(Comparison.SAME_SOLUTION, relative_distance(again.y, solved.y), 1e3 * rounding)
     if not findings.subject.node.constrained:
         return
     point.rank_gained = rank_gained_nearby(solved)
@@ -82,21 +93,21 @@ def compare_branch(findings: Findings, point: Point, slopes: Slopes) -> None:
     sides = (differences.step, -differences.step)
     worst: list[float] = []
     if not subject.has_own_solve:
-        problems = [at(subject, moved(findings, 0, step), solved) for step in sides]
-        pairs = zip(subject.resolve(problems, None), differences.ends[0], strict=True)
-        worst += [apart(anew, near) for anew, near in pairs]
-    elif findings.failed(Comparison.DIFFERENCES) or slopes.error > UNRELIABLE:
+        problems = [at(subject, move_inputs(findings, 0, step), solved) for step in sides]
+        pairs = zip(subject.solve_again(problems, None), differences.ends[0], strict=True)
+        worst += [relative_distance(anew, near) for anew, near in pairs]
+    elif findings.failures(Comparison.DIFFERENCES) or slopes.error > UNRELIABLE:
         for k in range(len(findings.directions)):
             for side, step in enumerate(sides):
-                near = continued(subject, moved(findings, k, step), solved)
-                if near is not None and relative(near, solved.y) < _JUMP**0.5:
-                    worst.append(apart(differences.ends[k, side], near))
+                near = continue_solution(subject, move_inputs(findings, k, step), solved)
+                if near is not None and relative_error(near, solved.y) < _JUMP**0.5:
+                    worst.append(relative_distance(differences.ends[k, side], near))
     if not worst or findings.compare(
         Comparison.NEARBY, max(worst), max(_JUMP, 10 * differences.step)
     ):
         return
     for step in () if subject.has_own_solve else sides:
-        certificate = subject.certificate(subject.solve(moved(findings, 0, step)))
+        certificate = subject.certificate(subject.solve(move_inputs(findings, 0, step)))
         if not bool(certificate.differentiable.all()):
             point.beside = certificate
 
@@ -120,8 +131,93 @@ def compare_minima(findings: Findings, point: Point) -> None:
         )
 
 
-def moved(findings: Findings, direction: int, step: float) -> list[Any]:
+def move_inputs(findings: Findings, direction: int, step: float) -> list[Any]:
     """The inputs, moved along one of the directions."""
     xs, wrt = findings.inputs, differentiable(findings.inputs)
     along = findings.directions[direction]
-    return replaced(xs, wrt, [xs[i] + step * u for i, u in zip(wrt, along, strict=True)])
+    return replace_inputs(xs, wrt, [xs[i] + step * u for i, u in zip(wrt, along, strict=True)])
+
+
+def rank_gained_nearby(solved: SolvedBatch) -> float:
+    """The largest singular value that A = D_y h has around the solution and lacks there, relative; 0 if none.
+
+    Multipliers and the tangent space are what they should be where the rank of A is the same at all points
+    near the solution (the constant rank condition): a constraint may be written twice. Where the rank is
+    lower at the solution than around it, as for (g(y))² = 0 in place of g(y) = 0, the linearised constraints
+    do not describe the set, and there need be no multipliers.
+
+    Rows are measured by their size around the solution, so that units do not matter.
+    """
+    problem, y = solved.problem, solved.solution.y
+    here = constraint_jacobian(problem, y)
+    if here is None or not here.shape[1]:
+        return 0.0
+    around = [constraint_jacobian(problem, y + shift) for shift in _shifts(y)]
+    rows = torch.stack([here, *(A for A in around if A is not None)])
+    rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    length = rows.norm(dim=-1, keepdim=True).amax(dim=0)
+    values = torch.linalg.svdvals(rows / torch.where(length > 0, length, 1.0))
+    at_y, near = values[0], values[1:].amax(dim=0)
+    gained = (near > _NOISE * near.amax(dim=-1, keepdim=True)) & (at_y < _NEARBY * near)
+    return float(torch.where(gained, near, 0.0).max())
+
+
+def _shifts(y: Tensor) -> list[Tensor]:
+    source = generator()
+    size = y.norm() / max(y.numel(), 1) ** 0.5
+    scale = _NEARBY * torch.where(size > 0, size, 1.0)
+    shifts = []
+    for _ in range(_PROBES):
+        shifts.append(scale * torch.randn(y.shape, generator=source, dtype=torch.float64).to(y))
+    return shifts
+
+
+def look_for_closed_form(findings: Findings) -> None:
+    """A note where the manifold has a solver that finds this minimum in closed form, and sooner."""
+    subject, point = findings.subject, findings.point
+    manifold = subject.node.manifold
+    if point is None or manifold is None or subject.has_own_solve:
+        return
+    solved, chosen = point.solved, as_solver(subject.node.solver)
+    for name in manifold.closed_form_solvers:
+        if chosen.name == name:
+            return
+        try:
+            solver = as_solver(name)
+            found = None if solver.unsupported(solved.problem) else solver.solve(solved.problem)
+        # Another objective, or one that raises where it was not meant to be looked at.
+        except Exception:
+            continue
+        if found is None or set(found.statuses()) != {Status.CONVERGED}:
+            continue
+        here, there = (solved.problem.objective(y) for y in (solved.solution.y, found.y))
+        eps = torch.finfo(here.dtype).eps
+        if found.uniqueness is not None and bool((found.uniqueness < eps**0.5).any()):
+            continue  # no solver makes that one solution
+        size = 1e3 * eps * torch.maximum(here.abs(), there.abs())
+        lower = bool(torch.all(there <= here + size))
+        # Of an orthogonal matrix, say, of the other determinant: a minimum that may not be what is meant.
+        apart = torch.linalg.vector_norm(flat(solved.solution.y - found.y), dim=-1)
+        same = bool((apart <= eps**0.25 * torch.linalg.vector_norm(flat(found.y), dim=-1)).all())
+        if not lower or not (same or bool(torch.any(there < here - size))):
+            continue
+        long, short = (_seconds(each, solved.problem) for each in (chosen, solver))
+        if short < long / 2:
+            which = "this minimum" if same else "a lower minimum than this, somewhere else,"
+            findings.note(
+                "solver",
+                f"solver: {name} finds {which} in closed form, in {1e3 * short:.2g} ms a call where "
+                f'{chosen.name} takes {1e3 * long:.2g} ms: write  solver = "{name}"  in the node'
+                + ("" if same else ", if that is what is meant"),
+            )
+            return
+
+
+def _seconds(solver: Solver, problem: Problem) -> float:
+    """The least of three calls, or of fewer where they take long."""
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < _LONG:
+        before = time.perf_counter()
+        solver.solve(problem)
+        times.append(time.perf_counter() - before)
+    return min(times)

@@ -13,9 +13,9 @@ from ..backward.automatic import Automatic
 from . import gradients
 from .differences import generator, incoming
 from .findings import Findings
-from .landscape import relative
+from .landscape import relative_error
 from .report import Comparison
-from .subject import Solved, Subject, frozen
+from .subject import SolvedBatch, Subject, freeze
 from .tracing import InDouble, loses_precision
 
 #: Relative difference of float32 to float64 that passes, of y and of its gradient.
@@ -39,7 +39,7 @@ def compare_precision(findings: Findings) -> None:
     given_double = any(x.dtype == torch.float64 for x in tensors)
     single, double = _cast(xs, torch.float32), _cast(xs, torch.float64)
     try:
-        low, high = _evaluated(subject, single), _evaluated(subject, double)
+        low, high = _evaluate(subject, single), _evaluate(subject, double)
     except Exception:  # a node that holds tensors of its own takes one precision alone
         return
     if not all(bool(part.isfinite().all()) for part in high):
@@ -47,7 +47,7 @@ def compare_precision(findings: Findings) -> None:
     if not all(bool(part.isfinite().all()) for part in low):
         findings.compare(Comparison.FLOAT32_FINITE, float("inf"), 0.0)
         return
-    errors = [relative(a.double(), b) for a, b in zip(low, high, strict=True)]
+    errors = [relative_error(a.double(), b) for a, b in zip(low, high, strict=True)]
     limits = (_COARSE_Y, _COARSE_GRADIENT)
     if not given_double:
         comparisons = (Comparison.FLOAT32_Y, Comparison.FLOAT32_GRADIENT)
@@ -64,7 +64,7 @@ def compare_precision(findings: Findings) -> None:
             )
 
 
-def in_double(subject: Subject, xs: Sequence[Any]) -> Solved | None:
+def in_double(subject: Subject, xs: Sequence[Any]) -> SolvedBatch | None:
     """The solution with all casts below double undone, if there were any and it can be had."""
     try:
         with warnings.catch_warnings():
@@ -78,14 +78,14 @@ def in_double(subject: Subject, xs: Sequence[Any]) -> Solved | None:
         return None
 
 
-def certified_in_double(subject: Subject, solved: Solved) -> bool:
+def certified_in_double(subject: Subject, solved: SolvedBatch) -> bool:
     """Whether a solution passes its certificate, computed with all casts below double undone."""
     with InDouble():
         certificate = subject.certificate(solved)
     return bool(certificate.solved.all())
 
 
-def _evaluated(subject: Subject, xs: Sequence[Any]) -> list[Tensor]:
+def _evaluate(subject: Subject, xs: Sequence[Any]) -> list[Tensor]:
     """y and, where there is one, its gradient by one form."""
     solved = subject.solve(xs)
     parts = [solved.y]
@@ -93,9 +93,9 @@ def _evaluated(subject: Subject, xs: Sequence[Any]) -> list[Tensor]:
     forms = [form for form in subject.forms if not form.unrolls] if subject.asked else [Automatic()]
     if gradients.differentiable(xs) and forms:
         v = incoming(solved, generator())
-        with frozen(solved.problem.originals):
+        with freeze(solved.problem.originals):
             # The certificate of a layer is not asked here: what comes out is what is compared.
-            found = gradients.unguarded(subject, forms[0], xs, solved, v)
+            found = gradients.backward_uncertified(subject, forms[0], xs, solved, v)
         parts.append(torch.cat([g.reshape(-1) for g in found]))
     return parts
 

@@ -82,7 +82,7 @@ class Diagnosis(str, enum.Enum):
 
 
 @dataclass(frozen=True)
-class Compared:
+class RowKey:
     """What one row compares: of which form, against which other, for which parameter, where there is one."""
 
     comparison: Comparison
@@ -104,7 +104,7 @@ class Row:
         cases: on how many inputs it was made.
     """
 
-    compared: Compared
+    key: RowKey
     error: float
     tolerance: float
     ok: bool
@@ -114,7 +114,7 @@ class Row:
     @property
     def name(self) -> str:
         """What is compared, as a report prints it."""
-        return str(self.compared)
+        return str(self.key)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; an error that is no number is None."""
@@ -194,14 +194,14 @@ class CheckReport:
 
 def merge(rows: list[Row]) -> tuple[Row, ...]:
     """One row of what is compared, in order of appearance, with the worst error and the number of cases."""
-    merged: dict[Compared, Row] = {}
+    merged: dict[RowKey, Row] = {}
     for row in rows:
-        seen = merged.get(row.compared)
+        seen = merged.get(row.key)
         if seen is None:
-            merged[row.compared] = row
+            merged[row.key] = row
             continue
         kept = row if _badness(row) > _badness(seen) else seen
-        merged[row.compared] = replace(kept, ok=seen.ok and row.ok, cases=seen.cases + 1)
+        merged[row.key] = replace(kept, ok=seen.ok and row.ok, cases=seen.cases + 1)
     return tuple(merged.values())
 
 

@@ -16,13 +16,13 @@ from ..layer import DeclarativeLayer
 from ..members import dims_text, refuse_unnamed_batch, sample_dims
 from ..node import DeclarativeNode
 from ..problem import Problem
-from .cases import as_text, draw
+from .cases import draw
 from .diagnosis import diagnose
 from .findings import Cause, Findings
 from .instance import examine_around
 from .report import CheckReport, Row, merge
 from .smallest import smallest
-from .snippet import script
+from .snippet import as_text, script
 from .subject import Subject
 
 #: Cases on which the costly comparisons are made too.
@@ -194,11 +194,11 @@ def _subject(
     if not isinstance(node, DeclarativeNode):
         raise InputError(f"check takes a ddnkit.DeclarativeNode or a layer, not {node!r}")
     if backward is not None:
-        return Subject(node, _asked(node, backward), asked=True, local=local)
+        return Subject(node, _requested_forms(node, backward), asked=True, local=local)
     return Subject(node, list(forms_of(node).values()), local=local)
 
 
-def _asked(node: DeclarativeNode, backward: str | BackwardForm) -> Sequence[BackwardForm]:
+def _requested_forms(node: DeclarativeNode, backward: str | BackwardForm) -> Sequence[BackwardForm]:
     problem = Problem(node, (), 0)
     if isinstance(backward, BackwardForm):
         return [as_form(backward, problem)]

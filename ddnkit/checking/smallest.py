@@ -11,7 +11,7 @@ from .cases import shrink
 from .diagnosis import diagnose
 from .findings import Cause, Findings
 from .instance import examine_around
-from .report import Compared, Comparison, Diagnosis
+from .report import Comparison, Diagnosis, RowKey
 
 #: Trials after which a failing input is small enough, and seconds: without a diagnosis of each, and with.
 _TRIALS, _SECONDS = 80, (10.0, 5.0)
@@ -35,7 +35,7 @@ def smallest(failing: Findings, causes: Sequence[Cause]) -> tuple[tuple[Any, ...
     kinds = [cause.kind for cause in causes]
     for diagnosed in (False, True):
         simplest = shrink(failing.inputs, _Trials(failing, kinds if diagnosed else None))
-        again = _diagnosed(failing, simplest)
+        again = _diagnose_again(failing, simplest)
         if [cause.kind for cause in again] == kinds:
             return simplest, again
     return failing.inputs, causes
@@ -60,10 +60,10 @@ class _Trials:
             return False
         if self._kinds is None:
             return True
-        return [cause.kind for cause in _diagnosed(self._failing, simple)] == self._kinds
+        return [cause.kind for cause in _diagnose_again(self._failing, simple)] == self._kinds
 
 
-def _diagnosed(failing: Findings, inputs: tuple[Any, ...]) -> list[Cause]:
+def _diagnose_again(failing: Findings, inputs: tuple[Any, ...]) -> list[Cause]:
     """What a check of these inputs alone diagnoses, as the script that is printed makes it."""
     try:
         return diagnose(examine_around(failing.subject, inputs, around=True, thorough=True))
@@ -72,7 +72,7 @@ def _diagnosed(failing: Findings, inputs: tuple[Any, ...]) -> list[Cause]:
         return []
 
 
-def _essential(findings: Findings) -> frozenset[Compared]:
+def _essential(findings: Findings) -> frozenset[RowKey]:
     """What failed, without what follows from a gradient that is off, and the same in several forms."""
     wrong = findings.wrong
     off = [compared for compared in wrong if compared.comparison is Comparison.DIFFERENCES]
@@ -84,7 +84,7 @@ def _essential(findings: Findings) -> frozenset[Compared]:
     return frozenset(rest if last is None else {last, *rest})
 
 
-def _forms_of(failing: Findings, wrong: frozenset[Compared]) -> list[BackwardForm]:
+def _forms_of(failing: Findings, wrong: frozenset[RowKey]) -> list[BackwardForm]:
     """The forms that the comparisons need, in the order of the check."""
     if any(compared.comparison is Comparison.FLOAT32_GRADIENT for compared in wrong):
         return list(failing.subject.forms)  # it names none, and takes one of them

@@ -39,12 +39,23 @@ def script(
         arguments.append(f"backward={subject.forms[0].name!r}")
     if local:
         arguments.append("local=True")
-    lines += [f"x{i} = {written(x)}" for i, x in enumerate(inputs)]
+    lines += [f"x{i} = {as_python(x)}" for i, x in enumerate(inputs)]
     lines.append(f"print(ddnkit.check({', '.join([checked, *arguments])}))")
     return "\n".join(lines)
 
 
-def written(x: Any) -> str:
+def as_text(xs: Sequence[Any]) -> str:
+    """Python text that makes the inputs again; long tensors abbreviated to their shape."""
+    lines = []
+    for i, x in enumerate(xs):
+        if isinstance(x, Tensor) and x.numel() > 64:
+            lines.append(f"# x{i}: {tuple(x.shape)}, {x.dtype}")
+        else:
+            lines.append(f"x{i} = {as_python(x)}")
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def as_python(x: Any) -> str:
     """Python text that makes an input again; of a large tensor, a comment that says what it is."""
     if not isinstance(x, Tensor):
         return repr(x)
@@ -55,13 +66,13 @@ def written(x: Any) -> str:
         settings += f", device={str(x.device)!r}"
     if x.numel() == 0:
         return f"torch.zeros({tuple(x.shape)}, {settings})"
-    return f"torch.tensor({numbers(x.tolist())}, {settings})"
+    return f"torch.tensor({number_text(x.tolist())}, {settings})"
 
 
-def numbers(value: Any) -> str:
+def number_text(value: Any) -> str:
     """Nested lists of numbers, as short as they are exact."""
     if isinstance(value, list):
-        return f"[{', '.join(numbers(v) for v in value)}]"
+        return f"[{', '.join(number_text(v) for v in value)}]"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else f'float("{value}")'
     return repr(value)
@@ -78,8 +89,7 @@ def _settings(subject: Subject) -> list[str]:
 
 def _construction(node: DeclarativeNode, target: str | None) -> tuple[list[str], list[str]]:
     if target is not None and ".py" in target:
-        loader = "from ddnkit.checking.target import load_target"
-        return [loader], [f"node = load_target({target!r})"]
+        return [], [f"node = ddnkit.load_target({target!r})"]
     if target is not None:
         return [], [f'node = ddnkit.registry.get("nodes", {target!r})()']
     kind = type(node)
@@ -87,23 +97,30 @@ def _construction(node: DeclarativeNode, target: str | None) -> tuple[list[str],
     by_path = kind.__module__ == "__main__" or kind.__module__.startswith(TARGET)
     if by_path and "<locals>" not in kind.__qualname__ and file:
         return _construction(node, f"{file}:{kind.__qualname__}")
-    if not _importable(kind):
+    module = _module_of(kind)
+    if module is None:
         return [], [f"# node = {kind.__name__}(...)  the instance that was checked"]
     arguments = _arguments(node)
     top = kind.__qualname__.split(".")[0]
-    return [f"from {kind.__module__} import {top}"], [f"node = {kind.__qualname__}({arguments})"]
+    return [f"from {module} import {top}"], [f"node = {kind.__qualname__}({arguments})"]
 
 
-def _importable(kind: type) -> bool:
+def _module_of(kind: type) -> str | None:
+    """The module to import a class from: the outermost package that offers it; None if none does."""
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-        return False
-    try:
-        found: Any = importlib.import_module(kind.__module__)
-        for name in kind.__qualname__.split("."):
-            found = getattr(found, name)
-    except (ImportError, AttributeError):
-        return False
-    return found is kind
+        return None
+    parts = kind.__module__.split(".")
+    for end in range(1, len(parts) + 1):
+        module = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(module)
+            for name in kind.__qualname__.split("."):
+                found = getattr(found, name)
+        except Exception:  # a package's own __getattr__ may raise anything
+            continue
+        if found is kind:
+            return module
+    return None
 
 
 def _arguments(node: DeclarativeNode) -> str:
@@ -115,7 +132,7 @@ def _arguments(node: DeclarativeNode) -> str:
         value = vars(node).get(name, inspect.Parameter.empty)
         plain = isinstance(value, (bool, int, float, str, type(None)))
         if plain and value != parameter.default:
-            arguments.append(f"{name}={numbers(value)}")
+            arguments.append(f"{name}={number_text(value)}")
         elif not plain and parameter.default is inspect.Parameter.empty:
             arguments.append("...")
     return ", ".join(arguments)

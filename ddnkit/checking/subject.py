@@ -31,7 +31,7 @@ from ..structure import Structure
 
 
 @dataclass
-class Solved:
+class SolvedBatch:
     """A batch of problems with its solution: captured tensors stand in it as plain numbers.
 
     Attributes:
@@ -72,7 +72,7 @@ class Subject:
         self.takes = read(node)
         self.node, self.forms, self.asked, self.local = node, tuple(forms), asked, local
         self.batch_dims, self.tolerance = batch_dims, tolerance
-        self._pristine = _copied(node)
+        self._pristine = _copy(node)
 
     @property
     def name(self) -> str:
@@ -91,22 +91,22 @@ class Subject:
 
     def with_forms(self, forms: Sequence[BackwardForm]) -> Subject:
         """The same node with other forms."""
-        return self._changed(forms=tuple(forms))
+        return self._with(forms=tuple(forms))
 
     def with_batch_dims(self, batch_dims: int | None) -> Subject:
         """The same node, called with so many batch dimensions."""
-        return self._changed(batch_dims=batch_dims)
+        return self._with(batch_dims=batch_dims)
 
-    def tolerating(self, tolerance: float) -> Subject:
+    def with_tolerance(self, tolerance: float) -> Subject:
         """The same node with another tolerance."""
-        return self._changed(tolerance=tolerance)
+        return self._with(tolerance=tolerance)
 
-    def fresh(self) -> Subject | None:
+    def pristine(self) -> Subject | None:
         """The same with a copy of the node as it was before the check; None if it cannot be copied."""
-        node = _copied(self._pristine)
-        return None if node is None else self._changed(node=node)
+        node = _copy(self._pristine)
+        return None if node is None else self._with(node=node)
 
-    def _changed(self, **attributes: Any) -> Subject:
+    def _with(self, **attributes: Any) -> Subject:
         changed = copy.copy(self)
         for name, value in attributes.items():
             setattr(changed, name, value)
@@ -129,15 +129,15 @@ class Subject:
         layer.looks_for_hidden = False
         return layer
 
-    def has_adjoint(self, form: BackwardForm, solved: Solved) -> bool:
+    def has_adjoint(self, form: BackwardForm, solved: SolvedBatch) -> bool:
         """Whether ``form``, or the one that "auto" takes, has code of the node's own for the way back."""
-        return self.taken(form, solved).has_adjoint
+        return self.resolve_form(form, solved).has_adjoint
 
-    def taken(self, form: BackwardForm, solved: Solved) -> BackwardForm:
+    def resolve_form(self, form: BackwardForm, solved: SolvedBatch) -> BackwardForm:
         """``form``, or the one that "auto" takes."""
         return form.resolve(solved.problem, solved.y.shape[-1])
 
-    def solve(self, xs: Sequence[Any]) -> Solved:
+    def solve(self, xs: Sequence[Any]) -> SolvedBatch:
         """The solution from the node's own starting point, as a layer would find it."""
         inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
         asked = Problem(self.node, inputs, shape.numel())
@@ -153,13 +153,13 @@ class Subject:
                     x.detach().copy_(value)
                 raise
         before = versions(self.node)
-        captured = self.captured(problem, solution.y)
+        captured = self.captured_tensors(problem, solution.y)
         reject_changed_state(self.node, before)
         values = [c.tensor.detach() for c in captured]
         problem = problem.with_captured(captured, values)
         if problem.batch_size and bool(solution.y.isfinite().all()):
             problem = problem.with_kinks(self._kinks(problem, solution.y))
-        return Solved(problem, solution, shape)
+        return SolvedBatch(problem, solution, shape)
 
     def _kinks(self, problem: Problem, y: Tensor) -> Kinks | None:
         shown = observe(
@@ -173,14 +173,14 @@ class Subject:
         )
         return shown.kinks
 
-    def resolve(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
+    def solve_again(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
         """y (B, m) of each problem, from ``start`` (B, *y) where the node's solver takes one."""
         if self.node.batched_solve and self.has_own_solve:
             # Its items might influence one another, which is for another comparison to say.
-            return [self._near(problem, start) for problem in problems]
+            return [self._solve_near(problem, start) for problem in problems]
         first, count = problems[0], len(problems)
         if first.captured or count == 1:
-            return [self._near(problem, start) for problem in problems]
+            return [self._solve_near(problem, start) for problem in problems]
         inputs = [
             torch.cat([p.inputs[i] for p in problems]) if isinstance(x, Tensor) else x
             for i, x in enumerate(first.inputs)
@@ -189,9 +189,9 @@ class Subject:
         merged = merged.with_structure(first.structure)
         if start is not None:
             start = start.repeat(count, *[1] * (start.ndim - 1))
-        return list(self._near(merged, start).chunk(count))
+        return list(self._solve_near(merged, start).chunk(count))
 
-    def _near(self, problem: Problem, start: Tensor | None) -> Tensor:
+    def _solve_near(self, problem: Problem, start: Tensor | None) -> Tensor:
         with torch.no_grad():
             if self.has_own_solve or start is None:
                 return flat(solve(problem)[1].y)
@@ -204,13 +204,13 @@ class Subject:
                 y = torch.where(stays.unsqueeze(1), flat(solve(problem)[1].y), y)
             return y
 
-    def certificate(self, solved: Solved) -> Certificate:
+    def certificate(self, solved: SolvedBatch) -> Certificate:
         """The certificate of a solved batch, by the tolerance of the subject."""
         found = measure(solved.problem, solved.solution, self.tolerance)
         values = {k: v.detach() for k, v in vars(found).items() if isinstance(v, Tensor)}
         return dataclasses.replace(found, **values)  # type: ignore[arg-type]
 
-    def captured(self, problem: Problem, y: Tensor) -> list[Captured]:
+    def captured_tensors(self, problem: Problem, y: Tensor) -> list[Captured]:
         """Tensors beside the inputs that the solution depends on and that want a gradient."""
         given = {id(x) for x in problem.inputs if isinstance(x, Tensor)}
         found = {
@@ -237,7 +237,7 @@ def vector(y: Any, batch_dims: int) -> Tensor:
 
 
 @contextmanager
-def frozen(captured: Sequence[Captured]) -> Iterator[None]:
+def freeze(captured: Sequence[Captured]) -> Iterator[None]:
     """Captured leaves want no gradient meanwhile.
 
     A layer whose node has parameters takes the general way for all its gradients; a node's own
@@ -253,7 +253,7 @@ def frozen(captured: Sequence[Captured]) -> Iterator[None]:
             leaf.requires_grad_(True)
 
 
-def _copied(node: Any) -> Any:
+def _copy(node: Any) -> Any:
     try:
         return copy.deepcopy(node)
     except Exception:  # a stranger's attributes may refuse in any way

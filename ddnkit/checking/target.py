@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,11 @@ def load_target(target: str) -> DeclarativeNode:
         InputError: there is no such node or file, or it cannot be made.
     """
     path, _, class_name = target.partition(":")
-    kind = _class_in_file(Path(path), class_name) if path.endswith(".py") else _registered(target)
+    kind = (
+        _class_in_file(Path(path), class_name)
+        if path.endswith(".py")
+        else _registered_class(target)
+    )
     try:
         return kind()
     except InputError:
@@ -39,7 +44,7 @@ def load_target(target: str) -> DeclarativeNode:
         ) from error
 
 
-def _registered(name: str) -> type[DeclarativeNode]:
+def _registered_class(name: str) -> type[DeclarativeNode]:
     names = registry.names("nodes")
     if name not in names:
         hint = nearest_choice(name, names)
@@ -76,13 +81,12 @@ def _class_in_file(path: Path, class_name: str) -> type[DeclarativeNode]:
 
 def _import(path: Path) -> ModuleType:
     name = f"{TARGET}{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    loader = SourceFileLoader(name, str(path))
+    module = module_from_spec(ModuleSpec(name, loader, origin=str(path)))
+    module.__file__ = str(path)
     sys.modules[name] = module
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as `python file.py` would, so that it may import its neighbours
-    loader = spec.loader
     try:
         import_apart(lambda: loader.exec_module(module), undo=False)
     except PluginError as error:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..problem import Problem
 from ..solution import Status
-from .subject import Solved, Subject
+from .subject import SolvedBatch, Subject
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _LOWERING = {"float", "half", "bfloat16"}
@@ -58,30 +58,30 @@ class InDouble(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         name = getattr(func, "__name__", "")
         if name in _LOWERING:
-            return _doubled(args[0])
-        kwargs = {key: _doubled(value) for key, value in (kwargs or {}).items()}
-        return _doubled(func(*(_doubled(value) for value in args), **kwargs))
+            return _to_double(args[0])
+        kwargs = {key: _to_double(value) for key, value in (kwargs or {}).items()}
+        return _to_double(func(*(_to_double(value) for value in args), **kwargs))
 
 
-def _doubled(value: Any) -> Any:
+def _to_double(value: Any) -> Any:
     if isinstance(value, Tensor):
         return torch.Tensor.double(value) if value.dtype in _LOW else value
     if isinstance(value, torch.dtype):
         return torch.float64 if value in _LOW else value
     if type(value) in (list, tuple):
-        return type(value)(_doubled(entry) for entry in value)
+        return type(value)(_to_double(entry) for entry in value)
     return value
 
 
-def is_formula(subject: Subject, solved: Solved) -> bool:
+def is_formula(subject: Subject, solved: SolvedBatch) -> bool:
     """Whether the node's own `solve` computes without iterating: it cannot stop early then."""
     if not subject.has_own_solve or set(solved.solution.statuses()) != {Status.UNKNOWN}:
         return False
-    names = _traced(subject, solved.problem).names
+    names = _trace(subject, solved.problem).names
     return len(names) <= _MOST_CALLS and not _UNKNOWN.intersection(names) and not _repeats(names)
 
 
-def last_step(subject: Subject, solved: Solved) -> float | None:
+def last_step(subject: Subject, solved: SolvedBatch) -> float | None:
     """How far the iterate of `solve` moved in its last iteration, relative; None if it is not seen.
 
     The iterate is the last result that is the solution itself, and where it was before is the result
@@ -89,30 +89,30 @@ def last_step(subject: Subject, solved: Solved) -> float | None:
     """
     if not subject.has_own_solve or solved.problem.batch_size != 1:
         return None
-    trace = _traced(subject, solved.problem)
+    trace = _trace(subject, solved.problem)
     y, results = solved.y.reshape(-1), list(trace.results)
     names = trace.names[-len(results) :]
     size = y.norm().clamp(min=torch.finfo(y.dtype).tiny)
     for end in range(len(results), max(len(results) - _LONGEST_TAIL, 0), -1):
-        if not _is(results[end - 1], y, 1e-12 * size):
+        if not _is_iterate(results[end - 1], y, 1e-12 * size):
             continue
         steps = [
             (results[end - 1 - block].detach().reshape(-1) - y).norm() / size
             for block in range(2, min(end // 3, _LONGEST_BLOCK) + 1)
             if names[end - block : end] == names[end - 2 * block : end - block]
             and names[end - block : end] == names[end - 3 * block : end - 2 * block]
-            and _is(results[end - 1 - block], y, torch.inf)
+            and _is_iterate(results[end - 1 - block], y, torch.inf)
         ]
         return float(torch.stack(steps).min()) if steps else None
     return None
 
 
-def _is(result: Any, y: Tensor, distance: Tensor | float) -> bool:
+def _is_iterate(result: Any, y: Tensor, distance: Tensor | float) -> bool:
     alike = isinstance(result, Tensor) and result.dtype == y.dtype and result.numel() == y.numel()
     return alike and bool((result.detach().reshape(-1) - y).norm() <= distance)
 
 
-def loses_precision(subject: Subject, solved: Solved) -> bool:
+def loses_precision(subject: Subject, solved: SolvedBatch) -> bool:
     """Whether `solve` or the objective computes in less than double although the inputs are double."""
     if solved.y.dtype != torch.float64:
         return False
@@ -120,10 +120,10 @@ def loses_precision(subject: Subject, solved: Solved) -> bool:
     with trace, torch.no_grad():
         solved.problem.objective(solved.solution.y)
         solved.problem.constraints(solved.solution.y)
-    return trace.low or (subject.has_own_solve and _traced(subject, solved.problem).low)
+    return trace.low or (subject.has_own_solve and _trace(subject, solved.problem).low)
 
 
-def _traced(subject: Subject, problem: Problem) -> _Trace:
+def _trace(subject: Subject, problem: Problem) -> _Trace:
     trace = _Trace()
     xs = problem.inputs if subject.node.batched_solve else problem.item(0)
     with trace, torch.no_grad():

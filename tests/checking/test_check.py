@@ -754,6 +754,7 @@ def test_the_snippet_repeats_constructor_arguments():
     node = testing.NearestSimplexETF("square", delta=0.5)
     report = ddnkit.check(node, torch.zeros(4, 4), torch.zeros(4, 4))
     assert not report.ok
+    assert "from ddnkit.testing import NearestSimplexETF\n" in report.snippet
     assert "node = NearestSimplexETF(case='square', delta=0.5)" in report.snippet
 
 

@@ -6,7 +6,6 @@ import pytest
 from click.testing import CliRunner
 
 import ddnkit
-from ddnkit.checking.target import load_target
 from ddnkit.cli import main
 
 FILE = '''
@@ -125,8 +124,8 @@ def test_json_has_the_whole_report_and_its_snippet_runs(file, capsys):
 
 
 def test_a_node_loaded_by_path_is_loaded_by_path_in_the_snippet(file, capsys):
-    report = ddnkit.check(load_target(f"{file}:Infeasible"), examples=1)
-    assert f"node = load_target('{file}:Infeasible')" in report.snippet
+    report = ddnkit.check(ddnkit.load_target(f"{file}:Infeasible"), examples=1)
+    assert f"node = ddnkit.load_target('{file}:Infeasible')" in report.snippet
     exec(report.snippet, {})
     assert "diagnosis: infeasible" in capsys.readouterr().out
 
