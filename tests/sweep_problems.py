@@ -7,7 +7,7 @@ from ddnkit_manifolds import Sphere, Stiefel
 
 import ddnkit
 from ddnkit import testing
-from ddnkit.testing.frames import polar_factor, polar_jacobian
+from ddnkit.testing.matrices import polar_factor, polar_jacobian
 
 
 class QuadraticOnSphere(testing.ClosedFormProblem):

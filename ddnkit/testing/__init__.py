@@ -1,7 +1,7 @@
 """Problems with known answers, and assertions, for anyone's solver, backward form or node.
 
     for problem in ddnkit.testing.bank():
-        xs = ddnkit.testing.sampled(problem, seed=0)
+        xs = ddnkit.testing.sample(problem, seed=0)
         layer = ddnkit.DeclarativeLayer(problem, backward="mine")
         ...compare with problem.jacobians(*xs, y=layer(*xs))
 
@@ -16,4 +16,7 @@ All are in float64. L = f − νᵀh; each class states its problem, its answer 
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from ..renamed import with_old_names
+
+_lookup, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__ = with_old_names(__name__, _lookup, {"sampled": "sample", "joined": "join_parts"})

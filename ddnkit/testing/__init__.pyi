@@ -5,18 +5,21 @@ from .circle import LinearOnCircle, LinearOnScaledCircle, QuadraticOnSphere
 from .degenerate import CosineDistance, RepeatedConstraint, SingularHessian
 from .entropy import EntropicTransport, Softmax
 from .equilibrium import Equilibrium
-from .known_problem import ClosedFormProblem, KnownProblem
+from .known_problem import ClosedFormProblem, KnownProblem, sample
 from .linear_algebra import Ridge, SmallestEigenvector
 from .matrices import Brockett, Procrustes, ProcrustesEqualValues
-from .modules import TwoInputsOptionAndModule
-from .own_adjoint import AffineWithAdjoint
-from .parts import TwoPartQP, joined
-from .quadratic import AffineConstraint, EqualityQP, WeightedLeastSquares
-from .sampling import sampled
+from .parts import TwoPartQP, join_parts
+from .quadratic import (
+    AffineConstraint,
+    AffineWithAdjoint,
+    EqualityQP,
+    TwoInputsOptionAndModule,
+    WeightedLeastSquares,
+)
 from .scalar import CubeRoot, Polynomial
 from .simplex_etf import NearestSimplexETF
-from .sweep_row import SweepRow
 from .sweeping import sweep
+from .sweeping.table import SweepRow
 
 __all__ = [
     "AffineConstraint",
@@ -49,7 +52,7 @@ __all__ = [
     "WeightedLeastSquares",
     "assert_gradients",
     "bank",
-    "joined",
-    "sampled",
+    "join_parts",
+    "sample",
     "sweep",
 ]

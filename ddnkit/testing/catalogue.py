@@ -10,10 +10,14 @@ from .equilibrium import Equilibrium
 from .known_problem import KnownProblem
 from .linear_algebra import Ridge, SmallestEigenvector
 from .matrices import Brockett, Procrustes, ProcrustesEqualValues
-from .modules import TwoInputsOptionAndModule
-from .own_adjoint import AffineWithAdjoint
 from .parts import TwoPartQP
-from .quadratic import AffineConstraint, EqualityQP, WeightedLeastSquares
+from .quadratic import (
+    AffineConstraint,
+    AffineWithAdjoint,
+    EqualityQP,
+    TwoInputsOptionAndModule,
+    WeightedLeastSquares,
+)
 from .scalar import CubeRoot, Polynomial
 from .simplex_etf import CASES, NearestSimplexETF
 

@@ -74,7 +74,7 @@ class EntropicTransport(KnownProblem):
 
     def solve(self, M: Tensor, r: Tensor, c: Tensor, gamma: float) -> Tensor:
         """Sinkhorn's iteration on a and b until they stand still."""
-        r, c = _balanced(r, c)
+        r, c = _balance(r, c)
         a, b = torch.zeros_like(r), torch.zeros_like(c)
         rounding = 4 * torch.finfo(M.dtype).eps
         for _ in range(_MOST_SWEEPS):
@@ -112,7 +112,7 @@ class EntropicTransport(KnownProblem):
     ) -> tuple[Tensor, ...]:
         """Those with Σdr = Σdc."""
         dM, dr, dc = directions
-        return dM, *_balanced(dr, dc)
+        return dM, *_balance(dr, dc)
 
     def sample_inputs(self) -> tuple[Any, ...]:
         """M (3, 4) in [0, 1], r and c positive with sum 1, γ = 5."""
@@ -121,7 +121,7 @@ class EntropicTransport(KnownProblem):
         return M, r / r.sum(), c / c.sum(), 5.0
 
 
-def _balanced(r: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _balance(r: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest with Σr = Σc."""
     excess = (r.sum() - c.sum()) / (len(r) + len(c))
     return r - excess, c + excess

@@ -12,6 +12,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..node import DeclarativeNode
@@ -21,7 +22,7 @@ class KnownProblem(DeclarativeNode):
     """A node whose solution has a known Jacobian. Each has an `initial_point`, for any solver.
 
     A solution may have several parts, a tuple or dictionary of tensors. ``y`` is then given to
-    `jacobians` as it is, and what they return is for the parts laid end to end (`testing.joined`): of
+    `jacobians` as it is, and what they return is for the parts laid end to end (`testing.join_parts`): of
     shape (m,) + xᵢ.shape, m entries in all.
 
     Attributes:
@@ -92,3 +93,15 @@ class ClosedFormProblem(KnownProblem):
     def solve(self, *xs: Any, **named: Any) -> Any:
         """The answer."""
         return self.answer(*xs, **named)
+
+
+def sample(problem: DeclarativeNode, seed: int = 0) -> tuple[Any, ...]:
+    """One instance of ``problem.sample_inputs()``; the global generator is left as it was.
+
+    Example:
+        >>> x, alpha = sample(PseudoHuberAverage(), seed=3)      # x: (5,)
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Of the CPU alone: torch.manual_seed would also seed the devices that the fork leaves out.
+        torch.default_generator.manual_seed(seed)
+        return problem.sample_inputs()

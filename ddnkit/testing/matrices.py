@@ -1,4 +1,7 @@
-"""Problems on the Stiefel manifold St(d, C), written as equality constraints."""
+"""Problems on the Stiefel manifold St(d, C), written as equality constraints, in plain torch.
+
+The point of St(d, C) nearest to Y = USVᵀ is its polar factor P = UVᵀ, the maximum of tr(PᵀY).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frames import frame_constraints, polar_factor, polar_jacobian, random_frame
 from .known_problem import ClosedFormProblem, KnownProblem
 
 
@@ -78,3 +80,35 @@ class Brockett(KnownProblem):
         """A (5, 5) symmetric and B (5, 2), normal."""
         A = torch.randn(5, 5, dtype=torch.float64)
         return (A + A.T) / 2, torch.randn(5, 2, dtype=torch.float64)
+
+
+def frame_constraints(P: Tensor) -> Tensor:
+    """The lower triangle of PᵀP − I, each equation once."""
+    C = P.shape[-1]
+    rows, columns = torch.tril_indices(C, C, device=P.device)
+    return (P.T @ P - torch.eye(C, dtype=P.dtype, device=P.device))[rows, columns]
+
+
+def polar_factor(Y: Tensor) -> Tensor:
+    """UVᵀ."""
+    U, _, Vh = torch.linalg.svd(Y, full_matrices=False)
+    return U @ Vh
+
+
+def polar_jacobian(Y: Tensor) -> Tensor:
+    """dP/dY, of shape (d, C, d, C), finite at equal singular values.
+
+    dP = UΩVᵀ + (I − UUᵀ)dY·VS⁻¹Vᵀ,   Ωᵢⱼ = (Kᵢⱼ − Kⱼᵢ)/(sᵢ + sⱼ),   K = UᵀdY·V.
+    """
+    U, s, Vh = torch.linalg.svd(Y, full_matrices=False)
+    dY = torch.eye(Y.numel(), dtype=Y.dtype).reshape(*Y.shape, *Y.shape)
+    K = U.T @ dY @ Vh.T
+    omega = (K - K.mT) / (s.unsqueeze(1) + s)
+    normal = dY - U @ (U.T @ dY)
+    # The first two dimensions number the entries of Y, the last two those of P.
+    return (U @ omega @ Vh + normal @ (Vh.T / s) @ Vh).permute(2, 3, 0, 1)
+
+
+def random_frame(d: int, C: int) -> Tensor:
+    """A random point of St(d, C)."""
+    return polar_factor(torch.randn(d, C, dtype=torch.float64))

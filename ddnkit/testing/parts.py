@@ -59,13 +59,13 @@ class TwoPartQP(ClosedFormProblem):
         return a, B, w, torch.randn((), dtype=torch.float64)
 
 
-def joined(y: Any, batch_dims: int = 0) -> Tensor:
+def join_parts(y: Any, batch_dims: int = 0) -> Tensor:
     """The parts of a solution laid end to end in one vector; a solution of one part as it is.
 
     `KnownProblem.jacobians` of a problem with several parts are those of this vector.
 
     Example:
-        >>> joined({"u": torch.zeros(8, 2), "V": torch.zeros(8, 2, 3)}, batch_dims=1).shape
+        >>> join_parts({"u": torch.zeros(8, 2), "V": torch.zeros(8, 2, 3)}, batch_dims=1).shape
         torch.Size([8, 8])
     """
     structure = Structure.of(y, "a solution")

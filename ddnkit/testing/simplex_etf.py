@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frames import frame_constraints, polar_factor, polar_jacobian, random_frame
 from .known_problem import ClosedFormProblem
+from .matrices import frame_constraints, polar_factor, polar_jacobian, random_frame
 
 #: Case: (d, C) and how its class means are drawn.
 CASES = {

@@ -82,13 +82,13 @@ def test_a_probe_without_a_gradient_is_no_alarm(seed):
     """On the sphere a v along x has none; the probes must not be the numbers that inputs are drawn with."""
     for problem in (testing.QuadraticOnSphere(), testing.Procrustes()):
         layer = DeclarativeLayer(problem, policy="raise", certify="full")
-        layer(*testing.sampled(problem, seed))
+        layer(*testing.sample(problem, seed))
         assert layer.certificate.verdicts() == ["trusted"]
 
 
 def test_figures_have_no_history():
     layer = DeclarativeLayer(testing.TwoInputsOptionAndModule(), policy="raise", certify="full")
-    layer(*testing.sampled(layer.node, 0))
+    layer(*testing.sample(layer.node, 0))
     figures = [v for v in vars(layer.certificate).values() if isinstance(v, torch.Tensor)]
     assert len(figures) >= 8
     assert not any(value.requires_grad for value in figures)

@@ -17,7 +17,7 @@ from ddnkit import (
     UntrustedGradientError,
     testing,
 )
-from ddnkit.testing.sweep_forms import reason_against
+from ddnkit.testing.sweeping.forms import reason_against
 
 BAD = 1  # of items 0, 1, 2
 NEVER = {"nan": torch.nan, "warn": torch.nan, "mask": 0.0}

@@ -19,7 +19,7 @@ def test_gradients_are_those_of_the_cpu(problem, form):
     for where in ("cpu", "cuda"):
         xs = [
             x.to(where).requires_grad_() if isinstance(x, torch.Tensor) else x
-            for x in testing.sampled(problem, 1)
+            for x in testing.sample(problem, 1)
         ]
         layer = DeclarativeLayer(problem, form, policy="raise")
         y = layer(*xs)

@@ -12,7 +12,7 @@ from bounds import factorised
 import ddnkit
 from ddnkit import testing
 from ddnkit.structure import Structure
-from ddnkit.testing import joined
+from ddnkit.testing import join_parts
 
 BANK = testing.bank()
 #: Of the directions: not one that inputs are sampled with, which would make them the same numbers.
@@ -89,7 +89,7 @@ def layer_jacobians(problem, xs, form):
     """y, and dy/dxᵢ by one backward pass an entry of y."""
     xs = [x.clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in xs]
     parts = ddnkit.DeclarativeLayer(problem, form)(*xs)
-    y = joined(parts)
+    y = join_parts(parts)
     rows = [torch.autograd.grad(e, tensors(xs), retain_graph=True) for e in y.reshape(-1)]
     columns = zip(zip(*rows, strict=True), tensors(xs), strict=True)
     return parts, [torch.stack(J).reshape(y.shape + x.shape) for J, x in columns]
@@ -100,7 +100,7 @@ def layer_jacobians(problem, xs, form):
 
 @every_problem
 def test_samples_are_float64_and_of_the_declared_dimensions(problem):
-    xs = testing.sampled(problem, seed=1)
+    xs = testing.sample(problem, seed=1)
     assert len(problem.input_dims) == len(xs)
     for x, own in zip(xs, problem.input_dims, strict=True):
         assert isinstance(x, torch.Tensor) == (own is not None)
@@ -109,25 +109,25 @@ def test_samples_are_float64_and_of_the_declared_dimensions(problem):
 
 @every_problem
 def test_jacobians_have_the_shapes_of_y_and_input(problem):
-    xs = testing.sampled(problem, seed=1)
+    xs = testing.sample(problem, seed=1)
     y = solution(problem, xs)
     if not problem.analytic:
         with pytest.raises(NotImplementedError):
             problem.jacobians(*xs, y=y)
         return
     found = [J.shape for J in problem.jacobians(*xs, y=y)]
-    assert found == [joined(y).shape + x.shape for x in tensors(xs)]
+    assert found == [join_parts(y).shape + x.shape for x in tensors(xs)]
 
 
 @only(lambda problem: problem.analytic)
 def test_jacobians_are_central_differences_through_the_solution(problem):
     for seed in range(3):
-        xs = testing.sampled(problem, seed)
+        xs = testing.sample(problem, seed)
         jacobians = problem.jacobians(*xs, y=solution(problem, xs))
         for directions in sampled_directions(xs):
             directions = problem.feasible_directions(xs, directions)
             found = central_difference(
-                lambda t, xs=xs, u=directions: joined(solution(problem, moved(xs, u, t)))
+                lambda t, xs=xs, u=directions: join_parts(solution(problem, moved(xs, u, t)))
             )
             assert_near(found, slope(jacobians, directions), OF_DIFFERENCES)
 
@@ -135,11 +135,11 @@ def test_jacobians_are_central_differences_through_the_solution(problem):
 @only(lambda problem: not problem.analytic)
 def test_without_an_analytic_jacobian_the_dense_form_is_the_difference(problem):
     for seed in range(3):
-        xs = testing.sampled(problem, seed)
+        xs = testing.sample(problem, seed)
         _, jacobians = layer_jacobians(problem, xs, "dense")
         for directions in sampled_directions(xs):
             found = central_difference(
-                lambda t, xs=xs, u=directions: joined(solution(problem, moved(xs, u, t)))
+                lambda t, xs=xs, u=directions: join_parts(solution(problem, moved(xs, u, t)))
             )
             assert_near(found, slope(jacobians, directions), OF_DIFFERENCES)
 
@@ -148,11 +148,11 @@ def test_without_an_analytic_jacobian_the_dense_form_is_the_difference(problem):
 def test_solutions_are_feasible_and_stationary(problem):
     """∇f is a combination of the constraints' gradients, by least squares of our own."""
     for seed in range(5):
-        xs = testing.sampled(problem, seed)
+        xs = testing.sample(problem, seed)
         for y in (solution(problem, xs), problem.answer(*xs)):
             if y is None:
                 continue
-            structure, point = Structure.of(y, "y"), joined(y).detach()
+            structure, point = Structure.of(y, "y"), join_parts(y).detach()
 
             def at(function, xs=xs, structure=structure):
                 return lambda z: function(*xs, y=z if structure is None else structure.split(z))
@@ -171,29 +171,29 @@ def test_solutions_are_feasible_and_stationary(problem):
             assert gradient.norm() < factorised(point, point.numel(), size=1e3)
 
 
-@only(lambda problem: problem.answer(*testing.sampled(problem)) is not None)
+@only(lambda problem: problem.answer(*testing.sample(problem)) is not None)
 def test_answer_is_what_is_solved(problem):
     for seed in range(3):
-        xs = testing.sampled(problem, seed)
-        answer = joined(problem.answer(*xs)).detach()
-        torch.testing.assert_close(joined(solution(problem, xs)), answer)
+        xs = testing.sample(problem, seed)
+        answer = join_parts(problem.answer(*xs)).detach()
+        torch.testing.assert_close(join_parts(solution(problem, xs)), answer)
 
 
 @only(lambda problem: problem.unique)
 def test_any_solver_can_start_from_the_initial_point(problem):
     newton = ddnkit.registry.get("solvers", "newton")()
     for seed in range(2):
-        xs = testing.sampled(problem, seed)
+        xs = testing.sample(problem, seed)
         found = newton.solve(ddnkit.Problem.single(problem, xs))
         assert found.statuses() == [ddnkit.Status.CONVERGED]
-        expected = joined(solution(problem, xs))
+        expected = join_parts(solution(problem, xs))
         # Its last step was at most eps^{2/3} = 4e-11 long, promised, and quadratic convergence did more.
         torch.testing.assert_close(found.y[0], expected, rtol=1e-8, atol=1e-10)
 
 
 @only(lambda problem: problem.analytic and problem.unique)
 def test_dense_form_gives_every_entry(problem):
-    xs = testing.sampled(problem, seed=7)
+    xs = testing.sample(problem, seed=7)
     y, found = layer_jacobians(problem, xs, "dense")
     for mine, known in zip(found, problem.jacobians(*xs, y=y), strict=True):
         assert_near(mine, known, OF_SOLVES)
@@ -221,7 +221,7 @@ def test_package_is_reached_lazily_from_ddnkit():
     code = """if True:
         import sys, ddnkit
         assert "torch" not in sys.modules
-        from ddnkit.testing import sampled
+        from ddnkit.testing import sample
         assert "ddnkit.testing.catalogue" not in sys.modules
         assert len(ddnkit.testing.bank()) > 15 and ddnkit.testing.Polynomial
     """
@@ -231,7 +231,7 @@ def test_package_is_reached_lazily_from_ddnkit():
 def test_samples_depend_on_the_seed_alone_and_leave_the_generator():
     before = torch.random.get_rng_state()
     for problem in BANK:
-        first, other, again = (testing.sampled(problem, seed) for seed in (4, 5, 4))
+        first, other, again = (testing.sample(problem, seed) for seed in (4, 5, 4))
         for x, y, z in zip(*map(tensors, (first, other, again)), strict=True):
             assert torch.equal(x, z) and not torch.equal(x, y)
     testing.TwoInputsOptionAndModule()
@@ -241,7 +241,7 @@ def test_samples_depend_on_the_seed_alone_and_leave_the_generator():
 def test_parameter_jacobians_are_central_differences():
     problem = testing.TwoInputsOptionAndModule()
     for reduction in ("sum", "mean"):
-        x, R, _ = testing.sampled(problem, seed=2)
+        x, R, _ = testing.sample(problem, seed=2)
         xs = x, R, reduction
         known = problem.parameter_jacobians(*xs, y=solution(problem, xs))
         assert set(known) == {f"linear.{name}" for name, _ in problem.linear.named_parameters()}
@@ -262,7 +262,7 @@ def test_parameter_jacobians_are_central_differences():
 
 def test_layer_gives_the_parameter_jacobians():
     problem = testing.TwoInputsOptionAndModule()
-    xs = testing.sampled(problem, seed=2)
+    xs = testing.sample(problem, seed=2)
     y = ddnkit.DeclarativeLayer(problem, "dense")(*xs)
     for name, known in problem.parameter_jacobians(*xs, y=y.detach()).items():
         parameter = attrgetter(name)(problem)
@@ -271,7 +271,7 @@ def test_layer_gives_the_parameter_jacobians():
 
 
 def test_parameters_of_other_problems_are_none():
-    xs = testing.sampled(testing.Ridge())
+    xs = testing.sample(testing.Ridge())
     assert testing.Ridge().parameter_jacobians(*xs, y=torch.zeros(3)) == {}
 
 
@@ -290,7 +290,7 @@ def sinkhorn_steps(M, r, c, gamma, steps=1000):
 
 def test_transport_is_what_differentiating_many_sinkhorn_steps_gives():
     problem = testing.EntropicTransport()
-    M, r, c, gamma = testing.sampled(problem, seed=3)
+    M, r, c, gamma = testing.sample(problem, seed=3)
     xs = [x.requires_grad_() for x in (M, r, c)]
     unrolled = sinkhorn_steps(*xs, gamma)
     y = problem.solve(*(x.detach() for x in xs), gamma)
@@ -316,7 +316,7 @@ def test_transport_is_what_differentiating_many_sinkhorn_steps_gives():
 
 def test_transport_gradients_for_the_sums_are_the_least_norm_ones():
     problem = testing.EntropicTransport()
-    xs = testing.sampled(problem, seed=3)
+    xs = testing.sample(problem, seed=3)
     y, (_, wrt_r, wrt_c) = layer_jacobians(problem, xs, "dense")
     _, known_r, known_c = problem.jacobians(*xs, y=y)
     for J_r, J_c in ((wrt_r, wrt_c), (known_r, known_c)):
@@ -327,7 +327,7 @@ def test_transport_gradients_for_the_sums_are_the_least_norm_ones():
 
 def test_transport_of_sums_that_disagree_is_that_of_the_nearest_that_agree():
     problem = testing.EntropicTransport()
-    M, r, c, gamma = testing.sampled(problem)
+    M, r, c, gamma = testing.sample(problem)
     # An excess of 4·0.14 in seven sums: 0.08 for each.
     nearest = problem.solve(M, r + 0.08, c + 0.06, gamma)
     torch.testing.assert_close(problem.solve(M, r, c + 0.14, gamma), nearest)
@@ -346,7 +346,7 @@ def test_nearest_etf_cases_are_what_they_are_called():
     shapes, values = {}, {}
     for case in ("generic", "missing", "collapsed", "square"):
         problem = testing.NearestSimplexETF(case)
-        H, P = testing.sampled(problem)
+        H, P = testing.sample(problem)
         shapes[case] = tuple(H.shape)
         values[case] = torch.linalg.svdvals(problem._moment(H, P))
         torch.testing.assert_close(H.norm(), torch.tensor(1.0).double())
@@ -354,7 +354,7 @@ def test_nearest_etf_cases_are_what_they_are_called():
         assert bool((H.norm(dim=0) == 0).any()) == (case == "missing")
     assert shapes["square"] == (4, 4) and shapes["generic"] == (6, 4)
     torch.testing.assert_close(values["collapsed"][:3], values["collapsed"][:1].expand(3))
-    H, P = testing.sampled(testing.NearestSimplexETF("collapsed"))
+    H, P = testing.sample(testing.NearestSimplexETF("collapsed"))
     torch.testing.assert_close(testing.NearestSimplexETF("collapsed").answer(H, P), P)
     with pytest.raises(ValueError, match="generic, missing, collapsed, square"):
         testing.NearestSimplexETF("colapsed")
@@ -362,7 +362,7 @@ def test_nearest_etf_cases_are_what_they_are_called():
 
 def test_equal_singular_values_are_where_differentiating_an_svd_fails():
     problem = testing.ProcrustesEqualValues()
-    (Y,) = testing.sampled(problem)
+    (Y,) = testing.sample(problem)
     values = torch.linalg.svdvals(Y)
     torch.testing.assert_close(values, values[:1].expand(3))
     assert all(J.isfinite().all() for J in problem.jacobians(Y, y=problem.answer(Y)))

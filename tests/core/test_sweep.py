@@ -14,13 +14,11 @@ from torch.autograd import gradcheck, gradgradcheck
 import ddnkit
 from ddnkit import testing
 from ddnkit.backward.dense import Dense
-from ddnkit.testing.differences import derivatives_at_zero
-from ddnkit.testing.solution_map import SolutionMap
-from ddnkit.testing.sweep_case import Case
-from ddnkit.testing.sweep_columns import COLUMNS
-from ddnkit.testing.sweep_forms import Variant, all_forms, reason_against
-from ddnkit.testing.sweep_page import page
-from ddnkit.testing.sweeping import main
+from ddnkit.testing.sweeping.__main__ import main
+from ddnkit.testing.sweeping.case import Case, SolutionMap, derivatives_at_zero
+from ddnkit.testing.sweeping.columns import COLUMNS
+from ddnkit.testing.sweeping.forms import Variant, all_forms, reason_against
+from ddnkit.testing.sweeping.table import page
 
 PROBLEMS = {problem.label: problem for problem in [*testing.bank(), *more_problems()]}
 FORMS = {form.name: form for form in all_forms()}
@@ -65,7 +63,7 @@ def some(values, every=3):
 @functools.cache
 def taken_by_auto(label):
     layer = ddnkit.DeclarativeLayer(PROBLEMS[label], "auto")
-    layer(*testing.sampled(PROBLEMS[label]))
+    layer(*testing.sample(PROBLEMS[label]))
     return layer.certificate.form
 
 

@@ -213,7 +213,7 @@ def test_short_calls(monkeypatch):
     monkeypatch.setattr(Program, "__call__", counted("runs", Program.__call__))
     node = Counted()
     layer = DeclarativeLayer(node)
-    xs = [x.requires_grad_() for x in testing.sampled(node)]
+    xs = [x.requires_grad_() for x in testing.sample(node)]
 
     def called():
         counts.clear()

@@ -5,7 +5,7 @@
 
 import torch
 
-from ddnkit.testing.frames import polar_factor
+from ddnkit.testing.matrices import polar_factor
 
 
 def moved(problem, xs, s, t, noise):

@@ -17,9 +17,8 @@ from torch.autograd import forward_ad
 from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 from ddnkit import testing
-from ddnkit.testing.solution_map import SolutionMap
-from ddnkit.testing.sweep_case import pushed
-from ddnkit.testing.sweep_forms import all_forms, reason_against
+from ddnkit.testing.sweeping.case import SolutionMap, push_forward
+from ddnkit.testing.sweeping.forms import all_forms, reason_against
 
 PROBLEMS = {problem.label: problem for problem in [*testing.bank(), *more_problems()]}
 #: Damping is inexact by design, by the square of 1e-6 times the condition.
@@ -94,7 +93,7 @@ class Fuzzed:
         self.u = (*feasible, *directions[count:])
         self.v = drawn.size_of_v * self._direction_of_y()
         wanted = [*leaves, *(p for p in self.f.one.parameters() if p.requires_grad)]
-        self.gradient = torch.autograd.grad(testing.joined(y).reshape(-1), wanted, self.v)
+        self.gradient = torch.autograd.grad(testing.join_parts(y).reshape(-1), wanted, self.v)
 
     def check(self):
         """The worst error; fails if it is above the tolerance."""
@@ -113,7 +112,7 @@ class Fuzzed:
         return worst
 
     def _inputs(self, seed):
-        xs = testing.sampled(self.problem, seed)
+        xs = testing.sample(self.problem, seed)
         return moved(self.problem, xs, self.drawn.scale, self.drawn.shift, self._noise)
 
     def _noise(self, x):
@@ -131,7 +130,7 @@ class Fuzzed:
 
     def _direction_of_y(self):
         if not self.problem.unique:
-            return pushed(self.jacobians, [self._noise(x) for x in self.theta])
+            return push_forward(self.jacobians, [self._noise(x) for x in self.theta])
         m = len(self.jacobians[0])
         if self.drawn.axis:
             return torch.eye(m, dtype=torch.float64)[self.drawn.seed % m]
@@ -149,7 +148,7 @@ class Fuzzed:
             # Of J u, only what v sees is determined.
             return self._error_of_pairing(slope)
         size = sum(J.norm() * u.norm() for J, u in zip(self.jacobians, self.u, strict=True))
-        return _relative(slope, pushed(self.jacobians, self.u), size)
+        return _relative(slope, push_forward(self.jacobians, self.u), size)
 
     def _error_of_pairing(self, slope):
         along = sum((g * u).sum() for g, u in zip(self.gradient, self.u, strict=True))
@@ -186,12 +185,12 @@ def pulled_back(case):
 
 def whole_by_reverse(case):
     J = jacrev(case.f, argnums=tuple(range(len(case.theta))))(*case.theta)
-    return [torch.tensordot(case.v, each, dims=1) for each in J], pushed(J, case.u)
+    return [torch.tensordot(case.v, each, dims=1) for each in J], push_forward(J, case.u)
 
 
 def whole_by_forward(case):
     J = jacfwd(case.f, argnums=tuple(range(len(case.theta))))(*case.theta)
-    return [torch.tensordot(case.v, each, dims=1) for each in J], pushed(J, case.u)
+    return [torch.tensordot(case.v, each, dims=1) for each in J], push_forward(J, case.u)
 
 
 def dual_numbers(case):

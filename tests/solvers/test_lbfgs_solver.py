@@ -136,7 +136,7 @@ def test_reaches_the_closed_form_for_every_item_of_a_batch(node, x, dtype):
     ids=lambda node: node.label,
 )
 def test_is_stationary_on_the_known_problems_and_stays_there(node):
-    xs = testing.sampled(node, seed=1)
+    xs = testing.sample(node, seed=1)
     problem = Problem.single(node, xs)
     solution = LBFGS().solve(problem)
     assert solution.statuses() == [Status.CONVERGED]

@@ -121,7 +121,7 @@ def test_reaches_the_polar_factor_on_the_stiefel_manifold(solver):
     ids=lambda value: value.__name__ if isinstance(value, type) else value.label,
 )
 def test_is_a_minimum_of_the_known_problems(solver, node):
-    problem = Problem.single(node, testing.sampled(node, seed=1))
+    problem = Problem.single(node, testing.sample(node, seed=1))
     solution, newton = solver().solve(problem), Newton().solve(problem)
     assert solution.statuses() == [Status.CONVERGED]
     # f = L + νᵀh, where L is off by the square of a distance: ∇L/2 times δy at most.
@@ -144,7 +144,7 @@ def test_a_decrease_that_rounding_hides_does_not_keep_it_from_its_tolerance(solv
     # of the two or both stopped short of it.
     statuses = set()
     for seed in (1, 13, 21, 22, 27):
-        problem = Problem.single(testing.Softmax(), testing.sampled(testing.Softmax(), seed))
+        problem = Problem.single(testing.Softmax(), testing.sample(testing.Softmax(), seed))
         statuses |= set(solver().solve(problem).statuses())
     assert statuses == {Status.CONVERGED}
 

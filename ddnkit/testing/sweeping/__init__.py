@@ -8,21 +8,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-import torch
-
-from ..backward.form import BackwardForm
-from .catalogue import bank
-from .known_problem import KnownProblem
-from .sweep_case import Case
-from .sweep_columns import COLUMNS
-from .sweep_forms import all_forms, as_form, reason_against
-from .sweep_page import page
-from .sweep_row import SweepRow
-from .sweep_trial import ITEMS, NotApplicableError, Trial
+from ...backward.form import BackwardForm
+from ..catalogue import bank
+from ..known_problem import KnownProblem
+from .case import ITEMS, Case, NotApplicableError, Trial
+from .columns import COLUMNS
+from .forms import all_forms, as_form, reason_against
+from .table import SweepRow
 
 
 def sweep(
@@ -55,9 +49,9 @@ def sweep(
         the rows, in the order of problems and then forms; those of forms that do not apply included.
     """
     problems = bank() if problems is None else list(problems)
-    taken = all_forms() if forms is None else [as_form(form) for form in forms]
+    chosen = all_forms() if forms is None else [as_form(form) for form in forms]
     seeds = list(seeds)
-    return [row for problem in problems for row in _rows(problem, taken, seeds, columns)]
+    return [row for problem in problems for row in _rows(problem, chosen, seeds, columns)]
 
 
 def _rows(
@@ -74,11 +68,11 @@ def _rows(
             rows.append(SweepRow(problem.label, form.name, notes={"form": reason}))
             continue
         trials = [Trial(form, [cases[seed + k] for k in range(ITEMS)]) for seed in seeds]
-        rows.append(_measured(problem, form, trials, columns))
+        rows.append(_measure(problem, form, trials, columns))
     return rows
 
 
-def _measured(
+def _measure(
     problem: KnownProblem, form: BackwardForm, trials: Sequence[Trial], columns: Sequence[str]
 ) -> SweepRow:
     errors: dict[str, float | None] = {}
@@ -91,24 +85,3 @@ def _measured(
         except Exception as error:  # a stranger's form may raise anything: it is what is looked for
             errors[column], notes[column] = float("inf"), f"{type(error).__name__}: {error}"
     return SweepRow(problem.label, form.name, errors, notes)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Sweep the bank, print the rows, and write the page."""
-    parser = argparse.ArgumentParser(description="Every known problem through every backward form.")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N − 1 (3)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # the matrices are tiny
-    seeds = range(chosen.seeds)
-    rows = []
-    for problem in bank():
-        found = sweep([problem], seeds=seeds)
-        print(*found, sep="\n", flush=True)
-        rows += found
-    if chosen.markdown is not None:
-        chosen.markdown.write_text(page(rows, seeds), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vjp, vmap
 
-from .parts import joined
-from .sweep_case import phi, pushed
-from .sweep_trial import NotApplicableError, Trial, value_and_gradient
+from ..parts import join_parts
+from .case import NotApplicableError, Trial, phi, push_forward, value_and_gradient
 
 
 def analytic(trial: Trial) -> float:
@@ -32,7 +31,7 @@ def analytic(trial: Trial) -> float:
 def differences(trial: Trial) -> float:
     """V J u against V dy/dt of problems solved again at θ + tu."""
     case = trial.case
-    found = [pushed(trial.rows, u) for u in case.directions]
+    found = [push_forward(trial.rows, u) for u in case.directions]
     return worst(found, [case.incoming @ slope for slope in case.slopes])
 
 
@@ -44,7 +43,7 @@ def transpose(trial: Trial) -> float:
     u = case.directions[-1]
     along = jvp(trial.f, case.operands, tuple(u))[1]
     found = [*(_times(case.incoming, J) for J in columns), case.incoming @ along]
-    return worst(found, [*trial.rows, pushed(trial.rows, u)])
+    return worst(found, [*trial.rows, push_forward(trial.rows, u)])
 
 
 def second(trial: Trial) -> float:
@@ -65,7 +64,7 @@ def second(trial: Trial) -> float:
     return max(worst(by_reverse, known), worst(by_forward, known), worst(by_reverse, by_forward))
 
 
-def mapped(trial: Trial) -> float:
+def under_vmap(trial: Trial) -> float:
     """f and wᵀJ under vmap against one by one: with every operand mapped, and with one alone."""
     f = trial.f
     if trial.form.unrolls and not _can_be_mapped(trial):
@@ -77,8 +76,8 @@ def mapped(trial: Trial) -> float:
         y, pull = vjp(f, *theta)[:2]
         return y, pull(w)
 
-    found = _flattened(vmap(of_one)(weights, *operands))
-    error = worst(found, _stacked(trial.items))
+    found = _flatten(vmap(of_one)(weights, *operands))
+    error = worst(found, _stack(trial.items))
     if len(dims) == 1 or not trial.case.problem.unique:
         return error
     # The rest is that of the first instance, for all.
@@ -87,7 +86,7 @@ def mapped(trial: Trial) -> float:
     some = vmap(of_one, in_dims=(None, *dims))(w, operands[0], *shared)
     others = [value_and_gradient(f, [x, *shared], w) for x in operands[0][1:]]
     alone = [trial.items[0], *others]
-    return max(error, worst(_flattened(some), _stacked(alone)))
+    return max(error, worst(_flatten(some), _stack(alone)))
 
 
 def batch(trial: Trial) -> float:
@@ -96,9 +95,9 @@ def batch(trial: Trial) -> float:
     count = trial.f.inputs
     shared = trial.case.operands[count:]
     found = value_and_gradient(trial.f, [*operands[:count], *shared], weights)
-    value, *gradients = _stacked(trial.items)
+    value, *gradients = _stack(trial.items)
     gradients[count:] = [g.sum(dim=0) for g in gradients[count:]]
-    return worst(_flattened(found), [value, *gradients])
+    return worst(_flatten(found), [value, *gradients])
 
 
 #: Name: column, in the order of tables.
@@ -108,7 +107,7 @@ COLUMNS = MappingProxyType(
         "differences": differences,
         "transpose": transpose,
         "second": second,
-        "vmap": mapped,
+        "vmap": under_vmap,
         "batch": batch,
     }
 )
@@ -129,12 +128,12 @@ def _times(V: Tensor, J: Tensor) -> Tensor:
     return torch.tensordot(V, J, dims=1)
 
 
-def _flattened(pair: tuple[Tensor, Sequence[Tensor]]) -> list[Tensor]:
+def _flatten(pair: tuple[Tensor, Sequence[Tensor]]) -> list[Tensor]:
     return [pair[0], *pair[1]]
 
 
-def _stacked(items: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[Tensor]:
-    return [torch.stack(column) for column in zip(*map(_flattened, items), strict=True)]
+def _stack(items: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[Tensor]:
+    return [torch.stack(column) for column in zip(*map(_flatten, items), strict=True)]
 
 
 def _can_be_mapped(trial: Trial) -> bool:
@@ -142,7 +141,7 @@ def _can_be_mapped(trial: Trial) -> bool:
 
     def alone(w: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
         def y(*theta: Tensor) -> Tensor:
-            return joined(trial.case.problem.solve(*trial.f.arguments(theta))).reshape(-1)
+            return join_parts(trial.case.problem.solve(*trial.f.arguments(theta))).reshape(-1)
 
         gradients: tuple[Tensor, ...] = vjp(y, *theta)[1](w)
         return gradients

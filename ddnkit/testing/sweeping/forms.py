@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .. import registry
-from ..backward.dense import Dense
-from ..backward.form import BackwardForm, TangentSolve, registered_forms
-from ..errors import InputError, nearest_choice
-from ..problem import Problem
-from .known_problem import KnownProblem
+from ... import registry
+from ...backward.dense import Dense
+from ...backward.form import BackwardForm, TangentSolve, registered_forms
+from ...errors import InputError, nearest_choice
+from ...problem import Problem
+from ..known_problem import KnownProblem
 
 
 class Variant(BackwardForm):

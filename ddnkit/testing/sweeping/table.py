@@ -1,14 +1,13 @@
-"""The tables of a sweep as a page of the site."""
+"""What a sweep found: a row of one backward form on one problem, and all rows as a page of the site."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 
 import torch
-
-from .sweep_row import SweepRow, shown
 
 _TEXT = """\
 # Every problem through every form
@@ -44,6 +43,48 @@ Your own form or problem: `ddnkit.testing.sweep(forms=[MyForm()])`, `ddnkit.test
 """
 
 
+@dataclass(frozen=True)
+class SweepRow:
+    """One cell of the table problems × forms.
+
+    Attributes:
+        problem: label of the problem.
+        form: name of the form.
+        errors: column: its worst relative error over the seeds, None where the column means nothing
+            here; infinite where the form failed. Empty where the form does not apply at all.
+        notes: column: why there is no error, or what failed; "form": why the form does not apply.
+    """
+
+    problem: str
+    form: str
+    errors: Mapping[str, float | None] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def applies(self) -> bool:
+        """Whether the form can take the problem."""
+        return "form" not in self.notes
+
+    @property
+    def worst(self) -> float | None:
+        """The largest error of all columns; None where nothing was measured."""
+        return max((e for e in self.errors.values() if e is not None), default=None)
+
+    def __str__(self) -> str:
+        if not self.applies:
+            return f"{self.problem} × {self.form}: – ({self.notes['form']})"
+        cells = [f"{column} {error_text(error)}" for column, error in self.errors.items()]
+        notes = [f"{column}: {note}" for column, note in self.notes.items()]
+        return f"{self.problem} × {self.form}: {', '.join(cells)}" + "".join(
+            f"\n    {note}" for note in notes
+        )
+
+
+def error_text(error: float | None) -> str:
+    """An error as tables show it."""
+    return "–" if error is None else f"{error:.0e}" if error else "0"
+
+
 def page(rows: Sequence[SweepRow], seeds: Iterable[int]) -> str:
     """The page of ``rows``."""
     return _TEXT.format(
@@ -59,7 +100,7 @@ def page(rows: Sequence[SweepRow], seeds: Iterable[int]) -> str:
 
 def _by_form(rows: Sequence[SweepRow]) -> str:
     forms = list(dict.fromkeys(row.form for row in rows))
-    cells = {(row.problem, row.form): shown(row.worst) for row in rows}
+    cells = {(row.problem, row.form): error_text(row.worst) for row in rows}
     problems = dict.fromkeys(row.problem for row in rows)
     return _table(
         ["problem", *forms],
@@ -71,7 +112,7 @@ def _by_column(rows: Sequence[SweepRow]) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row.errors))
     return _table(
         ["problem", *columns],
-        [[row.problem, *(shown(row.errors.get(c)) for c in columns)] for row in rows],
+        [[row.problem, *(error_text(row.errors.get(c)) for c in columns)] for row in rows],
     )
 
 
@@ -88,13 +129,13 @@ def _left_out(rows: Sequence[SweepRow]) -> str:
     return _table(
         ["form or column", "why", "problems"],
         [
-            [what, why.replace("|", "\\|").replace("\n", " "), _listed(problems, every)]
+            [what, why.replace("|", "\\|").replace("\n", " "), _list_problems(problems, every)]
             for (what, why), problems in reasons.items()
         ],
     )
 
 
-def _listed(problems: Sequence[str], every: Sequence[str]) -> str:
+def _list_problems(problems: Sequence[str], every: Sequence[str]) -> str:
     others = [problem for problem in every if problem not in problems]
     if len(problems) <= len(others) or not others:
         return ", ".join(problems)
