@@ -65,7 +65,7 @@ def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[s
         KeyboardInterrupt: the user interrupted, whatever the foreign code made of it.
     """
     undone: list[str] = []
-    kept = _kept(undone) if undo else contextlib.nullcontext()
+    kept = _keep(undone) if undo else contextlib.nullcontext()
     with _signals(undone) as user, kept, _output_to_stderr():
         try:
             value = work()
@@ -73,7 +73,7 @@ def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[s
             # A KeyboardInterrupt without a signal is raised by the code itself.
             if user.interrupted:
                 raise KeyboardInterrupt from None
-            raise PluginError(described(error)) from error
+            raise PluginError(describe_error(error)) from error
         if user.interrupted:  # and the code caught it
             raise KeyboardInterrupt
     return value, undone
@@ -107,7 +107,7 @@ def call_apart(work: Callable[[], T], what: str) -> T:
             if user.interrupted:
                 raise KeyboardInterrupt from None
             raise InputError(
-                f"{plain(what, 200)}: its code ended the program, {described(error)} at {place(error)}"
+                f"{plain(what, 200)}: its code ended the program, {describe_error(error)} at {place(error)}"
             ) from error
 
 
@@ -125,7 +125,7 @@ def _below(file: str, folder: Path) -> bool:
     return os.path.abspath(file).startswith(f"{folder}{os.sep}")
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Type and text of an exception on one line, whatever its own methods do."""
     try:
         kind = str(type(error).__name__)
@@ -179,14 +179,14 @@ def _signals(undone: list[str]) -> Iterator[_User]:
 
 
 @contextlib.contextmanager
-def _kept(undone: list[str]) -> Iterator[None]:
+def _keep(undone: list[str]) -> Iterator[None]:
     """Keep the warning filters too."""
-    with defaults_kept(undone), warnings.catch_warnings():
+    with keep_defaults(undone), warnings.catch_warnings():
         yield
 
 
 @contextlib.contextmanager
-def defaults_kept(undone: list[str]) -> Iterator[None]:
+def keep_defaults(undone: list[str]) -> Iterator[None]:
     """Keep the working folder and torch's defaults; in words, what was set back.
 
     Whatever else foreign code does, what comes after it is as it would be without it.

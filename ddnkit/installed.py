@@ -118,7 +118,7 @@ def _in_folder(folder: str) -> Iterator[Distribution]:
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise OSError("it is not a file")
         with open(file, "rb") as opened:
-            return _bounded(opened.read(_MAXIMUM_BYTES + 1))
+            return _within_limit(opened.read(_MAXIMUM_BYTES + 1))
 
     yield _distribution(label, file, read)
 
@@ -135,7 +135,7 @@ def _in_archive(archive: str) -> Iterator[Distribution]:
     def reader(name: str) -> Callable[[], bytes]:
         def read() -> bytes:
             with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
-                return _bounded(file.read(_MAXIMUM_BYTES + 1))
+                return _within_limit(file.read(_MAXIMUM_BYTES + 1))
 
         return read
 
@@ -157,7 +157,7 @@ def _distribution(label: str, file: str, read: Callable[[], bytes]) -> Distribut
     return Distribution(name or "a distribution without a name", version.split("-")[0], file, read)
 
 
-def _bounded(content: bytes) -> bytes:
+def _within_limit(content: bytes) -> bytes:
     if len(content) > _MAXIMUM_BYTES:
         raise OSError(f"it has more than {_MAXIMUM_BYTES} bytes")
     return content

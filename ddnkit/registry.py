@@ -22,7 +22,7 @@ from typing import Any
 
 from . import installed
 from .errors import PluginError, PluginWarning, nearest_choice, plain
-from .importing import described, import_apart, import_object, is_subclass
+from .importing import describe_error, import_apart, import_object, is_subclass
 from .installed import Distribution
 
 #: What each group's members must be; the base class is named, not imported, to stay free of torch.
@@ -100,12 +100,7 @@ def find() -> None:
     torch, pydantic and more look for extensions of their own in every installed package, by Python's
     own reader of entry points, and fail to load where one cannot be read. It is passed over then.
     """
-    if _state.found is not None:
-        return
-    _state.found = _discover()
-    # Python's reader fails on some of what is set aside here, and on archives without METADATA.
-    if _state.distributions or any(map(os.path.isfile, sys.path)):
-        installed.read_by_python(_state.unread)
+    _found()
 
 
 def names(group: str) -> list[str]:
@@ -155,7 +150,11 @@ def get(group: str, name: str) -> Any:
         raise PluginError(_state.refused[key])
     entry_point = _group(group)[name][1]
     try:
-        value = _own(chosen, entry_point) if chosen.built_in else _foreign(chosen, entry_point)
+        value = (
+            _load_own(chosen, entry_point)
+            if chosen.built_in
+            else _load_foreign(chosen, entry_point)
+        )
     except PluginError as error:
         reason = str(error).removeprefix(f"plugin {chosen} failed to import: ")
         _state.failed[chosen], _state.refused[key] = reason, str(error)
@@ -180,7 +179,7 @@ def make(group: str, name: str) -> Any:
         if chosen.built_in:
             raise
         raise PluginError(
-            f"plugin {chosen} could not be made without arguments: {described(error)}"
+            f"plugin {chosen} could not be made without arguments: {describe_error(error)}"
         ) from error
 
 
@@ -275,26 +274,34 @@ def _tell(text: str) -> None:
         _state.tell(text)
 
 
+def _found() -> dict[str, dict[str, tuple[Plugin, Any]]]:
+    if _state.found is None:
+        _state.found = _discover()
+        # Python's reader fails on some of what is set aside here, and on archives without METADATA.
+        if _state.distributions or any(map(os.path.isfile, sys.path)):
+            installed.read_by_python(_state.unread)
+    return _state.found
+
+
 def _group(group: str) -> dict[str, tuple[Plugin, Any]]:
     if group not in GROUPS:
         raise PluginError(f"no plugin group '{group}'.{nearest_choice(group, GROUPS)}")
-    find()
-    assert _state.found is not None
+    found = _found()
     for distribution, reason in _state.distributions.items():
         _tell(f"{distribution} is set aside, with any plugin it brings: {reason}")
-    return _state.found[group]
+    return found[group]
 
 
-def _own(chosen: Plugin, entry_point: Any) -> Any:
+def _load_own(chosen: Plugin, entry_point: Any) -> Any:
     try:
         value = entry_point.load()
     except (Exception, SystemExit) as error:
-        raise PluginError(f"plugin {chosen} failed to import: {described(error)}") from error
+        raise PluginError(f"plugin {chosen} failed to import: {describe_error(error)}") from error
     _validate(chosen, value)
     return value
 
 
-def _foreign(chosen: Plugin, entry_point: Any) -> Any:
+def _load_foreign(chosen: Plugin, entry_point: Any) -> Any:
     _base(chosen.group)  # imports of ours are not kept apart
 
     def load() -> Any:
@@ -328,7 +335,7 @@ def _discover() -> dict[str, dict[str, tuple[Plugin, Any]]]:
         try:
             targets = distribution.targets(GROUPS)
         except Exception as error:  # whatever a stranger's file holds is the stranger's trouble
-            what = described(error).replace(repr(distribution.file), "the file")
+            what = describe_error(error).replace(repr(distribution.file), "the file")
             reason = f"{distribution.file}: {what}"
             _state.distributions[str(distribution)] = reason
             _state.unread.append(distribution.file)
@@ -407,7 +414,7 @@ def _validate(plugin: Plugin, value: Any) -> None:
     if not is_subclass(value, base):
         raise PluginError(
             f"plugin {plugin} is not a subclass of ddnkit.{base.__name__}, "
-            f"which the group ddnkit.{plugin.group} asks for; it is {_shown(value)}"
+            f"which the group ddnkit.{plugin.group} asks for; it is {_text_of(value)}"
         )
     missing = sorted(getattr(value, "__abstractmethods__", ()))
     if missing:
@@ -415,13 +422,13 @@ def _validate(plugin: Plugin, value: Any) -> None:
     for name, kind in _ATTRIBUTES.get(plugin.group, {}).items():
         given = getattr(value, name, None)
         if not isinstance(given, kind):
-            was = "it is not there" if given is None else f"it is {_shown(given)}"
+            was = "it is not there" if given is None else f"it is {_text_of(given)}"
             raise PluginError(
                 f"plugin {plugin} needs an attribute '{name}' of type {kind.__name__}; {was}"
             )
 
 
-def _shown(value: Any) -> str:
+def _text_of(value: Any) -> str:
     try:
         return plain(repr(value), 100)
     except Exception:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..errors import InputError
-from ..importing import described, place
+from ..importing import describe_error, place
 from ..node import DeclarativeNode
 from .snippet import as_python
 
@@ -97,7 +97,7 @@ def _own_sample(node: DeclarativeNode) -> Any:
         raise
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise InputError(
-            f"{type(node).__name__}.sample_inputs failed: {described(error)}, at {place(error)}"
+            f"{type(node).__name__}.sample_inputs failed: {describe_error(error)}, at {place(error)}"
         ) from error
 
 

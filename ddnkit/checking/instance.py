@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import DdnkitError
-from ..importing import described, place
+from ..importing import describe_error, place
 from .differences import directions, generator, incoming
 from .findings import Findings, Point
 from .forms import (
@@ -109,7 +109,7 @@ def examine(
 def error_text(error: BaseException) -> str:
     """An error in one line: the project's own speak for themselves."""
     if isinstance(error, SystemExit):
-        return f"its code ended the program, {described(error)} at {place(error)}"
+        return f"its code ended the program, {describe_error(error)} at {place(error)}"
     return str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
 
 

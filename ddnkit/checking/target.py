@@ -10,7 +10,7 @@ from types import ModuleType
 
 from .. import registry
 from ..errors import InputError, PluginError, nearest_choice
-from ..importing import described, import_apart, is_subclass
+from ..importing import describe_error, import_apart, is_subclass
 from ..node import DeclarativeNode
 
 #: What the names of modules begin with that were imported by path.
@@ -40,7 +40,7 @@ def load_target(target: str) -> DeclarativeNode:
     except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
         raise InputError(
             f"{target}: {kind.__name__}() could not be made without arguments "
-            f"({described(error)}); give its parameters defaults"
+            f"({describe_error(error)}); give its parameters defaults"
         ) from error
 
 

@@ -12,7 +12,7 @@ import click
 
 from .. import registry
 from ..errors import InputError, PluginError, nearest_choice
-from ..importing import described, is_subclass
+from ..importing import describe_error, is_subclass
 from ..recipe.find import shipped
 from ..recipe.load import load
 from ..recipe.pipeline import Pipeline
@@ -63,7 +63,7 @@ def _described(plugin: registry.Plugin) -> str:
     except Exception as error:  # what a stranger's class says of itself may be anything
         if plugin.built_in or isinstance(error, InputError):
             raise
-        what = f"plugin {plugin} cannot be described: {described(error)}"
+        what = f"plugin {plugin} cannot be described: {describe_error(error)}"
         raise PluginError(what) from error
 
 

@@ -21,7 +21,7 @@ from ..errors import (
     shortened,
     warnings_in_a_line,
 )
-from ..importing import described, place
+from ..importing import describe_error, place
 
 #: Command: where it is, and its line in the help, here so that the help imports none of them.
 COMMANDS = {
@@ -121,8 +121,8 @@ class LazyGroup(click.Group):
                 click.echo(f"error: nothing more can be written: {where}{_reason(error)}", err=True)
                 ctx.exit(InputError.exit_status)
             click.echo(
-                f"error: unexpected {described(error)} at {place(error)}; for the traceback: ddnkit --debug "
-                f"{ctx.invoked_subcommand} ...",
+                f"error: unexpected {describe_error(error)} at {place(error)}; "
+                f"for the traceback: ddnkit --debug {ctx.invoked_subcommand} ...",
                 err=True,
             )
             ctx.exit(1)
@@ -174,7 +174,7 @@ def _drop_output() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return (isinstance(error, OSError) and error.strerror) or described(error)
+    return (isinstance(error, OSError) and error.strerror) or describe_error(error)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

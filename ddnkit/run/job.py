@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import DamagedFileError, DdnkitError, InputError
-from ..importing import defaults_kept, described
+from ..importing import describe_error, keep_defaults
 from ..recipe.pipeline import Job
 from ..recipe.recipe import Variant
 from .folder import BusyError, JobFolder, RunFolder
@@ -93,7 +93,7 @@ def run_job(
 
     try:
         # The next job begins as it would in a process of its own.
-        with defaults_kept([]):
+        with keep_defaults([]):
             return _run(folder, variant, seed, how, told, stopping)
     except DamagedFileError as error:
         line = f"failed {label(variant.name, seed)}: {error}"
@@ -115,7 +115,7 @@ def run_job(
 def failed(job: JobFolder, error: BaseException, *, write: bool = True) -> Ended:
     """A job that ``error`` ended; its traceback goes to ``error.txt``, if it can be written there."""
     own = isinstance(error, DdnkitError)
-    what = str(error).strip().split("\n")[0] if own else described(error)
+    what = str(error).strip().split("\n")[0] if own else describe_error(error)
     where = f"traceback: {job.error}"
     if write:
         text = "".join(traceback.format_exception(error))

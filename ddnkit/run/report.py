@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedFileError, InputError
-from ..importing import described
+from ..importing import describe_error
 from ..recipe.load import load
 from ..recipe.pipeline import Paper, Pipeline, Table
 from ..recipe.recipe import Recipe
@@ -65,7 +65,7 @@ class _Contributed:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # these are a plugin's; the run's figures are safe
-            self.warnings.append(f"no {what}: {described(error)}")
+            self.warnings.append(f"no {what}: {describe_error(error)}")
 
 
 def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[str]]:
