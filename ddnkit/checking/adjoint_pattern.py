@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ..backward.dense import Dense
 from ..backward.tangent_operator import Projector, hessian_operator, matrix_of
 from ..lagrangian import constraint_set, stationarity
 from ..problem import flat
-from .gradients import backward, differentiable
+from .gradients import backward, differentiable, end_to_end
 from .report import Diagnosis
 from .subject import SolvedBatch, Subject
 
@@ -42,7 +41,7 @@ class Pattern:
 _TRANSPOSED = Pattern(
     Diagnosis.ADJOINT_MATRIX_TRANSPOSED,
     "a matrix in it is transposed: it multiplies with the Jacobian dy/dx, not with its transpose",
-    "transpose the Hessian or the matrix that it solves with: the way back needs (dy/dx)ᵀ v",
+    "transpose the Hessian or the matrix that it solves with: the backward pass needs (dy/dx)ᵀ v",
 )
 _CROSS_TRANSPOSED = Pattern(
     Diagnosis.ADJOINT_CROSS_TRANSPOSED,
@@ -63,14 +62,14 @@ _NO_HESSIAN = Pattern(
 
 def recognise(
     subject: Subject,
-    xs: Sequence[Any],
+    xs: Sequence[object],
     solved: SolvedBatch,
     v: Tensor,
     own: Sequence[Tensor],
     expected: Sequence[Tensor],
 ) -> Pattern:
     """The mistake that takes ``expected`` to ``own``, one gradient a differentiable input; v (B, m)."""
-    factor, rest = _fit(_concatenate(own), _concatenate(expected))
+    factor, rest = _fit(end_to_end(own), end_to_end(expected))
     if rest < _CLOSE and abs(factor) > 1e-6:
         return _wrong_factor(factor)
     forgotten = _zero_gradients(own, expected)
@@ -101,8 +100,8 @@ def recognise(
     )
 
 
-def _input_names(xs: Sequence[Any], which: Sequence[int]) -> str:
-    wrt = differentiable(xs)
+def _input_names(xs: Sequence[object], which: Sequence[int]) -> str:
+    wrt = list(differentiable(xs))
     names = ", ".join(str(wrt[k]) for k in which)
     return f"input{'s' if len(which) > 1 else ''} {names}"
 
@@ -137,7 +136,7 @@ def _is_transposed(own: Tensor, expected: Tensor) -> bool:
 
 def _matrix_mistake(
     subject: Subject,
-    xs: Sequence[Any],
+    xs: Sequence[object],
     solved: SolvedBatch,
     v: Tensor,
     own: Sequence[Tensor],
@@ -191,17 +190,13 @@ def _cross_derivative(solved: SolvedBatch, nu: Tensor, operand: int) -> Tensor:
     return B.reshape(B.shape[0], -1)
 
 
-def _jacobians(subject: Subject, xs: Sequence[Any], solved: SolvedBatch, m: int) -> list[Tensor]:
+def _jacobians(subject: Subject, xs: Sequence[object], solved: SolvedBatch, m: int) -> list[Tensor]:
     """J = dy/dθ, (m, n) each, by the reference form."""
     rows = [
         backward(subject, Dense(), xs, solved, e.unsqueeze(0))[0]
         for e in torch.eye(m, dtype=solved.y.dtype, device=solved.y.device)
     ]
     return [torch.stack([row.reshape(-1) for row in column]) for column in zip(*rows, strict=True)]
-
-
-def _concatenate(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.cat([g.reshape(-1) for g in gradients])
 
 
 def _fit(own: Tensor, expected: Tensor) -> tuple[float, float]:

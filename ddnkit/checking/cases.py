@@ -17,11 +17,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..importing import describe_error, place
 from ..node import DeclarativeNode
+from .gradients import differentiable
 from .snippet import as_python
 
 
 def _quiet(examples: int) -> hypothesis.settings:
-    """The same draws each time, kept nowhere; shrinking is done by `shrink`."""
+    """Settings that draw the same inputs each time and store none."""
     return hypothesis.settings(
         max_examples=examples,
         database=None,
@@ -32,10 +33,10 @@ def _quiet(examples: int) -> hypothesis.settings:
 
 
 @contextlib.contextmanager
-def _nothing_left() -> Iterator[None]:
-    """Have hypothesis keep what it finds in the modules at hand elsewhere than in a folder here.
+def _without_folder() -> Iterator[None]:
+    """Keep hypothesis from writing a folder into the working directory.
 
-    Afterwards it is as it was: the tests of whoever calls may use it too.
+    Its setting is put back afterwards: the tests of whoever calls may use hypothesis too.
     """
     kept = getattr(configuration, "__hypothesis_home_directory", None)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -46,7 +47,7 @@ def _nothing_left() -> Iterator[None]:
             configuration.set_hypothesis_home_dir(kept)
 
 
-def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], bool]) -> None:
+def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[object, ...]], bool]) -> None:
     """Call ``visit`` on up to ``count`` drawn inputs, until it returns False."""
 
     class _StopError(Exception):
@@ -64,13 +65,13 @@ def draw(node: DeclarativeNode, count: int, visit: Callable[[tuple[Any, ...]], b
             raise _StopError
 
     try:
-        with _nothing_left():
+        with _without_folder():
             run()
     except _StopError:
         return
 
 
-def sample(node: DeclarativeNode, seed: int) -> tuple[Any, ...]:
+def sample(node: DeclarativeNode, seed: int) -> tuple[object, ...]:
     """One instance from the node's `sample_inputs`, or guessed from its `input_dims` or signature.
 
     The global generator is left as it was.
@@ -101,7 +102,7 @@ def _own_sample(node: DeclarativeNode) -> Any:
         ) from error
 
 
-def _guess(node: DeclarativeNode) -> tuple[Any, ...]:
+def _guess(node: DeclarativeNode) -> tuple[object, ...]:
     dims = node.input_dims
     if dims is None:
         parameters = inspect.signature(node.objective).parameters.values()
@@ -117,45 +118,44 @@ def _double(x: Any) -> Any:
     return x.detach().double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def shrink(xs: Sequence[Any], fails: Callable[[tuple[Any, ...]], bool]) -> tuple[Any, ...]:
+def shrink(xs: Sequence[object], fails: Callable[[tuple[object, ...]], bool]) -> tuple[object, ...]:
     """The simplest inputs of the same shapes on which ``fails`` still holds.
 
     Entries are set to zero and rounded to few digits as long as the failure stays the same.
     """
-    floating = [i for i, x in enumerate(xs) if isinstance(x, Tensor) and x.is_floating_point()]
-    total = sum(xs[i].numel() for i in floating)
+    floating = differentiable(xs)
+    total = sum(x.numel() for x in floating.values())
     kept = (
         st.lists(st.booleans(), min_size=total, max_size=total)
         if total <= 64
         else st.just([True] * total)
     )
 
-    def simplify(digits: int, keep: list[bool]) -> tuple[Any, ...]:
+    def simplify(digits: int, keep: list[bool]) -> tuple[object, ...]:
         simple, start = list(xs), 0
-        for i in floating:
-            count = xs[i].numel()
-            mask = torch.tensor(keep[start : start + count], dtype=torch.bool).reshape(xs[i].shape)
-            simple[i] = torch.where(mask.to(xs[i].device), _round(xs[i], digits), 0.0)
-            start += count
+        for i, x in floating.items():
+            mask = torch.tensor(keep[start : start + x.numel()], dtype=torch.bool).reshape(x.shape)
+            simple[i] = torch.where(mask.to(x.device), _round(x, digits), 0.0)
+            start += x.numel()
         return tuple(simple)
 
     best = tuple(xs)
 
-    def noted(simple: tuple[Any, ...]) -> bool:
+    def noted(simple: tuple[object, ...]) -> bool:
         nonlocal best
         failed = fails(simple)
         if failed and _length(simple) < _length(best):
             best = simple
         return failed
 
-    # Where ``fails`` gives up, or depends on chance, what was found before counts.
+    # ``fails`` may run out of time, or depend on chance: the best inputs so far are then the result.
     gives_up = (hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky)
-    with contextlib.suppress(*gives_up), _nothing_left():
+    with contextlib.suppress(*gives_up), _without_folder():
         hypothesis.find(st.builds(simplify, st.integers(1, 16), kept), noted, settings=_quiet(60))
     return best
 
 
-def _length(xs: Sequence[Any]) -> int:
+def _length(xs: Sequence[object]) -> int:
     return sum(len(as_python(x)) for x in xs)
 
 

@@ -20,10 +20,10 @@ from .adjoint_pattern import recognise
 from .causes_of_node import degenerate
 from .differences import along_inputs
 from .findings import Cause, Findings, Point, Slopes
-from .forms import slopes_of
-from .gradients import differentiable
+from .forms import general_form, slopes_of
+from .gradients import differentiable, move_inputs
 from .landscape import continue_solution
-from .point import UNRELIABLE, move_inputs
+from .point import UNRELIABLE
 from .report import Comparison, Diagnosis
 from .subject import freeze
 
@@ -94,8 +94,8 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
                 Diagnosis.INEXACT_SOLVE,
                 "inexact solve: at inputs next to these the solver ends without a solution "
                 f"(backward error {worst:.1e}, status {Status(int(point.beside.status.max())).name})",
-                "choose another solver (`ddnkit list solvers`): newton and lbfgs want an objective "
-                "that is smooth on the way, not at the solution alone",
+                "choose another solver (`ddnkit list solvers`): newton and lbfgs need an objective "
+                "that is smooth along their way, and not at the solution alone",
             )
             continue
         who = "`solve`" if findings.subject.has_own_solve else "the solver from its own start"
@@ -124,7 +124,7 @@ def form_does_not_run(findings: Findings, point: Point) -> Iterator[Cause]:
         yield Cause(
             Diagnosis.FORM_DOES_NOT_RUN,
             f"the form '{form}' does not run: {error}",
-            "mend what it names; backward='dense' needs nothing of the node but its objective",
+            "repair what the error names; backward='dense' needs nothing of the node but its objective",
         )
 
 
@@ -150,20 +150,20 @@ def wrong_gradient(findings: Findings, point: Point) -> Iterator[Cause]:
         yield Cause(
             Diagnosis.SYSTEM_NOT_SOLVED,
             f"{', '.join(sorted(wrong - own))}: the linear system is not solved as the other forms do",
-            "use backward='dense'; see the condition of the problem, and whether y wants rescaling",
+            "use backward='dense'; look at the condition of the problem, and whether y should be rescaled",
         )
 
 
 def wrong_forward(findings: Findings, point: Point) -> Iterator[Cause]:
-    """Forward mode that is not the transpose of the way back."""
+    """Forward mode that is not the transpose of the backward pass."""
     off = {row.key.form for row in findings.failures(Comparison.DIFFERENCES)}
     for row in findings.failures(Comparison.FORWARD):
         form = row.key.form
         if form not in off:
             yield Cause(
                 Diagnosis.FORWARD,
-                f"{form}: forward mode and the way back disagree by {row.error:.1e}, although the way "
-                "back matches finite differences",
+                f"{form}: forward mode and the backward pass disagree by {row.error:.1e}, although the "
+                "backward pass matches finite differences",
                 "make objective and constraints twice differentiable by torch, without in-place writes "
                 "and custom autograd functions",
             )
@@ -223,10 +223,9 @@ def _wrong_adjoint(
 def _general_gradient(findings: Findings, point: Point) -> list[Tensor]:
     """The gradient that needs nothing of the node but its objective and constraints."""
     solved, v = point.solved, point.v
-    for kind in (Dense, Krylov):
-        for own in findings.subject.forms:
-            if type(own) is kind and own.name in findings.gradients:
-                return findings.gradients[own.name]
+    name = general_form(findings)
+    if name is not None:
+        return findings.gradients[name]
     form = Dense() if solved.y.shape[-1] <= RANK_REVEALING_SIZE else Krylov()
     with freeze(solved.problem.originals):
         return gradients.backward_uncertified(findings.subject, form, findings.inputs, solved, v)
@@ -243,7 +242,9 @@ def _newton_follows(findings: Findings, point: Point, slopes: Slopes) -> bool:
     differences, v, solved = slopes.differences, point.v, point.solved
     step = differences.step
     ends = [
-        continue_solution(findings.subject, move_inputs(findings, 0, t), solved)
+        continue_solution(
+            findings.subject, move_inputs(findings.inputs, findings.directions[0], t), solved
+        )
         for t in (step, -step)
     ]
     if ends[0] is None or ends[1] is None:

@@ -53,7 +53,7 @@ def memory(findings: Findings) -> Cause | None:
             Diagnosis.STALE_ANSWER,
             f"stale cache: solving other inputs in between changes the answer by {max(changed):.1e}; the "
             "node keeps an answer, a starting point or a factorisation of other inputs",
-            "keep no state on the node: return what the way back needs as Solution(y, aux={...}); a "
+            "keep no state on the node: return what the backward pass needs as Solution(y, aux={...}); a "
             "cache must be keyed by the content of the inputs, not by shape, id or memory",
         )
     changed = [row.error for row in findings.failures(Comparison.MEMORY_GRADIENT)]
@@ -61,7 +61,7 @@ def memory(findings: Findings) -> Cause | None:
         return Cause(
             Diagnosis.STALE_GRADIENT,
             "stale cache: the gradient changes by "
-            f"{max(changed):.1e} if other inputs are solved between the way there and the way back; "
+            f"{max(changed):.1e} if other inputs are solved between the forward and the backward pass; "
             "`adjoint` uses what the last `solve` left on the node",
             "hand it over with the solution: return Solution(y, aux={...}) and take `aux` in `adjoint`",
         )
@@ -137,7 +137,7 @@ def infeasible(findings: Findings, point: Point) -> Cause | None:
         Diagnosis.INFEASIBLE,
         f"infeasible: the solver returns a point that violates the constraints ({violation})"
         f"{_status_text(findings, point)}; no gradient can be right there",
-        "project the solution on the constraints at the end of `solve`, or mend the solver; and see "
+        "project the solution on the constraints at the end of `solve`, or correct the solver; and see "
         "that `equality_constraints` states what it enforces",
     )
 
@@ -175,7 +175,7 @@ def no_solution(findings: Findings, point: Point) -> Cause | None:
     return Cause(
         Diagnosis.NO_SOLUTION,
         f"no solution: the solver ended with status {status.name}: {status.causes}",
-        "mend the problem; or, where `solve` returns the status itself, one that fits its point",
+        "correct the problem, or the status where `solve` returns it itself",
     )
 
 
@@ -244,7 +244,7 @@ def _inexact(findings: Findings, point: Point, error: str) -> Cause:
 
 
 def _status_text(findings: Findings, point: Point) -> str:
-    """What the solver itself says, where it is no success."""
+    """The status that the solver ended with, in words, where it is no success."""
     status = max(point.solved.solution.statuses())
     if status == Status.UNKNOWN or (status == Status.CONVERGED and findings.subject.has_own_solve):
         return ""

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ..captured import Captured
 from ..certificate import Certificate
 from ..layer import batched_inputs
 from ..problem import Problem
-from .gradients import differentiable, replace_inputs
+from .gradients import differentiable, move_inputs
 from .subject import SolvedBatch, Subject
 
 DIRECTIONS = 4
@@ -72,30 +71,28 @@ def incoming(solved: SolvedBatch, source: torch.Generator) -> Tensor:
 
 
 def directions(
-    subject: Subject, xs: Sequence[Any], source: torch.Generator, count: int = DIRECTIONS
+    subject: Subject, xs: Sequence[object], source: torch.Generator, count: int = DIRECTIONS
 ) -> list[list[Tensor]]:
     """Random directions of the differentiable inputs, in proportion to their sizes.
 
     A node may say with ``feasible_directions(xs, directions)`` along which of them a solution exists.
     """
-    wrt = differentiable(xs)
-    drawn = [[random_like(xs[i], source) for i in wrt] for _ in range(count)]
-    return [_feasible(subject, xs, wrt, direction) for direction in drawn]
+    variables = differentiable(xs).values()
+    drawn = [[random_like(x, source) for x in variables] for _ in range(count)]
+    return [_feasible(subject, xs, direction) for direction in drawn]
 
 
 def along_inputs(
     subject: Subject,
-    xs: Sequence[Any],
+    xs: Sequence[object],
     solved: SolvedBatch,
     along: Sequence[Sequence[Tensor]],
     step: float,
 ) -> Differences:
     """Derivatives along directions of the differentiable inputs."""
-    wrt = differentiable(xs)
 
     def problem_at(direction: Sequence[Tensor], t: float) -> Problem:
-        values = [xs[i] + t * u for i, u in zip(wrt, direction, strict=True)]
-        return at(subject, replace_inputs(xs, wrt, values), solved)
+        return at(subject, move_inputs(xs, direction, t), solved)
 
     return _differences(
         subject, solved, [partial(problem_at, direction) for direction in along], step
@@ -122,7 +119,7 @@ def along_captured(
     return _differences(subject, solved, [problem_at], step)
 
 
-def at(subject: Subject, xs: Sequence[Any], solved: SolvedBatch) -> Problem:
+def at(subject: Subject, xs: Sequence[object], solved: SolvedBatch) -> Problem:
     """The solved problem at other inputs of the same shapes."""
     inputs, _ = batched_inputs(subject.node, xs, subject.batch_dims)
     # The node's own functions see its captured tensors themselves: what they are is not changed.
@@ -142,14 +139,12 @@ def _differences(
     return Differences(step, fine, coarse, points[:, :2])
 
 
-def _feasible(
-    subject: Subject, xs: Sequence[Any], wrt: Sequence[int], direction: list[Tensor]
-) -> list[Tensor]:
+def _feasible(subject: Subject, xs: Sequence[object], direction: list[Tensor]) -> list[Tensor]:
     project = getattr(subject.node, "feasible_directions", None)
     tensors = [i for i, x in enumerate(xs) if isinstance(x, Tensor)]
     _, shape = batched_inputs(subject.node, xs, subject.batch_dims)
     # It is stated for one problem, and for a direction of every tensor.
-    if project is None or len(shape) or tensors != list(wrt):
+    if project is None or len(shape) or tensors != list(differentiable(xs)):
         return direction
     return list(project(xs, direction))
 

@@ -1,13 +1,12 @@
 """Findings: what one set of inputs showed. Comparisons fill it, the diagnosis goes by it.
 
-What only some nodes come to stands in stages, which are handed on to what needs them: a `Point`, where there
-is a solution, and `Slopes`, where gradients were compared with differences.
+Not every node gets to every comparison. What later ones need is therefore a value of its own, which is handed
+to them: a `Point` once there is a solution, `Slopes` once gradients were compared with differences.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -75,7 +74,7 @@ class Findings:
     """
 
     subject: Subject
-    inputs: tuple[Any, ...]
+    inputs: tuple[object, ...]
     rows: list[Row] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
@@ -106,7 +105,7 @@ class Findings:
         return [row for row in self.rows if row.key.comparison in comparisons and not row.ok]
 
     def note(self, kind: str, text: str) -> None:
-        """Say something that is no failure, once a kind."""
+        """Add a remark that is no failure; of each kind the first is kept."""
         self.notes.setdefault(kind, text)
 
     def compare(

@@ -36,7 +36,7 @@ def compare_backward(findings: Findings, point: Point) -> None:
                 findings.subject, form, findings.inputs, solved, point.v
             )
         except Exception as error:  # of the node's adjoint, or of steps that are differentiated
-            refuse(findings, form, error)
+            record_error(findings, form, error)
             continue
         residual, solvable = certificate.adjoint_residual, True
         if residual is not None:
@@ -77,17 +77,17 @@ def compare_differences(findings: Findings, point: Point) -> Slopes:
 
 
 def compare_forms(findings: Findings, point: Point) -> None:
-    """Each form against the reference."""
+    """Each form's gradient against that of the reference form."""
     reference = reference_form(findings)
     if reference is None or len(findings.gradients) < 2:
         return
-    expected = torch.cat([g.reshape(-1) for g in findings.gradients[reference]])
+    expected = gradients.end_to_end(findings.gradients[reference])
     size = max(float(expected.norm()), _least_gradient(findings, point), 1e-300)
     double = expected.dtype == torch.float64
     for name in findings.gradients:
         if name == reference:
             continue
-        found = torch.cat([g.reshape(-1) for g in findings.gradients[name]])
+        found = gradients.end_to_end(findings.gradients[name])
         # Where it converges, an iteration has its derivative later than its value.
         limit = (1e-4 if _unrolls(findings, name) else 1e-7) if double else 1e-2
         error = float((found - expected).norm()) / size
@@ -114,7 +114,7 @@ def compare_forward(findings: Findings, point: Point, slopes: Slopes) -> None:
                 findings.subject, form, findings.inputs, point.solved, findings.directions[0]
             )
         except Exception as error:
-            refuse(findings, form, error)
+            record_error(findings, form, error)
             continue
         apart = float(((pushed * v).sum() - pulled).abs()) / slopes.scale
         limit = 1e-7 if v.dtype == torch.float64 else 1e-2
@@ -138,7 +138,7 @@ def compare_parameters(findings: Findings, point: Point, source: torch.Generator
                     subject, form, findings.inputs, solved, v, [one]
                 )
             except Exception as error:
-                refuse(findings, form, error)
+                record_error(findings, form, error)
                 continue
             slope = float((found * u).sum())
             scale = max(abs(expected), abs(slope), least_size, 1e-300)
@@ -148,7 +148,7 @@ def compare_parameters(findings: Findings, point: Point, source: torch.Generator
 
 
 def compare_form(findings: Findings, compared: RowKey, error: float, tolerance: float) -> bool:
-    """A comparison of one form; a note where that form is there for comparison alone. Whether it held."""
+    """Add a comparison of one form, or a note where its errors are no failures; returns whether it held."""
     if counts(findings, compared.form) or error <= tolerance:
         return findings.compare(compared, error, tolerance)
     findings.note(
@@ -165,12 +165,20 @@ def counts(findings: Findings, form: str) -> bool:
 
 
 def reference_form(findings: Findings) -> str | None:
-    """The form that the others are held against: one of ours that needs nothing of the node's but its
-    objective and constraints; without it, the last that does not unroll."""
+    """The form that the others are compared with, or None where there is none.
+
+    It is "dense" or "krylov", which need nothing of the node but its objective and constraints; where
+    neither ran, the last form that does not unroll.
+    """
     forms = [form for form in findings.subject.forms if form.name in findings.gradients]
-    general = [form for kind in (Dense, Krylov) for form in forms if type(form) is kind]
-    others = [form for form in reversed(forms) if not form.unrolls]
-    return next((form.name for form in (*general, *others)), None)
+    others = [form.name for form in reversed(forms) if not form.unrolls]
+    return general_form(findings) or next(iter(others), None)
+
+
+def general_form(findings: Findings) -> str | None:
+    """The form that needs nothing of the node but its objective and constraints, if one ran."""
+    forms = [form for form in findings.subject.forms if form.name in findings.gradients]
+    return next((f.name for kind in (Dense, Krylov) for f in forms if type(f) is kind), None)
 
 
 def _unrolls(findings: Findings, name: str) -> bool:
@@ -182,8 +190,8 @@ def difference_limit(like: Tensor) -> float:
     return 1e-5 if like.dtype == torch.float64 else 2e-2
 
 
-def refuse(findings: Findings, form: BackwardForm, error: Exception) -> None:
-    """A form that raises: a failure, or a note where it is there for comparison alone."""
+def record_error(findings: Findings, form: BackwardForm, error: Exception) -> None:
+    """Add that a form raised an error: as a failure, or as a note where its errors are none."""
     said = str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"
     if counts(findings, form.name):
         findings.compare(RowKey(Comparison.FORM_RUNS, form.name), float("nan"), 0.0, said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,51 +10,57 @@ from torch import Tensor
 from ..backward.form import BackwardForm
 from ..captured import Captured
 from ..certificate import Certificate
+from ..layer import DeclarativeLayer
 from .subject import SolvedBatch, Subject, vector
 
 
-def differentiable(xs: Sequence[Any]) -> list[int]:
-    """Positions of the inputs that have a gradient."""
-    return [i for i, x in enumerate(xs) if isinstance(x, Tensor) and x.is_floating_point()]
+def differentiable(xs: Sequence[object]) -> dict[int, Tensor]:
+    """The inputs that have a gradient, by their positions."""
+    return {i: x for i, x in enumerate(xs) if isinstance(x, Tensor) and x.is_floating_point()}
 
 
-def replace_inputs(xs: Sequence[Any], wrt: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    """The inputs with others at the positions ``wrt``."""
+def replace_inputs(xs: Sequence[object], values: Sequence[Tensor]) -> list[object]:
+    """The inputs with others in place of the differentiable ones."""
     replaced = list(xs)
-    for i, value in zip(wrt, values, strict=True):
+    for i, value in zip(differentiable(xs), values, strict=True):
         replaced[i] = value
     return replaced
 
 
+def move_inputs(xs: Sequence[object], direction: Sequence[Tensor], step: float) -> list[object]:
+    """The inputs, moved so far along a direction of the differentiable ones."""
+    pairs = zip(differentiable(xs).values(), direction, strict=True)
+    return replace_inputs(xs, [x + step * u for x, u in pairs])
+
+
 def backward(
-    subject: Subject, form: BackwardForm, xs: Sequence[Any], solved: SolvedBatch, v: Tensor
+    subject: Subject, form: BackwardForm, xs: Sequence[object], solved: SolvedBatch, v: Tensor
 ) -> tuple[list[Tensor], Certificate]:
     """v·dy/dxᵢ for each differentiable input, and the certificate; v is (B, m)."""
-    wrt = differentiable(xs)
-    variables = [xs[i].detach().clone().requires_grad_() for i in wrt]
+    variables = [x.detach().clone().requires_grad_() for x in differentiable(xs).values()]
     layer = subject.layer(form)
-    y = call_layer(subject, layer, replace_inputs(xs, wrt, variables), solved)
+    y = call_layer(subject, layer, replace_inputs(xs, variables), solved)
     gradients = pull_back(y, variables, v)
     assert layer.certificate is not None
     return gradients, layer.certificate
 
 
 def backward_uncertified(
-    subject: Subject, form: BackwardForm, xs: Sequence[Any], solved: SolvedBatch, v: Tensor
+    subject: Subject, form: BackwardForm, xs: Sequence[object], solved: SolvedBatch, v: Tensor
 ) -> list[Tensor]:
-    """The same whatever the certificate says."""
+    """The gradient of `backward`, whatever the certificate says of it."""
     return backward(subject.with_tolerance(float("inf")), form, xs, solved, v)[0]
 
 
 def backward_of_captured(
     subject: Subject,
     form: BackwardForm,
-    xs: Sequence[Any],
+    xs: Sequence[object],
     solved: SolvedBatch,
     v: Tensor,
     captured: Sequence[Captured],
 ) -> list[Tensor]:
-    """The same for captured tensors."""
+    """v·dy/dθ for each captured tensor θ."""
     y = call_layer(subject, subject.layer(form), list(xs), solved)
     return pull_back(y, [c.tensor for c in captured], v)
 
@@ -63,24 +68,25 @@ def backward_of_captured(
 def forward(
     subject: Subject,
     form: BackwardForm,
-    xs: Sequence[Any],
+    xs: Sequence[object],
     solved: SolvedBatch,
     direction: Sequence[Tensor],
 ) -> Tensor:
     """dy along a direction of the differentiable inputs, (B, m)."""
-    wrt = differentiable(xs)
     layer = subject.layer(form)
 
     def of_inputs(*values: Tensor) -> Tensor:
-        return call_layer(subject, layer, replace_inputs(xs, wrt, values), solved)
+        return call_layer(subject, layer, replace_inputs(xs, values), solved)
 
-    primals = tuple(xs[i].detach() for i in wrt)
+    primals = tuple(x.detach() for x in differentiable(xs).values())
     tangent: Tensor = torch.func.jvp(of_inputs, primals, tuple(direction))[1]
     return tangent
 
 
-def call_layer(subject: Subject, layer: Any, xs: Sequence[Any], solved: SolvedBatch) -> Tensor:
-    """y (B, m), from the solution where the node's solver takes a start: all forms at one point."""
+def call_layer(
+    subject: Subject, layer: DeclarativeLayer, xs: Sequence[object], solved: SolvedBatch
+) -> Tensor:
+    """y (B, m); a solver that takes a start is given the solution, so that all forms are compared there."""
     settings = {}
     if not subject.has_own_solve:
         point, structure = solved.solution.y, solved.problem.structure
@@ -96,3 +102,8 @@ def pull_back(y: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]
         return [torch.zeros_like(x) for x in variables]
     found = torch.autograd.grad(y, variables, v, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
+
+
+def end_to_end(gradients: Sequence[Tensor]) -> Tensor:
+    """The gradients of several inputs as one vector."""
+    return torch.cat([g.reshape(-1) for g in gradients])

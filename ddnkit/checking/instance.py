@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -50,7 +49,7 @@ _AROUND: tuple[tuple[str, tuple[Comparison, ...], Callable[[Findings], None]], .
 
 def examine_around(
     subject: Subject,
-    inputs: tuple[Any, ...],
+    inputs: tuple[object, ...],
     *,
     around: bool,
     thorough: bool,
@@ -65,13 +64,13 @@ def examine_around(
 
 
 def _keeps_state(findings: Findings) -> bool:
-    """Whether solving is random or depends on what was solved before: then nothing else is told from it."""
+    """Whether solving is random, or depends on earlier calls: no other comparison means anything then."""
     changed = findings.failures(Comparison.MEMORY, Comparison.MEMORY_GRADIENT)
     return findings.repeatable is False or bool(changed)
 
 
 def _compare_around(findings: Findings, word: str, compare: Callable[[Findings], None]) -> None:
-    """A comparison with other inputs or another precision, which the node need not take at all."""
+    """Make a comparison with other inputs or in another precision; a node may refuse these."""
     before = len(findings.rows)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -84,7 +83,7 @@ def _compare_around(findings: Findings, word: str, compare: Callable[[Findings],
 
 def examine(
     subject: Subject,
-    inputs: Sequence[Any],
+    inputs: Sequence[object],
     *,
     thorough: bool = True,
     only: frozenset[Comparison] | None = None,
@@ -107,7 +106,7 @@ def examine(
 
 
 def error_text(error: BaseException) -> str:
-    """An error in one line: the project's own speak for themselves."""
+    """An error in one line, with its type unless it is one of ddnkit's own."""
     if isinstance(error, SystemExit):
         return f"its code ended the program, {describe_error(error)} at {place(error)}"
     return str(error) if isinstance(error, DdnkitError) else f"{type(error).__name__}: {error}"

@@ -30,7 +30,7 @@ _SEEDS = range(2**31 - 9, 2**31 - 1)
 _ASIDE = 1e-2
 
 
-def items(subject: Subject, xs: Sequence[Any], count: int) -> list[tuple[Any, ...]]:
+def items(subject: Subject, xs: Sequence[object], count: int) -> list[tuple[object, ...]]:
     """Inputs of ``count`` single problems, the first that of ``xs``, without batch dimensions."""
     inputs, shape = batched_inputs(subject.node, xs, subject.batch_dims)
     given = [
@@ -40,9 +40,9 @@ def items(subject: Subject, xs: Sequence[Any], count: int) -> list[tuple[Any, ..
     return given + others(subject, given[0], count - len(given))
 
 
-def others(subject: Subject, item: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
-    """More problems like one: drawn if the node can draw such, else made by small steps aside."""
-    found: list[tuple[Any, ...]] = []
+def others(subject: Subject, item: tuple[object, ...], count: int) -> list[tuple[object, ...]]:
+    """More problems like one: drawn by the node where it can, else made from it by small steps."""
+    found: list[tuple[object, ...]] = []
     for seed in _SEEDS:
         if len(found) == count:
             return found
@@ -55,7 +55,7 @@ def others(subject: Subject, item: tuple[Any, ...], count: int) -> list[tuple[An
     return found
 
 
-def _draw_like(subject: Subject, item: tuple[Any, ...], seed: int) -> tuple[Any, ...] | None:
+def _draw_like(subject: Subject, item: tuple[object, ...], seed: int) -> tuple[object, ...] | None:
     try:
         drawn = sample(subject.node, seed)
     except Exception:  # there need be nothing to draw from where inputs are given
@@ -83,7 +83,7 @@ _ITEMS = 3
 
 
 def compare_batch(findings: Findings) -> None:
-    """Add the comparisons; `Findings.blamed` names the part of the node that mixes items."""
+    """Compare each item of a batch with itself alone; `Findings.blamed` is the part that mixes items."""
     single = findings.subject.with_batch_dims(0)
     together = findings.subject.with_batch_dims(1)
     problems = items(findings.subject, findings.inputs, _ITEMS)
@@ -107,7 +107,7 @@ def compare_batch(findings: Findings) -> None:
         error = _batch_gradient_error((single, together), form, (problems, stacked), (alone, batch))
         compared = RowKey(Comparison.BATCH_GRADIENT, form.name)
         if not findings.compare(compared, error, min(100 * limit, 5e-2)):
-            findings.blamed = f"{form.name}'s way back"
+            findings.blamed = f"the backward pass of {form.name}"
 
 
 def _solving_part(subject: Subject) -> str:
@@ -129,7 +129,7 @@ def _forms(findings: Findings, batch: SolvedBatch) -> Sequence[BackwardForm]:
 def _batch_gradient_error(
     subjects: tuple[Subject, Subject],
     form: BackwardForm,
-    inputs: tuple[Sequence[Any], Sequence[Any]],
+    inputs: tuple[Sequence[Sequence[object]], Sequence[object]],
     solved: tuple[Sequence[SolvedBatch], SolvedBatch],
 ) -> float:
     single, together = subjects
@@ -143,14 +143,14 @@ def _batch_gradient_error(
         worst = 0.0
         for k, xs in enumerate(problems):
             expected, _ = gradients.backward(single, form, xs, alone[k], v[k : k + 1])
-            right = torch.cat([g.reshape(-1) for g in expected])
-            own = torch.cat([g[k].reshape(-1) for g in found])
+            right = gradients.end_to_end(expected)
+            own = gradients.end_to_end([g[k] for g in found])
             worst = max(worst, relative_distance(own, right))
     return worst
 
 
 def compare_memory(findings: Findings) -> None:
-    """Add the comparisons; `Findings.repeatable` says whether copies agree."""
+    """Compare solutions in turn with solutions alone; `Findings.repeatable` is whether copies agree."""
     subject = findings.subject
     first, second = items(subject, findings.inputs, 2)
     single = subject.with_batch_dims(0)
@@ -173,7 +173,7 @@ def compare_memory(findings: Findings) -> None:
         return
     for form in subject.forms:
         if form.name not in findings.gradients or not subject.has_adjoint(form, expected):
-            continue  # what is general has nothing to keep
+            continue  # without code of the node's own nothing is kept
         error = _gradient_error(alone.with_forms([form]), first, second)
         limit = 1e-7 if expected.y.dtype == torch.float64 else 1e-3
         findings.compare(RowKey(Comparison.MEMORY_GRADIENT, form.name), error, limit)
@@ -211,7 +211,7 @@ def _error_in_turn(
 
 
 def _gradient_error(subject: Subject, first: Any, second: Any) -> float:
-    """How far the gradient at x₁ is off if x₂ is solved between the way there and the way back."""
+    """How far the gradient at x₁ is off if x₂ is solved between the forward and the backward pass."""
     right, late = (_gradient(_pristine(subject), first, between) for between in (None, second))
     return relative_distance(late, right)
 
@@ -219,9 +219,9 @@ def _gradient_error(subject: Subject, first: Any, second: Any) -> float:
 def _gradient(subject: Subject, xs: Any, between: Any) -> Tensor:
     solved = subject.solve(xs)
     v = incoming(solved, generator())
-    variables = [xs[i].detach().clone().requires_grad_() for i in differentiable(xs)]
-    moved = gradients.replace_inputs(xs, differentiable(xs), variables)
+    variables = [x.detach().clone().requires_grad_() for x in differentiable(xs).values()]
+    moved = gradients.replace_inputs(xs, variables)
     y = gradients.call_layer(subject, subject.layer(subject.forms[0]), moved, solved)
     if between is not None:
         subject.solve(between)
-    return torch.cat([g.reshape(-1) for g in gradients.pull_back(y, variables, v)])
+    return gradients.end_to_end(gradients.pull_back(y, variables, v))

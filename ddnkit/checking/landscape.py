@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class Elsewhere:
     distance: float
 
 
-def newton(problem: Problem, start: Tensor, **settings: Any) -> Solution | None:
+def newton(problem: Problem, start: Tensor, **settings: int) -> Solution | None:
     """The minimum that Newton's method finds from ``start``; None where it cannot be run."""
     if start.shape[1:].numel() > NEWTON_SIZE:
         return None
@@ -85,7 +84,7 @@ def lower_minimum(subject: Subject, solved: SolvedBatch) -> Elsewhere | None:
     return Elsewhere(here, there, relative_distance(flat(found.y)[best : best + 1], solved.y))
 
 
-def continue_solution(subject: Subject, xs: Sequence[Any], solved: SolvedBatch) -> Tensor | None:
+def continue_solution(subject: Subject, xs: Sequence[object], solved: SolvedBatch) -> Tensor | None:
     """The solution at other inputs nearby that continues this one, (B, m); None if Newton fails."""
     found = newton(at(subject, xs, solved), solved.solution.y)
     if found is None or not bool((_statuses(found) == Status.CONVERGED).all()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..solution import Status
 from ..solver import Solver, as_solver
 from .differences import at, generator
 from .findings import Findings, Point, Slopes
-from .gradients import differentiable, replace_inputs
+from .gradients import move_inputs
 from .landscape import continue_solution, lower_minimum, relative_distance, relative_error
 from .report import Comparison
 from .subject import SolvedBatch
@@ -31,12 +30,12 @@ UNRELIABLE = 1e-2
 _NEARBY, _PROBES = 1e-2, 3
 #: Singular values below this, relative to the largest, are rounding or the error of the solver.
 _NOISE = 1e-4
-#: Seconds of calls after which there are no more, to tell how long one takes.
+#: Seconds after which calls are not repeated to measure their time.
 _LONG = 0.5
 
 
 def compare_solution(findings: Findings, point: Point) -> None:
-    """Feasible, stationary, the same each time; constraints that its linearisation describes."""
+    """Whether the solution is feasible, stationary and the same each time, and its constraints regular."""
     solved, certificate = point.solved, point.certificate
     tolerance = certificate.tolerance
     findings.compare(Comparison.FEASIBILITY, certificate.feasibility.max(), tolerance)
@@ -65,7 +64,7 @@ def compare_solution(findings: Findings, point: Point) -> None:
 
 
 def compare_second_order(findings: Findings, point: Point) -> None:
-    """Curved upwards in all directions along the constraints."""
+    """Whether the objective curves upwards in all directions along the constraints."""
     solved = point.solved
     if solved.y.shape[-1] > RANK_REVEALING_SIZE:
         return
@@ -90,16 +89,19 @@ def compare_branch(findings: Findings, point: Point, slopes: Slopes) -> None:
     for the differences already; where they are in doubt, Newton's method tells.
     """
     subject, solved, differences = findings.subject, point.solved, slopes.differences
+    xs = findings.inputs
     sides = (differences.step, -differences.step)
     worst: list[float] = []
     if not subject.has_own_solve:
-        problems = [at(subject, move_inputs(findings, 0, step), solved) for step in sides]
+        problems = [
+            at(subject, move_inputs(xs, findings.directions[0], step), solved) for step in sides
+        ]
         pairs = zip(subject.solve_again(problems, None), differences.ends[0], strict=True)
         worst += [relative_distance(anew, near) for anew, near in pairs]
     elif findings.failures(Comparison.DIFFERENCES) or slopes.error > UNRELIABLE:
-        for k in range(len(findings.directions)):
+        for k, along in enumerate(findings.directions):
             for side, step in enumerate(sides):
-                near = continue_solution(subject, move_inputs(findings, k, step), solved)
+                near = continue_solution(subject, move_inputs(xs, along, step), solved)
                 if near is not None and relative_error(near, solved.y) < _JUMP**0.5:
                     worst.append(relative_distance(differences.ends[k, side], near))
     if not worst or findings.compare(
@@ -107,7 +109,9 @@ def compare_branch(findings: Findings, point: Point, slopes: Slopes) -> None:
     ):
         return
     for step in () if subject.has_own_solve else sides:
-        certificate = subject.certificate(subject.solve(move_inputs(findings, 0, step)))
+        certificate = subject.certificate(
+            subject.solve(move_inputs(xs, findings.directions[0], step))
+        )
         if not bool(certificate.differentiable.all()):
             point.beside = certificate
 
@@ -129,13 +133,6 @@ def compare_minima(findings: Findings, point: Point) -> None:
             f"a local minimum: the objective is {lower.here:.6g} there and {lower.there:.6g} at another; "
             "the gradient is that of the branch which the solver follows",
         )
-
-
-def move_inputs(findings: Findings, direction: int, step: float) -> list[Any]:
-    """The inputs, moved along one of the directions."""
-    xs, wrt = findings.inputs, differentiable(findings.inputs)
-    along = findings.directions[direction]
-    return replace_inputs(xs, wrt, [xs[i] + step * u for i, u in zip(wrt, along, strict=True)])
 
 
 def rank_gained_nearby(solved: SolvedBatch) -> float:
@@ -185,7 +182,7 @@ def look_for_closed_form(findings: Findings) -> None:
         try:
             solver = as_solver(name)
             found = None if solver.unsupported(solved.problem) else solver.solve(solved.problem)
-        # Another objective, or one that raises where it was not meant to be looked at.
+        # The solver is for another objective, or the objective raises at the solver's points.
         except Exception:
             continue
         if found is None or set(found.statuses()) != {Status.CONVERGED}:
@@ -196,7 +193,7 @@ def look_for_closed_form(findings: Findings) -> None:
             continue  # no solver makes that one solution
         size = 1e3 * eps * torch.maximum(here.abs(), there.abs())
         lower = bool(torch.all(there <= here + size))
-        # Of an orthogonal matrix, say, of the other determinant: a minimum that may not be what is meant.
+        # A lower minimum elsewhere may not be meant: an orthogonal matrix of the other determinant, say.
         apart = torch.linalg.vector_norm(flat(solved.solution.y - found.y), dim=-1)
         same = bool((apart <= eps**0.25 * torch.linalg.vector_norm(flat(found.y), dim=-1)).all())
         if not lower or not (same or bool(torch.any(there < here - size))):
@@ -214,7 +211,7 @@ def look_for_closed_form(findings: Findings) -> None:
 
 
 def _seconds(solver: Solver, problem: Problem) -> float:
-    """The least of three calls, or of fewer where they take long."""
+    """The time of the fastest of three calls, or of fewer where they take long."""
     times: list[float] = []
     while len(times) < 3 and sum(times) < _LONG:
         before = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,8 +63,8 @@ def compare_precision(findings: Findings) -> None:
             )
 
 
-def in_double(subject: Subject, xs: Sequence[Any]) -> SolvedBatch | None:
-    """The solution with all casts below double undone, if there were any and it can be had."""
+def in_double(subject: Subject, xs: Sequence[object]) -> SolvedBatch | None:
+    """The solution with every cast below double undone; None if there are no such casts, or it fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -74,7 +73,7 @@ def in_double(subject: Subject, xs: Sequence[Any]) -> SolvedBatch | None:
                 return None
             with InDouble():
                 return subject.solve(_cast(xs, torch.float64))
-    except Exception:  # then nothing is known
+    except Exception:  # the node does not run so
         return None
 
 
@@ -85,7 +84,7 @@ def certified_in_double(subject: Subject, solved: SolvedBatch) -> bool:
     return bool(certificate.solved.all())
 
 
-def _evaluate(subject: Subject, xs: Sequence[Any]) -> list[Tensor]:
+def _evaluate(subject: Subject, xs: Sequence[object]) -> list[Tensor]:
     """y and, where there is one, its gradient by one form."""
     solved = subject.solve(xs)
     parts = [solved.y]
@@ -94,11 +93,11 @@ def _evaluate(subject: Subject, xs: Sequence[Any]) -> list[Tensor]:
     if gradients.differentiable(xs) and forms:
         v = incoming(solved, generator())
         with freeze(solved.problem.originals):
-            # The certificate of a layer is not asked here: what comes out is what is compared.
+            # The gradient itself is compared, whether or not a layer would trust it.
             found = gradients.backward_uncertified(subject, forms[0], xs, solved, v)
-        parts.append(torch.cat([g.reshape(-1) for g in found]))
+        parts.append(gradients.end_to_end(found))
     return parts
 
 
-def _cast(xs: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+def _cast(xs: Sequence[object], dtype: torch.dtype) -> list[object]:
     return [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in xs]

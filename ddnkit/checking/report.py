@@ -83,7 +83,7 @@ class Diagnosis(str, enum.Enum):
 
 @dataclass(frozen=True)
 class RowKey:
-    """What one row compares: of which form, against which other, for which parameter, where there is one."""
+    """What a row compares, and of which form, against which other and for which parameter, if any."""
 
     comparison: Comparison
     form: str = ""
@@ -135,8 +135,8 @@ class CheckReport:
     Attributes:
         target: what was checked.
         rows: the comparisons, worst case over all inputs.
-        diagnosis: what is wrong, most fundamental first; empty if nothing is. On the inputs of the script.
-        kinds: which diagnosis each of them is, as a word that stays.
+        diagnosis: what is wrong on the inputs of the script, most fundamental first; empty if nothing is.
+        kinds: the `Diagnosis` that each of them is; scripts may rely on its word.
         next: what to do about each.
         notes: what was seen and is no failure.
         verdict: "trusted", "doubtful" or "invalid": the worst certificate of all inputs, and invalid

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ _THOROUGH = 3
 
 def check(
     node: DeclarativeNode | DeclarativeLayer,
-    *xs: Any,
+    *xs: object,
     examples: int = 20,
     backward: str | BackwardForm | None = None,
     local: bool = False,
@@ -104,8 +103,8 @@ def check(
     )
 
 
-def _visit(session: _Session, given: tuple[Any, ...], examples: int) -> None:
-    """All cases: the given one, or drawn ones."""
+def _visit(session: _Session, given: tuple[object, ...], examples: int) -> None:
+    """Examine the inputs that were given, or drawn ones."""
     subject = session.subject
     if given:
         subject.takes.refuse(subject.node, len(given))
@@ -147,13 +146,13 @@ class _Session:
         self.cases = self.verdict = 0
         self.failing: Findings | None = None
 
-    def visit(self, inputs: tuple[Any, ...]) -> bool:
+    def visit(self, inputs: tuple[object, ...]) -> bool:
         """Examine one case; returns whether it passed."""
         findings = examine_around(
             self.subject, inputs, around=not self.cases, thorough=self.cases < _THOROUGH
         )
         if self.cases and not findings.ok:
-            # All is compared where something fails, as the script does that is printed for it.
+            # The printed script makes all comparisons on the inputs that failed: so does the report.
             whole = examine_around(self.subject, inputs, around=True, thorough=True)
             findings = findings if whole.ok else whole
         self.cases += 1

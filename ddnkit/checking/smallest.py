@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from ..backward.form import BackwardForm
 from .cases import shrink
@@ -26,8 +25,10 @@ _OF_FORM = (
 )
 
 
-def smallest(failing: Findings, causes: Sequence[Cause]) -> tuple[tuple[Any, ...], Sequence[Cause]]:
-    """The simplest inputs on which the same comparisons fail for the same causes, and these as seen there.
+def smallest(
+    failing: Findings, causes: Sequence[Cause]
+) -> tuple[tuple[object, ...], Sequence[Cause]]:
+    """The simplest inputs on which the same comparisons fail for the same causes, and the causes found there.
 
     A node may have two defects, each the only one to be seen at some inputs. A trial makes the failed
     comparisons alone; where what they lead to has another diagnosis, each trial is diagnosed too.
@@ -51,7 +52,7 @@ class _Trials:
         self._only = frozenset(compared.comparison for compared in self._wrong)
         self._calls, self._until = 0, time.monotonic() + _SECONDS[kinds is not None]
 
-    def __call__(self, simple: tuple[Any, ...]) -> bool:
+    def __call__(self, simple: tuple[object, ...]) -> bool:
         self._calls += 1
         if self._calls > _TRIALS or time.monotonic() > self._until:
             return False
@@ -63,22 +64,22 @@ class _Trials:
         return [cause.kind for cause in _diagnose_again(self._failing, simple)] == self._kinds
 
 
-def _diagnose_again(failing: Findings, inputs: tuple[Any, ...]) -> list[Cause]:
+def _diagnose_again(failing: Findings, inputs: tuple[object, ...]) -> list[Cause]:
     """What a check of these inputs alone diagnoses, as the script that is printed makes it."""
     try:
         return diagnose(examine_around(failing.subject, inputs, around=True, thorough=True))
     except Exception:
-        # Of the node, which is asked for more than its comparisons: not these inputs then.
+        # The node raises where more is asked of it: these inputs do not fail as the given ones do.
         return []
 
 
 def _essential(findings: Findings) -> frozenset[RowKey]:
-    """What failed, without what follows from a gradient that is off, and the same in several forms."""
+    """What failed, less what follows from a gradient that is off or repeats it for another form."""
     wrong = findings.wrong
     off = [compared for compared in wrong if compared.comparison is Comparison.DIFFERENCES]
     forms = {compared.form for compared in off}
     rest = {c for c in wrong if c.comparison not in _OF_FORM or c.form not in forms}
-    # Of several forms the reference stands for all of them; it is the last.
+    # Of several forms that are off the last stands for all: it is the reference.
     order = [form.name for form in findings.subject.forms]
     last = max(off, key=lambda compared: order.index(compared.form), default=None)
     return frozenset(rest if last is None else {last, *rest})

@@ -20,7 +20,7 @@ _MOST_ENTRIES = 512
 
 
 def script(
-    subject: Subject, inputs: Sequence[Any], *, target: str | None, layer: bool, local: bool
+    subject: Subject, inputs: Sequence[object], *, target: str | None, layer: bool, local: bool
 ) -> str:
     """The script, as text.
 
@@ -44,7 +44,7 @@ def script(
     return "\n".join(lines)
 
 
-def as_text(xs: Sequence[Any]) -> str:
+def as_text(xs: Sequence[object]) -> str:
     """Python text that makes the inputs again; long tensors abbreviated to their shape."""
     lines = []
     for i, x in enumerate(xs):
@@ -55,7 +55,7 @@ def as_text(xs: Sequence[Any]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-def as_python(x: Any) -> str:
+def as_python(x: object) -> str:
     """Python text that makes an input again; of a large tensor, a comment that says what it is."""
     if not isinstance(x, Tensor):
         return repr(x)
@@ -69,7 +69,7 @@ def as_python(x: Any) -> str:
     return f"torch.tensor({number_text(x.tolist())}, {settings})"
 
 
-def number_text(value: Any) -> str:
+def number_text(value: object) -> str:
     """Nested lists of numbers, as short as they are exact."""
     if isinstance(value, list):
         return f"[{', '.join(number_text(v) for v in value)}]"

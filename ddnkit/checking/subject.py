@@ -48,31 +48,28 @@ class SolvedBatch:
         return flat(self.solution.y)
 
 
+@dataclass(eq=False)
 class Subject:
     """A node under check.
 
-    Args:
-        node: the node.
+    Attributes:
         forms: the backward forms to compare.
         batch_dims, tolerance: as for a layer.
-        asked: the forms were named by the caller, and count whatever they are.
+        asked: the caller named the forms: an error of any of them is a failure.
         local: a local minimum is what `solve` is meant to return.
+        takes: what the node's class says of its inputs.
     """
 
-    def __init__(
-        self,
-        node: DeclarativeNode,
-        forms: Sequence[BackwardForm] = (),
-        *,
-        batch_dims: int | None = None,
-        tolerance: float | None = None,
-        asked: bool = False,
-        local: bool = False,
-    ):
-        self.takes = read(node)
-        self.node, self.forms, self.asked, self.local = node, tuple(forms), asked, local
-        self.batch_dims, self.tolerance = batch_dims, tolerance
-        self._pristine = _copy(node)
+    node: DeclarativeNode
+    forms: Sequence[BackwardForm]
+    batch_dims: int | None = None
+    tolerance: float | None = None
+    asked: bool = False
+    local: bool = False
+
+    def __post_init__(self) -> None:
+        self.takes = read(self.node)
+        self._pristine = _copy(self.node)
 
     @property
     def name(self) -> str:
@@ -123,9 +120,9 @@ class Subject:
             tolerance=self.tolerance,
             policy="nan",
         )
-        # An own adjoint that is wrong is found, and told how, by the differences.
+        # The differences show whether a node's own adjoint is wrong, and how;
         layer.comparisons = Comparisons(every=0)
-        # So is an input that is hidden from torch.
+        # and whether an input is hidden from torch.
         layer.looks_for_hidden = False
         return layer
 
@@ -137,7 +134,7 @@ class Subject:
         """``form``, or the one that "auto" takes."""
         return form.resolve(solved.problem, solved.y.shape[-1])
 
-    def solve(self, xs: Sequence[Any]) -> SolvedBatch:
+    def solve(self, xs: Sequence[object]) -> SolvedBatch:
         """The solution from the node's own starting point, as a layer would find it."""
         inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
         asked = Problem(self.node, inputs, shape.numel())
@@ -148,7 +145,7 @@ class Subject:
             try:
                 refuse_work_in_place(asked, held, "solve")
             except InputError:
-                # The report is about what was given.
+                # The report shows the inputs as they were given.
                 for x, value in kept:
                     x.detach().copy_(value)
                 raise
@@ -176,7 +173,7 @@ class Subject:
     def solve_again(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
         """y (B, m) of each problem, from ``start`` (B, *y) where the node's solver takes one."""
         if self.node.batched_solve and self.has_own_solve:
-            # Its items might influence one another, which is for another comparison to say.
+            # Its items might influence one another, which `compare_batch` looks for.
             return [self._solve_near(problem, start) for problem in problems]
         first, count = problems[0], len(problems)
         if first.captured or count == 1:

@@ -13,7 +13,7 @@ from ..errors import InputError, PluginError, nearest_choice
 from ..importing import describe_error, import_apart, is_subclass
 from ..node import DeclarativeNode
 
-#: What the names of modules begin with that were imported by path.
+#: How the names of modules begin that were imported by path.
 TARGET = "_ddnkit_target_"
 
 
@@ -81,9 +81,10 @@ def _class_in_file(path: Path, class_name: str) -> type[DeclarativeNode]:
 
 def _import(path: Path) -> ModuleType:
     name = f"{TARGET}{path.stem}"
-    loader = SourceFileLoader(name, str(path))
-    module = module_from_spec(ModuleSpec(name, loader, origin=str(path)))
-    module.__file__ = str(path)
+    file = str(path.absolute())
+    loader = SourceFileLoader(name, file)
+    module = module_from_spec(ModuleSpec(name, loader, origin=file))
+    module.__file__ = file
     sys.modules[name] = module
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as `python file.py` would, so that it may import its neighbours

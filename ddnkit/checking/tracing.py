@@ -21,7 +21,7 @@ from .subject import SolvedBatch, Subject
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _LOWERING = {"float", "half", "bfloat16"}
-#: After these nobody knows what happens, or derivatives are taken, as iterations do.
+#: Calls that leave torch, or take a derivative as iterations do: whether what follows iterates is unknown.
 _UNKNOWN = {"numpy", "__array__", "tolist", "item", "backward", "grad"}
 _MOST_CALLS = 300
 _LONGEST_BLOCK = 60

@@ -9,7 +9,9 @@ from ..layer import DeclarativeLayer
 from ..node import DeclarativeNode
 
 
-def assert_gradients(node: DeclarativeNode | DeclarativeLayer, *xs: Any, **settings: Any) -> None:
+def assert_gradients(
+    node: DeclarativeNode | DeclarativeLayer, *xs: object, **settings: Any
+) -> None:
     """Assert that `ddnkit.check` finds nothing wrong with a node or layer.
 
     The report is the message: what is wrong, what to do next, and a script with the smallest failing

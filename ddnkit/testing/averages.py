@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -29,7 +27,7 @@ class PseudoHuberAverage(KnownProblem):
         w = (1 + (y - x) ** 2 / alpha**2) ** -1.5
         return (w / w.sum(),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, float]:
         """x normal in R⁵, α = 0.7."""
         return torch.randn(5, dtype=torch.float64), 0.7
 
@@ -62,7 +60,7 @@ class AnalyticCentre(KnownProblem):
         wrt_A = -torch.linalg.solve(H, (direct + through).reshape(n, -1)).reshape(n, *A.shape)
         return wrt_A, wrt_b
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """A box in R² cut by two random half-planes."""
         box = torch.cat([torch.eye(2), -torch.eye(2)]).double()
         A = torch.cat([box, torch.randn(2, 2, dtype=torch.float64)])

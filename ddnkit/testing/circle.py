@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -36,7 +34,7 @@ class LinearOnCircle(ClosedFormProblem):
         """(x, −1)/(1+x²)^{3/2}."""
         return (torch.stack([x, -torch.ones_like(x)]) / (1 + x**2) ** 1.5,)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x normal."""
         return (torch.randn((), dtype=torch.float64),)
 
@@ -71,7 +69,7 @@ class LinearOnScaledCircle(ClosedFormProblem):
         second = -x[1].sign() * torch.stack([one, x[0]]) / (1 + x[0] ** 2).sqrt()
         return (torch.stack([first, second], dim=1),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x₁ normal, |x₂| in [0.5, 1.5]."""
         x = torch.randn(2, dtype=torch.float64)
         x[1] = x[1].sign() * (0.5 + torch.rand((), dtype=torch.float64))
@@ -106,13 +104,13 @@ class QuadraticOnSphere(ClosedFormProblem):
         """(I − yyᵀ)/‖x‖."""
         return ((torch.eye(len(x), dtype=x.dtype) - torch.outer(y, y)) / x.norm(),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x normal in R⁴."""
         return (torch.randn(4, dtype=torch.float64),)
 
     #: (m, batch): where a dense form is still quick, where it is not, and beyond its memory
     bench_sizes = ((200, 8), (800, 8), (100_000, 1))
 
-    def bench_inputs(self, m: int, batch: int) -> tuple[Any, ...]:
+    def bench_inputs(self, m: int, batch: int) -> tuple[Tensor, ...]:
         """x normal, (batch, m), for `ddnkit bench`."""
         return (torch.randn(batch, m),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class SingularHessian(ClosedFormProblem):
         """I."""
         return (torch.eye(2, dtype=x.dtype),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x normal in R²."""
         return (torch.randn(2, dtype=torch.float64),)
 
@@ -84,12 +83,12 @@ class CosineDistance(ClosedFormProblem):
         return (torch.eye(len(x), dtype=x.dtype) - torch.outer(x, x) / (x @ x),)
 
     def feasible_directions(
-        self, xs: Sequence[Any], directions: Sequence[Tensor]
+        self, xs: Sequence[Tensor], directions: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """At right angles to x."""
         (x,), (u,) = xs, directions
         return (u - x * (x @ u) / (x @ x),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x normal in R³."""
         return (torch.randn(3, dtype=torch.float64),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class Softmax(ClosedFormProblem):
         """diag(y) − yyᵀ."""
         return (torch.diag(y) - torch.outer(y, y),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x normal in R⁴."""
         return (torch.randn(4, dtype=torch.float64),)
 
@@ -108,13 +107,13 @@ class EntropicTransport(KnownProblem):
         return gamma * (through - itself) * y, S[..., :m], S[..., m:]
 
     def feasible_directions(
-        self, xs: Sequence[Any], directions: Sequence[Tensor]
+        self, xs: Sequence[Tensor], directions: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """Those with Σdr = Σdc."""
         dM, dr, dc = directions
         return dM, *_balance(dr, dc)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, Tensor, Tensor, float]:
         """M (3, 4) in [0, 1], r and c positive with sum 1, γ = 5."""
         M = torch.rand(3, 4, dtype=torch.float64)
         r, c = (0.5 + torch.rand(size, dtype=torch.float64) for size in M.shape)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -33,7 +31,7 @@ class Equilibrium(FixedPointNode, KnownProblem):
         wrt_x = torch.linalg.solve(torch.eye(len(x), dtype=x.dtype) - D @ W, D)
         return torch.einsum("ki,j->kij", wrt_x, y), wrt_x
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """W (4, 4) of spectral norm 0.8, x normal."""
         W = torch.randn(4, 4, dtype=torch.float64)
         W = 0.8 * W / torch.linalg.matrix_norm(W, 2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -35,7 +33,7 @@ class Ridge(ClosedFormProblem):
         wrt_X = torch.einsum("kj,i->kij", inverse, t - X @ y) - torch.einsum("ki,j->kij", wrt_t, y)
         return wrt_X, wrt_t, -len(t) * (inverse @ y)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """X (6, 3) and t normal, λ in [0.1, 1.1]."""
         X, t = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
         return X, t, 0.1 + torch.rand((), dtype=torch.float64)
@@ -75,7 +73,7 @@ class SmallestEigenvector(ClosedFormProblem):
         one = torch.einsum("ki,j->kij", inverse, y)
         return (-(one + one.mT) / 2,)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """X (4, 4), not symmetric, with the eigenvalues of S at least ½ apart."""
         Q = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
         values = torch.arange(4) + torch.rand(4, dtype=torch.float64) / 2

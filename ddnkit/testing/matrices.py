@@ -5,8 +5,6 @@ The point of St(d, C) nearest to Y = USVᵀ is its polar factor P = UVᵀ, the m
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -39,7 +37,7 @@ class Procrustes(ClosedFormProblem):
         """dP = UΩVᵀ + (I − UUᵀ)dY·VS⁻¹Vᵀ, Ωᵢⱼ = (Kᵢⱼ − Kⱼᵢ)/(sᵢ + sⱼ), K = UᵀdY·V."""
         return (polar_jacobian(Y),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """Y (5, 3) normal."""
         return (torch.randn(5, 3, dtype=torch.float64),)
 
@@ -49,7 +47,7 @@ class ProcrustesEqualValues(Procrustes):
 
     differentiable_solve = False
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """Y (5, 3), s in [0.5, 1.5]."""
         return ((0.5 + torch.rand((), dtype=torch.float64)) * random_frame(5, 3),)
 
@@ -76,7 +74,7 @@ class Brockett(KnownProblem):
         """polar(B)."""
         return polar_factor(B)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """A (5, 5) symmetric and B (5, 2), normal."""
         A = torch.randn(5, 5, dtype=torch.float64)
         return (A + A.T) / 2, torch.randn(5, 2, dtype=torch.float64)

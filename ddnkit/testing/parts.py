@@ -52,7 +52,7 @@ class TwoPartQP(ClosedFormProblem):
         wrt_w = nu * q / (s * w**2) * e - nu / w**2 * of_V
         return wrt_both[:, :p], wrt_both[:, p:].reshape(p + q, *B.shape), wrt_w, e / s
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """a, B (2, 3) and c normal, w in [0.5, 1.5]."""
         a, B = torch.randn(2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
         w = 0.5 + torch.rand((), dtype=torch.float64)

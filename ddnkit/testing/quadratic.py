@@ -40,7 +40,7 @@ class EqualityQP(KnownProblem):
         wrt_c = torch.tensor([[-0.25, 0.25], [0.25, -0.25]], dtype=c.dtype)
         return wrt_c, torch.tensor([0.25, 0.75], dtype=c.dtype)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """c and b normal."""
         return torch.randn(2, dtype=torch.float64), torch.randn((), dtype=torch.float64)
 
@@ -75,7 +75,7 @@ class AffineConstraint(ClosedFormProblem):
         """I − 11ᵀ/m."""
         return (torch.eye(len(x), dtype=x.dtype) - 1 / len(x),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x normal in R⁴."""
         return (torch.randn(4, dtype=torch.float64),)
 
@@ -126,7 +126,7 @@ class WeightedLeastSquares(ClosedFormProblem):
         wrt_A = torch.einsum("kj,i->kij", N, nu) - torch.einsum("ki,j->kij", R, y)
         return -N * (y - t), N * w, wrt_A, R
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """w in [0.5, 1.5]⁵; t, A (2, 5) and b normal."""
         w = 0.5 + torch.rand(5, dtype=torch.float64)
         t, A = torch.randn(5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)

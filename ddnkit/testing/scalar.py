@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -34,7 +32,7 @@ class Polynomial(ClosedFormProblem):
         """y′ = −(y³ + 3xy²)/(3xy² + 3x²y − 6)."""
         return (-(y**3 + 3 * x * y**2) / (3 * x * y**2 + 3 * x**2 * y - 6),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """x in [0.5, 1.5]."""
         return (0.5 + torch.rand((), dtype=torch.float64),)
 
@@ -60,7 +58,7 @@ class CubeRoot(ClosedFormProblem):
         """1/(3y²)."""
         return (1 / (3 * y**2),)
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """|x| in [0.5, 1.5], of either sign."""
         sign = torch.randn((), dtype=torch.float64).sign()
         return (sign * (0.5 + torch.rand((), dtype=torch.float64)),)

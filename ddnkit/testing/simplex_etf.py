@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -73,7 +71,7 @@ class NearestSimplexETF(ClosedFormProblem):
         wrt_A = polar_jacobian(self._moment(H, P))
         return 2 * wrt_A @ _simplex(y), self.delta * wrt_A
 
-    def sample_inputs(self) -> tuple[Any, ...]:
+    def sample_inputs(self) -> tuple[Tensor, ...]:
         """Centred class means of unit norm, and a frame P."""
         d, C = CASES[self.case]
         P = random_frame(d, C)
