@@ -100,7 +100,7 @@ def find() -> None:
     torch, pydantic and more look for extensions of their own in every installed package, by Python's
     own reader of entry points, and fail to load where one cannot be read. It is passed over then.
     """
-    _found()
+    _plugins_by_group()
 
 
 def names(group: str) -> list[str]:
@@ -274,7 +274,7 @@ def _tell(text: str) -> None:
         _state.tell(text)
 
 
-def _found() -> dict[str, dict[str, tuple[Plugin, Any]]]:
+def _plugins_by_group() -> dict[str, dict[str, tuple[Plugin, Any]]]:
     if _state.found is None:
         _state.found = _discover()
         # Python's reader fails on some of what is set aside here, and on archives without METADATA.
@@ -286,7 +286,7 @@ def _found() -> dict[str, dict[str, tuple[Plugin, Any]]]:
 def _group(group: str) -> dict[str, tuple[Plugin, Any]]:
     if group not in GROUPS:
         raise PluginError(f"no plugin group '{group}'.{nearest_choice(group, GROUPS)}")
-    found = _found()
+    found = _plugins_by_group()
     for distribution, reason in _state.distributions.items():
         _tell(f"{distribution} is set aside, with any plugin it brings: {reason}")
     return found[group]

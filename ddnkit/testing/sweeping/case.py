@@ -221,7 +221,7 @@ class Trial:
         return [value_and_gradient(self.f, c.operands, c.weights) for c in self.cases]
 
     @property
-    def stacked(self) -> tuple[list[Tensor], Tensor]:
+    def batch(self) -> tuple[list[Tensor], Tensor]:
         """The operands of all instances, and their weights w."""
         columns = zip(*(c.operands for c in self.cases), strict=True)
         try:

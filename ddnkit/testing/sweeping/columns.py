@@ -69,7 +69,7 @@ def under_vmap(trial: Trial) -> float:
     f = trial.f
     if trial.form.unrolls and not _can_be_mapped(trial):
         raise NotApplicableError("its own `solve` cannot go through vmap")
-    operands, weights = trial.stacked
+    operands, weights = trial.batch
     dims: list[int | None] = [0] * len(operands)
 
     def of_one(w: Tensor, *theta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -91,7 +91,7 @@ def under_vmap(trial: Trial) -> float:
 
 def batch(trial: Trial) -> float:
     """f and wᵀJ of a batch against its items; a parameter, which they share, has the sum."""
-    operands, weights = trial.stacked
+    operands, weights = trial.batch
     count = trial.f.inputs
     shared = trial.case.operands[count:]
     found = value_and_gradient(trial.f, [*operands[:count], *shared], weights)
@@ -137,7 +137,7 @@ def _stack(items: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> list[Tensor]:
 
 
 def _can_be_mapped(trial: Trial) -> bool:
-    operands, weights = trial.stacked
+    operands, weights = trial.batch
 
     def alone(w: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
         def y(*theta: Tensor) -> Tensor:
