@@ -11,7 +11,6 @@ each up to a factor. A match to three digits in all entries is no accident.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ..backward.dense import Dense
 from ..backward.tangent_operator import Projector, hessian_operator, matrix_of
 from ..lagrangian import constraint_set, stationarity
 from ..problem import flat
+from .findings import Cause
 from .gradients import backward, differentiable, end_to_end
 from .report import Diagnosis
 from .subject import SolvedBatch, Subject
@@ -28,32 +28,23 @@ from .subject import SolvedBatch, Subject
 _MOST_ENTRIES = 65_536
 _CLOSE = 1e-3
 
-
-@dataclass(frozen=True)
-class Pattern:
-    """A recognised mistake: which it is, in words, and what to look at."""
-
-    kind: Diagnosis
-    text: str
-    next: str
-
-
-_TRANSPOSED = Pattern(
+# What is wrong with the adjoint, in words that go on after its name.
+_TRANSPOSED = Cause(
     Diagnosis.ADJOINT_MATRIX_TRANSPOSED,
     "a matrix in it is transposed: it multiplies with the Jacobian dy/dx, not with its transpose",
     "transpose the Hessian or the matrix that it solves with: the backward pass needs (dy/dx)ᵀ v",
 )
-_CROSS_TRANSPOSED = Pattern(
+_CROSS_TRANSPOSED = Cause(
     Diagnosis.ADJOINT_CROSS_TRANSPOSED,
     "its cross-derivative D²_xy L is transposed",
     "transpose the matrix of mixed second derivatives: the gradient is (D_x ∇_y L)ᵀ z",
 )
-_NO_CONSTRAINTS = Pattern(
+_NO_CONSTRAINTS = Cause(
     Diagnosis.ADJOINT_WITHOUT_CONSTRAINTS,
     "it leaves out the constraints",
     "project v on the tangent space of the constraints, or solve the KKT system",
 )
-_NO_HESSIAN = Pattern(
+_NO_HESSIAN = Cause(
     Diagnosis.ADJOINT_WITHOUT_HESSIAN,
     "it leaves out the Hessian",
     "solve with the Hessian of the Lagrangian in y before the cross-derivative is applied",
@@ -67,7 +58,7 @@ def recognise(
     v: Tensor,
     own: Sequence[Tensor],
     expected: Sequence[Tensor],
-) -> Pattern:
+) -> Cause:
     """The mistake that takes ``expected`` to ``own``, one gradient a differentiable input; v (B, m)."""
     factor, rest = _fit(end_to_end(own), end_to_end(expected))
     if rest < _CLOSE and abs(factor) > 1e-6:
@@ -75,7 +66,7 @@ def recognise(
     forgotten = _zero_gradients(own, expected)
     if forgotten:
         names = _input_names(xs, forgotten)
-        return Pattern(
+        return Cause(
             Diagnosis.ADJOINT_FORGETS_INPUT,
             f"forgotten input, its gradient for {names} is zero although the solution depends on it",
             f"differentiate ∇_y L with respect to {names} as well",
@@ -84,7 +75,7 @@ def recognise(
     transposed = [k for k in wrong if own[k].ndim >= 2 and _is_transposed(own[k], expected[k])]
     if transposed:
         names = _input_names(xs, transposed)
-        return Pattern(
+        return Cause(
             Diagnosis.ADJOINT_GRADIENT_TRANSPOSED,
             f"its gradient for {names} is transposed",
             f"return the transpose for {names}: z yᵀ and y zᵀ are easily taken for each other",
@@ -93,7 +84,7 @@ def recognise(
     if mistake is not None:
         return mistake
     where = "" if len(wrong) == len(own) else f" for {_input_names(xs, wrong)}"
-    return Pattern(
+    return Cause(
         Diagnosis.ADJOINT_WRONG,
         f"it differs from the implicit function theorem by {rest:.1e}{where}",
         "compare it with backward='dense', input by input; without it 'auto' takes a general form",
@@ -106,14 +97,14 @@ def _input_names(xs: Sequence[object], which: Sequence[int]) -> str:
     return f"input{'s' if len(which) > 1 else ''} {names}"
 
 
-def _wrong_factor(factor: float) -> Pattern:
+def _wrong_factor(factor: float) -> Cause:
     if abs(factor + 1) < _CLOSE:
-        return Pattern(
+        return Cause(
             Diagnosis.ADJOINT_SIGN,
             "its sign is wrong: it is off by a factor of -1",
             "return the negative; dy/dx = −G⁻¹B has a minus sign that is easily lost",
         )
-    return Pattern(
+    return Cause(
         Diagnosis.ADJOINT_FACTOR,
         f"it is off by a factor of {factor:.4g} (its direction is right)",
         f"divide it by {factor:.4g}; look for a constant that was lost or counted twice, such as the "
@@ -141,7 +132,7 @@ def _matrix_mistake(
     v: Tensor,
     own: Sequence[Tensor],
     wrong: Sequence[int],
-) -> Pattern | None:
+) -> Cause | None:
     """A mistake in the linear algebra, for one problem small enough to have it as matrices."""
     problem, y = solved.problem, solved.solution.y
     m = v.shape[-1]

@@ -6,6 +6,7 @@ Each function yields the causes that the findings speak for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -213,11 +214,11 @@ def _wrong_adjoint(
 ) -> Cause:
     solved, v = point.solved, point.v
     with freeze(solved.problem.originals):
-        pattern = recognise(
+        cause = recognise(
             findings.subject, findings.inputs, solved, v, findings.gradients[name], expected
         )
     what = "the node's own adjoint" if form.node_member == "adjoint" else f"the form '{form.name}'"
-    return Cause(pattern.kind, f"{what} is wrong: {pattern.text}", pattern.next)
+    return replace(cause, text=f"{what} is wrong: {cause.text}")
 
 
 def _general_gradient(findings: Findings, point: Point) -> list[Tensor]:

@@ -122,7 +122,7 @@ def _forms(findings: Findings, batch: SolvedBatch) -> Sequence[BackwardForm]:
     return [
         form
         for form in subject.forms
-        if form.name in findings.gradients and subject.has_adjoint(form, batch)
+        if form.name in findings.gradients and subject.resolve_form(form, batch).has_adjoint
     ]
 
 
@@ -172,7 +172,10 @@ def compare_memory(findings: Findings) -> None:
     if not findings.compare(Comparison.MEMORY, error, max(rounding, 1e-9)):
         return
     for form in subject.forms:
-        if form.name not in findings.gradients or not subject.has_adjoint(form, expected):
+        if (
+            form.name not in findings.gradients
+            or not subject.resolve_form(form, expected).has_adjoint
+        ):
             continue  # without code of the node's own nothing is kept
         error = _gradient_error(alone.with_forms([form]), first, second)
         limit = 1e-7 if expected.y.dtype == torch.float64 else 1e-3

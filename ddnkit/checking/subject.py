@@ -126,10 +126,6 @@ class Subject:
         layer.looks_for_hidden = False
         return layer
 
-    def has_adjoint(self, form: BackwardForm, solved: SolvedBatch) -> bool:
-        """Whether ``form``, or the one that "auto" takes, has code of the node's own for the way back."""
-        return self.resolve_form(form, solved).has_adjoint
-
     def resolve_form(self, form: BackwardForm, solved: SolvedBatch) -> BackwardForm:
         """``form``, or the one that "auto" takes."""
         return form.resolve(solved.problem, solved.y.shape[-1])
