@@ -11,6 +11,7 @@ from ..backward.form import BackwardForm
 from ..captured import Captured
 from ..certificate import Certificate
 from ..layer import DeclarativeLayer
+from ..problem import pull_back
 from .subject import SolvedBatch, Subject, vector
 
 
@@ -94,14 +95,6 @@ def call_layer(
         settings = {"start": whole if structure is None else structure.split(whole)}
     y = vector(layer(*xs, **settings), len(solved.shape))
     return y.reshape(-1, y.shape[-1])
-
-
-def pull_back(y: Tensor, variables: Sequence[Tensor], v: Tensor) -> list[Tensor]:
-    """v·dy for each variable, zero for one that y does not depend on."""
-    if not y.requires_grad or not variables:
-        return [torch.zeros_like(x) for x in variables]
-    found = torch.autograd.grad(y, variables, v, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)]
 
 
 def end_to_end(gradients: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backward.form import BackwardForm
 from ..layer import batched_inputs
+from ..problem import pull_back
 from . import gradients
 from .cases import sample
 from .differences import generator, incoming, random_like
@@ -227,4 +228,4 @@ def _gradient(subject: Subject, xs: Any, between: Any) -> Tensor:
     y = gradients.call_layer(subject, subject.layer(subject.forms[0]), moved, solved)
     if between is not None:
         subject.solve(between)
-    return gradients.end_to_end(gradients.pull_back(y, variables, v))
+    return gradients.end_to_end(pull_back(y, variables, v))
