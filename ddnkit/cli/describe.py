@@ -13,12 +13,12 @@ import click
 from .. import registry
 from ..errors import InputError, PluginError, nearest_choice
 from ..importing import describe_error, is_subclass
-from ..recipe.find import shipped
+from ..recipe.find import shipped_recipes
 from ..recipe.load import load
 from ..recipe.pipeline import Pipeline
 from ..recipe.schema import components
 from ..recipe.settings import Settings
-from ..recipe.source import shown
+from ..recipe.source import quote
 
 _WIDTH = 110
 
@@ -42,7 +42,7 @@ def describe(name: str) -> None:
         if plugin.name == plain
     ]
     texts = [_described(plugin) for plugin in found]
-    if group in ("", "recipes") and plain in shipped():
+    if group in ("", "recipes") and plain in shipped_recipes():
         texts.append(_recipe(plain))
     if not texts:
         names = {
@@ -51,7 +51,7 @@ def describe(name: str) -> None:
             if group in ("", kind)
             for other in registry.names(kind)
         }
-        names |= set(shipped()) if group in ("", "recipes") else set()
+        names |= set(shipped_recipes()) if group in ("", "recipes") else set()
         where = f" in {group}" if group else ""
         raise InputError(f"nothing is called '{plain}'{where}.{nearest_choice(plain, names)}")
     click.echo("\n\n".join(texts))
@@ -175,4 +175,4 @@ def _type(annotation: Any) -> str:
 def _default(value: Any) -> str:
     if isinstance(value, Settings):
         return "see below"
-    return shown(value) if isinstance(value, str | int | float | list | dict | None) else str(value)
+    return quote(value) if isinstance(value, str | int | float | list | dict | None) else str(value)

@@ -6,7 +6,7 @@ import click
 
 from .. import registry
 from ..errors import InputError, nearest_choice, plain
-from ..recipe.find import shipped
+from ..recipe.find import shipped_recipes
 
 _RECIPES = "recipes"
 
@@ -30,7 +30,7 @@ def list_(group: str | None) -> None:
                 name, [_line(plugin) for plugin in registry.plugins(name) if plugin not in failed]
             )
     if group in (None, _RECIPES):
-        _section(_RECIPES, list(shipped()))
+        _section(_RECIPES, list(shipped_recipes()))
     aside = [f"{distribution}: {reason}" for distribution, reason in registry.set_aside().items()]
     aside += [
         f"{plugin}: {reason}" for plugin, reason in failed.items() if group in (None, plugin.group)

@@ -23,7 +23,7 @@ def shipped_folder() -> Path | None:
     return None
 
 
-def shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """The shipped recipes by name."""
     folder = shipped_folder()
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
@@ -36,7 +36,7 @@ def find(source: str | Path) -> Path:
         InputError: there is none; the text says where it was looked for and names the nearest.
     """
     file = Path(source)
-    known = shipped()
+    known = shipped_recipes()
     text = str(source)
     if _is_there(file, source):
         return file

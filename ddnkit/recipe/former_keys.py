@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from .. import registry
 from ..errors import InputError, PluginError
-from .location import keys, value_at
 from .overrides import lay_over
 from .problems import Problems
+from .schema import keys, value_at
 from .source import Document, Key, Mark
 
 

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import registry
 from ..errors import InputError, PluginError
 from . import overrides as overriding
-from .axes import read_axes, read_sweep
 from .find import find
 from .former_keys import find_former_keys
-from .location import keys
 from .pipeline import Pipeline
 from .problems import Problems
-from .recipe import Recipe, Variant
-from .resolve import resolved_sections, resolved_sweep, written_sections
-from .schema import Resolved, VariantSchema, components
-from .seeds import parse_seeds, read_seeds
-from .source import Document, Key, Mark, Origin, dump, parse, read, shown
-from .sweep import Choice, Sweep, choices, variant_names
+from .recipe import (
+    Mapping,
+    Recipe,
+    Variant,
+    resolve_sections,
+    resolve_sweep,
+    written_sections,
+)
+from .schema import ValidVariant, VariantSchema, components, keys
+from .source import Document, Key, Mark, Origin, dump, parse, quote, read
+from .sweep import Choice, Sweep, choices, read_axes, read_sweep, variant_names
 
 RESERVED = {"pipeline", "description", "seeds", "sweep"}
+MAXIMUM_SEEDS = 10_000
+# torch and numpy both take any seed below this
+_SEED_LIMIT = 2**32
 
 
 def load(source: str | Path, overrides: Iterable[str] = (), *, seeds: str | None = None) -> Recipe:
@@ -55,27 +61,7 @@ def load(source: str | Path, overrides: Iterable[str] = (), *, seeds: str | None
             read_seeds(document.value["seeds"], document.mark(("seeds",)), problems)
         document.value["seeds"] = parse_seeds(seeds)
         document.marks[("seeds",)] = Mark(10**6, 0, 0, f"--seeds {seeds}")
-    recipe = _Loading(document, written, problems, doubts).recipe(file)
-    return recipe if _stands_for(recipe.mapping, recipe) else _as_written(recipe, document)
-
-
-def _stands_for(mapping: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether ``mapping`` loads to the same; a pipeline may tell what was given from a default."""
-    try:
-        document = parse(dump(mapping), Origin(str(recipe.path)))
-        again = _Loading(document, document, Problems(), Problems()).recipe(recipe.path)
-    except InputError:
-        return False
-    return again.seeds == recipe.seeds and [(v.name, repr(v.settings)) for v in again.variants] == [
-        (v.name, repr(v.settings)) for v in recipe.variants
-    ]
-
-
-def _as_written(recipe: Recipe, document: Document) -> Recipe:
-    sections = {key: value for key, value in document.value.items() if key not in RESERVED}
-    sections = written_sections(sections, [variant.settings for variant in recipe.variants])
-    general = {key: value for key, value in recipe.mapping.items() if key in RESERVED}
-    return replace(recipe, mapping={"pipeline": general.pop("pipeline"), **sections, **general})
+    return _Loading(document, written, problems, doubts).recipe(file)
 
 
 class _Loading:
@@ -101,21 +87,34 @@ class _Loading:
             Variant(name, one.settings, one.pipeline)
             for name, one in zip(names, resolved, strict=True)
         )
-        settings = [one.settings for one in resolved]
+
+        @functools.cache
+        def resolve() -> Mapping:
+            return self.mapping(recipe, sweep)
+
+        recipe = Recipe(file.stem, file, description, seeds, variants, resolve, self.doubts.lines())
+        return recipe
+
+    def mapping(self, recipe: Recipe, sweep: Sweep) -> Mapping:
+        """What stands for ``recipe``: with shared defaults if that loads to the same, else as written."""
+        settings = [variant.settings for variant in recipe.variants]
         swept = [{key for option in choice for key in option.sets} for choice in choices(sweep)]
-        mapping = resolved_sections(self.document.value, settings, swept)
-        if description:
-            mapping["description"] = description
-        mapping["seeds"] = list(seeds)
+        general: Mapping = {"description": recipe.description} if recipe.description else {}
+        general["seeds"] = list(recipe.seeds)
         if sweep:
-            mapping["sweep"] = resolved_sweep(self.document.value["sweep"], settings)
-        return Recipe(file.stem, file, description, seeds, variants, mapping, self.doubts.lines())
+            general["sweep"] = resolve_sweep(self.document.value["sweep"], settings)
+        mapping = {**resolve_sections(self.document.value, settings, swept), **general}
+        if _stands_for(mapping, recipe):
+            return mapping
+        written = {key: value for key, value in self.document.value.items() if key not in RESERVED}
+        written = written_sections(written, settings)
+        return {"pipeline": mapping["pipeline"], **written, **general}
 
     def description(self) -> str:
         given = self.document.value.get("description", "")
         if not isinstance(given, str):
             path = ("description",)
-            text = f"expected text, was given {shown(given)}"
+            text = f"expected text, was given {quote(given)}"
             self.problems.add(self.document.mark(path), path, text)
             return ""
         return given.strip()
@@ -143,7 +142,7 @@ class _Loading:
         mark = self.document.mark(path)
         name = self.document.value.get("pipeline")
         if not isinstance(name, str):
-            what = f"was given {shown(name)}" if "pipeline" in self.document.value else "missing"
+            what = f"was given {quote(name)}" if "pipeline" in self.document.value else "missing"
             choices = ", ".join(registry.names("pipelines"))
             self.problems.add(mark, path, f"{what}; expected one of: {choices}")
             return None
@@ -153,7 +152,7 @@ class _Loading:
             self.problems.add(mark, path, str(error))
             return None
 
-    def variants(self, name: str, pipeline: type[Pipeline], sweep: Sweep) -> list[Resolved]:
+    def variants(self, name: str, pipeline: type[Pipeline], sweep: Sweep) -> list[ValidVariant]:
         # Without the sweep: thousands of variants would each have a copy of it.
         sections = {key: value for key, value in self.document.value.items() if key != "sweep"}
         marks = {path: mark for path, mark in self.document.marks.items() if path[:1] != ("sweep",)}
@@ -171,7 +170,7 @@ class _Loading:
             self.doubts.add(self.document.mark(path), path, text)
         return [one for one in resolved if one]
 
-    def note_doubts(self, names: list[str], resolved: list[Resolved]) -> None:
+    def note_doubts(self, names: list[str], resolved: list[ValidVariant]) -> None:
         """Note what is valid and likely not meant, and jobs that a sweep has twice."""
         found: dict[tuple[Mark, Key, str, bool], list[str]] = {}
         for name, variant in zip(names, resolved, strict=True):
@@ -204,6 +203,18 @@ class _Loading:
         return document
 
 
+def _stands_for(mapping: Mapping, recipe: Recipe) -> bool:
+    """Whether ``mapping`` loads to the same; a pipeline may tell what was given from a default."""
+    try:
+        document = parse(dump(mapping), Origin(str(recipe.path)))
+        again = _Loading(document, document, Problems(), Problems()).recipe(recipe.path)
+    except InputError:
+        return False
+    return again.seeds == recipe.seeds and [(v.name, repr(v.settings)) for v in again.variants] == [
+        (v.name, repr(v.settings)) for v in recipe.variants
+    ]
+
+
 def _some(variants: list[str]) -> str:
     more = f" and {len(variants) - 3} more" if len(variants) > 3 else ""
     return f"{', '.join(map(repr, variants[:3]))}{more}"
@@ -230,3 +241,37 @@ def _component_names(pipeline: type[Pipeline], documents: list[Document]) -> dic
             if isinstance(name, str):
                 names.setdefault(section, set()).add(name)
     return names
+
+
+def read_seeds(given: Any, mark: Mark, problems: Problems) -> tuple[int, ...]:
+    """The seeds that ``given`` stands for; what is wrong with it goes to ``problems``."""
+    if _is_seed(given) and 0 < given <= MAXIMUM_SEEDS:
+        return tuple(range(given))
+    if isinstance(given, list) and given and all(map(_is_seed, given)):
+        if len(set(given)) == len(given):
+            return tuple(given)
+        twice = next(seed for i, seed in enumerate(given) if seed in given[:i])
+        problems.add(mark, ("seeds",), f"the seed {twice} is given twice")
+    else:
+        text = (
+            f"expected a count from 1 to {MAXIMUM_SEEDS}, or a list of whole numbers from 0 to "
+            f"{_SEED_LIMIT - 1} such as [0, 1, 2], was given {quote(given)}"
+        )
+        problems.add(mark, ("seeds",), text)
+    return (0,)
+
+
+def parse_seeds(text: str) -> Any:
+    """``"3"``, ``"0,1,2"`` or ``"[0, 1, 2]"`` of the command line as a recipe would write it."""
+    listed = text.strip()
+    is_list = "," in listed
+    if listed.startswith("[") and listed.endswith("]"):
+        is_list, listed = True, listed[1:-1].strip()
+    numbers = [part.strip() for part in listed.removesuffix(",").split(",")]
+    if not all(part.isdecimal() and len(part) < 12 for part in numbers):
+        return text
+    return [int(part) for part in numbers] if is_list else int(listed)
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _SEED_LIMIT

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from ..errors import InputError
-from .source import Document, Key, Mark, Origin, cut, parse, shown
+from .source import Document, Key, Mark, Origin, cut, parse, quote
 from .sweep import within
 
 
@@ -82,7 +82,7 @@ def _parent(document: Document, parts: list[str], mark: Mark) -> dict[str, Any]:
             mapping[part] = {"name": mapping[part]}
         if not isinstance(mapping[part], dict):
             above = ".".join(parts[:depth])
-            raise InputError(f"{above} is {shown(mapping[part])}, which has no keys")
+            raise InputError(f"{above} is {quote(mapping[part])}, which has no keys")
         mapping = mapping[part]
     return cast("dict[str, Any]", mapping)
 

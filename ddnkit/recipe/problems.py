@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError, nearest_choice
-from .source import Key, Mark, dotted, older_reading, shown
+from .source import Key, Mark, dotted_key, older_reading, quote
 
 
 class Problems:
@@ -17,11 +17,11 @@ class Problems:
 
     def add(self, mark: Mark, path: Key, text: str) -> None:
         """Note that the value at ``path`` is wrong."""
-        self._lines[mark, f"{dotted(path)}: {text}" if path else text] = None
+        self._lines[mark, f"{dotted_key(path)}: {text}" if path else text] = None
 
     def add_unknown_key(self, mark: Mark, path: Key, choices: set[str]) -> None:
         """Note that no such key exists; variants that offer other choices add theirs."""
-        self._unknown.setdefault((mark, dotted(path)), set()).update(choices)
+        self._unknown.setdefault((mark, dotted_key(path)), set()).update(choices)
 
     def raise_any(self) -> None:
         """Raise one InputError with a line for each problem, if there is any."""
@@ -73,7 +73,7 @@ _EXPECTED = {
 }
 
 
-def expected(error: Any) -> str | None:
+def expectation(error: Any) -> str | None:
     """What pydantic asked for, in a recipe writer's words; None if only its message says."""
     pattern = _EXPECTED.get(error["type"])
     return pattern.format(**error.get("ctx", {})) if pattern else None
@@ -81,7 +81,7 @@ def expected(error: Any) -> str | None:
 
 def message(errors: list[Any], given: Any) -> str:
     """One line for the errors of one value (a union reports each of its members)."""
-    wanted = dict.fromkeys(text for text in map(expected, errors) if text)
+    wanted = dict.fromkeys(text for text in map(expectation, errors) if text)
     if not wanted:
         text = str(errors[0]["msg"])
         for prefix in ("Value error, ", "Assertion failed, "):
@@ -96,7 +96,7 @@ def message(errors: list[Any], given: Any) -> str:
     boolean = any(error["type"].startswith("bool_") for error in errors)
     number = any(error["type"].startswith(("int_", "float_")) for error in errors)
     hint = hint or meant_hint(given, boolean=boolean, number=number)
-    return f"expected {' or '.join(wanted)}, was given {shown(given)}{hint}"
+    return f"expected {' or '.join(wanted)}, was given {quote(given)}{hint}"
 
 
 def meant_hint(given: Any, *, boolean: bool, number: bool) -> str:
@@ -108,4 +108,4 @@ def meant_hint(given: Any, *, boolean: bool, number: bool) -> str:
     older = older_reading(given) if isinstance(given, str) else None
     if older is None or not (boolean if isinstance(older, bool) else number):
         return ""
-    return f"; write {shown(older)} if that is meant"
+    return f"; write {quote(older)} if that is meant"

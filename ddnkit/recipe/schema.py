@@ -17,11 +17,10 @@ from .. import registry
 from ..errors import PluginError
 from ..importing import is_subclass
 from .contract import contract_of, lacking, wrong_values
-from .location import error_path, keys, keys_at, value_at
 from .pipeline import Paper, Pipeline
 from .problems import Problems, meant_hint, message
 from .settings import Doubt, Settings
-from .source import Document, Key, Mark, cut, shown
+from .source import Document, Key, Mark, cut, quote
 
 _UNRESOLVED = "ddnkit_unresolved"
 
@@ -36,7 +35,7 @@ _Unresolved = Annotated[Any, pydantic.BeforeValidator(_fail)]
 
 
 @dataclass(frozen=True)
-class Component:
+class ComponentSection:
     """A section of a pipeline that a plugin fills; ``contract``: the type that the pipeline asks for."""
 
     group: str
@@ -45,7 +44,7 @@ class Component:
     contract: Any = Settings
 
 
-def components(pipeline: type[Pipeline]) -> dict[str, Component]:
+def components(pipeline: type[Pipeline]) -> dict[str, ComponentSection]:
     """The sections of ``pipeline`` declared with `component`, by field name."""
     found = {}
     for name, info in pipeline.model_fields.items():
@@ -53,7 +52,7 @@ def components(pipeline: type[Pipeline]) -> dict[str, Component]:
         if isinstance(extra, dict) and "ddnkit_group" in extra:
             optional = type(None) in typing.get_args(info.annotation)
             default = extra["ddnkit_default"]
-            found[name] = Component(
+            found[name] = ComponentSection(
                 str(extra["ddnkit_group"]),
                 str(default) if default else None,
                 optional,
@@ -63,7 +62,7 @@ def components(pipeline: type[Pipeline]) -> dict[str, Component]:
 
 
 @dataclass
-class Resolved:
+class ValidVariant:
     """A validated variant: the pipeline; its settings as plain values; where they were given."""
 
     pipeline: Pipeline
@@ -115,7 +114,7 @@ class VariantSchema:
     preset: dict[Key, str] = field(default_factory=dict)  # whose preset a key's value is
     foreign: dict[Key, str] = field(default_factory=dict)
 
-    def validate(self, reserved: set[str]) -> Resolved | None:
+    def validate(self, reserved: set[str]) -> ValidVariant | None:
         """The variant, or None after noting what is wrong with it."""
         data = {key: value for key, value in self.document.value.items() if key not in reserved}
         types: dict[str, Any] = {}
@@ -135,18 +134,18 @@ class VariantSchema:
             self.report(error, data, model, reserved)
             return None
         dumped = instance.model_dump(by_alias=True)
-        if self.taken_for_another(data, dumped, ()) or self.wrong_members(instance):
+        if self.note_lax_readings(data, dumped, ()) or self.wrong_members(instance):
             return None
-        return Resolved(instance, self.settings(instance), self.document.marks)
+        return ValidVariant(instance, self.settings(instance), self.document.marks)
 
     def component(
-        self, section: str, component: Component, value: Any
+        self, section: str, component: ComponentSection, value: Any
     ) -> tuple[type[Settings], dict[str, Any]] | None:
         """The class that the section's ``name`` chooses and the keys it takes."""
         given = {"name": value} if isinstance(value, str) else value
         if not isinstance(given, dict):
             choices = ", ".join(registry.names(component.group))
-            text = f"expected a name ({choices}) or a mapping with one, was given {shown(value)}"
+            text = f"expected a name ({choices}) or a mapping with one, was given {quote(value)}"
             self.problems.add(self.document.mark((section,)), (section,), text)
             return None
         path: Key = (section, "name")
@@ -154,7 +153,7 @@ class VariantSchema:
         name = given.get("name", component.default)
         if not isinstance(name, str):
             choices = ", ".join(registry.names(component.group))
-            was = f", was given {shown(name)}" if "name" in given else ""
+            was = f", was given {quote(name)}" if "name" in given else ""
             self.problems.add(mark, path, f"expected one of: {choices}{was}")
             return None
         try:
@@ -177,7 +176,7 @@ class VariantSchema:
         return chosen, kept
 
     def left_out(
-        self, section: str, component: Component, chosen: type[Settings], key: str
+        self, section: str, component: ComponentSection, chosen: type[Settings], key: str
     ) -> bool:
         """Whether ``key`` is another variant's: unknown to ``chosen``, known to a candidate."""
         if key in keys(chosen) or chosen.model_config.get("extra") == "allow":
@@ -214,9 +213,9 @@ class VariantSchema:
                 raise PluginError(f"presets of {whose}: {text}{cut(repr(values))}")
             for dotted, value in values.items():
                 path = tuple(dotted.split("."))
-                if path[-1] not in keys_at(model, path[:-1]):
+                if path[-1] not in _keys_at(model, path[:-1]):
                     continue
-                filled = _filled(data, path, value)
+                filled = _fill(data, path, value)
                 if filled is not data:
                     self.preset[path] = whose
                     data = filled
@@ -275,12 +274,12 @@ class VariantSchema:
         by_path: dict[Key, list[Any]] = {}
         for item in error.errors(include_url=False):
             if item["type"] != _UNRESOLVED:
-                by_path.setdefault(error_path(item, data), []).append(item)
+                by_path.setdefault(_error_path(item, data), []).append(item)
         for path, items in by_path.items():
             mark = self.document.mark(path)
             kind = items[0]["type"]
             if kind == "extra_forbidden":
-                choices = keys_at(model, path[:-1])
+                choices = _keys_at(model, path[:-1])
                 if len(path) == 1:
                     choices |= reserved
                 elif path[0] in self.names:
@@ -308,18 +307,18 @@ class VariantSchema:
                     wrong = True
         return wrong
 
-    def taken_for_another(self, given: Any, taken: Any, path: Key) -> bool:
+    def note_lax_readings(self, given: Any, taken: Any, path: Key) -> bool:
         """Note each ``true`` taken for 1 and each text for a number or for true; whether any was."""
         expected = "true or false" if isinstance(taken, bool) else "a number"
         if isinstance(given, bool) and isinstance(taken, int | float) and taken is not given:
-            text = f"expected {expected}, was given {shown(given)}"
+            text = f"expected {expected}, was given {quote(given)}"
             self.problems.add(self.document.mark(path), path, text)
             return True
         if isinstance(given, str) and isinstance(taken, int | float) and _is_lax(given):
             boolean = isinstance(taken, bool)
             hint = meant_hint(given, boolean=boolean, number=not boolean)
-            hint = hint or f"; write {shown(taken)} if that is meant"
-            text = f"expected {expected}, was given the text {shown(given)}{hint}"
+            hint = hint or f"; write {quote(taken)} if that is meant"
+            text = f"expected {expected}, was given the text {quote(given)}{hint}"
             self.problems.add(self.document.mark(path), path, text)
             return True
         pairs: list[tuple[Any, Any, Any]] = []
@@ -327,7 +326,7 @@ class VariantSchema:
             pairs = [(key, given[key], taken[key]) for key in given if key in taken]
         elif isinstance(given, list) and isinstance(taken, list | tuple):
             pairs = [(i, *pair) for i, pair in enumerate(zip(given, taken, strict=False))]
-        wrong = [self.taken_for_another(a, b, (*path, key)) for key, a, b in pairs]
+        wrong = [self.note_lax_readings(a, b, (*path, key)) for key, a, b in pairs]
         return any(wrong)
 
 
@@ -342,11 +341,57 @@ def _is_lax(text: str) -> bool:
     return True
 
 
-def _filled(data: dict[str, Any], path: Key, value: Any) -> dict[str, Any]:
+def _fill(data: dict[str, Any], path: Key, value: Any) -> dict[str, Any]:
     """``data`` with ``value`` at ``path``; itself where something stands there, or in the way."""
     key, *below = map(str, path)
     if not below:
         return data if key in data else {**data, key: value}
     inner = data.get(key, {})
-    filled = _filled(inner, tuple(below), value) if isinstance(inner, dict) else inner
+    filled = _fill(inner, tuple(below), value) if isinstance(inner, dict) else inner
     return data if filled is inner else {**data, key: filled}
+
+
+def keys(model: type[pydantic.BaseModel]) -> set[str]:
+    """The keys that a section of type ``model`` takes."""
+    return {info.alias or name for name, info in model.model_fields.items()}
+
+
+def _error_path(error: Any, data: Any) -> Key:
+    """The keys of a pydantic location; the names of union members in it are no keys."""
+    path: list[str | int] = []
+    location = error["loc"]
+    for number, part in enumerate(location):
+        items = range(len(data)) if isinstance(data, list) else data
+        if isinstance(items, dict | range) and part in items:
+            data = data[part]
+        elif not (error["type"] == "missing" and number == len(location) - 1):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def value_at(data: Any, path: Key) -> Any:
+    """The value at ``path``."""
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _keys_at(model: type[pydantic.BaseModel], path: Key) -> set[str]:
+    """The keys of the section at ``path``; those of all models of a union."""
+    models: list[Any] = [model]
+    for part in path:
+        models = [
+            member
+            for model in models
+            for name, info in model.model_fields.items()
+            if part in (info.alias, name)
+            for member in _models(info.annotation)
+        ]
+    return set().union(*(keys(model) for model in models))
+
+
+def _models(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if is_subclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [model for member in typing.get_args(annotation) for model in _models(member)]

@@ -167,7 +167,7 @@ def read(file: Path, label: str | None = None) -> Document:
     if not isinstance(document.value, dict):
         mark = document.mark(())
         raise InputError(
-            f"{mark}: expected a mapping such as 'pipeline: ...', was given {shown(document.value)}"
+            f"{mark}: expected a mapping such as 'pipeline: ...', was given {quote(document.value)}"
         )
     return document
 
@@ -246,7 +246,7 @@ def dump(value: Any) -> str:
     )
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """``value`` as its writer would recognise it, in a few words."""
     if value is None:
         return "nothing"
@@ -305,7 +305,7 @@ class _Walk:
             return self.text(node, path)
         kind = node.tag.removeprefix(_TAG)
         if not re.fullmatch(_CORE[node.tag][0], text):
-            raise self.error(node, path, f"{shown(text)} is not a YAML {kind}")
+            raise self.error(node, path, f"{quote(text)} is not a YAML {kind}")
         if node.tag == _NULL:
             return None
         if node.tag == _BOOL:
@@ -317,7 +317,7 @@ class _Walk:
             value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
             str(value)
         except ValueError as error:  # Python takes and shows no more than some thousand digits
-            raise self.error(node, path, f"{shown(text)} has too many digits") from error
+            raise self.error(node, path, f"{quote(text)} has too many digits") from error
         if octal and value != int(text, 8):
             wording = f"{text} is {int(text, 8)} in YAML 1.1 and {value} in YAML 1.2"
             hint = f"write the one that is meant, or '{text}' in quotes for text"
@@ -355,11 +355,11 @@ class _Walk:
         return self.value(node, path)
 
     def error(self, node: yaml.Node, path: Key, text: str) -> InputError:
-        key = f"{dotted(path)}: " if path else ""
+        key = f"{dotted_key(path)}: " if path else ""
         return InputError(f"{self.origin.mark(node.start_mark)}: {key}{text}")
 
 
-def dotted(path: Key) -> str:
+def dotted_key(path: Key) -> str:
     """The path as the user would write it: ``head.delta``, ``seeds[1]``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{cut(part)}" for part in path)
     return text.removeprefix(".")

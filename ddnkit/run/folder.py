@@ -35,7 +35,7 @@ from typing import Any
 from ..errors import DamagedFileError, DdnkitError, InputError, plain, reaching
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
-from ..recipe.source import Origin, parse, read, shown
+from ..recipe.source import Origin, parse, quote, read
 from .reading import read_json
 from .record import checksum_of_rows, read_metrics
 
@@ -170,14 +170,14 @@ class JobFolder:
         checksum = content.get("metrics")
         if not isinstance(checksum, str | None):
             raise DamagedFileError(
-                f"{file}: metrics: expected a checksum, was given {shown(checksum)}"
+                f"{file}: metrics: expected a checksum, was given {quote(checksum)}"
             )
         seconds: Any = content.get("seconds")
         with contextlib.suppress(OverflowError):  # a whole number may be of any length
             if type(seconds) in (int, float) and 0 <= float(seconds) < math.inf:
                 return float(seconds), checksum
         raise DamagedFileError(
-            f"{file}: seconds: expected a number from 0, was given {shown(seconds)}"
+            f"{file}: seconds: expected a number from 0, was given {quote(seconds)}"
         )
 
 
@@ -354,7 +354,7 @@ class RunFolder:
             if not (_CHECKED.fullmatch(name) and isinstance(checksum, str | None)):
                 raise DamagedFileError(
                     f"{self.environment}: checksums: expected recipe.yaml and runs/VARIANT/settings.yaml, "
-                    f"a text each; was given {shown(name)}: {shown(checksum)}"
+                    f"a text each; was given {quote(name)}: {quote(checksum)}"
                 )
         return content
 

@@ -119,7 +119,7 @@ def test_list_of_one_group(ddnkit: Command) -> None:
 
 
 def test_an_empty_group_is_listed_too(ddnkit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddnkit.cli.list.shipped", dict)
+    monkeypatch.setattr("ddnkit.cli.list.shipped_recipes", dict)
     result = ddnkit("list", "recipes")
     assert result.exit_code == 0
     assert result.output.startswith("recipes\n")
@@ -276,13 +276,13 @@ def test_debug_gives_the_traceback(
 
 
 def test_every_shipped_recipe_loads(ddnkit: Command) -> None:
-    assert "digit_pairs" in find.shipped()
-    for name in find.shipped():
+    assert "digit_pairs" in find.shipped_recipes()
+    for name in find.shipped_recipes():
         result = ddnkit("run", name, "--dry-run")
         assert result.exit_code == 0, result.output
 
 
 def test_recipes_by_path_too(ddnkit: Command, tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text(find.shipped()["digits"].read_text(encoding="utf-8"), encoding="utf-8")
+    file.write_text(find.shipped_recipes()["digits"].read_text(encoding="utf-8"), encoding="utf-8")
     assert f"recipe: {file}\n" in ddnkit("run", str(file), "--dry-run").output

@@ -401,9 +401,9 @@ def test_a_checkout_ships_the_recipes_beside_the_package(shipped: Path) -> None:
     beside = shipped.parent / "recipes"
     beside.mkdir()
     (beside / "a.yaml").write_text("")
-    assert find.shipped() == {}
+    assert find.shipped_recipes() == {}
     (shipped.parent / "pyproject.toml").write_text("")
-    assert find.shipped() == {"a": beside / "a.yaml"}
+    assert find.shipped_recipes() == {"a": beside / "a.yaml"}
 
 
 def test_a_missing_file_like_none_there_names_the_shipped_recipes(recipe: Loader) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from ddnkit.errors import InputError
 from ddnkit.recipe import source
-from ddnkit.recipe.source import Origin, dump, parse, read, shown
+from ddnkit.recipe.source import Origin, dump, parse, quote, read
 
 
 def value(text: str) -> object:
@@ -202,8 +202,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     ],
 )
 def test_values_are_shown_as_written(given: object, text: str) -> None:
-    assert shown(given) == text
+    assert quote(given) == text
 
 
 def test_a_long_value_is_cut() -> None:
-    assert len(shown("x" * 200)) == 60
+    assert len(quote("x" * 200)) == 60

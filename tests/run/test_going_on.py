@@ -153,7 +153,7 @@ def test_two_runs_that_begin_in_the_same_second_have_a_folder_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = Recipe("race", "race.yaml", "", (), (), {})
+    recipe = Recipe("race", "race.yaml", "", (), (), dict)
     with ThreadPoolExecutor(8) as pool:
         found = [one.result().path for one in [pool.submit(new_run, recipe) for _ in range(32)]]
     assert len(set(found)) == 32
