@@ -29,7 +29,7 @@ from .recipe.pipeline import (
     published_figures,
 )
 from .recipe.settings import Component, Doubt, Settings, component
-from .run.reading import read_json, read_table, read_yaml
+from .run.files import read_json, read_table, read_yaml, replace_file
 from .solution import Adjoint, Solution, Status
 from .solver import Solver
 
@@ -76,6 +76,7 @@ __all__ = [
     "read_table",
     "read_yaml",
     "registry",
+    "replace_file",
     "reset_peak_resident_memory",
     "testing",
 ]

@@ -165,11 +165,11 @@ def _check_writable(file: Path, option: str) -> None:
 
 
 def _print(header: str, tables: Any) -> None:
-    from ..run.table import aligned
+    from ..run.table import align
 
     click.echo(header)
     for table in tables:
-        click.echo(f"\n{table.title}\n{aligned(list(zip(*table.rows, strict=True)))}")
+        click.echo(f"\n{table.title}\n{align(list(zip(*table.rows, strict=True)))}")
         if table.note:
             click.echo(table.note)
 

@@ -42,13 +42,14 @@ def evaluate(
     Exits with 1 if a figure differs by more than rounding: a thousandth of it, and 1e-5.
     """
     from ..run.environment import resolve_device
-    from ..run.evaluating import evaluate_again, finished_jobs, side_by_side
     from ..run.folder import open_run
+    from ..run.options import JobOptions
+    from ..run.reevaluate import finished_jobs, reevaluate, side_by_side
 
     folder = open_run(run_dir)
-    if unknown := folder.unknown():
+    if unknown := folder.missing_environment():
         click.echo(f"warning: {unknown}", err=True)
-    if "recipe.yaml" in folder.changed():
+    if "recipe.yaml" in folder.changed_files():
         click.echo(
             f"warning: {folder.recipe} was changed after the run; each variant is measured with the "
             "settings that it was run with",
@@ -58,15 +59,14 @@ def evaluate(
     for line in left_out:
         click.echo(f"warning: {line}", err=True)
     results = []
-    for result in evaluate_again(
-        folder, jobs, overrides, device=resolve_device(device), download=download
-    ):
+    options = JobOptions(resolve_device(device), download=download)
+    for result in reevaluate(folder, jobs, overrides, options=options):
         results.append(result)
         click.echo(
             f"[{len(results)}/{len(jobs)}] {result.job.variant} seed {result.job.seed}", err=True
         )
     click.echo(side_by_side(results))
-    differing = [(result, name) for result in results for name in result.differing()]
+    differing = [(result, name) for result in results for name in result.differences()]
     for result, name in differing:
         now = result.measured.get(name)
         click.echo(

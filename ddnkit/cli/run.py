@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ..errors import InputError, nearest_choice
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe, Variant
-    from ..run.session import Options
+    from ..run.options import RunOptions
 
 
 @click.command()
@@ -58,7 +58,9 @@ if TYPE_CHECKING:
 @click.option("--download", is_flag=True, help="Fetch missing data to the user's data folder.")
 @click.option("--dry-run", is_flag=True, help="Show variants, seeds and settings; run nothing.")
 @click.option("--smoke", is_flag=True, help="The same shapes on synthetic data, a few steps only.")
+@click.pass_context
 def run(
+    context: click.Context,
     recipe: str,
     overrides: tuple[str, ...],
     seeds: str | None,
@@ -79,10 +81,10 @@ def run(
     """
     from ..recipe.load import load
     from ..run import distributed
-    from ..run.session import Options
+    from ..run.options import JobOptions, RunOptions
 
     if distributed.is_follower():
-        click.get_current_context().exit(distributed.follow())
+        context.exit(distributed.follow())
     loaded = load(recipe, overrides, seeds=_seeds(seeds, smoke))
     for line in loaded.warnings:
         click.echo(f"warning: {line}", err=True)
@@ -90,33 +92,39 @@ def run(
     if dry_run:
         _show(loaded, variants)
         return
-    command = ["ddnkit", "run", recipe]
-    for option, values in (("-s", overrides), ("--only", only)):
-        command += [part for value in values for part in (option, value)]
-    command += ["--seeds", seeds] if seeds is not None else []
-    command += ["--device", device] if device != "auto" else []
-    command += ["--jobs", str(jobs)] if jobs is not None else []
-    command += ["--devices", str(devices)] if devices > 1 else []
-    command += ["--download"] if download else []
-    command += ["--smoke"] if smoke else []
-    options = Options(
-        out, resume, device, smoke, jobs=jobs, devices=devices, download=download
-    )  # fmt: skip
-    _run(loaded, variants, command, options)
+    job = JobOptions(device, smoke, download)
+    options = RunOptions(job, out, resume, jobs, devices, _command(context))
+    context.exit(_run(context, loaded, variants, options))
+
+
+def _command(context: click.Context, **changed: object) -> str:
+    """The command line that was typed, as click understood it, with the parameters that are ``changed``."""
+    options: list[str] = []
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not (typed or name in changed):
+            continue
+        given = changed.get(name, context.params[name])
+        if isinstance(parameter, click.Argument):
+            arguments.append(str(given))
+        elif given is True:
+            options.append(parameter.opts[0])
+        else:
+            for value in given if parameter.multiple else (given,):
+                options += [parameter.opts[0], str(value)]
+    if any(argument.startswith("-") for argument in arguments):
+        arguments, options = [*options, "--", *arguments], []
+    return shlex.join(["ddnkit", str(context.info_name), *arguments, *options])
 
 
 def _run(
-    recipe: Recipe,
-    variants: list[Variant],
-    command: list[str],
-    options: Options,
-) -> None:
+    context: click.Context, recipe: Recipe, variants: list[Variant], options: RunOptions
+) -> int:
     from ..run.session import Session
     from ..run.table import comparison, race
 
-    typed = [*command, *(["--out", str(options.out)] if options.out else [])]
-    typed += ["--resume"] if options.resume else []
-    options = dataclasses.replace(options, command=shlex.join(typed))
     session = Session(recipe, variants, options)
     path = session.folder.path
     for line in session.warnings:
@@ -124,9 +132,9 @@ def _run(
     try:
         outcome = session.run()
     except KeyboardInterrupt:
-        again = shlex.join([*command, "--out", str(path), "--resume"])
+        again = _command(context, out=path, resume=True)
         click.echo(f"interrupted; to go on where it was: {again}", err=True)
-        click.get_current_context().exit(130)
+        return 130
     summary, warnings = session.report()
     for line in warnings:
         click.echo(f"warning: {line}", err=True)
@@ -134,13 +142,13 @@ def _run(
         click.echo()
         click.echo(comparison([(path.name, summary)]))
         click.echo()
-    if not options.smoke and (sentence := race(summary)):
+    if not options.job.smoke and (sentence := race(summary)):
         click.echo(sentence)
     click.echo(f"report: {session.folder.page}")
     for line in [*outcome.wrong_input, *outcome.failures, *summary.damaged]:
         click.echo(f"error: {line}", err=True)
     damaged = InputError.exit_status if summary.damaged else 0
-    click.get_current_context().exit(outcome.exit_status or damaged)
+    return outcome.exit_status or damaged
 
 
 def _seeds(given: str | None, smoke: bool) -> str | None:

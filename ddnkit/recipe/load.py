@@ -64,6 +64,18 @@ def load(source: str | Path, overrides: Iterable[str] = (), *, seeds: str | None
     return _Loading(document, written, problems, doubts).recipe(file)
 
 
+def load_seeds(file: Path) -> tuple[int, ...]:
+    """The seeds of the recipe in a file, whatever else is in it.
+
+    Raises:
+        InputError: as `load`.
+    """
+    document, problems = read(file), Problems()
+    seeds = _Loading(document, document, problems, Problems()).seeds()
+    problems.raise_any()
+    return seeds
+
+
 class _Loading:
     def __init__(
         self, document: Document, written: Document, problems: Problems, doubts: Problems

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe.load import load
+from ..recipe.recipe import Variant
 from .folder import RunFolder
-from .job import How, run_job
-from .stopping import Stop
+from .job import ignore, run_job
+from .options import JobOptions
+from .stop import Stop
 
-Tell = Callable[[RunFolder, str, int, How], None]
+Tell = Callable[[RunFolder, str, int, JobOptions], None]
 
 
 def world() -> int:
@@ -37,11 +39,11 @@ def is_follower() -> bool:
 def leading() -> Iterator[Tell]:
     """What tells the followers the next job; at the end they are told that there is none."""
     if world() == 1:
-        yield lambda folder, variant, seed, how: None
+        yield lambda folder, variant, seed, options: None
         return
 
-    def tell(folder: RunFolder, variant: str, seed: int, how: How) -> None:
-        _broadcast((str(folder.path.resolve()), variant, seed, how))
+    def tell(folder: RunFolder, variant: str, seed: int, options: JobOptions) -> None:
+        _broadcast((str(folder.path.resolve()), variant, seed, options))
 
     yield tell
     _broadcast(None)
@@ -52,17 +54,21 @@ def follow() -> int:
     """Run the jobs that rank 0 tells, until there are none; the exit status."""
     rank = int(os.environ["RANK"])
     stop = Stop()
+    variants: dict[str, Variant] = {}
     while (job := _broadcast(None)) is not None:
-        path, variant_name, seed, how = job
-        folder = RunFolder(Path(path))
-        recipe = load(str(folder.recipe))
-        variant = next(one for one in recipe.variants if one.name == variant_name)
-        how = replace(how, rank=rank)
+        path, name, seed, options = job
+        folder = RunFolder(Path(path))  # that of one run, whatever the job
+        variants = variants or {one.name: one for one in load(folder.recipe).variants}
         with stop.on_signals(signal.SIGINT, signal.SIGTERM):
-            ended = run_job(
-                folder, variant, seed, how=how, update=lambda *_: None, stopping=stop
-            )  # fmt: skip
-        if ended.kind == "failed":
+            result = run_job(
+                folder,
+                variants[name],
+                seed,
+                options=replace(options, rank=rank),
+                update=ignore,
+                stopping=stop,
+            )
+        if result.kind == "failed":
             return 1  # torchrun ends the others
     leave()
     return 0

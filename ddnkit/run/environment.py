@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from .options import RunOptions
 
 
 def resolve_device(asked: str, devices: int = 1) -> str:
@@ -39,16 +40,16 @@ def resolve_device(asked: str, devices: int = 1) -> str:
     return "cpu"
 
 
-def describe_environment(recipe: str, command: str, device: str, smoke: bool) -> dict[str, Any]:
+def describe_environment(recipe: str, options: RunOptions) -> dict[str, Any]:
     """What is worth knowing of this process to read its figures."""
     import numpy
     import torch
 
     return {
         "recipe": recipe,
-        "command": command,
+        "command": options.command,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "smoke": smoke,
+        "smoke": options.job.smoke,
         "ddnkit": __version__,
         "git_commit": git_commit(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
@@ -58,8 +59,8 @@ def describe_environment(recipe: str, command: str, device: str, smoke: bool) ->
         "cpu": cpu_model(Path("/proc/cpuinfo")),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": device,
-        "cuda_device": torch.cuda.get_device_name() if device == "cuda" else None,
+        "device": options.job.device,
+        "cuda_device": torch.cuda.get_device_name() if options.job.device == "cuda" else None,
     }
 
 

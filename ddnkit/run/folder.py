@@ -36,7 +36,7 @@ from ..errors import DamagedFileError, DdnkitError, InputError, plain, reaching
 from ..recipe.load import load
 from ..recipe.recipe import Recipe
 from ..recipe.source import Origin, parse, quote, read
-from .reading import read_json
+from .files import read_json, write_whole
 from .record import checksum_of_rows, read_metrics
 
 OUTPUTS = Path("outputs")
@@ -54,23 +54,6 @@ _KINDS: dict[str, type] = {
 
 class BusyError(DdnkitError):
     """Another process has the folder that is needed."""
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file whole or not at all: what was there stays until all of ``text`` is on the disk."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):  # of the file that a reader knows
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        raise
 
 
 @dataclass(frozen=True)
@@ -92,7 +75,7 @@ class JobFolder:
         return self.path / "error.txt"
 
     @contextlib.contextmanager
-    def started(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Hold the folder for this process while the job runs.
 
         Raises:
@@ -105,7 +88,7 @@ class JobFolder:
             raise DamagedFileError(
                 f"{self.path}: cannot be the folder of a job: {error.strerror}"
             ) from error
-        with _locked(self.path, "running this job"):
+        with _lock(self.path, "running this job"):
             self.error.unlink(missing_ok=True)
             yield
 
@@ -182,7 +165,7 @@ class JobFolder:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, doing: str) -> Iterator[None]:
+def _lock(folder: Path, doing: str) -> Iterator[None]:
     """Lock a folder itself, so that no file is left; the system unlocks it when a process dies."""
     try:
         import fcntl
@@ -244,14 +227,14 @@ class RunFolder:
         return JobFolder(self.path / "runs" / variant / f"seed-{seed}", variant, seed)
 
     @contextlib.contextmanager
-    def opening(self, *, new: bool) -> Iterator[None]:
+    def hold(self, *, new: bool) -> Iterator[None]:
         """Hold the folder while its record is written: of two runs that begin in it at once, one does.
 
         Raises:
             BusyError: another process holds it.
             InputError: the run is to be ``new``, and another was begun here a moment ago.
         """
-        with _locked(self.path, "beginning a run"):
+        with _lock(self.path, "beginning a run"):
             if new and os.path.lexists(self.recipe):
                 raise InputError(f"'{self.path}' holds another run already: choose another --out")
             yield
@@ -281,7 +264,7 @@ class RunFolder:
         files = [self.recipe, *sorted((self.path / "runs").glob("*/settings.yaml"))]
         return {file.relative_to(self.path).as_posix(): _checksum(file) for file in files}
 
-    def changed(self) -> list[str]:
+    def changed_files(self) -> list[str]:
         """The files of recipe and settings that are not what was run with, or are gone.
 
         Of a run whose `environment` has no checksums nothing is known.
@@ -295,7 +278,7 @@ class RunFolder:
         ]
 
     def fate(self, name: str) -> str:
-        """What became of one of the files that were `changed`, in words."""
+        """What became of one of the files that were `changed_files`, in words."""
         file = self.path / name
         try:
             file.stat()
@@ -305,7 +288,7 @@ class RunFolder:
             return f"cannot be read ({error.strerror})"
         return "was changed after the run was begun"
 
-    def removed(self, jobs: Iterable[JobFolder]) -> list[str]:
+    def missing_variants(self, jobs: Iterable[JobFolder]) -> list[str]:
         """The folders of variants that are missing, a line each; a run makes them before it begins."""
         folders = dict.fromkeys(job.path.parent for job in jobs)
         return [
@@ -314,7 +297,7 @@ class RunFolder:
             if not path.is_dir()
         ]
 
-    def absent(self, jobs: Iterable[JobFolder]) -> list[str]:
+    def missing_jobs(self, jobs: Iterable[JobFolder]) -> list[str]:
         """The folders of single jobs that are missing, a line each variant: made as a job begins."""
         without: dict[Path, list[str]] = {}
         for job in jobs:
@@ -325,7 +308,7 @@ class RunFolder:
             for path, names in without.items()
         ]
 
-    def unknown(self) -> str | None:
+    def missing_environment(self) -> str | None:
         """What is not known of a run whose `environment` is missing, in words; None where it is there."""
         if os.path.lexists(self.environment):
             return None
@@ -415,7 +398,7 @@ def _new_folder(parent: Path) -> Path:
     return out
 
 
-def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
+def run_to_resume(recipe: Recipe, out: Path | None = None) -> RunFolder:
     """The run to go on with: that in ``out``, or the newest of the recipe.
 
     Raises:
@@ -429,10 +412,10 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
         if out is None:
             raise InputError(f"nothing to resume: no run of '{recipe.name}' in '{parent}'")
     folder = open_run(out)
-    changed = folder.changed()
+    changed = folder.changed_files()
     difference = _difference(recipe, folder)
     if "recipe.yaml" in changed:
-        if len(changed) > 1 and not _as_recorded(recipe, folder):
+        if len(changed) > 1 and not _matches_checksums(recipe, folder):
             difference = f"{' and '.join(changed)} were changed"
         if difference:
             raise InputError(
@@ -449,10 +432,10 @@ def resumed_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
 
 def newest_run(parent: Path) -> Path | None:
     """The run below ``parent`` that was begun or gone on with last; None where there is none."""
-    return max((file.parent for file in parent.glob("*/recipe.yaml")), key=_begun, default=None)
+    return max((file.parent for file in parent.glob("*/recipe.yaml")), key=_start_key, default=None)
 
 
-def _begun(run: Path) -> tuple[str, list[tuple[int, str]]]:
+def _start_key(run: Path) -> tuple[str, list[tuple[int, str]]]:
     """When a run was begun or last gone on with, to compare; and its name, with its numbers as such."""
     try:
         date = str(RunFolder(run).read_environment().get("date", ""))
@@ -463,7 +446,7 @@ def _begun(run: Path) -> tuple[str, list[tuple[int, str]]]:
     return when, [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
-def _as_recorded(recipe: Recipe, folder: RunFolder) -> bool:
+def _matches_checksums(recipe: Recipe, folder: RunFolder) -> bool:
     """Whether these are the settings of a run, by its checksums alone."""
     recorded = folder.read_environment().get("checksums", {})
     origin = Origin("settings")
@@ -487,7 +470,7 @@ def discard(folder: RunFolder) -> None:
 def _difference(recipe: Recipe, folder: RunFolder) -> str | None:
     """The first difference in variants or settings, in words; more seeds are no difference."""
     try:
-        there = _run_with(folder)
+        there = _settings_in(folder)
     except InputError as error:
         return f"its recipe cannot be loaded: {error}"
     here = {variant.name: variant.settings for variant in recipe.variants}
@@ -501,14 +484,14 @@ def _difference(recipe: Recipe, folder: RunFolder) -> str | None:
     return None
 
 
-def _run_with(folder: RunFolder) -> dict[str, dict[str, Any]]:
+def _settings_in(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """The settings of each variant of a run: of its recipe, or if that was changed, as recorded.
 
     Raises:
         InputError: the recipe cannot be loaded.
     """
     loaded = load(folder.recipe)
-    changed = folder.changed()
+    changed = folder.changed_files()
     recorded = [Path(name) for name in folder.read_environment().get("checksums", {})]
     variants = [name.parent.name for name in recorded if name.name == "settings.yaml"]
     kept = not any(name.endswith("settings.yaml") for name in changed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import DamagedFileError, DdnkitError, InputError
@@ -13,31 +13,14 @@ from ..importing import describe_error, keep_defaults
 from ..recipe.pipeline import Job
 from ..recipe.recipe import Variant
 from .folder import BusyError, JobFolder, RunFolder
+from .options import JobOptions
 from .record import MetricsWriter
 
 Update = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class How:
-    """How the jobs of a run are run.
-
-    Attributes:
-        device: ``"cpu"`` or ``"cuda"``, resolved.
-        smoke: synthetic data, a few steps.
-        download: missing data may be fetched.
-        rank, world: of the processes that run a job together, this one and their number.
-    """
-
-    device: str
-    smoke: bool = False
-    download: bool = False
-    rank: int = 0
-    world: int = 1
-
-
-@dataclass(frozen=True)
-class Ended:
+class JobResult:
     """How a job ended.
 
     Attributes:
@@ -58,12 +41,12 @@ def label(variant: str, seed: int) -> str:
     return f"{variant} seed {seed}"
 
 
-def earlier(folder: RunFolder, variant: str, seed: int) -> Ended | None:
+def earlier_result(folder: RunFolder, variant: str, seed: int) -> JobResult | None:
     """How the job ended in an earlier session, if it was done."""
     seconds = folder.job(variant, seed).seconds()
     if seconds is None:
         return None
-    return Ended("done", f"done {label(variant, seed)}  {seconds:.1f} s (earlier)")
+    return JobResult("done", f"done {label(variant, seed)}  {seconds:.1f} s (earlier)")
 
 
 def run_job(
@@ -71,10 +54,10 @@ def run_job(
     variant: Variant,
     seed: int,
     *,
-    how: How,
+    options: JobOptions,
     update: Update,
     stopping: Callable[[], bool] = lambda: False,
-) -> Ended:
+) -> JobResult:
     """Run one job, from where it was if its pipeline saved that, else from its beginning.
 
     A failure leaves ``error.txt``; an interrupt passes through.
@@ -84,7 +67,7 @@ def run_job(
     """
     unread: list[BrokenPipeError] = []
 
-    def told(done: int, total: int, figures: dict[str, float]) -> None:
+    def show(done: int, total: int, figures: dict[str, float]) -> None:
         try:
             update(done, total, figures)
         except BrokenPipeError as error:
@@ -94,25 +77,25 @@ def run_job(
     try:
         # The next job begins as it would in a process of its own.
         with keep_defaults([]):
-            return _run(folder, variant, seed, how, told, stopping)
+            return _run(folder, variant, seed, options, show, stopping)
     except DamagedFileError as error:
         line = f"failed {label(variant.name, seed)}: {error}"
-        return Ended("damaged", line, line)
+        return JobResult("damaged", line, line)
     except InputError as error:
         first = str(error).splitlines()[0]
-        return Ended("wrong_input", f"failed {variant.name}: {first}", str(error))
+        return JobResult("wrong_input", f"failed {variant.name}: {first}", str(error))
     except BusyError as error:
         line = f"failed {label(variant.name, seed)}: {error}"
-        return Ended("failed", line, line)
+        return JobResult("failed", line, line)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a job may fail in any way; the others go on
         if any(error is one for one in unread):
             raise
-        return failed(folder.job(variant.name, seed), error, write=how.rank == 0)
+        return record_failure(folder.job(variant.name, seed), error, write=options.rank == 0)
 
 
-def failed(job: JobFolder, error: BaseException, *, write: bool = True) -> Ended:
+def record_failure(job: JobFolder, error: BaseException, *, write: bool = True) -> JobResult:
     """A job that ``error`` ended; its traceback goes to ``error.txt``, if it can be written there."""
     own = isinstance(error, DdnkitError)
     what = str(error).strip().split("\n")[0] if own else describe_error(error)
@@ -125,43 +108,41 @@ def failed(job: JobFolder, error: BaseException, *, write: bool = True) -> Ended
         except OSError as refused:
             where = f"no traceback: {job.error}: {refused.strerror}"
     line = f"failed {label(job.variant, job.seed)}: {what} ({where})"
-    return Ended("failed", line, line)
+    return JobResult("failed", line, line)
 
 
 def _run(
     folder: RunFolder,
     variant: Variant,
     seed: int,
-    how: How,
+    options: JobOptions,
     update: Update,
     stopping: Callable[[], bool],
-) -> Ended:
+) -> JobResult:
     folder = RunFolder(folder.path.absolute())  # wherever the code of a plugin goes
     job_folder = folder.job(variant.name, seed)
-    given: dict[str, Any] = {
-        "variant": variant.name,
-        "seed": seed,
-        "folder": job_folder.path,
-        "device": how.device,
-        "smoke": how.smoke,
-        "download": how.download,
-        "rank": how.rank,
-        "world": how.world,
-        "stopping": stopping,
-    }
-    if how.rank > 0:
-        variant.pipeline.run(Job(**given, record=_nothing, progress=_nothing))
-        return Ended("done", "")
+    job = Job(
+        variant.name,
+        seed,
+        job_folder.path,
+        record=ignore,
+        progress=ignore,
+        stopping=stopping,
+        **vars(options),
+    )
+    if options.rank > 0:
+        variant.pipeline.run(job)
+        return JobResult("done", "")
     began = time.perf_counter()
     with (
-        job_folder.started(),
+        job_folder.hold(),
         MetricsWriter(job_folder.metrics, variant.pipeline.all_columns) as writer,
     ):
         if not variant.pipeline.resumable:
             writer.rewind(0)
         variant.pipeline.run(
-            Job(
-                **given,
+            replace(
+                job,
                 record=writer.record,
                 progress=update,
                 rows=writer.rows,
@@ -171,8 +152,8 @@ def _run(
         )
         seconds = time.perf_counter() - began
         job_folder.finish(seconds, writer.checksum())
-    return Ended("done", f"done {label(variant.name, seed)}  {seconds:.1f} s")
+    return JobResult("done", f"done {label(variant.name, seed)}  {seconds:.1f} s")
 
 
-def _nothing(*_: Any) -> None:
-    """What a process that is not the first records and reports."""
+def ignore(*_: Any) -> None:
+    """Where the rows and the progress of a process go that is not to record or show them."""

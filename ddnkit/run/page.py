@@ -33,9 +33,9 @@ def page(markdown: str, folder: Path) -> str:
     """
     parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
     tokens = parser.parse(markdown)
-    contents = _anchored(tokens)
+    contents = _add_anchors(tokens)
     environment = {"folder": folder.resolve(), "figures": 0}
-    body = parser.renderer.render(list(_framed(tokens)), parser.options, environment)
+    body = parser.renderer.render(list(_frame_images(tokens)), parser.options, environment)
     title = next((_text(tokens[i + 1]) for i, t in enumerate(tokens) if t.tag == "h1"), "Report")
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     entries = "\n".join(f'<li><a href="#{a}">{escape(text)}</a></li>' for a, text in contents)
@@ -66,7 +66,7 @@ def page(markdown: str, folder: Path) -> str:
 """
 
 
-def _anchored(tokens: Sequence[Token]) -> list[tuple[str, str]]:
+def _add_anchors(tokens: Sequence[Token]) -> list[tuple[str, str]]:
     """Give each second-level heading an id; the ids with the headings' texts."""
     found: dict[str, str] = {}
     for opening, content in pairwise(tokens):
@@ -81,7 +81,7 @@ def _anchored(tokens: Sequence[Token]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def _framed(tokens: Sequence[Token]) -> Iterator[Token]:
+def _frame_images(tokens: Sequence[Token]) -> Iterator[Token]:
     """The tokens with images out of their paragraphs, those in a row in one frame."""
     inside = False
     for i, token in enumerate(tokens):

@@ -9,17 +9,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..recipe.recipe import Variant
 from .folder import RunFolder
-from .job import How, label
+from .job import label
+from .options import RunOptions
 from .progress import Display
-from .stopping import interrupted_by
+from .queue import Queue
+from .stop import interrupt_on
 from .team import Team
-
-if TYPE_CHECKING:
-    from .execute import Queue
 
 
 def usable_cores() -> int:
@@ -35,15 +33,15 @@ def threads_each(processes: int) -> int:
 
 
 def run_in_teams(
-    queue: Queue, folder: RunFolder, display: Display, teams: int, devices: int, how: How
+    queue: Queue, folder: RunFolder, display: Display, teams: int, options: RunOptions
 ) -> None:
-    """Run all jobs of ``queue`` in so many teams of ``devices`` processes.
+    """Run all jobs of ``queue`` in so many teams, each of a process for each device of a job.
 
     The first interrupt, or SIGTERM, lets the jobs save their state; a second one ends them at once.
     """
-    pool = _Pool(queue, folder, display, devices, how, threads_each(teams * devices))
+    pool = _Pool(queue, folder, display, options, threads_each(teams * options.devices))
     ended = [threading.Event() for _ in range(teams)]
-    with interrupted_by(signal.SIGTERM):
+    with interrupt_on(signal.SIGTERM):
         try:
             for event in ended:
                 threading.Thread(target=pool.serve, args=(event,), daemon=True).start()
@@ -71,12 +69,11 @@ class _Pool:
         queue: Queue,
         folder: RunFolder,
         display: Display,
-        devices: int,
-        how: How,
+        options: RunOptions,
         threads: int,
     ) -> None:
         self._queue, self._folder, self._display = queue, folder, display
-        self._devices, self._how, self._threads = devices, how, threads
+        self._options, self._threads = options, threads
         self._jobs: Iterator[tuple[Variant, int]] = iter(queue)
         self._lock = threading.Lock()
         self._teams: list[Team] = []
@@ -111,11 +108,11 @@ class _Pool:
                     with self._lock:
                         self._display.update(name, done, total, figures)
 
-                ended = team.run(variant.name, seed, self._how, update)
-                if self._stopped and ended.kind != "done":
+                result = team.run(variant.name, seed, self._options.job, update)
+                if self._stopped and result.kind != "done":
                     break  # told as interrupted, whatever its processes said
                 with self._lock:
-                    self._queue.end(variant.name, seed, ended)
+                    self._queue.end(variant.name, seed, result)
         except BaseException:
             self.kill()
             raise
@@ -137,7 +134,7 @@ class _Pool:
 
     def _team(self) -> Team:
         with self._lock:
-            team = Team(self._folder.path, self._devices, self._threads)
+            team = Team(self._folder.path, self._options.devices, self._threads)
             self._teams.append(team)
         if self._stopped:
             team.kill()

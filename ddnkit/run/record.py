@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import DamagedFileError, DdnkitError, nearest_choice
-from .reading import number, whole_lines, whole_rows
+from .files import number, whole_lines, whole_rows
 
 KEYS = ("epoch", "step")
 

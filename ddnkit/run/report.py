@@ -18,7 +18,8 @@ from ..recipe.load import load
 from ..recipe.pipeline import Paper, Pipeline, Table
 from ..recipe.recipe import Recipe
 from ..recipe.source import dump
-from .folder import JobFolder, RunFolder, write_whole
+from .files import write_whole
+from .folder import JobFolder, RunFolder
 from .page import page
 from .summary import Summary, summarise, write_summary
 from .table import beside_published, race
@@ -29,7 +30,7 @@ _ABOUT = {"epoch": "epoch", "step": "step", "seeds": "n"}
 
 
 @dataclass
-class _Contributed:
+class _Contribution:
     """What pipeline and papers add to the report, and a line for each thing that could not be done."""
 
     figures: list[tuple[str, Path]] = field(default_factory=list)  # with their captions
@@ -68,11 +69,12 @@ class _Contributed:
             self.warnings.append(f"no {what}: {describe_error(error)}")
 
 
-def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[str]]:
+def rebuild(folder: RunFolder, recipe: Recipe | None = None) -> tuple[Summary, list[str]]:
     """Write ``summary.csv``, the figures and the report from the jobs' records.
 
     Args:
-        running: the run ends with this report: what has no folder was not begun, and it has said so.
+        recipe: that of the run that ends with this report: what has no folder was not begun, and the run
+            has said so. Without it that in the folder is loaded.
 
     Returns the summary, with a line for each file that is damaged: what it holds is left out; and a line
     for each thing that could not be done.
@@ -80,47 +82,47 @@ def rebuild(folder: RunFolder, *, running: bool = False) -> tuple[Summary, list[
     Raises:
         InputError: the folder cannot be written.
     """
-    contributed = _Contributed()
-    recipe: Recipe | None = None
+    contribution = _Contribution()
+    running = recipe is not None
     environment: dict[str, Any] = {}
     try:
         environment = folder.read_environment()
-        contributed.warnings += filter(None, [folder.unknown()])
-        contributed.warnings += [
+        contribution.warnings += filter(None, [folder.missing_environment()])
+        contribution.warnings += [
             f"{folder.path / name} {folder.fate(name)}: what was run with is not to be read there"
-            for name in folder.changed()
+            for name in folder.changed_files()
             if (folder.path / name).parent.is_dir()  # else the folder is told below
         ]
     except DamagedFileError as error:
-        contributed.damaged.append(f"{error}; whether it was a smoke run is not known")
+        contribution.damaged.append(f"{error}; whether it was a smoke run is not known")
     try:
-        recipe = load(folder.recipe)
+        recipe = recipe or load(folder.recipe)
     except InputError as error:
-        contributed.warnings.append(
+        contribution.warnings.append(
             f"the recipe of {folder.path} cannot be loaded, no figures drawn: {error}"
         )
     order = [variant.name for variant in recipe.variants] if recipe else []
-    contributed.warnings += folder.removed(_asked(folder, recipe))
+    contribution.warnings += folder.missing_variants(_jobs_of(folder, recipe))
     if not running:
-        contributed.warnings += folder.absent(_asked(folder, recipe))
+        contribution.warnings += folder.missing_jobs(_jobs_of(folder, recipe))
     for job in folder.jobs():
         try:
             job.finished()
         except DamagedFileError as error:
             unknown = f"whether {job.variant} seed {job.seed} finished is not known"
-            contributed.damaged.append(f"{error}; {unknown}")
+            contribution.damaged.append(f"{error}; {unknown}")
     summary = summarise(folder, order)
     try:
         write_summary(folder, summary)
         if recipe and summary.rows:
-            contributed.ask(recipe, summary, folder.path)
-        summary = replace(summary, damaged=(*summary.damaged, *contributed.damaged))
-        text = "\n\n".join(_sections(folder, environment, recipe, summary, contributed)) + "\n"
+            contribution.ask(recipe, summary, folder.path)
+        summary = replace(summary, damaged=(*summary.damaged, *contribution.damaged))
+        text = "\n\n".join(_sections(folder, environment, recipe, summary, contribution)) + "\n"
         write_whole(folder.report, text)
         write_whole(folder.page, page(text, folder.path))
     except OSError as error:
         raise InputError(f"{error.filename or folder.path}: {error.strerror}") from error
-    return summary, contributed.warnings
+    return summary, contribution.warnings
 
 
 def _sections(
@@ -128,7 +130,7 @@ def _sections(
     environment: dict[str, Any],
     recipe: Recipe | None,
     summary: Summary,
-    contributed: _Contributed,
+    contribution: _Contribution,
 ) -> Iterable[str]:
     yield f"# {environment.get('recipe', folder.path.resolve().name)}"
     if recipe and recipe.description:
@@ -138,7 +140,7 @@ def _sections(
     if environment.get("smoke"):
         yield "**A smoke run: synthetic data and a few steps. Its figures mean nothing.**"
     yield _state(folder, recipe)
-    yield from (f"Warning: {line}" for line in (*contributed.warnings, *summary.damaged))
+    yield from (f"Warning: {line}" for line in (*contribution.warnings, *summary.damaged))
     if recipe:
         yield "## Settings"
         yield _settings(recipe)
@@ -146,7 +148,7 @@ def _sections(
         yield "## Last evaluation"
         yield "Median over seeds, with [minimum, maximum]."
         yield markdown(_last_evaluation(summary))
-        for table in contributed.tables:
+        for table in contribution.tables:
             yield f"## {table.title}"
             yield markdown(table.rows)
             yield from [table.note] if table.note else []
@@ -159,9 +161,9 @@ def _sections(
     if len(seconds) > 1:
         yield "## Seconds per job"
         yield markdown(seconds)
-    if contributed.figures:
+    if contribution.figures:
         yield "## Figures"
-        for caption, figure in contributed.figures:
+        for caption, figure in contribution.figures:
             path = Path(os.path.relpath(figure, folder.path)).as_posix()
             yield f"![{_plain(caption)}]({path.replace(' ', '%20')})"
 
@@ -186,7 +188,7 @@ def _environment(environment: dict[str, Any]) -> str:
 
 
 def _state(folder: RunFolder, recipe: Recipe | None) -> str:
-    jobs = list({job.path: job for job in [*_asked(folder, recipe), *folder.jobs()]}.values())
+    jobs = list({job.path: job for job in [*_jobs_of(folder, recipe), *folder.jobs()]}.values())
     done = sum(job.seconds() is not None for job in jobs)
     lines = [f"{done} of {len(jobs)} jobs finished."]
     for job in jobs:
@@ -197,7 +199,7 @@ def _state(folder: RunFolder, recipe: Recipe | None) -> str:
     return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
 
 
-def _asked(folder: RunFolder, recipe: Recipe | None) -> list[JobFolder]:
+def _jobs_of(folder: RunFolder, recipe: Recipe | None) -> list[JobFolder]:
     """The jobs that the recipe asks for, by variant."""
     variants = recipe.variants if recipe else ()
     return [folder.job(v.name, seed) for v in variants for seed in (recipe.seeds if recipe else ())]

@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from .. import registry
 from ..errors import DamagedFileError, InputError
+from ..recipe.load import load_seeds
 from ..recipe.recipe import Recipe, Variant
 from . import distributed
 from .environment import describe_environment, resolve_device
-from .execute import Outcome, execute
-from .folder import discard, new_run, resumed_run, write_whole
-from .job import How
+from .execute import execute
+from .files import write_whole
+from .folder import discard, new_run, run_to_resume
+from .options import RunOptions
 from .parallel import threads_each, usable_cores
 from .progress import display
+from .queue import Outcome
 from .report import rebuild
 from .summary import Summary
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run a recipe.
-
-    Attributes:
-        out: the run folder; None for a new one in ``outputs/``, or, to resume, the newest there.
-        command: the command line as it was typed, for the record.
-        jobs: how many jobs run side by side; None: as many as there are cores, on the CPU.
-        devices: how many devices a job runs on, a process each.
-        download: fetch data that are missing.
-    """
-
-    out: Path | None = None
-    resume: bool = False
-    device: str = "auto"
-    smoke: bool = False
-    command: str = ""
-    jobs: int | None = None
-    devices: int = 1
-    download: bool = False
 
 
 class Session:
@@ -52,29 +32,29 @@ class Session:
         InputError: the device is not there, or the folder is not fit for this run.
     """
 
-    def __init__(self, recipe: Recipe, variants: list[Variant], options: Options) -> None:
-        self._options = options
+    def __init__(self, recipe: Recipe, variants: list[Variant], options: RunOptions) -> None:
         self.warnings: list[str] = []
         if distributed.world() > 1 and options.devices > 1:
             raise InputError("--devices: torchrun has started a process for each device already")
-        self._device = resolve_device(options.device, options.devices)
+        device = resolve_device(options.job.device, options.devices)
+        options = replace(options, job=replace(options.job, device=device))
+        self._options = options
         self._variants = variants
         self._seeds = list(recipe.seeds)
-        if not options.smoke:
-            _prepare(variants, options.download)
-        find = resumed_run if options.resume else new_run
+        if not options.job.smoke:
+            _prepare(variants, options.job.download)
+        find = run_to_resume if options.resume else new_run
         self.folder = find(recipe, options.out)
-        environment = describe_environment(
-            recipe.name, options.command, self._device, options.smoke
-        )
+        environment = describe_environment(recipe.name, options)
         teams = self._teams()
         environment["jobs_side_by_side"] = teams
         environment["devices"] = max(options.devices, distributed.world())
         if teams * options.devices > 1:
             environment["threads"] = threads_each(teams * options.devices)
-        with self.folder.opening(new=not options.resume):
+        with self.folder.hold(new=not options.resume):
             if options.resume:
-                recipe, environment = self._continued(recipe, environment)
+                recipe, environment = self._join(recipe, environment)
+            self._recipe = recipe
             self.folder.write_recipe(recipe)
             environment["checksums"] = self.folder.checksums()
             write_whole(self.folder.environment, json.dumps(environment, indent=2) + "\n")
@@ -91,10 +71,9 @@ class Session:
             self.folder,
             self._variants,
             self._seeds,
-            how=How(self._device, self._options.smoke, self._options.download),
+            options=self._options,
             display=display(jobs),
             teams=self._teams(),
-            devices=self._options.devices,
         )
         if outcome.wrong_input and not (outcome.done or outcome.failures):
             if not self._options.resume:
@@ -112,30 +91,28 @@ class Session:
             return min(self._options.jobs, max(pending, 1))
         # A pipeline that was registered by hand exists in this process alone.
         shared = all(registry.is_installed(type(v.pipeline)) for v in self._variants)
-        if self._device != "cpu" or not shared or distributed.world() > 1:
+        if self._options.job.device != "cpu" or not shared or distributed.world() > 1:
             return 1
         return max(1, min(usable_cores() // self._options.devices, pending))
 
     def report(self) -> tuple[Summary, list[str]]:
         """Write summary, figures and report; the summary and warnings."""
-        return rebuild(self.folder, running=True)
+        return rebuild(self.folder, self._recipe)
 
-    def _continued(
+    def _join(
         self, recipe: Recipe, environment: dict[str, object]
     ) -> tuple[Recipe, dict[str, object]]:
         """The recipe with the seeds of the sessions before, and the record of them."""
-        from ..recipe.load import load
-
-        unknown = self.folder.unknown()
+        unknown = self.folder.missing_environment()
         if unknown and self.folder.jobs():
             raise InputError(f"{unknown}: put it back, or choose another --out")
         before = self.folder.read_environment()
-        if bool(before.get("smoke")) != self._options.smoke:
+        if bool(before.get("smoke")) != self._options.job.smoke:
             kind = "a smoke run" if before.get("smoke") else "a full run"
             raise InputError(f"'{self.folder.path}' holds {kind}: --smoke must be as it was")
         self.warnings = [
             f"{self.folder.path / name} {self.folder.fate(name)}; it is written again as the run is"
-            for name in self.folder.changed()
+            for name in self.folder.changed_files()
         ]
         for variant in self._variants:
             for seed in self._seeds:
@@ -143,14 +120,11 @@ class Session:
                     self.folder.job(variant.name, seed).finished()
                 except DamagedFileError as error:
                     self.warnings.append(f"{error}; the job is run again")
-        seeds = tuple(dict.fromkeys([*load(self.folder.recipe).seeds, *recipe.seeds]))
-        mapping = {
-            key: list(seeds) if key == "seeds" else value for key, value in recipe.mapping.items()
-        }
+        seeds = tuple(dict.fromkeys([*load_seeds(self.folder.recipe), *recipe.seeds]))
         name = before.get("recipe", environment["recipe"])
         earlier = [*before.pop("earlier_sessions", []), before] if before else []
         return (
-            replace(recipe, seeds=seeds, mapping=mapping),
+            replace(recipe, seeds=seeds),
             {**environment, "recipe": name, "earlier_sessions": earlier},
         )
 

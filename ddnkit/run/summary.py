@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import DamagedFileError
-from .folder import RunFolder, write_whole
+from .files import write_whole
+from .folder import RunFolder
 from .record import KEYS, cell
 
 HEADER = ("variant", "metric", "epoch", "step", "median", "min", "max", "n")

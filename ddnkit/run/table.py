@@ -35,7 +35,7 @@ def comparison(summaries: Sequence[tuple[str, Summary]], width: int | None = Non
         if len(columns) > 1 and sum(map(_width, [*columns, column])) > width:
             break
         columns.append(column)
-    return aligned(columns)
+    return align(columns)
 
 
 def race(summary: Summary) -> str:
@@ -151,9 +151,9 @@ def _by(places: Sequence[SummaryRow]) -> str:
     )
 
 
-def aligned(columns: Sequence[Sequence[str]]) -> str:
+def align(columns: Sequence[Sequence[str]]) -> str:
     """Columns of text side by side, the first to the left and the others to the right."""
-    lines = zip(*(_padded(column, first=i == 0) for i, column in enumerate(columns)), strict=True)
+    lines = zip(*(_pad(column, first=i == 0) for i, column in enumerate(columns)), strict=True)
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
@@ -166,6 +166,6 @@ def _width(column: Sequence[str]) -> int:
     return max(map(len, column)) + 2
 
 
-def _padded(column: Sequence[str], *, first: bool) -> list[str]:
+def _pad(column: Sequence[str], *, first: bool) -> list[str]:
     width = max(map(len, column))
     return [cell.ljust(width) if first else cell.rjust(width) for cell in column]

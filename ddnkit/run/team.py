@@ -17,11 +17,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .job import Ended, How, label
+from .job import JobResult, label
+from .options import JobOptions
 
 #: Seconds that the other ranks are given to say how they ended, once one has failed.
 _PATIENCE = 10.0
@@ -57,33 +58,33 @@ class Team:
         self,
         variant: str,
         seed: int,
-        how: How,
+        options: JobOptions,
         update: Callable[[int, int, dict[str, float]], None],
-    ) -> Ended:
+    ) -> JobResult:
         """Run a job; if a process fails, all of them are ended."""
         for rank, process in enumerate(self._processes):
-            request = {**asdict(how), "rank": rank, "world": self.size}
+            own = asdict(replace(options, rank=rank, world=self.size))
             # A process that is gone is told below.
             with contextlib.suppress(BrokenPipeError):
                 print(
-                    json.dumps({"variant": variant, "seed": seed, "how": request}),
+                    json.dumps({"variant": variant, "seed": seed, "options": own}),
                     file=process.stdin,
                     flush=True,
                 )
-        ended: dict[int, Ended] = {}
-        while len(ended) < self.size:
-            failing = any(one.kind != "done" for one in ended.values())
+        results: dict[int, JobResult] = {}
+        while len(results) < self.size:
+            failing = any(one.kind != "done" for one in results.values())
             try:
                 rank, answer = self._answers.get(timeout=_PATIENCE if failing else None)
             except queue.Empty:
                 break
             if answer is None:
-                ended[rank] = self._gone(rank, label(variant, seed))
-            elif "ended" in answer:
-                ended[rank] = Ended(**answer["ended"])
+                results[rank] = self._gone(rank, label(variant, seed))
+            elif "result" in answer:
+                results[rank] = JobResult(**answer["result"])
             else:
                 update(*answer["progress"])
-        return self._verdict(ended)
+        return self._verdict(results)
 
     def ask_to_stop(self) -> None:
         """Ask the job to save its state and end."""
@@ -102,11 +103,11 @@ class Team:
         for process in self._processes:
             process.wait()
 
-    def _verdict(self, ended: Mapping[int, Ended]) -> Ended:
-        wrong = [one for _, one in sorted(ended.items()) if one.kind != "done"]
+    def _verdict(self, results: Mapping[int, JobResult]) -> JobResult:
+        wrong = [one for _, one in sorted(results.items()) if one.kind != "done"]
         if not wrong:
-            return ended[0]
-        if len(ended) < self.size or not self.alive():
+            return results[0]
+        if len(results) < self.size or not self.alive():
             self.kill()
         # What was given is wrong: the same for all ranks. Else the first that has a reason.
         return next((one for one in wrong if one.kind in ("wrong_input", "damaged")), wrong[0])
@@ -119,11 +120,11 @@ class Team:
                 self._answers.put((rank, json.loads(line)))
         self._answers.put((rank, None))
 
-    def _gone(self, rank: int, name: str) -> Ended:
+    def _gone(self, rank: int, name: str) -> JobResult:
         status = self._processes[rank].wait()
         which = f"process {rank}" if self.size > 1 else "its process"
         line = f"failed {name}: {which} ended with status {status} (killed, or out of memory)"
-        return Ended("failed", line, line)
+        return JobResult("failed", line, line)
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes:

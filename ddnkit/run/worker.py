@@ -15,8 +15,9 @@ from ..errors import warnings_in_a_line
 from ..recipe.load import load
 from .distributed import leave
 from .folder import RunFolder
-from .job import Ended, How, failed, label, run_job
-from .stopping import Stop
+from .job import JobResult, label, record_failure, run_job
+from .options import JobOptions
+from .stop import Stop
 
 #: Progress is sent at most so often, in seconds.
 _EVERY = 0.1
@@ -32,7 +33,7 @@ def main(path: str) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     registry.tell_by(lambda text: None)  # the parent has told it
     folder = RunFolder(Path(path))
-    recipe = load(str(folder.recipe))
+    recipe = load(folder.recipe)
     variants = {variant.name: variant for variant in recipe.variants}
     stop = Stop(patient=True)  # a cluster may ask every process, and the parent does too
     last = 0.0
@@ -53,20 +54,21 @@ def main(path: str) -> None:
         signals = (signal.SIGTERM,) if variant.pipeline.resumable else ()
         try:
             with stop.on_signals(*signals):
-                ended = run_job(
+                result = run_job(
                     folder,
                     variant,
                     request["seed"],
-                    how=How(**request["how"]),
+                    options=JobOptions(**request["options"]),
                     update=update,
                     stopping=stop,
                 )
         except KeyboardInterrupt as error:
             if stop():
-                ended = Ended("interrupted", f"interrupted {label(variant.name, request['seed'])}")
+                name = label(variant.name, request["seed"])
+                result = JobResult("interrupted", f"interrupted {name}")
             else:  # nobody asked: raised by the code of a plugin
-                ended = failed(folder.job(variant.name, request["seed"]), error)
-        print(json.dumps({"ended": asdict(ended)}), file=answers, flush=True)
+                result = record_failure(folder.job(variant.name, request["seed"]), error)
+        print(json.dumps({"result": asdict(result)}), file=answers, flush=True)
     leave()
 
 

@@ -8,7 +8,6 @@ gone on from.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import random
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddnkit import DamagedFileError, DdnkitError
+from ddnkit import DamagedFileError, DdnkitError, replace_file
 
 from .engine import Engine
 from .sharding import load_whole_state, whole_state
@@ -183,9 +182,8 @@ def write_sealed(file: Path, write: Callable[[Path], None]) -> None:
     Raises:
         ddnkit.DdnkitError: the system refused it, as a full disk does; what was in ``file`` is there still.
     """
-    part = file.with_suffix(".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(part: Path) -> None:
         try:
             write(part)
         except RuntimeError:  # torch's own words, which name neither file nor reason
@@ -194,22 +192,17 @@ def write_sealed(file: Path, write: Callable[[Path], None]) -> None:
         digest = _digest(part, part.stat().st_size)
         with part.open("ab") as stream:
             stream.write(_SEAL + digest)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for left in file.parent.glob(f".part-*-{file.name}"):  # by a process that was killed
+            left.unlink()
+        replace_file(file, fill)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()  # a disk that is full needs the room
         kept = "the one saved before is kept" if file.is_file() else "there is none yet"
         raise DdnkitError(
             f"{file}: the state cannot be saved: {error.strerror or error}; {kept}"
         ) from error
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _try_to_write(part: Path) -> None:

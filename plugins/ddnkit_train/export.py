@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ddnkit
-from ddnkit import InputError, read_yaml
+from ddnkit import InputError, read_yaml, replace_file
 
 from .classifier import Classifier, FinalHead
 from .data import Data
@@ -54,16 +52,16 @@ def export(model: Any, data: Data, folder: Path, *, example: Tensor | None = Non
     about = _about(model, data, folder, example)
     # Not by save_file, whose file nobody but its owner may read.
     content = safetensors.torch.save(_tensors(model, data), metadata=about)
-    _replace(folder / WEIGHTS, lambda file: file.write_bytes(content))
+    replace_file(folder / WEIGHTS, lambda file: file.write_bytes(content))
     try:
         program = _program(model, data, example.cpu())
     except Exception as error:  # whatever a plugin's network does that cannot be copied or traced
         text = f"There is no {PROGRAM}: {_reason(error)}\n{WEIGHTS} has all weights.\n"
-        _replace(folder / WHY_NOT, lambda file: file.write_text(text, encoding="utf-8"))
+        replace_file(folder / WHY_NOT, lambda file: file.write_text(text, encoding="utf-8"))
         (folder / PROGRAM).unlink(missing_ok=True)
         return [folder / WEIGHTS, folder / WHY_NOT]
     extra = {"metadata.json": json.dumps(about)}
-    _replace(folder / PROGRAM, lambda file: torch.export.save(program, file, extra_files=extra))
+    replace_file(folder / PROGRAM, lambda file: torch.export.save(program, file, extra_files=extra))
     (folder / WHY_NOT).unlink(missing_ok=True)
     return [folder / WEIGHTS, folder / PROGRAM]
 
@@ -180,13 +178,3 @@ def _backbone_name(folder: Path) -> str | None:
 def _own(tensor: Tensor) -> Tensor:
     """A tensor with memory of its own, in plain layout, as safetensors asks for."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a temporary file in the same folder, then rename it: no file is ever half there."""
-    part = file.with_name(f"part.{file.name}")
-    try:
-        write(part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ddnkit import peak_resident_memory, reset_peak_resident_memory
+from ddnkit import peak_resident_memory, replace_file, reset_peak_resident_memory
 
 #: Steps before the first that is measured: libraries load, choose algorithms and allocate.
 _WARM_UP = 10
@@ -66,7 +66,8 @@ class Stopwatch:
             "devices": devices,
             "precision": precision,
         }
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        replace_file(file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def _now(self) -> Any:
         if self._device.type != "cuda":

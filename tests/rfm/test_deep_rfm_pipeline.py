@@ -30,8 +30,9 @@ from ddnkit import DamagedFileError, InputError, Job
 from ddnkit.cli import main
 from ddnkit.recipe.load import load
 from ddnkit.run.folder import RunFolder
-from ddnkit.run.job import How, run_job
-from ddnkit.run.session import Options, Session
+from ddnkit.run.job import run_job
+from ddnkit.run.options import JobOptions, RunOptions
+from ddnkit.run.session import Session
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = ("cifar10", "mnist", "svhn", "fashion_mnist")
@@ -233,14 +234,14 @@ def test_rows_that_were_edited_are_not_gone_on_from(
     )
     loaded = load(file)
     arguments = (str(file), "--smoke", "--out", str(out))
-    Session(loaded, list(loaded.variants), Options(out, device="cpu", smoke=True))
+    Session(loaded, list(loaded.variants), RunOptions(JobOptions("cpu", smoke=True), out))
     asked = iter((False, True))
     with pytest.raises(KeyboardInterrupt):
         run_job(
             RunFolder(out),
             loaded.variants[0],
             0,
-            how=How("cpu", smoke=True),
+            options=JobOptions("cpu", smoke=True),
             update=lambda *_: None,
             stopping=lambda: next(asked),
         )

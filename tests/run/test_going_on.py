@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ddnkit import DdnkitError, InputError
+from ddnkit import DdnkitError, InputError, replace_file
 from ddnkit.recipe.recipe import Recipe
-from ddnkit.run.folder import RunFolder, new_run, newest_run, write_whole
+from ddnkit.run.files import write_whole
+from ddnkit.run.folder import RunFolder, new_run, newest_run
 from ddnkit.run.record import MetricsWriter
-from ddnkit.run.stopping import Stop, interrupted_by
+from ddnkit.run.stop import Stop, interrupt_on
 
 COLUMNS = ("epoch", "step", "loss")
 
@@ -65,7 +66,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from ddnkit.run.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).job("a", 0).started():
+with RunFolder(Path(sys.argv[1])).job("a", 0).hold():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -80,11 +81,11 @@ def test_a_job_is_run_by_one_process_at_a_time(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(DdnkitError, match=str(job.path)), job.started():
+        with pytest.raises(DdnkitError, match=str(job.path)), job.hold():
             pass
         process.kill()
         process.wait()
-        with job.started():  # the system has let go of it
+        with job.hold():  # the system has let go of it
             assert not list(job.path.iterdir())
 
 
@@ -111,7 +112,7 @@ def test_a_process_that_others_ask_is_asked_once() -> None:
 
 def test_a_signal_is_taken_for_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), interrupted_by(signal.SIGTERM):
+    with pytest.raises(KeyboardInterrupt), interrupt_on(signal.SIGTERM):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -119,7 +120,8 @@ def test_a_signal_is_taken_for_an_interrupt() -> None:
 def test_what_was_there_stays_until_all_of_the_new_text_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "recipe.yaml"
+    file = tmp_path / "there" / "recipe.yaml"
+    file.parent.mkdir()
     write_whole(file, "old\n")
 
     def full(descriptor: int) -> None:
@@ -130,7 +132,29 @@ def test_what_was_there_stays_until_all_of_the_new_text_is_written(
         write_whole(file, "new\n")
     assert told.value.filename == str(file)
     assert file.read_text() == "old\n"
-    assert not list(tmp_path.glob("*.part"))
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_file_is_replaced_when_it_is_written_and_not_before(tmp_path: Path) -> None:
+    file = tmp_path / "weights.bin"
+    replace_file(file, lambda part: part.write_bytes(b"old"))
+
+    def write(part: Path) -> None:
+        assert part.suffix == file.suffix
+        part.write_bytes(b"new")
+        assert file.read_bytes() == b"old"
+
+    def fail(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise RuntimeError("no more")
+
+    replace_file(file, write)
+    with pytest.raises(RuntimeError, match="no more"):
+        replace_file(file, fail)
+    with pytest.raises(OSError, match="weights") as error:
+        replace_file(tmp_path / "no folder" / file.name, write)
+    assert error.value.filename == str(tmp_path / "no folder" / file.name)
+    assert (list(tmp_path.glob("*.bin")), file.read_bytes()) == ([file], b"new")
 
 
 def test_of_two_runs_that_begin_in_a_folder_at_once_one_does(
@@ -139,13 +163,13 @@ def test_of_two_runs_that_begin_in_a_folder_at_once_one_does(
     """Both have found it empty."""
     monkeypatch.setattr("ddnkit.run.folder._LOCK_TRIES", 2)
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
-    with first.opening(new=True):
-        with pytest.raises(DdnkitError, match=str(tmp_path)), second.opening(new=True):
+    with first.hold(new=True):
+        with pytest.raises(DdnkitError, match=str(tmp_path)), second.hold(new=True):
             pass
         write_whole(first.recipe, "pipeline: toy\n")
-    with pytest.raises(InputError, match=str(tmp_path)), second.opening(new=True):
+    with pytest.raises(InputError, match=str(tmp_path)), second.hold(new=True):
         pass
-    with second.opening(new=False):
+    with second.hold(new=False):
         pass
 
 

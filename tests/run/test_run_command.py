@@ -7,17 +7,19 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pydantic
 import pytest
 import torch
 from click.testing import Result
 
-from ddnkit import DdnkitWarning, Job
+from ddnkit import DdnkitWarning, Job, Settings, registry
 from ddnkit.recipe.load import load
 from ddnkit.run.summary import Summary, SummaryRow
 from ddnkit.run.table import race
@@ -79,8 +81,37 @@ def test_a_run_leaves_everything_in_its_folder(ddnkit: Command, ran: Ran) -> Non
     environment = json.loads(Path("o/environment.json").read_text())
     assert environment["recipe"] == "race"
     assert environment["device"] == "cpu"
-    assert environment["command"] == ("ddnkit run race.yaml -s head.boost=4 --device cpu --out o")
+    assert environment["command"] == ("ddnkit run race.yaml -s head.boost=4 --out o --device cpu")
     assert {"torch", "numpy", "python", "cpu", "threads", "date", "git_commit"} <= set(environment)
+
+
+def test_the_recorded_command_gives_the_same_run(ddnkit: Command) -> None:
+    typed = ["-s", "head.gain=0.2", "-s", "description=two words", "--only", "toy_slow", "--smoke"]
+    Path("-x y.yaml").write_text(Path("race.yaml").read_text())
+    ddnkit("run", *typed, "--seeds", "0,2", "--jobs", "1", "--out", "o", "--", "-x y.yaml")
+    program, *again = shlex.split(json.loads(Path("o/environment.json").read_text())["command"])
+    assert program == "ddnkit"
+    again[again.index("o")] = "again"
+    ddnkit(*again)
+    for file in ("recipe.yaml", "summary.csv", "runs/toy_slow/seed-2/metrics.csv"):
+        assert Path("again", file).read_text() == Path("o", file).read_text()
+
+
+def test_a_run_validates_what_is_given_and_what_it_writes_once_each(ddnkit: Command) -> None:
+    validated = []
+
+    class Counted(Settings):
+        @pydantic.model_validator(mode="after")
+        def _count(self) -> Counted:
+            validated.append(self)
+            return self
+
+    registry.register("heads", "toy_counted", Counted)
+    Path("counted.yaml").write_text("pipeline: toy_run\nhead: toy_counted\n")
+    for options, times in (("--dry-run",), 1), (("--out", "o", "-s", "data_is_there=false"), 2):
+        validated.clear()
+        ddnkit("run", "counted.yaml", "--seeds", "2", *options)
+        assert len(validated) == times
 
 
 def test_the_recipe_in_the_folder_gives_the_same_variants(ddnkit: Command) -> None:

@@ -19,7 +19,7 @@ from ddnkit.recipe.load import load
 from ddnkit.run.environment import cpu_model, git_commit
 from ddnkit.run.execute import execute
 from ddnkit.run.folder import RunFolder
-from ddnkit.run.job import How
+from ddnkit.run.options import JobOptions, RunOptions
 from ddnkit.run.progress import LiveDisplay, PlainDisplay, display
 from ddnkit.run.record import MetricsWriter, cell, read_metrics
 from ddnkit.run.summary import Summary, SummaryRow, summarise
@@ -246,7 +246,7 @@ def test_a_reader_that_is_gone_ends_the_run(tmp_path: Path) -> None:
             RunFolder(tmp_path),
             list(recipe.variants),
             [0],
-            how=How("cpu"),
+            options=RunOptions(JobOptions("cpu")),
             display=stream,
         )
     assert not (tmp_path / "runs/toy_slow/seed-0/error.txt").exists()
@@ -289,7 +289,7 @@ def test_no_file_but_recipe_and_settings_has_a_checksum(
     folder = RunFolder(tmp_path)
     folder.environment.write_text(json.dumps({"checksums": checksums}))
     with pytest.raises(DamagedFileError, match=r"environment\.json: checksums"):
-        folder.changed()
+        folder.changed_files()
 
 
 def test_only_folders_that_a_run_makes_are_jobs(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from training_stand_ins import start
 from ddnkit import registry
 from ddnkit.recipe.load import load
 from ddnkit.run.folder import RunFolder
-from ddnkit.run.job import How, run_job
+from ddnkit.run.job import run_job
+from ddnkit.run.options import JobOptions
 
 RECIPES = int(os.environ.get("DDNKIT_RECIPES", "64"))
 #: So many of them are drawn in every run of the suite.
@@ -225,7 +226,7 @@ def session(recipe: Path, out: Path, stop_after: int | None = None) -> Path:
             folder,
             variant,
             0,
-            how=How("cpu"),
+            options=JobOptions("cpu"),
             update=lambda *_: None,
             stopping=lambda: next(asked) == stop_after,
         )

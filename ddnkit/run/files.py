@@ -1,12 +1,16 @@
-"""The files of a run read back, which a disk or an editor may have changed: whole, or one clear error."""
+"""The files of a run: written whole or not at all; read back whole, or with one clear error.
+
+What is read may have been changed by a disk or an editor.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,41 @@ _SHOWN = 40
 #: What a column of a table holds: "text"; a "number"; a whole number from 0, a "count"; or a "figure", a
 #: number that may be infinite, NaN or missing.
 Columns = Mapping[str, str]
+
+
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: what was there stays until all of the new one is on the disk.
+
+    Args:
+        file: what to write, in a folder that exists.
+        write: given the path of a file beside it, ``.part-PROCESS-NAME``, to write into.
+
+    Raises:
+        OSError: the system refused it, as a full disk does; it names ``file``, which is as it was.
+    """
+    part = file.with_name(f".part-{os.getpid()}-{file.name}")
+    try:
+        write(part)
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()  # a disk that is full needs the room
+        if isinstance(error, OSError):  # of the file that a reader knows
+            raise OSError(error.errno, error.strerror or str(error), str(file)) from error
+        raise
+    with contextlib.suppress(OSError):  # not every system lets a folder be opened, or needs it
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text by `replace_file`."""
+    replace_file(file, lambda part: part.write_text(text, encoding="utf-8", newline=""))
 
 
 def read_table(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..errors import DamagedFileError, InputError, nearest_choice
 from ..recipe.load import load
 from ..recipe.pipeline import Job
 from .folder import JobFolder, RunFolder
+from .job import ignore
+from .options import JobOptions
 from .record import KEYS
-from .table import aligned
+from .table import align
 
 #: A figure is the same if it differs by no more than this, relative to the larger one, or
 RELATIVE = 1e-3
@@ -23,14 +24,14 @@ Figures = dict[str, "float | None"]
 
 
 @dataclass(frozen=True)
-class Again:
+class Reevaluation:
     """One job's figures: those of its last row, and those measured again."""
 
     job: JobFolder
     recorded: Figures
     measured: Figures
 
-    def differing(self) -> list[str]:
+    def differences(self) -> list[str]:
         """The recorded figures that were not found again."""
         return [
             name
@@ -64,7 +65,7 @@ def finished_jobs(
         for seed in recipe.seeds
     ]
     done = [job for job in jobs if job.finished() is not None]
-    left_out = [*folder.removed(jobs), *folder.absent(jobs)]
+    left_out = [*folder.missing_variants(jobs), *folder.missing_jobs(jobs)]
     if not done:
         missing = "".join(f"; {line}" for line in left_out[:1])
         raise InputError(
@@ -75,49 +76,38 @@ def finished_jobs(
     return done, left_out
 
 
-def evaluate_again(
+def reevaluate(
     folder: RunFolder,
     jobs: Iterable[JobFolder],
     overrides: Sequence[str] = (),
     *,
-    device: str,
-    download: bool = False,
-) -> Iterator[Again]:
+    options: JobOptions,
+) -> Iterator[Reevaluation]:
     """Measure the models of ``jobs`` one after the other.
 
     Args:
         overrides: ``key=value``, laid over the settings that each job was run with.
-        device: ``"cpu"`` or ``"cuda"``, resolved.
-        download: whether missing data may be fetched.
+        options: the device, resolved, and whether missing data may be fetched.
 
     Raises:
         InputError: an override is wrong, data or a model are missing or do not fit, the pipeline keeps
             no models, the settings were changed after the run, or a job's figures cannot be read.
     """
-    smoke = bool(folder.read_environment().get("smoke"))
+    options = replace(options, smoke=bool(folder.read_environment().get("smoke")))
     jobs = list(jobs)
     _check_settings(folder, jobs)
     recorded = [_last_row(job) for job in jobs]  # before hours of measuring
     for job, row in zip(jobs, recorded, strict=True):
         pipeline = load(folder.settings(job.variant), overrides).variants[0].pipeline
-        if not smoke:
-            pipeline.prepare(download=download)
+        if not options.smoke:
+            pipeline.prepare(download=options.download)
         measured = pipeline.evaluate(
-            Job(
-                variant=job.variant,
-                seed=job.seed,
-                folder=job.path,
-                device=device,
-                smoke=smoke,
-                record=_nothing,
-                progress=_nothing,
-                download=download,
-            )
+            Job(job.variant, job.seed, job.path, record=ignore, progress=ignore, **vars(options))
         )
-        yield Again(job, row, measured)
+        yield Reevaluation(job, row, measured)
 
 
-def side_by_side(results: Sequence[Again]) -> str:
+def side_by_side(results: Sequence[Reevaluation]) -> str:
     """A row a job: accuracies and losses as measured now, each beside the recorded one."""
     columns = [
         ["variant", *(one.job.variant for one in results)],
@@ -126,10 +116,10 @@ def side_by_side(results: Sequence[Again]) -> str:
     for metric in _shown(results):
         columns.append([metric, *(_number(one.measured.get(metric)) for one in results)])
         columns.append(["recorded", *(_number(one.recorded.get(metric)) for one in results)])
-    return aligned(columns)
+    return align(columns)
 
 
-def _shown(results: Sequence[Again]) -> list[str]:
+def _shown(results: Sequence[Reevaluation]) -> list[str]:
     """Accuracies, test first, and losses; all figures where there is neither."""
     found = [row for one in results for row in (one.recorded, one.measured)]
     names = dict.fromkeys(name for row in found for name, value in row.items() if value is not None)
@@ -149,7 +139,7 @@ def _last_row(job: JobFolder) -> Figures:
 
 def _check_settings(folder: RunFolder, jobs: Iterable[JobFolder]) -> None:
     """Measured with other settings, the figures would be those of another run."""
-    changed = folder.changed()
+    changed = folder.changed_files()
     for file in dict.fromkeys(folder.settings(job.variant) for job in jobs):
         if file.relative_to(folder.path).as_posix() in changed:
             raise InputError(
@@ -169,7 +159,3 @@ def _same(recorded: float, measured: float | None) -> bool:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
-
-
-def _nothing(*_: Any) -> None:
-    """Where a measurement's rows and progress go."""

@@ -40,23 +40,23 @@ class Stop:
                 raise KeyboardInterrupt
             self._asked = True
 
-        with _handled(handle, signals):
+        with _handle_signals(handle, signals):
             yield
 
 
 @contextlib.contextmanager
-def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+def interrupt_on(*signals: signal.Signals) -> Iterator[None]:
     """Take each of ``signals`` as an interrupt from the keyboard."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(handle, signals):
+    with _handle_signals(handle, signals):
         yield
 
 
 @contextlib.contextmanager
-def _handled(
+def _handle_signals(
     handle: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]
 ) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
