@@ -1,9 +1,9 @@
-from .comparison import Case, Comparison, Competitor
+from .case import Case, Competitor
+from .comparison import Comparison
 from .contract import Bench, Request, Result
 from .floor import Floor
 from .forms import Forms
-from .measured import Measured
-from .report import duration
+from .measurement import Measurement, duration
 
 __all__ = [
     "Bench",
@@ -12,7 +12,7 @@ __all__ = [
     "Competitor",
     "Floor",
     "Forms",
-    "Measured",
+    "Measurement",
     "Request",
     "Result",
     "duration",

@@ -14,67 +14,24 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import InputError, nearest_choice
-from .apart import MeasurementError, peak_memory_apart
+from .case import Case, Competitor, Phase
 from .contract import Bench, Request, Result
 from .floor import Floor, now
-from .measured import Measured
-from .report import table
-
-#: Given what the phase before returned (the first: None). The last returns {name: tensor}.
-Phase = Callable[[Any], Any]
+from .measurement import Measurement, table
+from .peak_memory import MeasurementError, peak_memory
 
 #: An extrapolation may cost so many times the budget of a competitor.
 _PATIENCE = 5
 #: How much longer a dense form takes at twice the size: 2⁵ and more.
 _GROWTH = 32
-
-
-@dataclass(frozen=True)
-class Case:
-    """One piece of work: its size and, where a bench has several kinds, which."""
-
-    size: tuple[int, ...]
-    kind: str = ""
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, (self.kind, "×".join(map(str, self.size)))))
-
-
-@dataclass(frozen=True)
-class Competitor:
-    """A way to do the work of a case.
-
-    Attributes:
-        name: in the table, and for ``--only``.
-        prepare: from the inputs, the phases that are timed, by name and in order. What it does
-            itself is not timed. The last phase returns the results that are compared, {name: tensor}
-            (none: {}). Phases must bear being called again.
-        packages: modules without which it is left out, by name.
-        needs: bytes that it cannot do without.
-        extrapolates: whether to measure smaller sizes where those bytes are not there.
-        tolerance: difference from the reference that it is allowed; None: that of the comparison.
-        refuses: why it does not take part, if so.
-        install: what to give ``pip install`` for its packages.
-    """
-
-    name: str
-    prepare: Callable[[Mapping[str, Any]], Mapping[str, Phase]]
-    packages: tuple[str, ...] = ()
-    needs: float = 0.0
-    extrapolates: bool = False
-    tolerance: float | None = None
-    refuses: str = ""
-    install: str = "'ddnkit[bench]'"
 
 
 class Comparison(Bench):
@@ -186,7 +143,7 @@ class Comparison(Bench):
             measured += [{**about, **line.plain()} for line in lines]
         return Result(tuple(tables), tuple(measured))
 
-    def measure(self, case: Case, request: Request) -> list[Measured]:
+    def measure(self, case: Case, request: Request) -> list[Measurement]:
         """The lines of one case, in the competitors' order."""
         field = [
             competitor
@@ -195,26 +152,21 @@ class Comparison(Bench):
         ]
         inputs = self.drawn(case, request)
         reference = self.reference(case, inputs)
-        lines: dict[str, Measured] = {}
+        lines: dict[str, Measurement] = {}
         runs: dict[str, tuple[Mapping[str, Phase], float]] = {}
         for competitor in field:
-            reason = _absence(competitor)
-            if reason or not _fits(competitor.needs):
-                lines[competitor.name] = (
-                    Measured(competitor.name, note=reason)
-                    if reason or not competitor.extrapolates
-                    else self._extrapolated(competitor.name, case, request)
-                )
-                if not reason and not competitor.extrapolates:
-                    note = f"not measured: it needs {competitor.needs / 2**30:,.0f} GiB"
-                    lines[competitor.name] = Measured(competitor.name, note=note)
+            untimed = self._untimed(competitor, case, request)
+            if untimed is not None:
+                lines[competitor.name] = untimed
                 continue
             request.progress(f"{case}: {competitor.name}, first call")
             try:
                 phases = competitor.prepare(inputs)
                 times, results = _once(phases, request.device)
             except Exception as error:  # whatever a competitor throws, the others go on
-                lines[competitor.name] = Measured(competitor.name, note=f"failed: {_short(error)}")
+                lines[competitor.name] = Measurement(
+                    competitor.name, note=f"failed: {_short(error)}"
+                )
                 continue
             gap = None
             if reference is None:
@@ -224,7 +176,7 @@ class Comparison(Bench):
             allowed = self.tolerance if competitor.tolerance is None else competitor.tolerance
             seconds = {phase: [time] for phase, time in zip(phases, times, strict=True)}
             columns = self.columns(case, inputs, results)
-            line = Measured(competitor.name, seconds, difference=gap, columns=columns)
+            line = Measurement(competitor.name, seconds, difference=gap, columns=columns)
             if gap is not None and not gap <= allowed:
                 note = f"disagrees with the reference by {gap:.1e} (allowed: {allowed:.0e})"
                 line = dataclasses.replace(line, seconds={}, note=note)
@@ -249,6 +201,18 @@ class Comparison(Bench):
             name: value.to(request.device) if isinstance(value, torch.Tensor) else value
             for name, value in made.items()
         }
+
+    def _untimed(self, competitor: Competitor, case: Case, request: Request) -> Measurement | None:
+        """The line of a competitor that is not called on this case; None for one that is."""
+        absence = competitor.absence()
+        if absence:
+            return Measurement(competitor.name, note=absence)
+        if _fits(competitor.needs):
+            return None
+        if competitor.extrapolates:
+            return self._extrapolate(competitor.name, case, request)
+        note = f"not measured: it needs {competitor.needs / 2**30:,.0f} GiB"
+        return Measurement(competitor.name, note=note)
 
     def _rounds(
         self,
@@ -289,23 +253,27 @@ class Comparison(Bench):
             case for case, field in zip(cases, fields, strict=True) if not asked.isdisjoint(field)
         ]
 
-    def _with_memory(self, line: Measured, case: Case, request: Request) -> Measured:
+    def _with_memory(self, line: Measurement, case: Case, request: Request) -> Measurement:
         if (
-            not (request.memory and self.measures_memory and line.seconds)
+            not (request.memory and self.measures_memory and self.name and line.seconds)
             or line.memory is not None
         ):
             return line
         request.progress(f"{case}: {line.competitor}, peak memory")
-        memory = peak_memory_apart(self, case, line.competitor, request)
+        try:
+            memory = peak_memory(self.name, case, line.competitor, request)
+        except MeasurementError as error:
+            note = "; ".join(filter(None, (line.note, f"no peak memory: {error}")))
+            return dataclasses.replace(line, note=note)
         return dataclasses.replace(line, memory=memory)
 
-    def _extrapolated(self, name: str, case: Case, request: Request) -> Measured:
+    def _extrapolate(self, name: str, case: Case, request: Request) -> Measurement:
         once = dataclasses.replace(request, repeats=1, only=(name,), budget=0.0)
 
         def part(k: int) -> Case:
             return dataclasses.replace(case, size=tuple(max(n // k, 1) for n in case.size))
 
-        def at(k: int) -> Measured:
+        def at(k: int) -> Measurement:
             smaller = part(k)
             fits = {c.name: _fits(c.needs) for c in self.competitors(smaller, request.device)}
             if not fits.get(name):
@@ -324,7 +292,7 @@ class Comparison(Bench):
                 small, large = at(8), small
                 sizes, steps = (part(8).size, part(4).size), 2
         except MeasurementError as error:
-            return Measured(name, note=f"not measured: {error}")
+            return Measurement(name, note=f"not measured: {error}")
 
         def power_law(a: float, b: float) -> float:
             return b * (b / a) ** steps if a > 0 else math.nan
@@ -340,7 +308,7 @@ class Comparison(Bench):
             f"{'×'.join(map(str, size))} in {line.median():.3g} s"
             for size, line in zip(sizes, (small, large), strict=True)
         )
-        return Measured(name, seconds, memory, note=f"extrapolated from {measured}",
+        return Measurement(name, seconds, memory, note=f"extrapolated from {measured}",
                         extrapolated_from=sizes)  # fmt: skip
 
 
@@ -352,13 +320,6 @@ def _once(phases: Mapping[str, Phase], device: str) -> tuple[list[float], Any]:
         times.append(done - started)
         started = done
     return times, state
-
-
-def _absence(competitor: Competitor) -> str:
-    missing = [name for name in competitor.packages if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"left out: {', '.join(missing)} not installed (pip install {competitor.install})"
-    return competitor.refuses
 
 
 def _fits(needed: float) -> bool:

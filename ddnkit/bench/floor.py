@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -67,8 +67,7 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def _best(work: object, device: str) -> float:
-    assert callable(work)
+def _best(work: Callable[[], object], device: str) -> float:
     work()
     best = float("inf")
     for _ in range(_ROUNDS):

@@ -1,7 +1,8 @@
-"""Forms: the backward forms of one node against each other."""
+"""The backward forms of one node against each other; and the bench of a name, which may be a node's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from .. import registry
 from ..backward.form import forms_of
-from ..errors import InputError
+from ..errors import InputError, nearest_choice
 from ..layer import DeclarativeLayer
-from .comparison import Case, Comparison, Competitor, Phase
+from .case import Case, Competitor, Phase
+from .comparison import Comparison
+from .contract import Bench
 
 #: m×m matrices alive at once in a dense form's backward: Hessian, rows being stacked, its factors.
 _DENSE_COPIES = 4
@@ -56,13 +59,11 @@ class Forms(Comparison):
 
     def competitors(self, case: Case, device: str) -> Sequence[Competitor]:
         """Every form that applies."""
-        m = 1
-        for n in case.size:
-            m *= n
+        m = math.prod(case.size)
         return [
             Competitor(
                 name,
-                _of_form(self._node, name),
+                _prepare_form(self._node, name),
                 needs=_DENSE_COPIES * 8.0 * m * m if form.dense else 0.0,
                 extrapolates=True,
             )
@@ -71,13 +72,13 @@ class Forms(Comparison):
         ]
 
 
-def _of_form(node: Any, form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Phase]]:
+def _prepare_form(node: Any, form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Phase]]:
     def prepare(inputs: Mapping[str, Any]) -> Mapping[str, Phase]:
         layer = DeclarativeLayer(node, form)
         xs = [inputs[f"x{i}"] for i in range(inputs["inputs"])]
-        leaves = [x.detach().clone().requires_grad_() for x in xs if _real(x)]
+        leaves = [x.detach().clone().requires_grad_() for x in xs if _is_real(x)]
         replaced = iter(leaves)
-        arguments = [next(replaced) if _real(x) else x for x in xs]
+        arguments = [next(replaced) if _is_real(x) else x for x in xs]
 
         def forward(_: object) -> Tensor:
             y: Tensor = layer(*arguments)
@@ -93,5 +94,22 @@ def _of_form(node: Any, form: str) -> Callable[[Mapping[str, Any]], Mapping[str,
     return prepare
 
 
-def _real(x: Any) -> bool:
+def _is_real(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def resolve(name: str) -> Bench:
+    """The bench called ``name``; for a node with `bench_inputs`, its backward forms side by side.
+
+    Raises:
+        InputError: where there is none.
+    """
+    benches, nodes = registry.names("benches"), registry.names("nodes")
+    if name in benches:
+        bench: Bench = registry.make("benches", name)
+        bench.name = name
+        return bench
+    if name not in nodes:
+        choices = list(dict.fromkeys([*benches, *nodes]))
+        raise InputError(f"no bench or node '{name}'.{nearest_choice(name, choices)}")
+    return Forms(name)

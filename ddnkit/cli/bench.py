@@ -100,7 +100,7 @@ def bench(
     import torch
 
     from ..bench.contract import Request
-    from ..bench.resolve import resolve
+    from ..bench.forms import resolve
 
     names = list(registry.working("benches")) if name == "all" else [name]
     benches = [resolve(each) for each in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -97,7 +97,7 @@ def run(
     context.exit(_run(context, loaded, variants, options))
 
 
-def _command(context: click.Context, **changed: object) -> str:
+def _command(context: click.Context, **changed: Any) -> str:
     """The command line that was typed, as click understood it, with the parameters that are ``changed``."""
     options: list[str] = []
     arguments: list[str] = []

@@ -17,7 +17,7 @@ from typing import Any
 from ddnkit_collapse.panels import COLOURS, add_legend, finish, new_figure
 
 from ddnkit import InputError, Table
-from ddnkit.bench import Bench, Case, Comparison, Forms, Measured, Request, Result, duration
+from ddnkit.bench import Bench, Case, Comparison, Forms, Measurement, Request, Result, duration
 
 from .nearest_etf import NearestETFBench
 
@@ -83,7 +83,7 @@ class CostGrowth(Bench):
         )
         return Result(tuple(tables), measured, lambda path: _draw(series, path))
 
-    def _measure_series(self, sweep: Sweep, request: Request) -> list[Measured]:
+    def _measure_series(self, sweep: Sweep, request: Request) -> list[Measurement]:
         bench: Comparison = (
             NearestETFBench() if sweep.bench == "nearest_etf" else Forms(sweep.bench)
         )
@@ -107,11 +107,11 @@ def _varied_sizes(sweep: Sweep) -> list[float]:
     return [float(size[sweep.place]) for size in sweep.sizes]
 
 
-def _seconds(line: Measured) -> float:
+def _seconds(line: Measurement) -> float:
     return line.median() if line.seconds else math.nan
 
 
-def _exponents(series: Sequence[tuple[Sweep, list[Measured]]]) -> Table:
+def _exponents(series: Sequence[tuple[Sweep, list[Measurement]]]) -> Table:
     rows: list[tuple[str, ...]] = [
         ("work", "over", "time ∝", "memory ∝", "arithmetic says, of time")
     ]
@@ -132,16 +132,21 @@ def _exponents(series: Sequence[tuple[Sweep, list[Measured]]]) -> Table:
     return Table("Fitted exponents", tuple(rows), note)
 
 
-def _points(sweep: Sweep, lines: Sequence[Measured]) -> Table:
+def _points(sweep: Sweep, lines: Sequence[Measurement]) -> Table:
     rows: list[tuple[str, ...]] = [(sweep.variable, "time", "memory")]
     for n, line in zip(_varied_sizes(sweep), lines, strict=True):
         time = duration(line.median()) if line.seconds else line.note
         memory = "" if line.memory is None else f"{line.memory / 2**20:,.1f} MB"
         rows.append((f"{n:,.0f}", time, memory))
-    return Table(sweep.title, tuple(rows))
+    notes = [
+        f"{sweep.variable} = {n:,.0f}: {line.note}."
+        for n, line in zip(_varied_sizes(sweep), lines, strict=True)
+        if line.seconds and line.note
+    ]
+    return Table(sweep.title, tuple(rows), " ".join(notes))
 
 
-def _draw(series: Sequence[tuple[Sweep, list[Measured]]], path: Path) -> None:
+def _draw(series: Sequence[tuple[Sweep, list[Measurement]]], path: Path) -> None:
     variables = list(dict.fromkeys(sweep.variable for sweep, _ in series))
     figure = new_figure(3.3 * len(variables), 6.2)
     grid: Any = figure.subplots(2, len(variables), squeeze=False)

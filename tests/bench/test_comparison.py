@@ -1,11 +1,15 @@
 """`Comparison`: who is timed, who is not and why. No time is asserted, only what was done to get it."""
 
+import importlib
 import json
+import os
+import sys
 import time
 
 import pytest
 import torch
 
+import ddnkit
 from ddnkit import InputError
 from ddnkit.bench import Case, Comparison, Competitor, Floor, Request, comparison, duration
 
@@ -171,6 +175,52 @@ def test_not_measured_where_nothing_can_be():
     assert "huge: not measured: it needs" in table.note
 
 
+CRASHING = """
+import os, signal
+import torch
+from ddnkit.bench import Case, Comparison, Competitor
+
+class Crashing(Comparison):
+    name = "crashing"
+    size_names = ("n",)
+    sizes = ((4,),)
+
+    def inputs(self, case, dtype):
+        return {"x": torch.ones(case.size, dtype=dtype)}
+
+    def competitors(self, case, device):
+        return [self.way("raises"), self.way("killed")]
+
+    def way(self, name):
+        def square(x):
+            if str(os.getpid()) != os.environ["TIMING"]:
+                if name == "raises":
+                    raise RuntimeError("no room for x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"y": x * x}
+        return Competitor(name, lambda inputs: {"square": lambda _: square(inputs["x"])})
+"""
+
+
+def test_a_process_that_crashes_while_memory_is_measured_is_told(tmp_path, monkeypatch):
+    (tmp_path / "crashing_bench.py").write_text(CRASHING)
+    info = tmp_path / "crashing-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: crashing\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[ddnkit.benches]\ncrashing = crashing_bench:Crashing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("TIMING", str(os.getpid()))
+    bench = importlib.import_module("crashing_bench").Crashing()
+    result = bench.run(Request(repeats=1))
+    raises, killed = result.measured
+    assert raises["seconds"] and killed["seconds"], "their times stand"
+    assert raises["memory_bytes"] is killed["memory_bytes"] is None
+    assert "status 1" in raises["note"] and "no room for x" in raises["note"]
+    assert "SIGKILL" in killed["note"]
+    assert raises["note"] in result.tables[0].note and killed["note"] in result.tables[0].note
+
+
 def test_wrong_requests():
     with pytest.raises(InputError, match="3x4"):
         plainly(Squares(), sizes=((3, 4),))
@@ -196,3 +246,8 @@ def test_the_seed_decides_the_inputs():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_old_name_of_a_measurement_answers_and_warns():
+    with pytest.warns(DeprecationWarning, match=r"ddnkit\.bench\.Measurement"):
+        assert ddnkit.bench.Measured is ddnkit.bench.Measurement

@@ -1,13 +1,62 @@
-"""Measured figures as a table."""
+"""The figures of one competitor on one case, and those of all of them as a table."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..recipe.pipeline import Table
 from .floor import Floor, copy_rate, matmul_rate
-from .measured import Measured
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of a comparison.
+
+    Attributes:
+        competitor: its name.
+        seconds: of each phase, a figure a round; empty where it was not timed.
+        memory: peak bytes beyond the inputs; None: not measured.
+        difference: of its results from the reference's; None: nothing to compare.
+        columns: what else a reader wants to know of its results, by heading.
+        note: why it was not timed, or what else a reader must know.
+        extrapolated_from: the sizes measured in place of this one.
+    """
+
+    competitor: str
+    seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    memory: float | None = None
+    difference: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    extrapolated_from: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """How often it was timed."""
+        return len(next(iter(self.seconds.values()), ()))
+
+    def totals(self) -> list[float]:
+        """Seconds of all phases together, round by round."""
+        return [sum(phases) for phases in zip(*self.seconds.values(), strict=True)]
+
+    def median(self) -> float:
+        """Of the totals, in seconds."""
+        return statistics.median(self.totals())
+
+    def plain(self) -> dict[str, Any]:
+        """The same in plain types."""
+        return {
+            "competitor": self.competitor,
+            "seconds": {phase: list(rounds) for phase, rounds in self.seconds.items()},
+            "memory_bytes": self.memory,
+            "difference": self.difference,
+            "columns": dict(self.columns),
+            "note": self.note,
+            "extrapolated_from": [list(size) for size in self.extrapolated_from],
+        }
 
 
 def duration(seconds: float) -> str:
@@ -20,7 +69,7 @@ def duration(seconds: float) -> str:
 
 def table(
     title: str,
-    lines: Sequence[Measured],
+    lines: Sequence[Measurement],
     floor: Floor | None,
     work: tuple[float, str],
     *,
@@ -69,7 +118,7 @@ def table(
     return Table(title, tuple(rows), " ".join(notes))
 
 
-def _phase(line: Measured, first: Measured, phase: str, *, alone: bool) -> str:
+def _phase(line: Measurement, first: Measurement, phase: str, *, alone: bool) -> str:
     if phase not in line.seconds:
         return ""
     own = statistics.median(line.seconds[phase])
@@ -79,7 +128,7 @@ def _phase(line: Measured, first: Measured, phase: str, *, alone: bool) -> str:
     return f"{duration(own)} (×{_digits(own / other)})" if other else duration(own)
 
 
-def _ratio(line: Measured, first: Measured) -> str:
+def _ratio(line: Measurement, first: Measurement) -> str:
     if line is first:
         return "1"
     middle = line.median() / first.median()
@@ -90,7 +139,7 @@ def _ratio(line: Measured, first: Measured) -> str:
     return f"{_digits(middle)} [{_digits(min(ratios))}, {_digits(max(ratios))}]"
 
 
-def _floor_note(floor: Floor, first: Measured, device: str, dtype: str) -> str:
+def _floor_note(floor: Floor, first: Measurement, device: str, dtype: str) -> str:
     rate, traffic = matmul_rate(device, dtype), copy_rate(device)
     least = floor.seconds(rate, traffic)
     text = (
