@@ -11,11 +11,10 @@ from ..recipe.load import load_seeds
 from ..recipe.recipe import Recipe, Variant
 from . import distributed
 from .environment import describe_environment, resolve_device
-from .execute import execute
+from .execute import execute, threads_each, usable_cores
 from .files import write_whole
 from .folder import discard, new_run, run_to_resume
 from .options import RunOptions
-from .parallel import threads_each, usable_cores
 from .progress import display
 from .queue import Outcome
 from .report import rebuild
