@@ -40,21 +40,26 @@ class _Seconds(click.FloatRange):
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--sizes", type=_Sizes(), multiple=True, help="Sizes of the work, e.g. 64x10,1024x100."
+    "--sizes", type=_Sizes(), multiple=True, help="Sizes to measure, for example 64x10,1024x100."
 )
 @click.option(
-    "--only", multiple=True, metavar="NAME", help="A competitor or form; repeatable. Default: all."
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Measure only this competitor or form. Repeatable.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float64"]), help="Default: the bench's own."
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    help="Precision of the inputs.  [default: that of the bench]",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(1, 10_000),
     default=5,
     show_default=True,
-    help="Rounds; medians are shown.",
+    help="How many rounds to measure; medians are shown.",
 )
 @click.option(
     "--budget",
@@ -62,16 +67,25 @@ class _Seconds(click.FloatRange):
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="For one competitor at one size; a slower one gets fewer rounds.",
+    help="Time for each competitor at each size; one that is slower gets fewer rounds.",
 )
-@click.option("--memory/--no-memory", default=True, help="Peak memory, in processes of their own.")
+@click.option(
+    "--memory/--no-memory",
+    default=True,
+    help="Measure peak memory too, each in a process of its own.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--json", "json_file", metavar="OUT", help="Write the figures there; -: print them.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="OUT",
+    help="Write the figures to this file as JSON, or print them with -.",
+)
 @click.option(
     "--figure",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     metavar="OUT",
-    help="Draw the figures there, for a bench that has a figure.",
+    help="Draw the figures into this file, if the bench can be drawn.",
 )
 def bench(
     name: str | None,
@@ -86,11 +100,11 @@ def bench(
     json_file: str | None,
     figure: Path | None,
 ) -> None:
-    """Compare ways to do the same work: the same inputs, in turn, in one run.
+    """Compare several ways to do the same work, which take turns on the same inputs in one run.
 
-    NAME is a bench (without one they are listed), "all" of them, or a node with `bench_inputs`,
-    whose backward forms are compared. Results are held against each other before any time is
-    shown. Competitors that are not installed are named and left out: pip install 'ddnkit[bench]'.
+    NAME is a bench, "all" of them, or a node with `bench_inputs`, whose backward forms are compared.
+    Without NAME the benches are listed. Only competitors with matching results are timed. Those that
+    are not installed are named and left out; to install them: pip install 'ddnkit[bench]'.
     """
     from .. import registry
 

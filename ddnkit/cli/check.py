@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     help="How many inputs to draw.",
 )
 @click.option("--backward", default=None, help="Check this backward form only.")
-@click.option("--local", is_flag=True, help="The node is meant to return a local minimum.")
+@click.option("--local", is_flag=True, help="Accept solutions that are only local minima.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def check(
@@ -35,10 +35,10 @@ def check(
 ) -> None:
     """Check a node: a registered name, or path/to/file.py:ClassName.
 
-    Measures feasibility and stationarity of its solutions, and compares every backward form with
-    finite differences through a re-solve, with forward mode and with the other forms, on inputs drawn
-    by hypothesis. What fails is diagnosed, with what to do next and a script that shows it.
-    Exit status 1 if anything fails.
+    Measures whether its solutions are feasible and stationary, and compares the gradient of every
+    backward form with finite differences of re-solved problems, with forward mode and with the other
+    forms, on inputs that hypothesis draws. For each failure the report says what the cause is and
+    what to do, and prints a script that reproduces it. The exit status is 1 if anything fails.
     """
     from ..checking.run import check as run_check
     from ..checking.target import load_target

@@ -26,9 +26,9 @@ _WIDTH = 110
 @click.command()
 @click.argument("name")
 def describe(name: str) -> None:
-    """Describe NAME: a plugin of any group, or a shipped recipe.
+    """Describe NAME, a plugin or a shipped recipe, with its settings.
 
-    Write GROUP/NAME, for example heads/nearest_etf, where several groups have the name.
+    If several groups have a plugin of that name, write GROUP/NAME, for example heads/nearest_etf.
     """
     group, _, plain = name.rpartition("/")
     known = {*registry.GROUPS, "recipes"}
@@ -41,7 +41,7 @@ def describe(name: str) -> None:
         for plugin in registry.plugins(kind)
         if plugin.name == plain
     ]
-    texts = [_described(plugin) for plugin in found]
+    texts = [_describe(plugin) for plugin in found]
     if group in ("", "recipes") and plain in shipped_recipes():
         texts.append(_recipe(plain))
     if not texts:
@@ -57,7 +57,7 @@ def describe(name: str) -> None:
     click.echo("\n\n".join(texts))
 
 
-def _described(plugin: registry.Plugin) -> str:
+def _describe(plugin: registry.Plugin) -> str:
     try:
         return _plugin(plugin)
     except Exception as error:  # what a stranger's class says of itself may be anything

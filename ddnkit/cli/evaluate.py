@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--only", metavar="VARIANT", multiple=True, help="Measure this variant alone. Repeatable."
+    "--only", metavar="VARIANT", multiple=True, help="Measure only this variant. Repeatable."
 )
 @click.option("--seeds", metavar="N|0,1,2", help="N seeds from 0 on, or a list of them.")
 @click.option(
@@ -28,7 +28,7 @@ import click
     show_default=True,
     help="Where to measure.",
 )
-@click.option("--download", is_flag=True, help="Fetch missing data to the user's data folder.")
+@click.option("--download", is_flag=True, help="Download missing data to your data folder.")
 def evaluate(
     run_dir: Path,
     only: tuple[str, ...],
@@ -37,9 +37,10 @@ def evaluate(
     device: str,
     download: bool,
 ) -> None:
-    """Measure the models of the finished jobs in RUN_DIR again, beside the recorded figures.
+    """Measure the models of the finished jobs in RUN_DIR again, and compare with the recorded figures.
 
-    Exits with 1 if a figure differs by more than rounding: a thousandth of it, and 1e-5.
+    The exit status is 1 if a figure differs from the recorded one by more than a thousandth of it
+    and by more than 1e-5, which rounding does not explain.
     """
     from ..run.environment import resolve_device
     from ..run.folder import open_run

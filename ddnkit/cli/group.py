@@ -26,13 +26,19 @@ from ..importing import describe_error, place
 #: Command: where it is, and its line in the help, here so that the help imports none of them.
 COMMANDS = {
     "run": ("ddnkit.cli.run:run", "Run a recipe: its variants and seeds, then a report."),
-    "check": ("ddnkit.cli.check:check", "Check a node's solution and every form of its gradient."),
+    "check": (
+        "ddnkit.cli.check:check",
+        "Check the solutions of a node and every form of its gradient.",
+    ),
     "list": ("ddnkit.cli.list:list_", "List plugins by group, and the shipped recipes."),
     "describe": ("ddnkit.cli.describe:describe", "Describe a plugin or recipe, with its settings."),
     "evaluate": ("ddnkit.cli.evaluate:evaluate", "Measure the models of a run again."),
-    "report": ("ddnkit.cli.report:report", "Rebuild the report of runs and compare them."),
+    "report": ("ddnkit.cli.report:report", "Rebuild the reports of runs and compare the runs."),
     "new": ("ddnkit.cli.new:new", "Write a file to start from: ddnkit new node NAME."),
-    "bench": ("ddnkit.cli.bench:bench", "Compare ways to do the same work, in one run."),
+    "bench": (
+        "ddnkit.cli.bench:bench",
+        "Compare the time and memory of several ways to do the same work.",
+    ),
 }
 
 
@@ -52,7 +58,7 @@ class LazyGroup(click.Group):
                 what = "a NUL byte" if "\0" in given else "bytes that are not UTF-8"
                 raise click.UsageError(f"the argument {plain(ascii(given), 100)} has {what}", ctx)
         ctx.meta[_GIVEN] = tuple(args)
-        with _brief(args):
+        with _shorten_usage_errors(args):
             return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -95,7 +101,7 @@ class LazyGroup(click.Group):
 
     def _invoke(self, ctx: click.Context) -> Any:
         try:
-            with _brief(ctx.meta[_GIVEN]):
+            with _shorten_usage_errors(ctx.meta[_GIVEN]):
                 result = super().invoke(ctx)
             sys.stdout.flush()  # a reader that is gone is noticed here, not while shutting down
             return result
@@ -129,7 +135,7 @@ class LazyGroup(click.Group):
 
 
 @contextlib.contextmanager
-def _brief(given: Iterable[str]) -> Iterator[None]:
+def _shorten_usage_errors(given: Iterable[str]) -> Iterator[None]:
     """Have click's own errors repeat no more of what was given than one can read."""
     try:
         yield

@@ -16,8 +16,7 @@ _RECIPES = "recipes"
 def list_(group: str | None) -> None:
     """List the plugins of GROUP, or of all groups, and the shipped recipes.
 
-    Plugins that other packages bring are imported, to tell those that do not work; ddnkit's own
-    are not.
+    Plugins of other packages are imported, and those that do not work are listed as set aside.
     """
     if group is not None and group not in (*registry.GROUPS, _RECIPES):
         hint = nearest_choice(group, [*registry.GROUPS, _RECIPES])

@@ -57,7 +57,7 @@ def new() -> None:
 @click.argument("name")
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
-    help="Where to write it.  [default: here]",
+    help="The folder to write to.  [default: the current one]",
 )  # fmt: skip
 def node(name: str, folder: Path) -> None:
     """Write a node of this NAME: a class in a file, ready to check and to change."""

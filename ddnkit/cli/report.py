@@ -12,10 +12,10 @@ import click
     "run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 def report(run_dirs: tuple[Path, ...]) -> None:
-    """Rebuild summary.csv, figures, report.md and report.html of each RUN_DIR; compare variants.
+    """Rebuild summary.csv, the figures, report.md and report.html of each RUN_DIR, and compare variants.
 
-    Works on a run that was cut off. Exits with 2 if a file of a run is damaged: it is named, and what
-    it holds is left out.
+    An unfinished run can be reported too. If a file of a run is damaged, it is named and left out, and
+    the exit status is 2.
     """
     from ..errors import InputError
     from ..run.folder import open_run

@@ -27,15 +27,13 @@ if TYPE_CHECKING:
     help="Set a key of the recipe, for example -s head.delta=1e-3. Repeatable.",
 )
 @click.option("--seeds", metavar="N|0,1,2", help="N seeds from 0 on, or a list of them.")
-@click.option(
-    "--only", metavar="VARIANT", multiple=True, help="Run this variant alone. Repeatable."
-)
+@click.option("--only", metavar="VARIANT", multiple=True, help="Run only this variant. Repeatable.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="The run folder.  [default: outputs/RECIPE/DATE_TIME]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or the newest one.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, or the newest of RECIPE.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -46,18 +44,22 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs",
     type=click.IntRange(1, 10_000),
-    help="Jobs side by side, each in a process.  [default: one a core on the CPU, else 1]",
+    help="Jobs at a time, each in its own process.  [default: one per core on the CPU, else 1]",
 )
 @click.option(
     "--devices",
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="Devices for each job, a process each. For several machines start it with torchrun.",
+    help="Devices per job, with one process for each. On several machines, start ddnkit with torchrun.",
 )
-@click.option("--download", is_flag=True, help="Fetch missing data to the user's data folder.")
-@click.option("--dry-run", is_flag=True, help="Show variants, seeds and settings; run nothing.")
-@click.option("--smoke", is_flag=True, help="The same shapes on synthetic data, a few steps only.")
+@click.option("--download", is_flag=True, help="Download missing data to your data folder.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the variants, seeds and settings, and run nothing."
+)
+@click.option(
+    "--smoke", is_flag=True, help="Run only a few steps, on synthetic data of the same shapes."
+)
 @click.pass_context
 def run(
     context: click.Context,
@@ -76,8 +78,9 @@ def run(
 ) -> None:
     """Run RECIPE, a YAML file or the name of a shipped recipe (see: ddnkit list).
 
-    Every variant runs with every seed. Figures go to runs/VARIANT/seed-N/metrics.csv of the run
-    folder, and over the seeds to summary.csv and report.html, whose path is printed last.
+    Every variant runs with every seed. The figures of each job are written to
+    runs/VARIANT/seed-N/metrics.csv in the run folder, and their medians over the seeds to summary.csv
+    and report.html. The path of the report is printed last.
     """
     from ..recipe.load import load
     from ..run import distributed
@@ -133,7 +136,7 @@ def _run(
         outcome = session.run()
     except KeyboardInterrupt:
         again = _command(context, out=path, resume=True)
-        click.echo(f"interrupted; to go on where it was: {again}", err=True)
+        click.echo(f"interrupted; to continue: {again}", err=True)
         return 130
     summary, warnings = session.report()
     for line in warnings:

@@ -1,6 +1,6 @@
-"""A run that was started by torchrun: on several machines, or with a launcher of one's own.
+"""A run that torchrun started, on one machine or several.
 
-Every process has typed the same command. Rank 0 leads: it opens the folder, shows progress, and
+Every process was given the same command. Rank 0 leads: it opens the folder, shows progress, and
 tells the others which job is next; they follow.
 """
 
@@ -37,7 +37,7 @@ def is_follower() -> bool:
 
 @contextlib.contextmanager
 def leading() -> Iterator[Tell]:
-    """What tells the followers the next job; at the end they are told that there is none."""
+    """A function that tells the followers the next job; at the end they are told that there is none."""
     if world() == 1:
         yield lambda folder, variant, seed, options: None
         return
@@ -51,7 +51,7 @@ def leading() -> Iterator[Tell]:
 
 
 def follow() -> int:
-    """Run the jobs that rank 0 tells, until there are none; the exit status."""
+    """Run the jobs that rank 0 names, until there are none; returns the exit status."""
     rank = int(os.environ["RANK"])
     stop = Stop()
     variants: dict[str, Variant] = {}
@@ -75,7 +75,7 @@ def follow() -> int:
 
 
 def leave() -> None:
-    """Leave the group of processes, if this one is in any; NCCL asks for it."""
+    """Leave the group of processes, if this one is in a group; NCCL asks for it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""``environment.json``: on what machine, with what versions and by what command a run was made."""
+"""``environment.json``: the machine, versions and command of a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resolve_device(asked: str, devices: int = 1) -> str:
 
 
 def describe_environment(recipe: str, options: RunOptions) -> dict[str, Any]:
-    """What is worth knowing of this process to read its figures."""
+    """The facts about this process that its figures depend on."""
     import numpy
     import torch
 
@@ -65,7 +65,7 @@ def describe_environment(recipe: str, options: RunOptions) -> dict[str, Any]:
 
 
 def cpu_model(cpuinfo: Path) -> str:
-    """The processor's name, from the kernel where it tells, else from Python."""
+    """The processor's name, from the kernel if it gives one, else from Python."""
     try:
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -77,7 +77,7 @@ def cpu_model(cpuinfo: Path) -> str:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of a checkout, with ``+`` if its files differ from it; None outside of one."""
+    """The commit of a checkout, with ``+`` if files were changed since; None outside a checkout."""
     if not (root / ".git").exists():
         return None
     try:

@@ -69,14 +69,14 @@ def _run_here(
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def threads_each(processes: int) -> int:
-    """Threads of each of so many processes, which share the cores evenly."""
+    """How many threads each of so many processes gets, which share the cores evenly."""
     return max(1, usable_cores() // processes)
 
 
@@ -129,7 +129,7 @@ class _Pool:
         self.trouble: list[BaseException] = []
 
     def serve(self, ended: threading.Event) -> None:
-        """What each thread does: its team runs job after job until there are no more."""
+        """The work of each thread: its team runs job after job until there are no more."""
         try:
             self._serve()
         except BaseException as error:  # handed to the main thread, which raises it
@@ -158,7 +158,7 @@ class _Pool:
 
                 result = team.run(variant.name, seed, self._options.job, update)
                 if self._stopped and result.kind != "done":
-                    break  # told as interrupted, whatever its processes said
+                    break  # reported as interrupted, whatever its processes said
                 with self._lock:
                     self._queue.end(variant.name, seed, result)
         except BaseException:
@@ -169,7 +169,7 @@ class _Pool:
                 team.dismiss()
 
     def ask_to_stop(self) -> None:
-        """Take no more jobs, and let those that run save their state."""
+        """Start no more jobs, and let the running ones save their state."""
         self._stopped = True
         for team in self._teams:
             team.ask_to_stop()

@@ -124,9 +124,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def whole_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each line of a CSV file that grows, with its number; not of one that was cut short.
-
-    None where there is no file yet.
+    """The number and cells of each whole line of a CSV file that grows; nothing if there is no file yet.
 
     Raises:
         DamagedFileError: as `read_table`.
@@ -137,7 +135,7 @@ def whole_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def whole_lines(file: Path) -> Iterator[str]:
-    """Each line of a text, one that was cut short too.
+    """Each line of a text, even one that was cut short.
 
     Raises:
         DamagedFileError: as `read_table`.

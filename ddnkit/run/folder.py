@@ -93,31 +93,30 @@ class JobFolder:
             yield
 
     def finish(self, seconds: float, checksum: str | None = None) -> None:
-        """Mark the job as done, with the checksum of its rows; None where nobody knows."""
+        """Mark the job as done, with the checksum of its rows; None if it is unknown."""
         content = {"status": "done", "seconds": round(seconds, 3), "metrics": checksum}
         write_whole(self.path / "done.json", json.dumps(content) + "\n")
         # What a resumed job would have gone on from.
         shutil.rmtree(self.path / "state", ignore_errors=True)
 
     def seconds(self) -> float | None:
-        """How long the finished job took; None for one that did not finish, or may not have."""
+        """How long the finished job took; None if it did not finish, or if that is unknown."""
         try:
             return self.finished()
         except DamagedFileError:
             return None
 
     def finished(self) -> float | None:
-        """As `seconds`, for those who tell what is damaged.
+        """As `seconds`, but an error where it is unknown whether the job finished.
 
         Raises:
-            DamagedFileError: what `finish` wrote is not that any more; whether the job finished is not
-                known then.
+            DamagedFileError: the file that `finish` wrote is damaged.
         """
         found = self._done()
         return None if found is None else found[0]
 
     def figures(self) -> tuple[list[str], list[dict[str, float | None]]]:
-        """The columns and rows of `metrics`; of a finished job those that it ended with, no others.
+        """The columns and rows of `metrics`; those of a finished job must be what it ended with.
 
         Raises:
             DamagedFileError: the file is damaged, or was changed after the job finished.
@@ -166,7 +165,7 @@ class JobFolder:
 
 @contextlib.contextmanager
 def _lock(folder: Path, doing: str) -> Iterator[None]:
-    """Lock a folder itself, so that no file is left; the system unlocks it when a process dies."""
+    """Lock a folder without a file in it; the system unlocks it when the process dies."""
     try:
         import fcntl
     except ImportError:  # not on this system: two runs of one folder are the user's to avoid
@@ -223,12 +222,12 @@ class RunFolder:
         return self.path / "runs" / variant / "settings.yaml"
 
     def job(self, variant: str, seed: int) -> JobFolder:
-        """The folder of one job, made or not."""
+        """The folder of one job, which need not exist yet."""
         return JobFolder(self.path / "runs" / variant / f"seed-{seed}", variant, seed)
 
     @contextlib.contextmanager
     def hold(self, *, new: bool) -> Iterator[None]:
-        """Hold the folder while its record is written: of two runs that begin in it at once, one does.
+        """Hold the folder while its record is written: only one of two runs can begin in it at once.
 
         Raises:
             BusyError: another process holds it.
@@ -240,7 +239,7 @@ class RunFolder:
             yield
 
     def jobs(self) -> list[JobFolder]:
-        """The jobs that have a folder, by variant and seed."""
+        """The jobs that have a folder, sorted by variant and seed."""
         found = []
         for path in (self.path / "runs").glob("*/seed-*"):
             number = path.name.removeprefix("seed-")
@@ -265,9 +264,9 @@ class RunFolder:
         return {file.relative_to(self.path).as_posix(): _checksum(file) for file in files}
 
     def changed_files(self) -> list[str]:
-        """The files of recipe and settings that are not what was run with, or are gone.
+        """The recipe and settings files that were changed or removed since the run began.
 
-        Of a run whose `environment` has no checksums nothing is known.
+        None are known of a run whose `environment` has no checksums.
 
         Raises:
             DamagedFileError: as `read_environment`.
@@ -278,7 +277,7 @@ class RunFolder:
         ]
 
     def fate(self, name: str) -> str:
-        """What became of one of the files that were `changed_files`, in words."""
+        """What happened to one of the `changed_files`, in words."""
         file = self.path / name
         try:
             file.stat()
@@ -286,35 +285,35 @@ class RunFolder:
             return "is missing"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        return "was changed after the run was begun"
+        return "was changed after the run began"
 
     def missing_variants(self, jobs: Iterable[JobFolder]) -> list[str]:
-        """The folders of variants that are missing, a line each; a run makes them before it begins."""
+        """A line for each variant whose folder is missing; a run makes them all before it begins."""
         folders = dict.fromkeys(job.path.parent for job in jobs)
         return [
-            f"{path} is missing: it was removed after the run was begun, its jobs are left out"
+            f"{path} is missing: it was removed after the run began, and its jobs are left out"
             for path in folders
             if not path.is_dir()
         ]
 
     def missing_jobs(self, jobs: Iterable[JobFolder]) -> list[str]:
-        """The folders of single jobs that are missing, a line each variant: made as a job begins."""
+        """A line for each variant that lacks folders of jobs, which are made when a job begins."""
         without: dict[Path, list[str]] = {}
         for job in jobs:
             if job.path.parent.is_dir() and not job.path.is_dir():
                 without.setdefault(job.path.parent, []).append(job.path.name)
         return [
-            f"{path}: {plain(', '.join(names), 100)} missing: not begun, or removed since"
+            f"{path}: {plain(', '.join(names), 100)} missing: never begun, or removed since"
             for path, names in without.items()
         ]
 
     def missing_environment(self) -> str | None:
-        """What is not known of a run whose `environment` is missing, in words; None where it is there."""
+        """A line on what is unknown if `environment` is missing; None if it is there."""
         if os.path.lexists(self.environment):
             return None
         return (
-            f"{self.environment} is missing: whether this was a smoke run, and whether its recipe was "
-            "changed since, is not known"
+            f"{self.environment} is missing: it is unknown whether this was a smoke run, and whether "
+            "its recipe was changed since"
         )
 
     def read_environment(self) -> dict[str, Any]:
@@ -376,7 +375,7 @@ def new_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
         return RunFolder(_new_folder(OUTPUTS / recipe.name))
     if (out / "recipe.yaml").is_file():
         same = "this run" if _difference(recipe, RunFolder(out)) is None else "another run"
-        hint = "add --resume to go on with it, or " if same == "this run" else ""
+        hint = "add --resume to continue it, or " if same == "this run" else ""
         raise InputError(f"'{out}' holds {same} already: {hint}choose another --out")
     elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"'{out}' is not an empty folder and holds no run: choose another --out")
@@ -386,7 +385,7 @@ def new_run(recipe: Recipe, out: Path | None = None) -> RunFolder:
 
 
 def _new_folder(parent: Path) -> Path:
-    """A folder that was not there before, called by date and time; of two processes each has its own."""
+    """A new folder named by date and time; two processes never get the same one."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     with reaching(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -399,7 +398,7 @@ def _new_folder(parent: Path) -> Path:
 
 
 def run_to_resume(recipe: Recipe, out: Path | None = None) -> RunFolder:
-    """The run to go on with: that in ``out``, or the newest of the recipe.
+    """The run to continue: the one in ``out``, or the newest of the recipe.
 
     Raises:
         InputError: there is none, or its settings are not those of ``recipe``, or were changed after
@@ -419,24 +418,24 @@ def run_to_resume(recipe: Recipe, out: Path | None = None) -> RunFolder:
             difference = f"{' and '.join(changed)} were changed"
         if difference:
             raise InputError(
-                f"'{folder.recipe}' was changed after the run was begun, and what is to go on is "
-                f"another run ({difference}): put it back as it was, or choose another --out"
+                f"'{folder.recipe}' was changed after the run began, and the recipe given is of "
+                f"another run ({difference}): restore the file, or choose another --out"
             )
     if difference:
         raise InputError(
-            f"'{out}' holds another run ({difference}); to go on with that one as it was begun: "
+            f"'{out}' holds another run ({difference}); to continue that run as it began: "
             f"ddnkit run {folder.recipe} --out {out} --resume"
         )
     return folder
 
 
 def newest_run(parent: Path) -> Path | None:
-    """The run below ``parent`` that was begun or gone on with last; None where there is none."""
+    """The run below ``parent`` that was begun or continued last; None if there is none."""
     return max((file.parent for file in parent.glob("*/recipe.yaml")), key=_start_key, default=None)
 
 
 def _start_key(run: Path) -> tuple[str, list[tuple[int, str]]]:
-    """When a run was begun or last gone on with, to compare; and its name, with its numbers as such."""
+    """What runs are sorted by: when one was begun or last continued, then its name, by its numbers."""
     try:
         date = str(RunFolder(run).read_environment().get("date", ""))
         when = datetime.datetime.fromisoformat(date).astimezone(datetime.timezone.utc).isoformat()
@@ -447,7 +446,7 @@ def _start_key(run: Path) -> tuple[str, list[tuple[int, str]]]:
 
 
 def _matches_checksums(recipe: Recipe, folder: RunFolder) -> bool:
-    """Whether these are the settings of a run, by its checksums alone."""
+    """Whether these are the settings of a run, judged by its checksums alone."""
     recorded = folder.read_environment().get("checksums", {})
     origin = Origin("settings")
     return all(
@@ -458,7 +457,7 @@ def _matches_checksums(recipe: Recipe, folder: RunFolder) -> bool:
 
 
 def discard(folder: RunFolder) -> None:
-    """Remove a folder that this process made, in which no job got as far as a figure."""
+    """Remove a folder that this process made, if no job in it recorded a figure."""
     if not any(read_metrics(job.metrics)[1] for job in folder.jobs()):
         shutil.rmtree(folder.path)
         for parent in (OUTPUTS / folder.path.parent.name, OUTPUTS):

@@ -1,4 +1,4 @@
-"""One job, from its folder to how it ended; nothing that it may raise gets past here."""
+"""One job, from its folder to its result; whatever it raises becomes a result here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def label(variant: str, seed: int) -> str:
 
 
 def earlier_result(folder: RunFolder, variant: str, seed: int) -> JobResult | None:
-    """How the job ended in an earlier session, if it was done."""
+    """The result of a job that was done in an earlier session; None if it was not."""
     seconds = folder.job(variant, seed).seconds()
     if seconds is None:
         return None

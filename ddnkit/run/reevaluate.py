@@ -1,4 +1,4 @@
-"""The models of a finished run measured again, beside the figures recorded when they were trained."""
+"""Measure the models of a finished run again, and compare with the figures recorded in training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reevaluation:
     measured: Figures
 
     def differences(self) -> list[str]:
-        """The recorded figures that were not found again."""
+        """The recorded figures that the new measurement does not reproduce."""
         return [
             name
             for name, value in self.recorded.items()
@@ -138,7 +138,7 @@ def _last_row(job: JobFolder) -> Figures:
 
 
 def _check_settings(folder: RunFolder, jobs: Iterable[JobFolder]) -> None:
-    """Measured with other settings, the figures would be those of another run."""
+    """Refuse changed settings: the figures measured with them would be those of another run."""
     changed = folder.changed_files()
     for file in dict.fromkeys(folder.settings(job.variant) for job in jobs):
         if file.relative_to(folder.path).as_posix() in changed:

@@ -89,12 +89,12 @@ def rebuild(folder: RunFolder, recipe: Recipe | None = None) -> tuple[Summary, l
         environment = folder.read_environment()
         contribution.warnings += filter(None, [folder.missing_environment()])
         contribution.warnings += [
-            f"{folder.path / name} {folder.fate(name)}: what was run with is not to be read there"
+            f"{folder.path / name} {folder.fate(name)}: it no longer says what was run"
             for name in folder.changed_files()
             if (folder.path / name).parent.is_dir()  # else the folder is told below
         ]
     except DamagedFileError as error:
-        contribution.damaged.append(f"{error}; whether it was a smoke run is not known")
+        contribution.damaged.append(f"{error}; it is unknown whether it was a smoke run")
     try:
         recipe = recipe or load(folder.recipe)
     except InputError as error:
@@ -109,7 +109,7 @@ def rebuild(folder: RunFolder, recipe: Recipe | None = None) -> tuple[Summary, l
         try:
             job.finished()
         except DamagedFileError as error:
-            unknown = f"whether {job.variant} seed {job.seed} finished is not known"
+            unknown = f"it is unknown whether {job.variant} seed {job.seed} finished"
             contribution.damaged.append(f"{error}; {unknown}")
     summary = summarise(folder, order)
     try:
@@ -194,7 +194,7 @@ def _state(folder: RunFolder, recipe: Recipe | None) -> str:
     for job in jobs:
         if job.seconds() is None:
             state = "failed" if os.path.isfile(job.error) else "not finished"
-            state = state if os.path.isdir(job.path) else "not there: not begun, or removed since"
+            state = state if os.path.isdir(job.path) else "missing: never begun, or removed since"
             lines.append(f"- {job.variant} seed {job.seed}: {state}")
     return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
 

@@ -1,4 +1,4 @@
-"""One run from its folder to its report: what ``ddnkit run`` does once the recipe is validated."""
+"""One run from its folder to its report: what ``ddnkit run`` does after validating the recipe."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .summary import Summary
 
 
 class Session:
-    """A run: opened, run, then reported; each is a step of its own so that a run can be cut off.
+    """A run in three steps: open its folder, run its jobs, report. A run may be interrupted between them.
 
     Attributes:
-        warnings: what a user should know before it goes on.
+        warnings: what a user should know before the jobs begin.
 
     Raises:
         InputError: the device is not there, or the folder is not fit for this run.
@@ -104,13 +104,14 @@ class Session:
         """The recipe with the seeds of the sessions before, and the record of them."""
         unknown = self.folder.missing_environment()
         if unknown and self.folder.jobs():
-            raise InputError(f"{unknown}: put it back, or choose another --out")
+            raise InputError(f"{unknown}: restore it, or choose another --out")
         before = self.folder.read_environment()
         if bool(before.get("smoke")) != self._options.job.smoke:
-            kind = "a smoke run" if before.get("smoke") else "a full run"
-            raise InputError(f"'{self.folder.path}' holds {kind}: --smoke must be as it was")
+            smoke = before.get("smoke")
+            kind, add = ("a smoke run", "add") if smoke else ("a full run", "leave out")
+            raise InputError(f"'{self.folder.path}' holds {kind}: to continue it, {add} --smoke")
         self.warnings = [
-            f"{self.folder.path / name} {self.folder.fate(name)}; it is written again as the run is"
+            f"{self.folder.path / name} {self.folder.fate(name)}; it is written anew, as this run has it"
             for name in self.folder.changed_files()
         ]
         for variant in self._variants:
@@ -129,10 +130,10 @@ class Session:
 
 
 def _prepare(variants: list[Variant], download: bool) -> None:
-    """Have each variant's pipeline look for what it needs, all of them before any fails.
+    """Have the pipelines of all variants look for what they need.
 
     Raises:
-        InputError: something is missing; each message once.
+        InputError: something is missing for some of them; each message is given once.
     """
     wrong: dict[str, None] = {}
     for variant in variants:

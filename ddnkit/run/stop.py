@@ -13,7 +13,7 @@ class Stop:
     """Whether this process was asked to stop.
 
     Args:
-        patient: a second request changes nothing, as in a process that others ask, and end.
+        patient: ignore further requests, as a worker does, which its parent process can end.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
