@@ -48,7 +48,7 @@ class _Seconds(click.FloatRange):
     metavar="NAME",
     help="Measure only this competitor or form. Repeatable.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
@@ -58,14 +58,12 @@ class _Seconds(click.FloatRange):
     "--repeats",
     type=click.IntRange(1, 10_000),
     default=5,
-    show_default=True,
     help="How many rounds to measure; medians are shown.",
 )
 @click.option(
     "--budget",
     type=_Seconds(0, 1e6),
     default=60.0,
-    show_default=True,
     metavar="SECONDS",
     help="Time for each competitor at each size; one that is slower gets fewer rounds.",
 )
@@ -74,7 +72,7 @@ class _Seconds(click.FloatRange):
     default=True,
     help="Measure peak memory too, each in a process of its own.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0)
 @click.option(
     "--json",
     "json_file",

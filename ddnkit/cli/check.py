@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     "--examples",
     type=click.IntRange(1, 100_000),
     default=20,
-    show_default=True,
     help="How many inputs to draw.",
 )
 @click.option("--backward", default=None, help="Check this backward form only.")

@@ -25,7 +25,6 @@ import click
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    show_default=True,
     help="Where to measure.",
 )
 @click.option("--download", is_flag=True, help="Download missing data to your data folder.")

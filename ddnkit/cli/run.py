@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    show_default=True,
     help="Where to run.",
 )
 @click.option(
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     "--devices",
     type=click.IntRange(1, 1024),
     default=1,
-    show_default=True,
     help="Devices per job, with one process for each. On several machines, start ddnkit with torchrun.",
 )
 @click.option("--download", is_flag=True, help="Download missing data to your data folder.")

@@ -103,7 +103,7 @@ def read_json(file: Path) -> dict[str, Any]:
         ddnkit.DamagedFileError: the file cannot be read, or holds something else; the text names it.
     """
     try:
-        content = json.loads(_text(file))
+        content = json.loads("\n".join(whole_lines(file)))
     except json.JSONDecodeError as error:
         raise DamagedFileError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
@@ -188,25 +188,13 @@ def _lines(file: Path, *, cut: bool = False) -> Iterator[tuple[int, str]]:
                 if cut and not content.endswith(b"\n") and len(content) <= _LONGEST_LINE:
                     return
                 if len(content) > _LONGEST_LINE:
-                    raise DamagedFileError(f"{file}:{line}: the line is too long for a table")
+                    raise DamagedFileError(f"{file}:{line}: the line is too long")
                 if b"\0" in content:
                     raise DamagedFileError(f"{file}:{line}: not a text: it has a byte of zero")
                 yield line, content.decode("utf-8-sig" if line == 1 else "utf-8").rstrip("\r\n")
     except OSError as error:
         raise DamagedFileError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{file}:{line}: not a text in UTF-8") from error
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.exists() and not file.is_file():  # a pipe would be waited at for ever
-            raise DamagedFileError(f"{file}: is not a file")
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DamagedFileError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
         raise DamagedFileError(f"{file}:{line}: not a text in UTF-8") from error
 
 

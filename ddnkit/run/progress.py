@@ -12,7 +12,7 @@ class Display(Protocol):
     """What shows a run's progress; a context manager."""
 
     def __enter__(self) -> Display:
-        """Begin."""
+        return self
 
     def __exit__(self, *error: object) -> None:
         """End."""

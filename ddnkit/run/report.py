@@ -27,6 +27,18 @@ from .table import beside_published, race
 _GENERAL = ("pipeline", "description", "seeds", "sweep")
 #: What the table of the last evaluation says of it besides the metrics, and where it is in a row.
 _ABOUT = {"epoch": "epoch", "step": "step", "seeds": "n"}
+#: What the report says of the keys of ``environment.json``.
+_FACTS = {
+    "ddnkit": "ddnkit {}",
+    "git_commit": "commit {}",
+    "python": "Python {}",
+    "torch": "torch {}",
+    "cuda_device": "{}",
+    "cpu": "{}",
+    "cpu_count": "{} CPUs",
+    "threads": "{} thread(s)",
+    "date": "{}",
+}
 
 
 @dataclass
@@ -169,20 +181,7 @@ def _sections(
 
 
 def _environment(environment: dict[str, Any]) -> str:
-    def known(key: str, pattern: str) -> list[str]:
-        return [pattern.format(environment[key])] if environment.get(key) else []
-
-    parts = [
-        *known("ddnkit", "ddnkit {}"),
-        *known("git_commit", "commit {}"),
-        *known("python", "Python {}"),
-        *known("torch", "torch {}"),
-        *known("cuda_device", "{}"),
-        *known("cpu", "{}"),
-        *known("cpu_count", "{} CPUs"),
-        *known("threads", "{} thread(s)"),
-        *known("date", "{}"),
-    ]
+    parts = [text.format(environment[key]) for key, text in _FACTS.items() if environment.get(key)]
     command = environment.get("command")
     return ", ".join(parts) + "." + (f"\n\n    {command}" if command else "")
 
