@@ -89,7 +89,7 @@ def run(
     loaded = load(recipe, overrides, seeds=_seeds(seeds, smoke))
     for line in loaded.warnings:
         click.echo(f"warning: {line}", err=True)
-    variants = _chosen(loaded, only)
+    variants = _choose(loaded, only)
     if dry_run:
         _show(loaded, variants)
         return
@@ -157,7 +157,7 @@ def _seeds(given: str | None, smoke: bool) -> str | None:
     return "1" if smoke and given is None else given
 
 
-def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
+def _choose(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
     by_name = {variant.name: variant for variant in recipe.variants}
     for name in only:
         if name not in by_name:

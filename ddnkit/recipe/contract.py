@@ -30,7 +30,7 @@ def contract_of(annotation: Any) -> Any:
 
 
 @functools.cache
-def lacking(kind: type[Settings], contract: Any) -> tuple[str, ...]:
+def missing_members(kind: type[Settings], contract: Any) -> tuple[str, ...]:
     """What ``kind`` lacks to fill a section that asks for ``contract``; empty if it fits."""
     missing, misfits = [], []
     for name, asked in _members(contract).items():

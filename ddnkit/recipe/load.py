@@ -171,7 +171,7 @@ class _Loading:
         common = Document(sections, marks)
         documents = [self.variant(common, sweep, choice) for choice in choices(sweep)]
         current = _component_names(pipeline, documents)
-        written = _component_names(pipeline, [self.written, *_swept(self.written)])
+        written = _component_names(pipeline, [self.written, *_option_documents(self.written)])
         schemas = [
             VariantSchema(pipeline, name, document, current, written, self.problems)
             for document in documents
@@ -196,12 +196,14 @@ class _Loading:
             if len(having) == len(given):
                 self.doubts.add(mark, path, text)
             elif not idle:
-                self.doubts.add(mark, path, f"{text} (in {_some(having)})")
+                self.doubts.add(mark, path, f"{text} (in {_first_names(having)})")
         same: dict[str, list[str]] = {}
         for name, variant in zip(names, resolved, strict=True):
             same.setdefault(repr(variant.settings), []).append(name)
         for twice in (group for group in same.values() if len(group) > 1):
-            text = f"{len(twice)} variants are the same job, all settings equal: {_some(twice)}"
+            text = (
+                f"{len(twice)} variants are the same job, all settings equal: {_first_names(twice)}"
+            )
             self.doubts.add(self.document.mark(("sweep",)), ("sweep",), text)
 
     def variant(self, common: Document, sweep: Sweep, choice: Choice) -> Document:
@@ -227,12 +229,12 @@ def _stands_for(mapping: Mapping, recipe: Recipe) -> bool:
     ]
 
 
-def _some(variants: list[str]) -> str:
+def _first_names(variants: list[str]) -> str:
     more = f" and {len(variants) - 3} more" if len(variants) > 3 else ""
     return f"{', '.join(map(repr, variants[:3]))}{more}"
 
 
-def _swept(document: Document) -> list[Document]:
+def _option_documents(document: Document) -> list[Document]:
     """A document for each option of each axis alone: enough to see the names in them."""
     found = []
     for option in itertools.chain(*read_axes(document, Problems()).values()):

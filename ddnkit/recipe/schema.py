@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from .. import registry
 from ..errors import PluginError
 from ..importing import is_subclass
-from .contract import contract_of, lacking, wrong_values
+from .contract import contract_of, missing_members, wrong_values
 from .pipeline import Paper, Pipeline
 from .problems import Problems, meant_hint, message
 from .settings import Doubt, Settings
@@ -161,7 +161,7 @@ class VariantSchema:
         except PluginError as error:
             self.problems.add(mark, path, str(error))
             return None
-        lacks = lacking(chosen, component.contract)
+        lacks = missing_members(chosen, component.contract)
         if lacks:
             whose = registry.plugin(component.group, name)
             text = f"plugin {whose} does not fit the pipeline {self.name}: {'; '.join(lacks)}"

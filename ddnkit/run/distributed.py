@@ -36,7 +36,7 @@ def is_follower() -> bool:
 
 
 @contextlib.contextmanager
-def leading() -> Iterator[Tell]:
+def lead() -> Iterator[Tell]:
     """A function that tells the followers the next job; at the end they are told that there is none."""
     if world() == 1:
         yield lambda folder, variant, seed, options: None

@@ -44,7 +44,7 @@ def execute(
         if teams > 1 or options.devices > 1:
             _run_in_teams(queue, folder, display, teams, options)
         else:
-            with distributed.leading() as tell:
+            with distributed.lead() as tell:
                 _run_here(queue, folder, display, options.job, tell)
     return queue.outcome
 

@@ -113,13 +113,13 @@ def side_by_side(results: Sequence[Reevaluation]) -> str:
         ["variant", *(one.job.variant for one in results)],
         ["seed", *(str(one.job.seed) for one in results)],
     ]
-    for metric in _shown(results):
+    for metric in _metrics_to_show(results):
         columns.append([metric, *(_number(one.measured.get(metric)) for one in results)])
         columns.append(["recorded", *(_number(one.recorded.get(metric)) for one in results)])
     return align(columns)
 
 
-def _shown(results: Sequence[Reevaluation]) -> list[str]:
+def _metrics_to_show(results: Sequence[Reevaluation]) -> list[str]:
     """Accuracies, test first, and losses; all figures where there is neither."""
     found = [row for one in results for row in (one.recorded, one.measured)]
     names = dict.fromkeys(name for row in found for name, value in row.items() if value is not None)

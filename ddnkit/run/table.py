@@ -57,14 +57,16 @@ def race(summary: Summary) -> str:
     if _lead(widest) == 0:
         return f"{of} the best were level at every evaluation."
     if widest is end:
-        return f"{of} {end[0].variant} leads most at the last evaluation, {end_at}, {_by(end)}."
-    began = f"{of} {widest[0].variant} led most at {widest_at}, {_by(widest)}"
+        return (
+            f"{of} {end[0].variant} leads most at the last evaluation, {end_at}, {_lead_text(end)}."
+        )
+    began = f"{of} {widest[0].variant} led most at {widest_at}, {_lead_text(widest)}"
     if _lead(end) == 0:
         level = " and ".join(row.variant for row in end if row.median == end[0].median)
         return (
             f"{began}; at the last evaluation, {end_at}, {level} are level at {end[0].median:.4g}."
         )
-    return f"{began}; at the last evaluation, {end_at}, {end[0].variant} leads {_by(end)}."
+    return f"{began}; at the last evaluation, {end_at}, {end[0].variant} leads {_lead_text(end)}."
 
 
 def beside_published(recipe: Recipe, summary: Summary) -> list[Table]:
@@ -142,7 +144,7 @@ def _lead(places: Sequence[SummaryRow]) -> float:
     return places[0].median - places[1].median
 
 
-def _by(places: Sequence[SummaryRow]) -> str:
+def _lead_text(places: Sequence[SummaryRow]) -> str:
     first, second = places[:2]
     apart = first.minimum > second.maximum or first.n == second.n == 1
     return (

@@ -79,7 +79,7 @@ class Team:
             except queue.Empty:
                 break
             if answer is None:
-                results[rank] = self._gone(rank, label(variant, seed))
+                results[rank] = self._crash(rank, label(variant, seed))
             elif "result" in answer:
                 results[rank] = JobResult(**answer["result"])
             else:
@@ -120,7 +120,7 @@ class Team:
                 self._answers.put((rank, json.loads(line)))
         self._answers.put((rank, None))
 
-    def _gone(self, rank: int, name: str) -> JobResult:
+    def _crash(self, rank: int, name: str) -> JobResult:
         status = self._processes[rank].wait()
         which = f"process {rank}" if self.size > 1 else "its process"
         line = f"failed {name}: {which} ended with status {status} (killed, or out of memory)"

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from ddnkit_train.settings import HeadSection
 
-from ddnkit import Component, PluginError, Problem, import_object, testing
-from ddnkit.backward import Dense
-from ddnkit.recipe.contract import lacking
+from ddnkit import Component, PluginError, import_object
+from ddnkit.recipe.contract import missing_members
 from ddnkit.renamed import with_old_names
 
 
@@ -33,8 +32,8 @@ def test_a_component_is_built_from_its_settings_and_what_is_given() -> None:
 
 
 def test_a_component_without_builder_and_build_fits_no_section() -> None:
-    assert not lacking(Shifted, HeadSection)
-    assert any("builder" in line for line in lacking(Nothing, HeadSection))
+    assert not missing_members(Shifted, HeadSection)
+    assert any("builder" in line for line in missing_members(Nothing, HeadSection))
 
 
 @pytest.mark.parametrize(
