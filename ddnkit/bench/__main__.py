@@ -60,4 +60,6 @@ def _memory(device: str, reset: bool = False) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not sys.argv[1].startswith("{"):
+        sys.exit("this process measures memory for a bench; to run one: ddnkit bench NAME")
     main(sys.argv[1])

@@ -292,7 +292,9 @@ def test_a_state_that_the_disk_has_no_room_for_leaves_the_one_before(
     assert os.strerror(errno.EFBIG) in str(told.value)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file], "room is given back"
+    (file.parent / f".part-1-{file.name}").write_bytes(b"of a process that was killed")
     write_sealed(file, functools.partial(torch.save, state))
+    assert list(file.parent.iterdir()) == [file]
 
 
 FORGED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
