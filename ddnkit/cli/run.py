@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..errors import InputError, nearest_choice
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe, Variant
@@ -89,7 +89,7 @@ def run(
     loaded = load(recipe, overrides, seeds=_seeds(seeds, smoke))
     for line in loaded.warnings:
         click.echo(f"warning: {line}", err=True)
-    variants = _choose(loaded, only)
+    variants = loaded.choose(only)
     if dry_run:
         _show(loaded, variants)
         return
@@ -155,15 +155,6 @@ def _run(
 def _seeds(given: str | None, smoke: bool) -> str | None:
     """A smoke run shows that everything works: one seed does, unless others are asked for."""
     return "1" if smoke and given is None else given
-
-
-def _choose(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
-    by_name = {variant.name: variant for variant in recipe.variants}
-    for name in only:
-        if name not in by_name:
-            hint = nearest_choice(name, by_name)
-            raise InputError(f"--only {name}: the recipe has no such variant.{hint}")
-    return [variant for name, variant in by_name.items() if not only or name in only]
 
 
 def _show(recipe: Recipe, variants: list[Variant]) -> None:

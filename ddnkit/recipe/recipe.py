@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError, nearest_choice
 from .pipeline import Pipeline
 from .source import dump
 
@@ -59,6 +60,19 @@ class Recipe:
         """
         mapping = self.resolve()
         return {key: list(self.seeds) if key == "seeds" else mapping[key] for key in mapping}
+
+    def choose(self, only: Collection[str]) -> list[Variant]:
+        """The variants whose names are in ``only``, in the recipe's order; all of them where it is empty.
+
+        Raises:
+            InputError: there is no variant of such a name.
+        """
+        names = [variant.name for variant in self.variants]
+        for name in only:
+            if name not in names:
+                hint = nearest_choice(name, names)
+                raise InputError(f"--only {name}: the recipe has no such variant.{hint}")
+        return [variant for variant in self.variants if not only or variant.name in only]
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import DamagedFileError, InputError, nearest_choice
+from ..errors import DamagedFileError, InputError
 from ..recipe.load import load
 from ..recipe.pipeline import Job
 from .folder import JobFolder, RunFolder
@@ -53,16 +53,8 @@ def finished_jobs(
         InputError: there is no such variant, no such job is finished, or whether one is cannot be read.
     """
     recipe = load(folder.recipe, seeds=seeds)
-    names = [variant.name for variant in recipe.variants]
-    for name in only:
-        if name not in names:
-            hint = nearest_choice(name, names)
-            raise InputError(f"--only {name}: the run has no such variant.{hint}")
     jobs = [
-        folder.job(name, seed)
-        for name in names
-        if not only or name in only
-        for seed in recipe.seeds
+        folder.job(variant.name, seed) for variant in recipe.choose(only) for seed in recipe.seeds
     ]
     done = [job for job in jobs if job.finished() is not None]
     left_out = [*folder.missing_variants(jobs), *folder.missing_jobs(jobs)]
