@@ -39,10 +39,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("ddnkit.programs.call_programs", "ddnkit.layer"): "programs are made of a layer's settings",
     ("ddnkit.programs.short_call", "ddnkit.layer"): "a short call reads the layer's settings",
     ("ddnkit.programs.short_calls", "ddnkit.layer"): "a layer hands itself to its short calls",
-    (
-        "ddnkit.bench.apart",
-        "ddnkit.bench.comparison",
-    ): "a comparison hands itself to the child process",
 }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from ddnkit_train.settings import HeadSection
 
-from ddnkit import Component, PluginError, import_object
+from ddnkit import Component, PluginError, Problem, import_object, testing
+from ddnkit.backward import Dense
 from ddnkit.recipe.contract import missing_members
 from ddnkit.renamed import with_old_names
 
