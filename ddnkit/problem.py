@@ -230,8 +230,9 @@ class Problem:
         return held if own is None else torch.cat([own, held], dim=-1)
 
     def _own_constraints(self, y: Tensor) -> Tensor | None:
-        shown = self._shown.get("constraints")
-        if shown is False or (shown is None and not self.node.constrained):
+        if "constraints" not in self._shown and not self.node.constrained:
+            self._shown["constraints"] = False
+        if self._shown.get("constraints") is False:
             return None
         values = flat(self._each(self._flat_constraints, y))
         self._shown["constraints"] = values.shape[-1] > 0
@@ -241,8 +242,8 @@ class Problem:
         """Whether there are constraints beside a manifold's for these inputs."""
         if self.kinks is not None and self.kinks.count:
             return True
-        if "constraints" not in self._shown and self._own_constraints(y) is None:
-            self._shown["constraints"] = False
+        if "constraints" not in self._shown:
+            self._own_constraints(y)
         return self._shown["constraints"]
 
     def _flat_constraints(self, *xs: Any, y: Any) -> Tensor:
