@@ -21,7 +21,7 @@ def analytic(trial: Trial) -> float:
     """V J against the one on paper, and vᵀJ by autograd without any transform."""
     case = trial.case
     if not case.problem.analytic:
-        raise NotApplicableError("no Jacobian on paper")
+        raise NotApplicableError("no analytic Jacobian")
     known = [_times(case.incoming, J) for J in case.jacobians]
     _, gradient = value_and_gradient(trial.f, case.operands, case.weights)
     single = [_times(case.weights, J) for J in case.jacobians]
@@ -50,7 +50,7 @@ def second(trial: Trial) -> float:
     """H u of φ(y(θ)), by reverse over reverse and forward over reverse, against differences of ∇φ."""
     case, f = trial.case, trial.f
     if not case.problem.unique:
-        raise NotApplicableError("not unique: the gradient is no function of the inputs")
+        raise NotApplicableError("not unique: the gradient is not a function of the inputs")
     u = case.directions[-1]
     leaves = [x.clone().requires_grad_() for x in case.operands]
     first = torch.autograd.grad(phi(f(*leaves), case.weights), leaves, create_graph=True)

@@ -14,11 +14,11 @@ _TEXT = """\
 
 The worst relative error, in float64, of derivatives of the problems of `ddnkit.testing.bank()` by each
 backward form. Written by `make sweep`: ddnkit {ddnkit}, torch {torch}, {date}, seeds {seeds}. Rounding is
-1e-16; what is held against finite differences can be seen to about 1e-12.
+1e-16; comparisons with finite differences cannot show errors below about 1e-12.
 
-## The worst of all columns
+## The largest error of all columns
 
-"–": the form does not apply (why is listed below).
+"–": the form does not apply; the last table gives the reasons.
 
 {forms}
 
@@ -28,18 +28,19 @@ backward form. Written by `make sweep`: ddnkit {ddnkit}, torch {torch}, {date}, 
 
 | column | what is compared |
 |---|---|
-| analytic | the whole Jacobian, parameters' included, and a gradient by autograd alone, with those on paper |
-| differences | the Jacobian along random directions with extrapolated differences through new solutions |
-| transpose | `jacfwd` and `jvp` with `vjp` |
-| second | H u, reverse over reverse and forward over reverse, with differences of the gradient |
-| vmap | values and gradients under `torch.func.vmap` with one by one: all inputs mapped, and one alone |
+| analytic | the whole Jacobian, parameters included, and a gradient by autograd, with the analytic ones |
+| differences | the Jacobian along random directions with extrapolated differences of new solutions |
+| transpose | the derivatives by `jacfwd` and `jvp` with those by `vjp` |
+| second | Hessian-vector products, reverse and forward over reverse, with differences of the gradient |
+| vmap | values and gradients under `torch.func.vmap`, over all inputs and over one, with single problems |
 | batch | values and gradients of a batch with those of its items |
 
-## What is left out, or failed
+## Cases that were left out or failed
 
 {notes}
 
-Your own form or problem: `ddnkit.testing.sweep(forms=[MyForm()])`, `ddnkit.testing.sweep([MyProblem()])`.
+To test your own form or problem:
+`ddnkit.testing.sweep(forms=[MyForm()])`, `ddnkit.testing.sweep([MyProblem()])`.
 """
 
 
