@@ -1,4 +1,4 @@
-"""Certificate: what is known of a solution and its gradient, per item, and the policy that acts on it.
+"""Certificate: what was measured of a solution and its gradient, per item, and the policy that acts on it.
 
 Scale. A residual means something only beside the size of what cancels in it, and that size must not
 depend on units. Stationarity and feasibility are therefore given as *backward errors*: the residual
@@ -103,34 +103,34 @@ class Certificate:
         iterations: its iterations, -1 where not known.
         uniqueness: least over largest curvature where the solver knows it, else None.
         adjoint_residual: relative residual of the adjoint system; None before the backward pass and
-            for forms that solve none.
-        licq: least over largest singular value of the constraints' gradients, each of unit length; 0
-            where some are taken as dependent (harmless if they agree), unless the margin of the others
-            is itself too small; 1 without constraints.
-        saddle: how negative the least curvature is, relative to the largest, where what solved the adjoint
-            system shows that it is; 0 where not; None before the backward pass, where nothing showed it,
-            and where it is a minimum.
+            for forms that solve no system.
+        licq: smallest over largest singular value of the constraints' gradients, each of unit length; 0
+            where some are treated as dependent (harmless if they are consistent), unless the margin of
+            the others is itself too small; 1 without constraints.
+        saddle: how negative the smallest curvature is, relative to the largest, if the solution of the
+            adjoint system showed that y is a saddle point; 0 for other items; None before the backward
+            pass, if it showed nothing, and if y is a minimum.
         curvature: least over largest curvature of the Lagrangian on the tangent space; at or below
-            rounding level the solution is no strict minimum. Measured on request.
+            rounding level the solution is not a strict minimum. Measured on request.
         condition: largest over least size of those curvatures. Measured on request.
-        error_bound: estimated bound on the relative error of the gradient: of the last one computed,
-            before that of the worst of three. Measured on request.
+        error_bound: estimated bound on the relative error of the gradient: of the last one computed, or,
+            before the first backward pass, of the worst of three trial gradients. Measured on request.
         settled: whether y is as good as it can be known: backward errors within 64 roundings, and each
-            unknown's residual within 1e4 of its own scale, which is less certain. Where not, y is looked at
-            closer on the way back.
+            unknown's residual within 1e4 of its own scale, which is less certain. If not, the backward
+            pass also measures `solution_error`.
         solution_error: how much y or its gradient change by a step of Newton's method, relative; None
             before the backward pass, and where y is solved to rounding.
         adjoint_difference: how far the node's own adjoint is from a known answer, relative, beyond what
             rounding and an inexact y explain; None where it was not compared.
         kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
             where none is active, 0 or less where the solution has no derivative; None without kinks.
-        hidden: how far torch's derivatives of ∇_y L are from differences, relative; None where the
-            evaluation gives no reason to look.
-        at_kinks, hidden_by: what there is to say of the two, a text each.
-        tolerance: what the figures are held against.
-        form: the backward form that was taken, by "auto" or by name; after a way back in which another one
-            solved again what it left, both: "krylov, then dense".
-        own_member: the member of the node that is its own way back, where the form has one of the node's.
+        hidden: relative difference of torch's derivatives of ∇_y L from finite differences; None where
+            no operation hides anything from torch.
+        at_kinks, hidden_by: texts that describe the two.
+        tolerance: what the figures are compared with.
+        form: the backward form that was used, by "auto" or by name; if another one solved again what it
+            left unsolved, both: "krylov, then dense".
+        own_member: the member of the node that computes its gradient, if the form uses one.
         measured: False with certify="off": the solver's status is all that is known, the figures are NaN.
         finite: which items (B,), in one row, of each input hold neither NaN nor infinity, by its name.
     """
@@ -601,9 +601,9 @@ def _not_stationary(certificate: Certificate) -> str:
     )
     if bool(certificate.stationarity.isnan().any()):
         return (
-            "not stationary: the objective's gradient at y is no number; (a) y is at the border of what the "
-            "objective is defined on, as where an entry below the least number of its dtype, of a logarithm "
-            "or a barrier, has become 0: use float64, (b) the solver diverged"
+            "not stationary: the objective's gradient at y is NaN; (a) y is on the boundary of the "
+            "objective's domain, for example because an entry of a logarithm or a barrier has underflowed "
+            "to 0: use float64, (b) the solver diverged"
         )
     return (
         f"not stationary: backward error {_worst(certificate.stationarity)} {_limit(certificate)}; "
@@ -616,7 +616,7 @@ def _adjoint_not_solved(certificate: Certificate) -> str:
     assert certificate.adjoint_residual is not None
     return (
         f"adjoint system not solved: residual {_worst(certificate.adjoint_residual)} "
-        f"{_limit(certificate)}; (a) the solution is not unique, (b) it is no strict minimum, "
+        f"{_limit(certificate)}; (a) the solution is not unique, (b) it is not a strict minimum, "
         "(c) dependent constraints"
     )
 
@@ -624,11 +624,13 @@ def _adjoint_not_solved(certificate: Certificate) -> str:
 def _adjoint_differs(certificate: Certificate) -> str:
     assert certificate.adjoint_difference is not None
     own = certificate.own_member
-    whose = f"the node's own `{own}`" if own else f"the way back of the form '{certificate.form}'"
+    whose = (
+        f"the node's own `{own}`" if own else f"the backward pass of the form '{certificate.form}'"
+    )
     return (
         f"{whose} differs from the implicit gradient by "
         f"{_worst(certificate.adjoint_difference)}, relative {_limit(certificate)}; `ddnkit check` says "
-        "in what, backward='dense' does without it"
+        "in what way, and backward='dense' does not use it"
     )
 
 
@@ -639,8 +641,8 @@ def _at_a_kink(certificate: Certificate) -> str:
 def _hidden_input(certificate: Certificate) -> str:
     assert certificate.hidden is not None
     return (
-        f"{'; '.join(certificate.hidden_by)}: the derivatives that torch finds are off by "
-        f"{_worst(certificate.hidden)}, relative, from differences"
+        f"{'; '.join(certificate.hidden_by)}: torch's derivatives differ from finite "
+        f"differences by {_worst(certificate.hidden)}, relative"
     )
 
 
@@ -674,8 +676,8 @@ def _saddle_point(certificate: Certificate) -> str:
 def _nearly_dependent_constraints(certificate: Certificate) -> str:
     assert certificate.licq is not None
     return (
-        f"constraints nearly dependent: margin {_least(certificate.licq)}, neither independent nor "
-        "the same to working precision; drop one, or give it in float64"
+        f"constraints nearly dependent: margin {_least(certificate.licq)}, neither clearly "
+        "independent nor equal to working precision; drop one, or use float64"
     )
 
 
@@ -685,11 +687,11 @@ def _solution_inaccurate(certificate: Certificate) -> str:
     step = (
         f"changes it or the gradient by {_worst(worst)}, relative"
         if bool(worst.isfinite().all())
-        else "leads no nearer"
+        else "does not reduce the residual"
     )
     return (
         f"y too far from the solution: a step of Newton's method from it {step}; (a) the solver stopped "
-        "early, in a flat valley or where units or an offset of the data hide what is left, (b) it solves "
+        "early, in a flat valley or where units or an offset of the data hide the residual, (b) it solves "
         "another problem than the objective states"
     )
 

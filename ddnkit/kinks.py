@@ -205,7 +205,8 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     if bool(bent.any()):
         margin = torch.where(bent, 0.0, margin)
         told += [
-            f"{point.told} is at its kink, where the objective has another second derivative than beside it"
+            f"{point.told} is at its kink, where the second derivative of the objective differs from "
+            "that nearby"
             for (point, _, _), of_point in zip(known, _spread(known, quiet), strict=True)
             if bool((of_point & bent.unsqueeze(1)).any())
         ]
@@ -392,10 +393,10 @@ def _describe(point: _Point, inside: Tensor, edges: Tensor) -> list[str]:
         return []
     if bool((inside >= -edges).all()):
         return [
-            f"{point.told} is at its kink, and the solution is about to leave it: a derivative to one side "
-            "at most"
+            f"{point.told} is at its kink, and the solution is about to leave it: at most a one-sided "
+            "derivative exists"
         ]
-    return [f"{point.told} is at its kink, where no slope that it has makes y a solution"]
+    return [f"{point.told} is at its kink, and none of its slopes there makes y a solution"]
 
 
 @dataclass

@@ -76,7 +76,7 @@ def _tensors_of_item(problem: Problem, y: Tensor, index: int) -> list[Tensor]:
 
 _UNFOLLOWED = (
     "uses a tensor that requires a gradient but is not one of its inputs, in a way that cannot be "
-    "followed (an autograd.Function of its own, say): its gradient would silently be zero. Pass it to "
+    "tracked (for example in its own autograd.Function): its gradient would silently be zero. Pass it to "
     "the layer as an input, keep it as an attribute of the node, or detach it"
 )
 
@@ -92,7 +92,7 @@ def reject_rebound_tensors(problem: Problem, y: Tensor) -> None:
     if _some_unused(problem, y):
         raise InputError(
             f"{type(problem.node).__name__} used a tensor of an enclosing scope when it was solved that "
-            "it does not use any more (the variable names another tensor by now): its gradient would "
+            "it no longer uses (the variable now refers to another tensor): its gradient would "
             "silently be zero. Pass it to the layer as an input, or keep it as an attribute of the node"
         )
 
@@ -114,12 +114,12 @@ def reject_changed_state(node: DeclarativeNode, before: Sequence[tuple[str, Tens
     if getattr(module, "track_running_stats", False):
         raise InputError(
             f"{name}.objective updates the running statistics of `{owner}` ({type(module).__name__} in "
-            "training mode) at each of a solver's many evaluations, and is another function each time: "
+            "training mode) at each of a solver's many evaluations, so it is a different function each time: "
             f"use it in evaluation mode (node.{head}.eval()), or make it with track_running_stats=False"
         )
     raise InputError(
-        f"{name}.objective changes `{path}` of the node in place at each evaluation, and is another "
-        "function each time: an objective must leave what it uses as it is"
+        f"{name}.objective changes `{path}` of the node in place at each evaluation, so it is a "
+        "different function each time: an objective must not change what it uses"
     )
 
 

@@ -49,15 +49,15 @@ class DeclarativeLayer(nn.Module):
             waits for the device at each call under "raise" and "warn" alone.
         tolerance: largest relative stationarity, infeasibility and adjoint residual that pass.
         certify: "fast", or "full" to measure curvature, condition and a bound on the gradient's error
-            in every call as well; it costs about three gradients. "off" measures nothing, and then nothing
-            is told of a wrong solution or gradient but what the solver says of itself.
-        compile: have torch's compiler take the programs of short calls (docs/nodes.md): from the second
-            call of a signature on, which takes seconds. Where there is no compiler a warning says so.
+            in every call as well; it costs about three gradients. "off" measures nothing; a wrong
+            solution or gradient is then reported only if the solver's status says so.
+        compile: compile the programs of short calls (docs/nodes.md) with torch's compiler, at the second
+            call of a signature, which takes seconds. Without a compiler a warning says so.
 
-    Inputs that are no tensors are passed through to the node; so are integer tensors, batched.
+    Inputs that are not tensors are passed on to the node; so are integer tensors, batched.
     float16 and bfloat16 inputs are solved in float32, inside autocast too, and y is float32 then.
     Differentiable in every direction and to every order: backward, forward mode, torch.func, vmap.
-    Under torch.compile the layer runs as it is, outside the compiled graph.
+    Under torch.compile the layer runs uncompiled, outside the compiled graph.
 
     Example:
         >>> layer = ddnkit.DeclarativeLayer(node)

@@ -139,7 +139,7 @@ def _refuse_unknown(node: DeclarativeNode, inputs: Inputs) -> None:
             slips.append(f"{_member(node, name)}: did you mean `{member}`?")
     if slips:
         raise InputError(
-            f"no member of a node, and it would be ignored: {' '.join(slips)} (If it is your own, begin "
+            f"not a member of a node, so it would be ignored: {' '.join(slips)} (If it is your own, begin "
             "its name with _)"
         )
 
@@ -279,7 +279,7 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
         hint = f"({dims},)" if isinstance(dims, int) and not isinstance(dims, bool) else "(1,)"
         raise InputError(
             f"{_member(node, 'input_dims')} is {dims!r}; it is a tuple with the dimensions of each input "
-            f"of one problem, and None for one that is no tensor: input_dims = {hint}"
+            f"of one problem, and None for one that is not a tensor: input_dims = {hint}"
         )
     if manifold is not None and not isinstance(manifold, Manifold):
         hint = f"{manifold.__name__}()" if isinstance(manifold, type) else "Sphere()"
@@ -342,7 +342,7 @@ def _inputs(node: DeclarativeNode) -> Inputs:
             raise InputError(
                 f"{_call_text(node, member, function)} cannot be given the inputs of {by}: all "
                 "functions of a node take the same ones, in the same order"
-                + ("" if member == "objective" else "; those that it does not need too")
+                + ("" if member == "objective" else "; also those that it does not need")
             )
         if not by and (taken.least or taken.most is not None):
             by = f"`{member}`{_signature(function)}"
@@ -452,7 +452,7 @@ def missing(kind: type) -> str:
             near = near or next((n for n in _OBJECTIVES if n in wanted), None)
         if near is not None:
             found = wanted[near]
-            text += f"; its `{found}`{_place(kind, found)} is no member of a node. Did you mean `{name}`?"
+            text += f"; its `{found}`{_place(kind, found)} is not a member of a node. Did you mean `{name}`?"
     return text
 
 

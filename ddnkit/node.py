@@ -1,4 +1,4 @@
-"""DeclarativeNode: an optimisation problem as it stands on paper, and nothing else."""
+"""DeclarativeNode: an optimisation problem, written as on paper, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class DeclarativeNode(abc.ABC):
     solver: str | Solver = "newton"
     #: True: `solve` and `adjoint` take the whole batch at once, with one batch dimension in front.
     batched_solve: bool = False
-    #: Dimensions of each input of one problem, e.g. ``(2, 0)``; None for inputs that are no tensors.
+    #: Dimensions of each input of one problem, e.g. ``(2, 0)``; None for inputs that are not tensors.
     input_dims: Sequence[int | None] | None = None
     #: Largest stationarity and infeasibility that pass, relative; None: by dtype (see Certificate).
     tolerance: float | None = None

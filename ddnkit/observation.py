@@ -50,7 +50,7 @@ class Observation:
             if held.shape == x.shape and held.differs(Held(x)):
                 raise InputError(
                     f"{type(problem.node).__name__}: {operands_called(problem)[k]} was changed in place "
-                    "after the layer was called, so that there is no way back through it: change a copy, "
+                    "after the layer was called, so its gradient cannot be computed any more: change a copy, "
                     "or change it after backward()"
                 )
 
@@ -76,9 +76,9 @@ class Observation:
         if changed is None:
             return problem
         raise InputError(
-            f"{name}: its functions are not what they were when the layer was called: {changed}. What "
-            "they use was changed before backward(), so that the gradient would be another problem's: "
-            "call backward() first, or pass it to the layer as an input"
+            f"{name}: its functions have changed since the layer was called: {changed}. The gradient "
+            "would be that of another problem. Call backward() before you change what they use, or pass "
+            "it to the layer as an input"
         )
 
     def again(self, problem: Problem, y: Tensor) -> Observation:
@@ -120,13 +120,13 @@ def observe(
             step = random[0]
             where = "" if step.place is None else f" ({step.place})"
             raise InputError(
-                f"{name} draws random numbers (`{step.name}`{where}): it is another problem at each "
-                "evaluation, and has no gradient. Draw them outside, and pass them to the layer as an input"
+                f"{name} draws random numbers (`{step.name}`{where}): it states a different problem at "
+                "each evaluation and has no gradient. Draw them outside and pass them to the layer as input"
             )
         if changed is not None:
             raise InputError(
-                f"{name} is another problem at each evaluation: {changed}. Its functions must depend on "
-                "their arguments alone, and on what the node holds"
+                f"{name} states a different problem at each evaluation: {changed}. Its functions must "
+                "depend only on their arguments and on the node's attributes"
             )
     kinks = kinks_of(problem, y, recorded, tolerance)
     hidden, by = _hidden_error(problem, y, traces, wanted)
@@ -143,8 +143,8 @@ def refuse_work_in_place(problem: Problem, operands: Sequence[Held], function: s
         if held.differs(Held(x)):
             name = type(problem.node).__name__
             raise InputError(
-                f"{name}.{function} changes {operands_called(problem)[k]} in place, which is the caller's: "
-                "work on a copy (x.clone()), or without the underscore (x / s for x.div_(s))"
+                f"{name}.{function} changes {operands_called(problem)[k]} in place, which belongs to the "
+                "caller: use a copy (x.clone()) or the version without the underscore (x / s for x.div_(s))"
             )
 
 

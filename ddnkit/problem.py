@@ -295,8 +295,8 @@ class Problem:
             function, function
         )
         raise InputError(
-            f"{type(self.node).__name__}.{name} changes y in place, which is the layer's: work on a copy "
-            "(y.clone()), or without the underscore (y / s for y.div_(s))"
+            f"{type(self.node).__name__}.{name} changes y in place, which belongs to the layer: use a "
+            "copy (y.clone()) or the version without the underscore (y / s for y.div_(s))"
         )
 
     def _of_each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
@@ -456,9 +456,9 @@ def _plainly(function: Callable[..., Any]) -> Iterator[None]:
         if "data pointer" in str(error) or "storage" in str(error):
             name = getattr(function, "__qualname__", function)
             raise OutOfTorchError(
-                f"{name} takes values out of torch (numpy, or torch.tensor of a tensor), which the "
-                "derivatives asked for here cannot follow: they are those at a kink, of certify='full', "
-                "or of a transform. Write it with operations of torch"
+                f"{name} takes values out of torch (numpy, or torch.tensor of a tensor). The derivatives "
+                "needed here (at a kink, for certify='full', or in a transform) cannot follow that: "
+                "write it with torch operations"
             ) from error
         if "does not require grad and does not have a grad_fn" not in str(error):
             raise

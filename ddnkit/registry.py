@@ -190,7 +190,7 @@ def working(group: str) -> dict[str, Any]:
         try:
             found[name] = make(group, name)
         except PluginError as error:
-            _tell(f"{error}; it is set aside")
+            _tell(f"{error}; it is ignored")
     return found
 
 
@@ -288,7 +288,7 @@ def _group(group: str) -> dict[str, tuple[Plugin, Any]]:
         raise PluginError(f"no plugin group '{group}'.{nearest_choice(group, GROUPS)}")
     found = _plugins_by_group()
     for distribution, reason in _state.distributions.items():
-        _tell(f"{distribution} is set aside, with any plugin it brings: {reason}")
+        _tell(f"{distribution} is ignored, with all its plugins: {reason}")
     return found[group]
 
 
@@ -418,7 +418,7 @@ def _validate(plugin: Plugin, value: Any) -> None:
         )
     missing = sorted(getattr(value, "__abstractmethods__", ()))
     if missing:
-        raise PluginError(f"plugin {plugin} leaves abstract: {', '.join(missing)}")
+        raise PluginError(f"plugin {plugin} does not implement: {', '.join(missing)}")
     for name, kind in _ATTRIBUTES.get(plugin.group, {}).items():
         given = getattr(value, name, None)
         if not isinstance(given, kind):

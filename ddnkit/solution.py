@@ -68,7 +68,7 @@ class Solution:
         status: a `Status`, or an integer tensor of them, one an item.
         iterations: number of iterations, or an integer tensor of them; -1 where it is not known.
         solver: name of the solver, for messages.
-        aux: tensors worth keeping for the way back (a factorisation, say); handed to
+        aux: tensors to keep for the backward pass (such as a factorisation); passed to
             `DeclarativeNode.adjoint` as the keyword ``aux``.
         uniqueness: least curvature of the problem over its largest, (B,), where the solver knows it;
             at rounding level the solution is one of several and has no gradient.

@@ -79,15 +79,15 @@ class ClosedForm(BackwardForm):
                 raise
             name = type(node).__name__
             raise InputError(
-                f"{name}.adjoint takes no argument `aux`, by which it is given what {name}.solve keeps "
+                f"{name}.adjoint takes no argument `aux`, by which it receives what {name}.solve keeps "
                 f"({', '.join(aux)}): `def adjoint(self, …, y, v, aux)`"
             ) from error
         for i, x, before in lent:
             if version(x) != before:
                 name = f"input {i - 1}" if i else "y"
                 raise InputError(
-                    f"{type(node).__name__}.adjoint changes {name} in place, which is the caller's: work on "
-                    "a copy (x.clone()), or without the underscore (x / s for x.div_(s))"
+                    f"{type(node).__name__}.adjoint changes {name} in place, which belongs to the caller: "
+                    "use a copy (x.clone()) or the version without the underscore (x / s for x.div_(s))"
                 )
         gradients = list(found.gradients)
         self._validate(problem, gradients)
@@ -98,7 +98,7 @@ class ClosedForm(BackwardForm):
     def _validate(problem: Problem, gradients: list[Tensor | None]) -> None:
         if len(gradients) != len(problem.inputs):
             raise InputError(
-                f"{type(problem.node).__name__}.adjoint must return one gradient an input, "
+                f"{type(problem.node).__name__}.adjoint must return one gradient per input, "
                 f"{len(problem.inputs)} in all; it returned {len(gradients)}"
             )
 
@@ -108,7 +108,7 @@ class ClosedForm(BackwardForm):
         name = f"{type(problem.node).__name__}.adjoint"
         if gradient is None:
             raise InputError(
-                f"{name} returned None for input {index}, whose gradient is asked for: its "
+                f"{name} returned None for input {index}, whose gradient is needed: its "
                 "gradient would silently be missing"
             )
         plain = isinstance(gradient, Tensor) and gradient.layout == torch.strided
@@ -188,7 +188,7 @@ def _as_adjoint(node: object, returned: Any, shape: tuple[int, ...]) -> Adjoint:
         return replace(returned, residual=residual.detach().reshape(shape))
     if not isinstance(returned, (tuple, list)):
         raise InputError(
-            f"{type(node).__name__}.adjoint must return a tuple with one gradient an input, or a "
+            f"{type(node).__name__}.adjoint must return a tuple with one gradient per input, or a "
             f"ddnkit.Adjoint, not {type(returned).__name__}"
         )
     return Adjoint(returned)

@@ -105,7 +105,7 @@ def merge_solutions(mask: Tensor, found: SystemSolution, other: SystemSolution) 
 class BackwardForm(abc.ABC):
     """Solves P G P z = P r at a solution. Stateless, constructible without arguments.
 
-    A form says with its class attributes what `ddnkit check` and `ddnkit bench` go by.
+    Class attributes tell `ddnkit check` and `ddnkit bench` how to treat the form.
     """
 
     name: str

@@ -78,7 +78,7 @@ def recognise(
         return Cause(
             Diagnosis.ADJOINT_GRADIENT_TRANSPOSED,
             f"its gradient for {names} is transposed",
-            f"return the transpose for {names}: z yᵀ and y zᵀ are easily taken for each other",
+            f"return the transpose for {names}: z yᵀ and y zᵀ are easily confused",
         )
     mistake = _matrix_mistake(subject, xs, solved, v, own, wrong)
     if mistake is not None:
@@ -87,7 +87,7 @@ def recognise(
     return Cause(
         Diagnosis.ADJOINT_WRONG,
         f"it differs from the implicit function theorem by {rest:.1e}{where}",
-        "compare it with backward='dense', input by input; without it 'auto' takes a general form",
+        "compare it with backward='dense', input by input; without an adjoint 'auto' uses a general form",
     )
 
 
@@ -108,7 +108,7 @@ def _wrong_factor(factor: float) -> Cause:
         Diagnosis.ADJOINT_FACTOR,
         f"it is off by a factor of {factor:.4g} (its direction is right)",
         f"divide it by {factor:.4g}; look for a constant that was lost or counted twice, such as the "
-        "2 of a square or a mean taken for a sum",
+        "2 of a square or a mean in place of a sum",
     )
 
 

@@ -37,8 +37,8 @@ def not_a_minimum(findings: Findings, point: Point) -> Iterator[Cause]:
             "not a minimum: the point is stationary, but the objective curves downwards along the "
             f"constraints there (relative curvature {-row.error:.1e}); the solver returns a saddle "
             "point or a maximum",
-            "take the stationary point of least objective; of several roots or eigenvectors, compare "
-            "their objectives",
+            "return the stationary point with the lowest objective; of several roots or eigenvectors, "
+            "compare their objectives",
         )
 
 
@@ -56,7 +56,7 @@ def not_unique(findings: Findings, point: Point) -> Iterator[Cause]:
                 "the solution is not unique: the objective is flat along the constraints there"
                 f"{least}{worst}, so that no gradient exists",
                 "add a term that singles one solution out, such as δ‖y − y₀‖², or a constraint that "
-                "fixes what is free (a scale, a sign, a rotation)",
+                "fixes the free part (a scale, a sign, a rotation)",
             )
         else:
             yield Cause(
@@ -96,7 +96,7 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
                 "inexact solve: at inputs next to these the solver ends without a solution "
                 f"(backward error {worst:.1e}, status {Status(int(point.beside.status.max())).name})",
                 "choose another solver (`ddnkit list solvers`): newton and lbfgs need an objective "
-                "that is smooth along their way, and not at the solution alone",
+                "that is smooth along their path, not only at the solution",
             )
             continue
         who = "`solve`" if findings.subject.has_own_solve else "the solver from its own start"
@@ -104,7 +104,7 @@ def other_branch(findings: Findings, point: Point) -> Iterator[Cause]:
             Diagnosis.OTHER_BRANCH,
             f"another branch: at inputs next to these {who} jumps to another solution than the one "
             f"that continues smoothly ({row.error:.1e} away, relative)",
-            "choose among solutions by a rule that is continuous in the inputs, or warm start from the "
+            "choose among solutions by a rule that is continuous in the inputs, or warm-start from the "
             "last solution (layer(x, start=y))",
         )
     jumps = findings.failures(Comparison.NEARBY, Comparison.LOWEST)
@@ -125,7 +125,7 @@ def form_does_not_run(findings: Findings, point: Point) -> Iterator[Cause]:
         yield Cause(
             Diagnosis.FORM_DOES_NOT_RUN,
             f"the form '{form}' does not run: {error}",
-            "repair what the error names; backward='dense' needs nothing of the node but its objective",
+            "fix what the error names; backward='dense' uses only the node's objective and constraints",
         )
 
 
@@ -150,8 +150,8 @@ def wrong_gradient(findings: Findings, point: Point) -> Iterator[Cause]:
     if wrong - own:
         yield Cause(
             Diagnosis.SYSTEM_NOT_SOLVED,
-            f"{', '.join(sorted(wrong - own))}: the linear system is not solved as the other forms do",
-            "use backward='dense'; look at the condition of the problem, and whether y should be rescaled",
+            f"{', '.join(sorted(wrong - own))}: the linear system is solved differently from the other forms",
+            "use backward='dense'; check the problem's condition number, and whether y needs rescaling",
         )
 
 
@@ -180,8 +180,8 @@ def wrong_parameters(findings: Findings, point: Point) -> Iterator[Cause]:
         yield Cause(
             Diagnosis.PARAMETER,
             f"parameter {name}: its gradient does not match finite differences ({worst:.1e}): `solve` "
-            "depends on it otherwise than the objective does",
-            "let `solve` and `objective` use the parameter alike, live and not a copy of it",
+            "depends on it in another way than the objective does",
+            "use the same parameter in `solve` and `objective`: itself, not a copy",
         )
 
 
@@ -266,11 +266,11 @@ def _hidden_input(
     )
     return Cause(
         Diagnosis.HIDDEN_INPUT,
-        f"forgotten input: the solution moves with input {names} (by {size:.1e}, finite differences), but "
+        f"forgotten input: the solution depends on input {names} (by {size:.1e}, finite differences), but "
         f"{'no' if zero else 'only part of the'} gradient reaches it: objective or constraints hide it "
         "from torch",
         "use the input in the objective as a tensor: no detach(), .item(), .data, numpy, no_grad, and "
-        "no branch or rounding in its place",
+        "no branch or rounding on its value",
     )
 
 
@@ -296,8 +296,8 @@ def _hidden_inputs(
 def _other_motion(wrong: set[str]) -> Cause:
     return Cause(
         Diagnosis.OTHER_MOTION,
-        f"{', '.join(sorted(wrong))}: `solve` moves with the inputs otherwise than the objective says, "
-        "although its point is stationary: (a) the solution is not unique or barely so, (b) it follows "
+        f"{', '.join(sorted(wrong))}: `solve` changes with the inputs in another way than the objective "
+        "says, although its point is stationary: (a) the solution is not unique or barely so, (b) it follows "
         "another branch, (c) `solve` is exact only to the node's tolerance",
         "lower the node's `tolerance` and see whether the point still passes; check at other inputs",
     )

@@ -35,8 +35,8 @@ def does_not_run(findings: Findings) -> Cause | None:
             Diagnosis.DOES_NOT_RUN,
             f"the node does not run: it holds {', '.join(node)} where the inputs are "
             f"{', '.join(inputs)} ({findings.error})",
-            "make the node's modules and tensors of the inputs' dtype (module.double()), or check on "
-            "inputs of its own; drawn ones are float64",
+            "convert the node's modules and tensors to the inputs' dtype (module.double()), or give the "
+            "check inputs of the node's dtype; drawn ones are float64",
         )
     return Cause(
         Diagnosis.DOES_NOT_RUN,
@@ -63,7 +63,7 @@ def memory(findings: Findings) -> Cause | None:
             "stale cache: the gradient changes by "
             f"{max(changed):.1e} if other inputs are solved between the forward and the backward pass; "
             "`adjoint` uses what the last `solve` left on the node",
-            "hand it over with the solution: return Solution(y, aux={...}) and take `aux` in `adjoint`",
+            "pass it on with the solution: return Solution(y, aux={...}) and take `aux` in `adjoint`",
         )
     again = max((row.error for row in findings.failures(Comparison.SAME_SOLUTION)), default=0.0)
     if not again and findings.repeatable is not False:
@@ -73,7 +73,7 @@ def memory(findings: Findings) -> Cause | None:
         return Cause(
             Diagnosis.EARLIER_CALLS,
             f"the answer depends on earlier calls: solved twice, the same inputs give different points"
-            f"{apart}, while copies of the node agree; it keeps a starting point, say",
+            f"{apart}, while copies of the node agree; it may keep a starting point",
             "keep no state on the node; to warm start, leave it to a `solver` and call layer(x, start=y)",
         )
     return Cause(
@@ -92,7 +92,7 @@ def batch_leak(findings: Findings) -> Cause | None:
     what = "y" if rows[0].key.comparison is Comparison.BATCH else "gradients"
     return Cause(
         Diagnosis.BATCH_LEAK,
-        f"items of a batch influence one another: {findings.blamed} gives other {what} for an item in "
+        f"items of a batch influence one another: {findings.blamed} gives another {what} for an item in "
         f"a batch than alone ({rows[0].error:.1e} apart, relative)",
         "reduce over the dimensions of one problem only (a mean, norm or maximum over dim 0 mixes "
         "items), stop each item by its own criterion; or set batched_solve = False",
@@ -137,7 +137,7 @@ def infeasible(findings: Findings, point: Point) -> Cause | None:
         Diagnosis.INFEASIBLE,
         f"infeasible: the solver returns a point that violates the constraints ({violation})"
         f"{_status_text(findings, point)}; no gradient can be right there",
-        "project the solution on the constraints at the end of `solve`, or correct the solver; and see "
+        "project the solution onto the constraints at the end of `solve`, or fix the solver; and check "
         "that `equality_constraints` states what it enforces",
     )
 
@@ -149,7 +149,7 @@ def not_smooth(findings: Findings, point: Point) -> Cause | None:
     return Cause(
         Diagnosis.NOT_SMOOTH,
         f"not smooth at the solution: {'; '.join(point.certificate.at_kinks)}",
-        "see that `solve` returns a minimum; where it does, the solution has no gradient there: smooth the "
+        "check that `solve` returns a minimum; if it does, the solution has no gradient there: smooth the "
         "operation (softplus for relu, sqrt(z² + δ²) for |z|), or use policy='mask' in the layer",
     )
 
@@ -161,7 +161,11 @@ def not_stationary(findings: Findings, point: Point) -> Cause | None:
     error = f"backward error {float(point.certificate.stationarity.max()):.1e}"
     off = max((row.error for row in findings.failures(Comparison.SOLUTION)), default=0.0)
     if off:
-        far = f"moves y or its gradient by {off:.1e}" if math.isfinite(off) else "leads no nearer"
+        far = (
+            f"moves y or its gradient by {off:.1e}"
+            if math.isfinite(off)
+            else "does not reduce the residual"
+        )
         error += f", and a step of Newton's method {far}"
     coarse = _too_coarse(findings, f"the point is not stationary ({error})")
     return coarse or degenerate(point) or _inexact(findings, point, error)
@@ -175,7 +179,7 @@ def no_solution(findings: Findings, point: Point) -> Cause | None:
     return Cause(
         Diagnosis.NO_SOLUTION,
         f"no solution: the solver ended with status {status.name}: {status.causes}",
-        "correct the problem, or the status where `solve` returns it itself",
+        "fix the problem; or, if `solve` returns the status itself, let it return one that fits its point",
     )
 
 
@@ -206,7 +210,7 @@ def _inexact(findings: Findings, point: Point, error: str) -> Cause:
     if is_formula(subject, solved):
         return Cause(
             Diagnosis.OTHER_OBJECTIVE,
-            f"the objective is not what is solved: `solve` computes a formula, and its result is no "
+            f"the objective is not what is solved: `solve` computes a formula, and its result is not a "
             f"stationary point of the objective ({error}){distance}",
             "derive the formula again from the objective, factors and signs included, or leave "
             "`solve` out and let a solver find the minimum",
@@ -215,9 +219,9 @@ def _inexact(findings: Findings, point: Point, error: str) -> Cause:
     if step is not None and moved is not None and step < _AT_REST * moved:
         return Cause(
             Diagnosis.OTHER_OBJECTIVE,
-            f"the objective is not what is solved: `solve` iterates until it is at rest (its last step "
+            f"the objective is not what is solved: `solve` iterates until it converges (its last step "
             f"is {step:.1e} of y), at a point that is not stationary ({error}){distance}",
-            "see that what `solve` iterates on is the gradient of the objective: signs, factors, "
+            "check that `solve` iterates on the gradient of the objective: signs, factors, "
             "regularisation, constraints",
         )
     if not subject.has_own_solve or _status_text(findings, point):
@@ -231,8 +235,8 @@ def _inexact(findings: Findings, point: Point, error: str) -> Cause:
         return Cause(
             Diagnosis.OTHER_OBJECTIVE,
             f"the objective is not what is solved, or the solver stops very early ({error}){distance}",
-            "see that `solve` and `objective` state the same problem: signs, factors, regularisation, "
-            "constraints; then the number of iterations",
+            "check that `solve` and `objective` state the same problem: signs, factors, regularisation, "
+            "constraints; then check the number of iterations",
         )
     other = "" if moved is not None else ", or solves another problem than the objective states"
     return Cause(

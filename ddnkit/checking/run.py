@@ -127,7 +127,7 @@ def _without_input_dims(node: DeclarativeNode) -> str:
     would = (
         "would take a batch as one problem"
         if dims is None
-        else "takes inputs of just these dimensions, and refuses a batch"
+        else "takes inputs of exactly these dimensions, and raises an error for a batch"
     )
     return (
         f"no input_dims: drawn inputs were checked as one problem each, and in a batch as with "

@@ -68,7 +68,7 @@ def _class_in_file(path: Path, class_name: str) -> type[DeclarativeNode]:
         return nodes[class_name]
     if class_name:
         what = (
-            f"'{class_name}' is there but is no ddnkit.DeclarativeNode"
+            f"'{class_name}' exists but is not a ddnkit.DeclarativeNode"
             if hasattr(module, class_name)
             else f"no class '{class_name}'"
         )

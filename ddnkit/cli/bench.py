@@ -194,7 +194,7 @@ def _list(names: list[str]) -> None:
         try:
             about = registry.own_text(registry.get("benches", name)).partition("\n")[0]
         except PluginError as error:
-            about = f"set aside: {error}"
+            about = f"ignored: {error}"
         click.echo(f"  {name:<18}{about}")
 
 

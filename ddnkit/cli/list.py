@@ -16,7 +16,7 @@ _RECIPES = "recipes"
 def list_(group: str | None) -> None:
     """List the plugins of GROUP, or of all groups, and the shipped recipes.
 
-    Plugins of other packages are imported, and those that do not work are listed as set aside.
+    Plugins of other packages are imported, and those that do not work are listed as ignored.
     """
     if group is not None and group not in (*registry.GROUPS, _RECIPES):
         hint = nearest_choice(group, [*registry.GROUPS, _RECIPES])
@@ -35,7 +35,7 @@ def list_(group: str | None) -> None:
         f"{plugin}: {reason}" for plugin, reason in failed.items() if group in (None, plugin.group)
     ]
     if aside:
-        _section("set aside", aside)
+        _section("ignored", aside)
 
 
 def _section(title: str, lines: list[str]) -> None:

@@ -63,16 +63,18 @@ def node(name: str, folder: Path) -> None:
     """Write a node of this NAME: a class in a file, ready to check and to change."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,99}", name):
         raise InputError(
-            f"'{plain(name, 60)}' gives no class name; expected at most 100 letters, digits and _ "
+            f"'{plain(name, 60)}' cannot be made a class name; expected at most 100 letters, digits and _ "
             "such as my_node or MyNode"
         )
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)
     class_name = "".join(word[:1].upper() + word[1:] for word in words)
     if not class_name.isidentifier() or keyword.iskeyword(class_name):
-        raise InputError(f"'{name}' gives no class name; expected something like my_node or MyNode")
+        raise InputError(
+            f"'{name}' cannot be made a class name; expected something like my_node or MyNode"
+        )
     module = "_".join(words).lower()
     if keyword.iskeyword(module):
-        raise InputError(f"'{module}' is a word of Python's own; choose another name")
+        raise InputError(f"'{module}' is a keyword of Python; choose another name")
     file = folder / f"{module}.py"
     if _is_taken(module, folder):
         raise InputError(

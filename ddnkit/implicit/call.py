@@ -130,8 +130,8 @@ class Call(LinearSystems):
             return
         if held.differs(Held(y)):
             raise InputError(
-                f"{type(problem.node).__name__}: y was changed in place after the layer was called, so that "
-                "there is no way back through it: change a copy, or change it after backward()"
+                f"{type(problem.node).__name__}: y was changed in place after the layer was called, so its "
+                "gradient cannot be computed any more: change a copy, or change it after backward()"
             )
 
     def as_solved(self, problem: Problem, y: Tensor, by_its_own: bool = False) -> Problem:

@@ -147,28 +147,28 @@ def call_programs(
         raise NotAProgramError(f"the backward form is {form.name}, with {unknowns} unknowns")
     manifold = manifold_settings(node)
     if manifold is not None and not _immutable(tuple(manifold[1].values())):
-        raise NotAProgramError("its manifold holds more than numbers")
+        raise NotAProgramError("its manifold has settings other than numbers")
     _refuse_what_shows(problem, y)
     with torch.no_grad():
         given = _one_problem(inputs, y)
         evaluation = Evaluation(partial(_evaluate, node), given)
         outside, evaluation.outside = evaluation.outside, []  # not to be kept alive
         if evaluation.changes_outside:
-            raise NotAProgramError("it changes what the node holds")
+            raise NotAProgramError("it changes an attribute of the node")
         if evaluation.autocasts:
             raise NotAProgramError("it runs under autocast")
         again = evaluation.repeat(partial(_evaluate, node), lambda: given)
         if again is None or any(a is not b for a, b in zip(outside, again, strict=True)):
             # A tensor of numpy, or of a scripted function: in the trace it would be a constant.
-            raise NotAProgramError("it makes tensors in a way that torch does not show")
+            raise NotAProgramError("it creates tensors in a way that torch cannot trace")
     if any(x.device.type != "cpu" or x.layout != torch.strided for x in outside):
         raise NotAProgramError("it uses a tensor that is not on the CPU")
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in outside):
         # What a class of the user's own does with it, no operation shows.
-        raise NotAProgramError("it uses a tensor of a class of its own")
+        raise NotAProgramError("it uses a tensor subclass")
     if any(is_tracked(x) and all(x is not z for z in outside) for _, x in attributes(node)):
         # Its gradient is zero, and not None.
-        raise NotAProgramError("it holds a tensor that wants a gradient, and does not use it")
+        raise NotAProgramError("it holds a tensor that requires a gradient but does not use it")
     problem = problem.with_captured([Captured(x) for x in outside], outside)
     tolerance = tolerance_of(problem, y, layer.tolerance)
     limits = Limits.of(y.dtype, tolerance)

@@ -53,7 +53,7 @@ def held_tensor(module: torch.fx.GraphModule, target: str) -> Any:
     if not isinstance(value, Tensor):
         raise NotAProgramError(f"it holds a {type(value).__name__}")
     if value.requires_grad:
-        raise NotAProgramError("it uses a tensor that wants a gradient and cannot be seen")
+        raise NotAProgramError("it uses a tensor that requires a gradient and cannot be traced")
     return value.detach().clone()
 
 

@@ -135,7 +135,7 @@ def _graph_of(
         raise
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotAProgramError(f"it cannot be followed: {text[0]}") from error
+        raise NotAProgramError(f"it cannot be traced: {text[0]}") from error
 
 
 def _decompositions() -> Any:

@@ -227,8 +227,8 @@ class _Short(torch.autograd.Function):
                 what = "its y" if x is y else "what it was solved with"
                 raise InputError(
                     f"{type(state.layer.node).__name__}: {what} was changed in place after the layer was "
-                    "called, so that there is no way back through it: change a copy, or change it after "
-                    "backward()"
+                    "called, so its gradient cannot be computed any more: change a copy, or change it "
+                    "after backward()"
                 )
         if torch.is_grad_enabled() or type(v) is not Tensor or not _plain_on_the_way_back(v):
             return (None, None, None, *_eagerly(state, y, tracked, v))
@@ -333,9 +333,9 @@ def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> 
     # What does not lie in memory as a program has it was copied: a change of it does not show there.
     if not same or not all(map(_same_values, [*xs, *outside], state.operands)):
         raise InputError(
-            f"{type(layer.node).__name__}: its functions, or what they use, are not what they were when the "
-            "layer was called. They were changed before backward(), so that the gradient would be another "
-            "problem's: call backward() first, or pass what changes to the layer as an input"
+            f"{type(layer.node).__name__}: its functions, or what they use, have changed since the layer was "
+            "called. The gradient would be that of another problem. Call backward() before you change them, "
+            "or pass what changes to the layer as an input"
         )
     shown, graph = layer.shown, torch.is_grad_enabled()
     # A solver that starts there ends at the same solution where there are several.
@@ -345,8 +345,8 @@ def _eagerly(state: _State, y: Tensor, tracked: Sequence[Tensor], v: Tensor) -> 
         size = torch.linalg.vector_norm
         if not bool(size(found_y.detach() - y.detach()) <= _SAME * size(y.detach())):
             raise InputError(
-                f"{type(layer.node).__name__}: solved again, for a derivative of a derivative or for want of "
-                "accuracy, it has another solution. A `solve` is to give the same y for the same inputs"
+                f"{type(layer.node).__name__}: solving it again (for a second derivative, or because more "
+                "accuracy was needed) gave another solution. `solve` must give the same y for the same inputs"
             )
         found = torch.autograd.grad(found_y, tracked, v, create_graph=graph, allow_unused=True)
     if shown is not state.shown:

@@ -166,9 +166,7 @@ class ShortCalls:
         self, layer: DeclarativeLayer, xs: Sequence[Any], signature: Signature
     ) -> CallPrograms | None:
         if signature.traces >= MOST_TRACES:
-            signature.reason = (
-                "what the functions do, or what comes of them, changes from call to call"
-            )
+            signature.reason = "what the functions do, or return, changes from call to call"
             return None
         try:
             # A `solve` that draws random numbers would draw others after it was called for this.
@@ -191,7 +189,7 @@ class ShortCalls:
             return None
         except Exception as error:  # whatever it is: the eager way raises it, or has another way
             text = str(error).strip().splitlines() or [""]
-            signature.reason = f"it cannot be followed: {type(error).__name__}: {text[0]}"
+            signature.reason = f"it cannot be traced: {type(error).__name__}: {text[0]}"
             return None
         signature.traces += 1
         signature.programs = programs

@@ -202,7 +202,7 @@ class SimplifiedSteps:
         if not args or not isinstance(args[0], Ref) or args[0].index not in self._one:
             return args
         if target in OF_MEMORY:
-            raise NotAProgramError(f"it looks at memory ({target})")
+            raise NotAProgramError(f"it depends on memory layout ({target})")
         first = self.values[args[0].index]
         if target not in RESHAPES or (len(args[1]) > 1 and args[1][0] == first.shape[0]):
             return args

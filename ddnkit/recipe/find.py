@@ -61,7 +61,7 @@ def _is_there(file: Path, source: str | Path) -> bool:
     try:
         mode = file.stat().st_mode
     except ValueError as error:  # a name with a zero byte
-        raise InputError(f"{str(source)!r} can be the name of no file") from error
+        raise InputError(f"{str(source)!r} cannot be the name of a file") from error
     except OSError as error:
         link = _link_target(file)
         if link is not None:

@@ -340,7 +340,7 @@ class _Walk:
                 text = "expected a plain word as key (no list, mapping or tag)"
                 raise self.error(key_node, path, text)
             if key_node.value == "<<" and key_node.style is None:
-                text = "the merge key '<<' is none in YAML 1.2; write the keys out"
+                text = "YAML 1.2 has no merge key '<<'; write the keys out"
                 raise self.error(key_node, path, text)
             key = self.text(key_node, path)
             below: Key = (*path, key)

@@ -53,9 +53,9 @@ CAPTIONS = {
     "Φ(M^{1/2}X). Both are 0 at collapse. After Fig. 3 and 4 of the Deep RFM paper (NeurIPS 2024). "
     + OVER_SEEDS,
     "gram": "Inner products of at most 500 training samples, ordered by class, less the global mean and "
-    "divided by their norm: of the data, and of what the AGOP of the layer before makes of its input; "
-    "one seed. At collapse blocks of 1 on a ground of −1/(K−1). After Fig. 1, 5 and 6 of the Deep RFM "
-    "paper (NeurIPS 2024).",
+    "divided by their norm: of the data, and of the previous layer's input times the root of its "
+    "AGOP; one seed. At collapse the diagonal blocks are 1 and all else is −1/(K−1). After Fig. 1, 5 "
+    "and 6 of the Deep RFM paper (NeurIPS 2024).",
     "accuracy": "Top-1 accuracy on the test set of the kernel predictor in each layer. That of the first "
     "layer is plain kernel regression, dashed. " + OVER_SEEDS,
 }

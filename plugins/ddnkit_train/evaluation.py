@@ -78,7 +78,7 @@ def evaluate(
         if test.unknown:
             bad = _non_finite(data, "test", batch, None)
             warnings.warn(
-                f"the outputs for {test.unknown} test sample(s) are NaN, which counts as decided wrong"
+                f"the outputs for {test.unknown} test sample(s) are NaN, which counts as wrong"
                 + (f": {bad} have NaN or infinity in them" if bad else ""),
                 DdnkitWarning,
                 stacklevel=2,

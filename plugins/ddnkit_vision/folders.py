@@ -86,7 +86,7 @@ def left_out(folder: Path) -> str:
     kinds = [f"{count} {kind}" for kind, count in others.most_common(_LISTED)]
     more = sum(others.values()) - sum(count for _, count in others.most_common(_LISTED))
     kinds += [f"{more} more"] if more else []
-    return f"{folder}: files that are no images of a class are left out: {', '.join(kinds)}"
+    return f"{folder}: files that are not images of a class are left out: {', '.join(kinds)}"
 
 
 def _read(folder: Path, others: Counter[str]) -> Splits:
@@ -96,7 +96,7 @@ def _read(folder: Path, others: Counter[str]) -> Splits:
     tested = _folders(folder / "val", others)
     unknown = sorted(set(tested) - set(classes))
     if unknown or not tested:
-        detail = f"{unknown[0]!r} is none of train's" if unknown else "it has no folders"
+        detail = f"{unknown[0]!r} is not one of train's" if unknown else "it has no folders"
         raise InputError(
             f"{folder / 'val'}: needs a folder a class, named like those of train; {detail}"
         )

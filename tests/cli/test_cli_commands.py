@@ -132,10 +132,10 @@ def test_list_sets_aside_what_does_not_work(
     plugin = registry.Plugin("heads", "broken", "mod:Broken", "stranger 1.0")
     monkeypatch.setattr(registry, "check_foreign", lambda: {plugin: "RuntimeError: no"})
     for arguments in (["list"], ["list", "heads"]):
-        (line,) = ddnkit(*arguments).output.partition("\nset aside\n")[2].splitlines()
+        (line,) = ddnkit(*arguments).output.partition("\nignored\n")[2].splitlines()
         for part in ("broken", "ddnkit.heads", "mod:Broken", "stranger 1.0", "RuntimeError: no"):
             assert part in line
-    assert "set aside" not in ddnkit("list", "losses").output
+    assert "ignored" not in ddnkit("list", "losses").output
 
 
 def test_describe_a_settings_class(ddnkit: Command) -> None:

@@ -104,7 +104,7 @@ def strangers(tmp_path: Path) -> Path:
 def test_broken_plugins_are_named_and_the_rest_works(strangers: Path) -> None:
     result = ddnkit("list", path=strangers)
     assert result.returncode == 0, result.stderr
-    listed, aside = result.stdout.split("set aside\n")
+    listed, aside = result.stdout.split("ignored\n")
     assert "  good  (from stranger 1.5)  A good head.\n" in listed
     assert "  nearest_etf\n" in listed
     assert "  bad" not in listed

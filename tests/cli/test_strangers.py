@@ -59,7 +59,7 @@ RAISES = {
     "recursion": "def f(): f()\nf()",
     "syntax": "def (",
 }
-#: Name: the list of entry points, the module, and what is named as set aside, if anything is.
+#: Name: the list of entry points, the module, and what is named as ignored, if anything is.
 CASES: dict[str, tuple[str | bytes, str, str | None]] = {
     "thief": (THIEF, SETTINGS + HEAD + NODE, "other:standard"),
     "malformed": ("heads = other:Head\n", "", "other 1.5"),
@@ -175,7 +175,7 @@ def test_own_names_stay_and_the_culprit_is_named(case: str, tmp_path: Path) -> N
     assert described in (0, 2), why
     assert "unexpected" not in told + why
     assert "ddnkit_etf.settings:StandardHead" in text
-    listing, _, aside = output.partition("set aside\n")
+    listing, _, aside = output.partition("ignored\n")
     assert "\n  standard\n" in listing
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) < 2000
@@ -244,7 +244,7 @@ def test_what_is_no_list_of_entry_points_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "loop-1.dist-info" / "entry_points.txt").symlink_to("entry_points.txt")
     ((status, output, _),), _ = in_one_process(tmp_path, ["list", "heads"])
     assert status == 0
-    listing, _, aside = output.partition("set aside\n")
+    listing, _, aside = output.partition("ignored\n")
     assert "  others  (from other 1.5)" in listing
     for name in ("folder 1", "dangling 1", "loop 1"):
         assert name in aside
@@ -259,7 +259,7 @@ def test_another_distribution_of_ddnkits_name_takes_nothing(tmp_path: Path) -> N
         archive.writestr("zipped-2.dist-info/entry_points.txt", ONE)
         archive.writestr("broken-3.dist-info/entry_points.txt", "=")
     done = ran(["list", "heads"], tmp_path, tmp_path / "strangers.zip")
-    listing, _, aside = done.stdout.partition("set aside\n")
+    listing, _, aside = done.stdout.partition("ignored\n")
     assert "\n  standard\n" in listing
     assert "more" not in listing
     assert f"ddnkit 0.0.1 in {tmp_path}" in aside
