@@ -601,7 +601,7 @@ def _not_stationary(certificate: Certificate) -> str:
     )
     if bool(certificate.stationarity.isnan().any()):
         return (
-            "not stationary: the objective's gradient at y is NaN; (a) y is on the boundary of the "
+            "not stationary: the objective's gradient at y is not finite; (a) y is on the boundary of the "
             "objective's domain, for example because an entry of a logarithm or a barrier has underflowed "
             "to 0: use float64, (b) the solver diverged"
         )

@@ -266,7 +266,7 @@ def _hidden_input(
     )
     return Cause(
         Diagnosis.HIDDEN_INPUT,
-        f"forgotten input: the solution depends on input {names} (by {size:.1e}, finite differences), but "
+        f"forgotten input: the solution changes with input {names} (by {size:.1e}, finite differences), but "
         f"{'no' if zero else 'only part of the'} gradient reaches it: objective or constraints hide it "
         "from torch",
         "use the input in the objective as a tensor: no detach(), .item(), .data, numpy, no_grad, and "

@@ -38,7 +38,7 @@ class NearestSimplexETF(ClosedFormProblem):
 
     def __init__(self, case: str = "generic", delta: float = 1e-3) -> None:
         if case not in CASES:
-            raise ValueError(f"case '{case}' is none of {', '.join(CASES)}")
+            raise ValueError(f"case '{case}' is not one of {', '.join(CASES)}")
         self.case = case
         # `answer` takes an SVD, whose derivative is NaN where singular values coincide.
         self.differentiable_solve = case != "collapsed"

@@ -154,6 +154,6 @@ def label_targets(
     check_labels(labels, len(labels))
     found = int(labels.max()) + 1
     if classes is not None and found > classes:
-        raise InputError(f"the label {found - 1} is none of the classes 0…{classes - 1}")
+        raise InputError(f"the label {found - 1} is not one of the classes 0…{classes - 1}")
     targets = torch.nn.functional.one_hot(labels, classes or found).to(torch.float64)
     return targets if coding == "one_hot" else 2 * targets - 1

@@ -90,7 +90,9 @@ class Published:
                 )
         unknown = [name for name in tensors if not name.startswith(f"{self.last}.")]
         if unknown:
-            raise InputError(f"{file}: not the weights of {self.name}: {unknown[0]} is none of its")
+            raise InputError(
+                f"{file}: not the weights of {self.name}: {unknown[0]} is not one of its"
+            )
         return chosen
 
     def _theirs(self, ours: str) -> str:
