@@ -28,6 +28,7 @@ from .recipe.pipeline import (
     Table,
     published_figures,
 )
+from .recipe.schema import settings_from
 from .recipe.settings import Component, Doubt, Settings, component
 from .run.files import read_json, read_table, read_yaml, replace_file
 from .solution import Adjoint, Solution, Status
@@ -78,5 +79,6 @@ __all__ = [
     "registry",
     "replace_file",
     "reset_peak_resident_memory",
+    "settings_from",
     "testing",
 ]

@@ -7,20 +7,23 @@ with the concrete types is made of it, so that all errors of a variant come from
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic_core import PydanticCustomError
 
 from .. import registry
-from ..errors import PluginError
+from ..errors import InputError, PluginError, nearest_choice
 from ..importing import is_subclass
 from .contract import contract_of, missing_members, wrong_values
 from .pipeline import Paper, Pipeline
 from .problems import Problems, meant_hint, message
 from .settings import Doubt, Settings
-from .source import Document, Key, Mark, cut, quote
+from .source import Document, Key, Mark, cut, dotted_key, quote
+
+S = TypeVar("S", bound=Settings)
 
 _UNRESOLVED = "ddnkit_unresolved"
 
@@ -395,3 +398,42 @@ def _models(annotation: Any) -> list[type[pydantic.BaseModel]]:
     if is_subclass(annotation, pydantic.BaseModel):
         return [annotation]
     return [model for member in typing.get_args(annotation) for model in _models(member)]
+
+
+def settings_from(kind: type[S], keywords: Mapping[str, object], base: S | None = None) -> S:
+    """Settings of ``kind`` with ``keywords`` as their fields: a class in Python that takes settings whole
+    can so be made by keywords as well, which are checked as a recipe's keys are.
+
+    Args:
+        base: has the other fields; by default they have their defaults.
+
+    Raises:
+        InputError: there is no such field, or it cannot have that value.
+    """
+    if base is not None and not isinstance(base, kind):
+        raise InputError(f"expected settings {kind.__name__}, was given {base!r:.100}")
+    if base is not None and not keywords:
+        return base
+    data = {**dict(base or {}), **keywords}
+    try:
+        return (kind if base is None else type(base)).model_validate(data)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{kind.__name__}: {_wrong_fields(kind, error, data)}") from error
+
+
+def _wrong_fields(kind: type[Settings], error: pydantic.ValidationError, data: Any) -> str:
+    """All that is wrong with keywords, on one line."""
+    wrong: dict[Key, list[Any]] = {}
+    for each in error.errors(include_url=False):
+        wrong.setdefault(_error_path(each, data), []).append(each)
+    texts = []
+    for path, errors in wrong.items():
+        if errors[0]["type"] == "extra_forbidden":
+            choices = _keys_at(kind, path[:-1])
+            text = f"there is no such field.{nearest_choice(str(path[-1]), choices)}"
+        elif errors[0]["type"] == "missing":
+            text = "missing"
+        else:
+            text = message(errors, value_at(data, path))
+        texts.append(f"{dotted_key(path)}: {text}" if path else text)
+    return "; ".join(texts)

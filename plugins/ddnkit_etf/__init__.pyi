@@ -1,11 +1,8 @@
 from .class_means import ClassMeans
 from .directions import safe_scale, unit_rows
-from .functional import nearest_etf
-from .heads.base import ClassifierHead
-from .heads.fixed import FixedETFClassifier
-from .heads.nearest import NearestETFClassifier
-from .heads.standard import StandardClassifier
-from .node import NearestETF
+from .heads import ClassifierHead, FixedETFClassifier, StandardClassifier
+from .nearest_head import NearestETFClassifier
+from .node import NearestETF, nearest_etf
 from .simplex import canonical_frame, etf_of_frame, haar_frame, simplex_etf
 
 __all__ = [

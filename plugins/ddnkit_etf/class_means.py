@@ -26,19 +26,16 @@ so that nothing is hidden.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
-from ddnkit import InputError
+from ddnkit import settings_from
 
 from .directions import safe_scale
 from .reduction import ClassSums, class_sums
-
-_CHOICES = {
-    "normalise": ("after", "before"),
-    "absent": ("keep", "zero", "global_mean"),
-    "weight": ("equal", "samples"),
-}
+from .settings import MeansSettings
 
 
 class ClassMeans(nn.Module):
@@ -49,10 +46,8 @@ class ClassMeans(nn.Module):
     Args:
         feature_dim: d.
         classes: C.
-        alpha: smoothing factor α; None for the paper's decay α_t = max(2/(t+2), 1e-4), t from 0.
-        normalise: "after" averaging, or "before" it.
-        absent: what a class contributes that the batch lacks: "keep", "zero" or "global_mean".
-        weight: of a class in H̃: "equal", or its share of the "samples".
+        settings: how they are averaged.
+        fields: of the settings, by keyword: ``alpha=0.1``, ``absent="zero"``.
 
     Buffers: ``means`` (d, C); ``counts`` (C,): how many batches a class was averaged over;
     ``samples`` (C,): how many of its samples were seen.
@@ -71,19 +66,15 @@ class ClassMeans(nn.Module):
         self,
         feature_dim: int,
         classes: int,
-        alpha: float | None = None,
-        *,
-        normalise: str = "after",
-        absent: str = "keep",
-        weight: str = "equal",
+        settings: MeansSettings | float | None = None,
+        **fields: object,
     ):
         super().__init__()
-        if alpha is not None and not 0 < alpha <= 1:
-            raise InputError(f"alpha must be in (0, 1], not {alpha}")
-        for name, given in (("normalise", normalise), ("absent", absent), ("weight", weight)):
-            if given not in _CHOICES[name]:
-                raise InputError(f"{name} is one of {', '.join(_CHOICES[name])}, not {given!r}")
-        self.alpha, self.normalise, self.absent, self.weight = alpha, normalise, absent, weight
+        if isinstance(settings, int | float):
+            text = "ClassMeans(d, C, 0.1) is now ClassMeans(d, C, alpha=0.1)"
+            warnings.warn(f"{text}; the old form goes with the next release", DeprecationWarning, 2)
+            settings, fields = None, {"alpha": settings, **fields}
+        self.settings = settings_from(MeansSettings, fields, settings)
         self.register_buffer("means", torch.zeros(feature_dim, classes))
         self.register_buffer("counts", torch.zeros(classes))
         self.register_buffer("samples", torch.zeros(classes))
@@ -100,7 +91,7 @@ class ClassMeans(nn.Module):
         """The same for a batch that has been summed by class, centred on ``centre`` (d,), its mean."""
         newest, counted = self._centred(batch, batch.mean() if centre is None else centre)
         rounding = batch.rounding()
-        if self.normalise == "before":
+        if self.settings.normalise == "before":
             newest, _, _ = _unit(newest, rounding)
             rounding = torch.zeros_like(rounding)
         alpha = self._alpha()
@@ -113,27 +104,27 @@ class ClassMeans(nn.Module):
             self.means.copy_(torch.where(kept, means, self.means))
             self.counts += counted & kept
             self.samples += batch.counts * kept
-        if self.weight == "samples":
+        if self.settings.weight == "samples":
             seen = self.samples.sum().clamp(min=torch.finfo(self.samples.dtype).tiny)
             weights = self.samples * len(self.samples) / seen
             means = means * weights
             # A class without a sample may be all that was apart (``absent="global_mean"``).
             unit, _, apart = _unit(means, rounding * weights.amax())
             self.determined = self.determined & apart
-        return unit if self.normalise == "after" else means
+        return unit if self.settings.normalise == "after" else means
 
     def _centred(self, batch: ClassSums, centre: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's centred class means (d, C), and the classes (C,) that they are averaged for."""
         present = batch.counts > 0
         mean = centre.unsqueeze(-1)
-        instead = mean if self.absent == "global_mean" else torch.zeros_like(mean)
+        instead = mean if self.settings.absent == "global_mean" else torch.zeros_like(mean)
         centred = torch.where(present, batch.class_means() - mean, instead)
-        return centred, present if self.absent == "keep" else torch.ones_like(present)
+        return centred, present if self.settings.absent == "keep" else torch.ones_like(present)
 
     def _alpha(self) -> Tensor:
-        if self.alpha is None:
+        if self.settings.alpha is None:
             return (2 / (self.counts + 2)).clamp(min=1e-4)
-        return torch.where(self.counts == 0, 1.0, self.alpha)
+        return torch.where(self.counts == 0, 1.0, self.settings.alpha)
 
 
 def _unit(means: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,105 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ddnkit import Doubt, Settings, nearest_choice, registry
-
-if TYPE_CHECKING:
-    from .heads.base import ClassifierHead
+from ddnkit import Component, Doubt, Settings, nearest_choice, registry
 
 
-_EvaluationMean = Annotated[
-    Literal["running", "last_batch", "test_batch"],
-    Field(
-        description="h_G in evaluation: the running training mean; the last training batch's (the "
-        "published code's implicit ETF); or that of the batch being evaluated (its fixed ETF), "
-        "where a prediction depends on the other samples of its batch"
-    ),
-]
-_BatchNorm = Annotated[
-    Literal["none", "plain", "affine"],
-    Field(
-        description="batch norm of the features before all else; 'affine': with a learned scale and "
-        "shift, which AGD could not train"
-    ),
-]
-
-
-def _of_the_mean(centred: bool) -> Iterable[Doubt]:
+def _doubts_of_mean(centred: bool) -> Iterable[Doubt]:
     if not centred:
         text = "does nothing: centre is off, and no mean is subtracted"
         yield Doubt("evaluation_mean", text, idle=True)
 
 
-class StandardHead(Settings):
-    """A learned classifier on unit features, rows brought to unit length after each step."""
+class HeadSettings(Component):
+    """What the settings of every head hold."""
 
     temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
+    batch_norm: Literal["none", "plain", "affine"] = Field(
+        "none",
+        description="batch norm of the features before all else; 'affine': with a learned scale and "
+        "shift, which AGD could not train",
+    )
+    evaluation_mean: Literal["running", "last_batch", "test_batch"] = Field(
+        "running",
+        description="h_G in evaluation: the running training mean; the last training batch's (the "
+        "published code's implicit ETF); or that of the batch being evaluated (its fixed ETF), "
+        "where a prediction depends on the other samples of its batch",
+    )
+
+
+class StandardHead(HeadSettings):
+    """A learned classifier on unit features, rows brought to unit length after each step."""
+
+    builder = "ddnkit_etf:StandardClassifier.from_settings"
+
     centre: bool = Field(False, description="subtract the mean feature, as the ETF heads do")
-    evaluation_mean: _EvaluationMean = "running"
 
     def doubts(self) -> Iterable[Doubt]:
         """See `Settings.doubts`."""
-        return _of_the_mean(self.centre)
-
-    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
-        """The head as a module."""
-        from .heads.standard import StandardClassifier
-
-        return StandardClassifier(
-            feature_dim,
-            classes,
-            temperature=self.temperature,
-            centre=self.centre,
-            evaluation_mean=self.evaluation_mean,
-        )
+        return _doubts_of_mean(self.centre)
 
 
-class StandardUnnormalisedHead(Settings):
+class StandardUnnormalisedHead(Component):
     """A learned linear classifier without any normalisation (Fig. 17)."""
+
+    builder = "ddnkit_etf:StandardClassifier.unnormalised"
 
     temperature: float = Field(1.0, gt=0, description="factor of the logits")
 
-    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
-        """The head as a module."""
-        from .heads.standard import StandardClassifier
 
-        return StandardClassifier(
-            feature_dim, classes, temperature=self.temperature, normalise=False
-        )
-
-
-class FixedETFHead(Settings):
+class FixedETFHead(HeadSettings):
     """A simplex ETF chosen once and never trained."""
 
-    temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
+    builder = "ddnkit_etf:FixedETFClassifier.from_settings"
+
     direction: Literal["canonical", "haar"] = Field(
         "canonical", description="the first C axes, or a random frame (Fig. 18)"
     )
     centre: bool = Field(True, description="subtract the mean feature h_G")
-    batch_norm: _BatchNorm = "none"
-    evaluation_mean: _EvaluationMean = "running"
 
     def doubts(self) -> Iterable[Doubt]:
         """See `Settings.doubts`."""
-        return _of_the_mean(self.centre)
-
-    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
-        """The head as a module."""
-        from .heads.fixed import FixedETFClassifier
-
-        return FixedETFClassifier(
-            feature_dim,
-            classes,
-            temperature=self.temperature,
-            direction=self.direction,
-            centre=self.centre,
-            batch_norm=self.batch_norm,
-            evaluation_mean=self.evaluation_mean,
-        )
+        return _doubts_of_mean(self.centre)
 
 
 class MeansSettings(Settings):
@@ -124,12 +88,18 @@ class MeansSettings(Settings):
         "its own; counts as a centred mean of zero (the text); or as one equal to the batch's mean "
         "(the published code)",
     )
-
     weight: Literal["equal", "samples"] = Field(
         "equal",
         description="of a class in what the ETF is nearest to: the same for all, or its share of "
         "the samples seen so far",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_alone_is_constant(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("alpha") is not None:
+            return {"policy": "constant", **given}
+        return given
 
     @model_validator(mode="after")
     def _alpha_goes_with_constant(self) -> MeansSettings:
@@ -140,10 +110,11 @@ class MeansSettings(Settings):
         return self
 
 
-class NearestETFHead(Settings):
+class NearestETFHead(HeadSettings):
     """The simplex ETF nearest to the class means, solved for at every step."""
 
-    temperature: float = Field(5.0, gt=0, description="τ, the factor of the logits")
+    builder = "ddnkit_etf:NearestETFClassifier.from_settings"
+
     delta: float = Field(1e-3, ge=0, description="δ, proximal coefficient")
     solver: str = Field("procrustes", description="manifold solver; procrustes is the closed form")
     backward: str = Field("auto", description="backward form of the declarative layer")
@@ -158,8 +129,6 @@ class NearestETFHead(Settings):
     means: MeansSettings = Field(
         MeansSettings.model_validate({}), description="how class means are averaged"
     )
-    batch_norm: _BatchNorm = "none"
-    evaluation_mean: _EvaluationMean = "running"
     initial: Literal["canonical", "haar"] = Field(
         "canonical",
         description="frame before the first step, which its problem, without the proximal term, "
@@ -168,7 +137,7 @@ class NearestETFHead(Settings):
 
     def doubts(self) -> Iterable[Doubt]:
         """See `Settings.doubts`."""
-        yield from _of_the_mean(self.centre != "none")
+        yield from _doubts_of_mean(self.centre != "none")
         if not self.differentiate:
             yield Doubt("backward", "does nothing: differentiate is false", idle=True)
 
@@ -179,25 +148,3 @@ class NearestETFHead(Settings):
             if name not in choices and not (key == "backward" and name == "auto"):
                 raise ValueError(f"no {key} '{name}'.{nearest_choice(name, choices)}")
         return self
-
-    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
-        """The head as a module."""
-        from .heads.nearest import NearestETFClassifier
-
-        return NearestETFClassifier(
-            feature_dim,
-            classes,
-            temperature=self.temperature,
-            delta=self.delta,
-            solver=self.solver,
-            backward=self.backward,
-            differentiate=self.differentiate,
-            centre=self.centre,
-            batch_norm=self.batch_norm,
-            alpha=self.means.alpha,
-            normalise_means=self.means.normalise,
-            absent=self.means.absent,
-            weight=self.means.weight,
-            evaluation_mean=self.evaluation_mean,
-            initial=self.initial,
-        )

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ddnkit_etf import FixedETFClassifier
+
+from ddnkit import settings_from
+
+from .settings.heads import BatchNormETFHead
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class BatchNormETFClassifier(FixedETFClassifier):
@@ -15,26 +24,21 @@ class BatchNormETFClassifier(FixedETFClassifier):
     Args:
         feature_dim: d ≥ C − 1.
         classes: C.
-        e_w, e_h: E_W and E_H, squared lengths of classifier vectors and features.
-        batch_norm: "affine", "plain" or "none", see `ddnkit_etf.ClassifierHead`.
-        direction: "haar" or "canonical", see `ddnkit_etf.simplex_etf`.
+        settings: by default its defaults.
+        fields: of the settings, by keyword, in place of theirs: ``e_h=25.0``.
     """
 
     def __init__(
         self,
         feature_dim: int,
         classes: int,
-        *,
-        e_w: float = 1.0,
-        e_h: float = 1.0,
-        batch_norm: str = "affine",
-        direction: str = "haar",
+        settings: BatchNormETFHead | None = None,
+        **fields: object,
     ) -> None:
-        super().__init__(
-            feature_dim,
-            classes,
-            temperature=(e_w * e_h) ** 0.5,
-            direction=direction,
-            centre=False,
-            batch_norm=batch_norm,
-        )
+        own = settings_from(BatchNormETFHead, fields, settings)
+        super().__init__(feature_dim, classes, own.as_fixed())
+
+    @classmethod
+    def with_lengths(cls, settings: BatchNormETFHead, *, feature_dim: int, classes: int) -> Self:
+        """The head of a recipe's section."""
+        return cls(feature_dim, classes, settings)

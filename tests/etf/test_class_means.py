@@ -78,6 +78,11 @@ def test_wrong_alpha():
         ClassMeans(4, 3, alpha=0)
 
 
+def test_alpha_by_its_place_warns():
+    with pytest.warns(DeprecationWarning, match="alpha="):
+        assert ClassMeans(4, 3, 0.3).settings == ClassMeans(4, 3, alpha=0.3).settings
+
+
 def test_normalising_before_averaging_is_eq_9_as_printed():
     tracker = ClassMeans(4, 3, normalise="before")
     average = torch.zeros(4, 3)

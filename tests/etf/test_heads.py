@@ -3,7 +3,15 @@
 import pydantic
 import pytest
 import torch
-from ddnkit_etf import NearestETFClassifier, etf_of_frame, nearest_etf, simplex_etf
+from ddnkit_etf import (
+    ClassifierHead,
+    NearestETFClassifier,
+    etf_of_frame,
+    nearest_etf,
+    simplex_etf,
+)
+from ddnkit_etf.settings import FixedETFHead, MeansSettings, NearestETFHead
+from ddnkit_manifolds import Procrustes
 from torch import nn
 
 import ddnkit
@@ -184,7 +192,7 @@ def test_settings_reach_the_head():
         backward="dense",
         means={"policy": "constant", "alpha": 0.1},
     )
-    assert head.tracker.alpha == 0.1
+    assert head.tracker.settings.alpha == 0.1
     assert head.layer.form.name == "dense"
     assert isinstance(head.layer, ddnkit.DeclarativeLayer)
     features, labels = batch()
@@ -247,7 +255,8 @@ def test_a_random_start_with_features_of_dimension_one_less_than_classes():
 
 def test_settings_of_the_means_reach_the_head():
     head = build("nearest_etf", means={"normalise": "before", "absent": "zero"})
-    assert (head.tracker.normalise, head.tracker.absent) == ("before", "zero")
+    means = head.tracker.settings
+    assert (means.normalise, means.absent) == ("before", "zero")
 
 
 def test_wrong_choices_are_refused():
@@ -255,6 +264,58 @@ def test_wrong_choices_are_refused():
         NearestETFClassifier(8, 4, evaluation_mean="none")
     with pytest.raises(InputError, match=r"'canonical' or 'haar'.*'random'"):
         NearestETFClassifier(8, 4, initial="random")
+
+
+def test_a_head_is_made_of_its_settings_or_by_their_fields():
+    settings = NearestETFHead(delta=0.1, means={"alpha": 0.3})
+    whole = NearestETFClassifier(8, 4, settings)
+    assert whole.settings is settings
+    by_fields = NearestETFClassifier(8, 4, delta=0.1, means={"alpha": 0.3})
+    assert by_fields.settings == settings
+    one_other = NearestETFClassifier(8, 4, settings, delta=0.2, solver=Procrustes("factors"))
+    assert one_other.settings == settings.model_copy(update={"delta": 0.2})
+    features, labels = batch()
+    torch.testing.assert_close(by_fields(features, labels), whole(features, labels))
+
+
+@pytest.mark.parametrize(
+    ("old", "means"),
+    [
+        ({"alpha": 0.3}, {"policy": "constant", "alpha": 0.3}),
+        (
+            {"normalise_means": "before", "absent": "zero"},
+            {"normalise": "before", "absent": "zero"},
+        ),
+        ({"weight": "samples"}, {"weight": "samples"}),
+    ],
+)
+def test_old_keywords_of_the_means_warn_and_are_fields_of_means(old, means):
+    with pytest.warns(DeprecationWarning, match="means="):
+        head = NearestETFClassifier(8, 4, **old)
+    assert head.tracker.settings == MeansSettings(**means)
+
+
+def test_keywords_that_are_no_field_are_told_with_the_nearest():
+    with pytest.raises(InputError, match="'delta'"):
+        NearestETFClassifier(8, 4, detla=0.1)
+    with pytest.raises(InputError, match=r"means\.alhpa.*'alpha'"):
+        NearestETFClassifier(8, 4, means={"alhpa": 0.1})
+    with pytest.raises(InputError, match="NearestETFHead"):
+        NearestETFClassifier(8, 4, FixedETFHead())
+
+
+def test_a_head_of_a_user_s_own_gives_the_base_its_keywords():
+    class Own(ClassifierHead):
+        def __init__(self, feature_dim, classes):
+            super().__init__(feature_dim, classes, temperature=2.0, normalise=False)
+
+        def classifier(self):
+            return torch.ones(self.classes, self.feature_dim)
+
+        def forward(self, features, labels=None):
+            return self._logits(self.embed(features), self.classifier(), None)
+
+    assert Own(3, 2)(torch.ones(1, 3)).tolist() == [[6.0, 6.0]]
 
 
 def test_fixed_may_leave_the_mean_in():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from ddnkit_etf.settings import FixedETFHead
 from pydantic import Field
 
-from ddnkit import Settings
-
-if TYPE_CHECKING:
-    from ddnkit_etf import ClassifierHead
+from ddnkit import Component
 
 
-class BatchNormETFHead(Settings):
+class BatchNormETFHead(Component):
     """A random simplex ETF that is never trained, on features after a batch norm, of fixed length."""
+
+    builder = "ddnkit_longtail:BatchNormETFClassifier.with_lengths"
 
     e_w: float = Field(default=1.0, gt=0, description="E_W, squared length of classifier vectors.")
     e_h: float = Field(default=1.0, gt=0, description="E_H, squared length of features.")
@@ -26,15 +26,11 @@ class BatchNormETFHead(Settings):
         default="haar", description="A random frame, from the seed, or the first C axes."
     )
 
-    def build(self, *, feature_dim: int, classes: int) -> ClassifierHead:
-        """The head as a module."""
-        from ..head import BatchNormETFClassifier
-
-        return BatchNormETFClassifier(
-            feature_dim,
-            classes,
-            e_w=self.e_w,
-            e_h=self.e_h,
-            batch_norm=self.batch_norm,
+    def as_fixed(self) -> FixedETFHead:
+        """The same in the terms of a fixed ETF on unit features."""
+        return FixedETFHead(
+            temperature=(self.e_w * self.e_h) ** 0.5,
             direction=self.direction,
+            centre=False,
+            batch_norm=self.batch_norm,
         )

@@ -1,20 +1,22 @@
-"""ClassifierHead: the contract of the classifiers at the end of a network."""
+"""Classifiers at the end of a network: the contract `ClassifierHead`, a learned one and a fixed ETF."""
 
 from __future__ import annotations
 
 import abc
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ddnkit import InputError
+from ddnkit import InputError, settings_from
 
-from ..directions import unit_rows
-from ..reduction import batch_mean, shared
+from .directions import unit_rows
+from .reduction import batch_mean, shared
+from .settings import FixedETFHead, HeadSettings, StandardHead, StandardUnnormalisedHead
+from .simplex import simplex_etf
 
-_EVALUATION_MEANS = ("running", "last_batch", "test_batch")
-_BATCH_NORMS = ("none", "plain", "affine")
-
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Below it `torch.nn.functional.normalize` does not normalise.
 _SHORTEST = 1e-12
@@ -32,15 +34,19 @@ class ClassifierHead(nn.Module, abc.ABC):
     Args:
         feature_dim: d.
         classes: C.
-        temperature: τ.
+        settings: of this head; by default its defaults.
         normalise: bring features to the unit sphere.
-        batch_norm: of the features, before all else: "none", "plain", or "affine", with a learned scale
-            and shift.
+        fields: of the settings, by keyword, in place of theirs: ``temperature=3.0``.
+
+    Attributes:
+        settings: those in use.
+        temperature: τ.
         evaluation_mean: h_G in evaluation: "running", the training batches' means averaged;
             "last_batch", that of the last one; "test_batch", the mean of the batch that is being
             evaluated, so that a prediction depends on the others in its batch.
     """
 
+    settings: HeadSettings
     global_mean: Tensor
     mean_steps: Tensor
 
@@ -48,29 +54,27 @@ class ClassifierHead(nn.Module, abc.ABC):
         self,
         feature_dim: int,
         classes: int,
+        settings: HeadSettings | None = None,
         *,
-        temperature: float,
         normalise: bool = True,
-        batch_norm: str = "none",
-        evaluation_mean: str = "running",
+        **fields: object,
     ):
         super().__init__()
-        if batch_norm not in _BATCH_NORMS:
-            raise InputError(f"batch_norm is one of {', '.join(_BATCH_NORMS)}, not {batch_norm!r}")
-        if evaluation_mean not in _EVALUATION_MEANS:
-            choices = ", ".join(_EVALUATION_MEANS)
-            raise InputError(f"evaluation_mean is one of {choices}, not {evaluation_mean!r}")
+        self.settings = settings_from(HeadSettings, fields, settings)
         self.feature_dim, self.classes = feature_dim, classes
-        self.temperature = temperature
         self.normalise = normalise
-        self.evaluation_mean = evaluation_mean
-        self.norm = (
-            None
-            if batch_norm == "none"
-            else nn.BatchNorm1d(feature_dim, affine=batch_norm == "affine")
-        )
+        self.temperature = self.settings.temperature
+        self.evaluation_mean = self.settings.evaluation_mean
+        affine = self.settings.batch_norm == "affine"
+        with_norm = self.settings.batch_norm != "none"
+        self.norm = nn.BatchNorm1d(feature_dim, affine=affine) if with_norm else None
         self.register_buffer("global_mean", torch.zeros(feature_dim))
         self.register_buffer("mean_steps", torch.zeros(()))
+
+    @classmethod
+    def from_settings(cls, settings: HeadSettings, *, feature_dim: int, classes: int) -> Self:
+        """The head of a recipe's section."""
+        return cls(feature_dim, classes, settings)
 
     @abc.abstractmethod
     def classifier(self) -> Tensor:
@@ -167,3 +171,84 @@ class ClassifierHead(nn.Module, abc.ABC):
         with torch.autocast(embedded.device.type, enabled=False):
             centred = embedded if mean is None else embedded - mean
             return self.temperature * centred @ W.T
+
+
+class StandardClassifier(ClassifierHead):
+    """logits = τ W h with W learned, without bias (*GNC*, section 4, "standard").
+
+    Args:
+        normalise: features on the unit sphere, and rows of W brought to unit length after each step;
+            False is the paper's "no-norm" ablation (Fig. 17).
+    """
+
+    settings: StandardHead
+
+    def __init__(
+        self,
+        feature_dim: int,
+        classes: int,
+        settings: StandardHead | None = None,
+        *,
+        normalise: bool = True,
+        **fields: object,
+    ):
+        own = settings_from(StandardHead, fields, settings)
+        super().__init__(feature_dim, classes, own, normalise=normalise)
+        self.weight = nn.Parameter(torch.empty(classes, feature_dim))
+        nn.init.orthogonal_(self.weight)
+        self.after_step()
+
+    @classmethod
+    def unnormalised(
+        cls, settings: StandardUnnormalisedHead, *, feature_dim: int, classes: int
+    ) -> Self:
+        """The head of a recipe's section."""
+        return cls(feature_dim, classes, normalise=False, temperature=settings.temperature)
+
+    def classifier(self) -> Tensor:
+        """W, (C, d)."""
+        return self.weight.detach()
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See `ClassifierHead.forward`."""
+        embedded = self.embed(features)
+        mean = self._mean(embedded) if self.settings.centre else None
+        return self._logits(embedded, self.weight, mean)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Brings the rows of W to unit length, where the head normalises."""
+        if self.normalise:
+            self.weight.copy_(unit_rows(self.weight))
+
+
+class FixedETFClassifier(ClassifierHead):
+    """logits = τ W (h/‖h‖ − h_G), W a fixed simplex ETF (*GNC*, section 4, "fixed ETF").
+
+    A random one (``direction="haar"``, Fig. 18) is drawn from torch's generator.
+    """
+
+    settings: FixedETFHead
+    weight: Tensor
+
+    def __init__(
+        self,
+        feature_dim: int,
+        classes: int,
+        settings: FixedETFHead | None = None,
+        **fields: object,
+    ):
+        own = settings_from(FixedETFHead, fields, settings)
+        super().__init__(feature_dim, classes, own)
+        etf = simplex_etf(classes, feature_dim, direction=own.direction)
+        self.register_buffer("weight", etf.T.contiguous())
+
+    def classifier(self) -> Tensor:
+        """W, (C, d)."""
+        return self.weight
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See `ClassifierHead.forward`."""
+        embedded = self.embed(features)
+        mean = self._mean(embedded) if self.settings.centre else None
+        return self._logits(embedded, self.weight, mean)

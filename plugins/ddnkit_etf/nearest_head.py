@@ -9,16 +9,30 @@ import torch
 from ddnkit_manifolds import Procrustes
 from torch import Tensor
 
-from ddnkit import Certificate, DdnkitWarning, DeclarativeLayer, InputError
+from ddnkit import (
+    BackwardForm,
+    Certificate,
+    DdnkitWarning,
+    DeclarativeLayer,
+    InputError,
+    Solver,
+    settings_from,
+)
 
-from ..class_means import ClassMeans
-from ..functional import nearest_etf
-from ..node import NearestETF
-from ..reduction import ClassSums, class_sums, shared
-from ..simplex import complete_frame, etf_of_frame, expand, named_frame, reduce
-from .base import ClassifierHead
+from .class_means import ClassMeans
+from .heads import ClassifierHead
+from .node import NearestETF, nearest_etf
+from .reduction import ClassSums, class_sums, shared
+from .settings import NearestETFHead
+from .simplex import complete_frame, etf_of_frame, expand, named_frame, reduce
 
-_CENTRES = ("samples", "classes", "none")
+#: Keywords of earlier versions, and the fields of ``means`` that they are now.
+_OF_MEANS = {
+    "alpha": "alpha",
+    "normalise_means": "normalise",
+    "absent": "absent",
+    "weight": "weight",
+}
 
 _UNDETERMINED = (
     "head nearest_etf: the batches so far do not tell classes apart (they are of one class or one "
@@ -42,24 +56,17 @@ class NearestETFClassifier(ClassifierHead):
     give logits of NaN, and change nothing that is kept. An empty batch has no logits and changes nothing.
 
     Args:
-        temperature: τ.
-        delta: proximal coefficient δ.
-        solver: a manifold solver's name; "procrustes" is the closed form.
-        backward: backward form of the declarative layer.
-        differentiate: False drops the gradient through U* (Fig. 15; the paper's ImageNet runs).
-        centre: h_G: the mean of the batch's "samples"; the mean of its "classes"' means, so that each
-            class counts the same whatever its size, a class that the batch lacks by its average over
-            the batches before; or "none", zero.
-        alpha: constant smoothing factor of the class means; None: the paper's decay.
-        normalise_means, absent, weight: how class means are averaged, see `ClassMeans`.
-        batch_norm, evaluation_mean: see `ClassifierHead`.
-        initial: "canonical" or "haar" (random, from torch's generator): W before the first step,
-            and the frame that the first solve stays near to in what it leaves open: the null
-            direction, and the classes not seen yet. The rest of its solution is unique.
+        solver: a manifold solver in place of the one that the settings name.
+        backward: a backward form in place of theirs.
         policy: of the declarative layer. With "nan" the certificate never makes a step wait for the
             device; one that fails shows as a NaN loss, and `certificate` says why.
+        feature_dim, classes, settings, fields: see `ClassifierHead`.
+
+    Attributes:
+        differentiate: False drops the gradient through U* (Fig. 15; the paper's ImageNet runs).
     """
 
+    settings: NearestETFHead
     prox: Tensor
     weight: Tensor
 
@@ -67,52 +74,35 @@ class NearestETFClassifier(ClassifierHead):
         self,
         feature_dim: int,
         classes: int,
+        settings: NearestETFHead | None = None,
         *,
-        temperature: float = 5.0,
-        delta: float = 1e-3,
-        solver: str = "procrustes",
-        backward: str = "auto",
-        differentiate: bool = True,
-        centre: str = "samples",
-        alpha: float | None = None,
-        normalise_means: str = "after",
-        absent: str = "keep",
-        weight: str = "equal",
-        batch_norm: str = "none",
-        evaluation_mean: str = "running",
-        initial: str = "canonical",
+        solver: str | Solver | None = None,
+        backward: str | BackwardForm | None = None,
         policy: str = "nan",
+        **fields: object,
     ):
-        super().__init__(
-            feature_dim,
-            classes,
-            temperature=temperature,
-            batch_norm=batch_norm,
-            evaluation_mean=evaluation_mean,
-        )
+        # Names are checked as a recipe's are; objects need not have one.
+        named = {"solver": solver, "backward": backward}
+        fields |= {key: value for key, value in named.items() if isinstance(value, str)}
+        own = settings_from(NearestETFHead, _with_means(fields), settings)
+        super().__init__(feature_dim, classes, own)
         if feature_dim < classes - 1:
             raise InputError(
                 f"head nearest_etf: a simplex ETF of {classes} classes needs features of dimension "
                 f"{classes - 1} or more; the backbone gives {feature_dim}"
             )
-        if centre not in _CENTRES:
-            raise InputError(f"centre is one of {', '.join(_CENTRES)}, not {centre!r}")
-        self.centre = centre
-        self.tracker = ClassMeans(
-            feature_dim, classes, alpha, normalise=normalise_means, absent=absent, weight=weight
-        )
+        self.tracker = ClassMeans(feature_dim, classes, own.means)
         # The reduced form where d = C − 1 has no frame U of C columns, or where no proximal term says
         # what U is in the null direction.
-        self.reduced = feature_dim == classes - 1 or delta == 0
-        self.layer = DeclarativeLayer(
-            NearestETF(delta, reduced=self.reduced, solver=solver), backward, policy=policy
-        )
-        self.differentiate = differentiate
-        start = named_frame(initial, feature_dim, classes)
+        self.reduced = feature_dim == classes - 1 or own.delta == 0
+        node = NearestETF(own.delta, reduced=self.reduced, solver=solver or own.solver)
+        self.layer = DeclarativeLayer(node, backward or own.backward, policy=policy)
+        self.differentiate = own.differentiate
+        start = named_frame(own.initial, feature_dim, classes)
         self.register_buffer("prox", start)
         self.register_buffer("weight", etf_of_frame(start).T.contiguous())
         self.started = False
-        self._told = False
+        self._warned = False
 
     @property
     def class_means(self) -> Tensor:
@@ -132,7 +122,7 @@ class NearestETFClassifier(ClassifierHead):
         """See `ClassifierHead.forward`."""
         embedded = self.embed(features)
         if not self.training:
-            mean = None if self.centre == "none" else self._evaluation_mean(embedded)
+            mean = None if self.settings.centre == "none" else self._evaluation_mean(embedded)
             return self._logits(embedded, self.weight, mean)
         if labels is None:
             raise InputError("head nearest_etf needs labels while training: the class means")
@@ -141,9 +131,11 @@ class NearestETFClassifier(ClassifierHead):
             return self._logits(embedded, self.weight, None)
         with torch.autocast(embedded.device.type, enabled=False):
             batch = class_sums(embedded, labels, self.classes)
-            mean = self._mean_of_classes(batch) if self.centre == "classes" else batch.mean()
+            mean = (
+                self._mean_of_classes(batch) if self.settings.centre == "classes" else batch.mean()
+            )
             W = self._solve(self.tracker.update(batch, mean))
-        if self.centre == "none":
+        if self.settings.centre == "none":
             return self._logits(embedded, W, None)
         self._remember(mean)
         return self._logits(embedded, W, mean)
@@ -197,9 +189,9 @@ class NearestETFClassifier(ClassifierHead):
     def _may_start(self, H: Tensor, determined: Tensor) -> bool:
         # Before the first solve alone, which waits for the device in any case.
         if not bool(determined):
-            if not self._told:
+            if not self._warned:
                 warnings.warn(self._undetermined(), DdnkitWarning, stacklevel=2)
-            self._told = True
+            self._warned = True
             return False
         return bool(H.isfinite().all())
 
@@ -230,3 +222,19 @@ class NearestETFClassifier(ClassifierHead):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores `get_extra_state`."""
         self.started = bool(state["started"])
+
+
+def _with_means(fields: dict[str, object]) -> dict[str, object]:
+    """The keywords with those of earlier versions as the ``means`` that they are a part of now."""
+    old = {name: fields.pop(name) for name in _OF_MEANS if name in fields}
+    if not old:
+        return fields
+    given = ", ".join(f"{_OF_MEANS[name]!r}: {value!r}" for name, value in old.items())
+    warnings.warn(
+        f"NearestETFClassifier: {', '.join(old)} is now means={{{given}}}; the old keywords go with the "
+        "next release",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    means: Any = fields.get("means") or {}
+    return {**fields, "means": {**dict(means), **{_OF_MEANS[n]: v for n, v in old.items()}}}

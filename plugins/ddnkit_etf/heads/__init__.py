@@ -1,1 +1,0 @@
-"""Classifier heads: features to logits, one head a file."""
