@@ -81,15 +81,15 @@ class ClassMeans(nn.Module):
         self.determined = None
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Take in a batch, features (N, d) and labels (N,); returns H̃ (d, C).
+        """Add a batch, features (N, d) and labels (N,), to the means; returns H̃ (d, C).
 
         Differentiable in the features, through this batch's share. No device is waited for.
         """
         return self.update(class_sums(features, labels, self.means.shape[1]))
 
     def update(self, batch: ClassSums, centre: Tensor | None = None) -> Tensor:
-        """The same for a batch that has been summed by class, centred on ``centre`` (d,), its mean."""
-        newest, counted = self._centred(batch, batch.mean() if centre is None else centre)
+        """The same for a batch given as its sums by class, minus ``centre`` (d,), by default its mean."""
+        newest, counted = self._centre(batch, batch.mean() if centre is None else centre)
         rounding = batch.rounding()
         if self.settings.normalise == "before":
             newest, _, _ = _unit(newest, rounding)
@@ -113,7 +113,7 @@ class ClassMeans(nn.Module):
             self.determined = self.determined & apart
         return unit if self.settings.normalise == "after" else means
 
-    def _centred(self, batch: ClassSums, centre: Tensor) -> tuple[Tensor, Tensor]:
+    def _centre(self, batch: ClassSums, centre: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's centred class means (d, C), and the classes (C,) that they are averaged for."""
         present = batch.counts > 0
         mean = centre.unsqueeze(-1)

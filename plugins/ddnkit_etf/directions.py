@@ -1,4 +1,4 @@
-"""Directions of rows whose squares would overflow: 1e30 has a direction in float32 too."""
+"""Unit vectors of rows whose squares overflow, such as 1e30 in float32."""
 
 from __future__ import annotations
 

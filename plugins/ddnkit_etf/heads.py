@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddnkit import InputError, settings_from
 
 from .directions import unit_rows
-from .reduction import batch_mean, shared
+from .reduction import batch_mean, is_shared
 from .settings import FixedETFHead, HeadSettings, StandardHead, StandardUnnormalisedHead
 from .simplex import simplex_etf
 
@@ -145,7 +145,7 @@ class ClassifierHead(nn.Module, abc.ABC):
         if not self.training:
             return self._evaluation_mean(embedded)
         mean = batch_mean(embedded)
-        if len(embedded) or shared():
+        if len(embedded) or is_shared():
             self._remember(mean)
         return mean
 
@@ -154,7 +154,7 @@ class ClassifierHead(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor) -> None:
-        """Take the batch's mean into `global_mean`, unless it is not finite: it would stay so for good.
+        """Average the batch's mean into `global_mean`; one that is not finite is left out, or it would stay.
 
         The weight of the newest batch decays as that of the class means does (*GNC*, section 4).
         """
@@ -199,7 +199,7 @@ class StandardClassifier(ClassifierHead):
         self.after_step()
 
     @classmethod
-    def unnormalised(
+    def without_norm(
         cls, settings: StandardUnnormalisedHead, *, feature_dim: int, classes: int
     ) -> Self:
         """The head of a recipe's section."""

@@ -22,7 +22,7 @@ from ddnkit import (
 from .class_means import ClassMeans
 from .heads import ClassifierHead
 from .node import NearestETF, nearest_etf
-from .reduction import ClassSums, class_sums, shared
+from .reduction import ClassSums, class_sums, is_shared
 from .settings import NearestETFHead
 from .simplex import complete_frame, etf_of_frame, expand, named_frame, reduce
 
@@ -127,7 +127,7 @@ class NearestETFClassifier(ClassifierHead):
         if labels is None:
             raise InputError("head nearest_etf needs labels while training: the class means")
         self._check(features, labels)
-        if not len(features) and not shared():
+        if not len(features) and not is_shared():
             return self._logits(embedded, self.weight, None)
         with torch.autocast(embedded.device.type, enabled=False):
             batch = class_sums(embedded, labels, self.classes)
@@ -190,12 +190,12 @@ class NearestETFClassifier(ClassifierHead):
         # Before the first solve alone, which waits for the device in any case.
         if not bool(determined):
             if not self._warned:
-                warnings.warn(self._undetermined(), DdnkitWarning, stacklevel=2)
+                warnings.warn(self._no_direction(), DdnkitWarning, stacklevel=2)
             self._warned = True
             return False
         return bool(H.isfinite().all())
 
-    def _undetermined(self) -> str:
+    def _no_direction(self) -> str:
         variance = None if self.norm is None else self.norm.running_var
         if variance is not None and not bool(variance.isfinite().all()):
             return f"{_UNDETERMINED}. The variance of the features is too large for the batch norm's dtype"
@@ -203,7 +203,7 @@ class NearestETFClassifier(ClassifierHead):
 
     @torch.no_grad()
     def _start(self, H: Tensor) -> None:
-        """The solution without the proximal term, as P; where it is free, that nearest to the start."""
+        """Make P the solution without the proximal term; where that is not unique, the one nearest to P."""
         # δ = 0. Classes not seen yet leave it undetermined, which is no fault.
         # Once in a training run: by factors, which complete any rank exactly.
         U = nearest_etf(
@@ -216,7 +216,7 @@ class NearestETFClassifier(ClassifierHead):
         self.started = True
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Whether the first solve is behind: part of the state dict."""
+        """Whether the first solve has been done; part of the state dict."""
         return {"started": self.started}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

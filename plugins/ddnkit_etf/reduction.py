@@ -26,7 +26,7 @@ _DEVIATIONS = 8
 
 
 class ClassSums(NamedTuple):
-    """A batch by class: its features summed, ``sums`` (d, C), and counted, ``counts`` (C,).
+    """The features of a batch summed by class, ``sums`` (d, C), and their numbers, ``counts`` (C,).
 
     ``norm`` (): √Σ ‖h_i‖² over all samples, without a graph.
     """
@@ -44,7 +44,7 @@ class ClassSums(NamedTuple):
         return self.sums.sum(dim=-1) / self._total()
 
     def rounding(self) -> Tensor:
-        """What the Frobenius norm of the centred class means may be by rounding alone, ().
+        """The largest Frobenius norm, (), that rounding alone can give the centred class means.
 
         The errors of n additions, taken as independent, add up to a standard deviation of u √n times
         the size of the terms (Higham and Mary, 2019), u = eps/2. The mean of a class of n_c features of
@@ -79,30 +79,30 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> ClassSums:
     sums, counts = features.T @ member, member.sum(dim=0)
     # In float64 the squares of no float32 overflow.
     norm = torch.linalg.vector_norm(features.detach(), dtype=torch.float64).to(features.dtype)
-    if shared():
+    if is_shared():
         # Each of the C columns of the last row has a part of the squares: a sum by itself.
         parts = (norm.square() / classes).expand(1, classes)
-        packed = all_reduced(torch.cat((sums, counts.unsqueeze(0), parts)))
+        packed = sum_over_processes(torch.cat((sums, counts.unsqueeze(0), parts)))
         sums, counts, norm = packed[:-2], packed[-2].detach(), packed[-1].detach().sum().sqrt()
     return ClassSums(sums, counts, norm)
 
 
 def batch_mean(features: Tensor) -> Tensor:
     """The whole batch's mean (d,) from this process's features (N, d), differentiable; 0 of none."""
-    if not shared():
+    if not is_shared():
         return features.mean(dim=0) if len(features) else features.sum(dim=0)
     sums = features.sum(dim=0)
-    packed = all_reduced(torch.cat((sums, sums.new_full((1,), len(features)))))
+    packed = sum_over_processes(torch.cat((sums, sums.new_full((1,), len(features)))))
     return packed[:-1] / packed[-1].detach().clamp(min=1)
 
 
-def shared() -> bool:
+def is_shared() -> bool:
     """Whether there are other processes to share the batch with."""
     available = distributed.is_available() and distributed.is_initialized()
     return available and distributed.get_world_size() > 1
 
 
-def all_reduced(share: Tensor) -> Tensor:
+def sum_over_processes(share: Tensor) -> Tensor:
     """Σ over processes of ``share``, the same bits on each; differentiable as often as one likes.
 
     Every process must call it, and differentiate it, equally often and in the same order.
@@ -114,5 +114,5 @@ def all_reduced(share: Tensor) -> Tensor:
     # torch.distributed.nn's own is deprecated. Zero, with the gradient of the identity; the hook
     # turns the gradient, too, into the sum over processes.
     link = share.view_as(share)
-    link.register_hook(all_reduced)
+    link.register_hook(sum_over_processes)
     return total + (link - link.detach())

@@ -48,7 +48,7 @@ class StandardHead(HeadSettings):
 class StandardUnnormalisedHead(Component):
     """A learned linear classifier without any normalisation (Fig. 17)."""
 
-    builder = "ddnkit_etf:StandardClassifier.unnormalised"
+    builder = "ddnkit_etf:StandardClassifier.without_norm"
 
     temperature: float = Field(1.0, gt=0, description="factor of the logits")
 
@@ -72,7 +72,9 @@ class MeansSettings(Settings):
     """How class means are averaged over batches."""
 
     policy: Literal["paper", "constant"] = Field(
-        "paper", description="paper: α_t = max(2/(t+2), 1e-4); constant: α as given"
+        "paper",
+        description="paper: α_t = max(2/(t+2), 1e-4); constant: α as given, which is meant too where "
+        "alpha alone is given",
     )
     alpha: float | None = Field(
         None, gt=0, le=1, description="smoothing factor of the constant policy (1: last batch only)"

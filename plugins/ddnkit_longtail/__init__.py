@@ -5,4 +5,7 @@ Public names are loaded when first used, so that reading a recipe costs no torch
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from ddnkit.renamed import with_old_names
+
+_lookup, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__ = with_old_names(__name__, _lookup, {"mixed": "mix"})

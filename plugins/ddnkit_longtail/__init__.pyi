@@ -1,8 +1,12 @@
-from .head import BatchNormETFClassifier
-from .imbalance import class_counts, imbalanced_subset
-from .losses import DotRegression, WeightedCrossEntropy, balanced_lengths, dot_regression
+from .data import MixedData, class_counts, imbalanced_subset, mix
 from .metrics import LongTailMetrics, class_cosines, rare_angle, worst_cosine
-from .mixup import MixedData, mixed
+from .objective import (
+    BatchNormETFClassifier,
+    DotRegression,
+    WeightedCrossEntropy,
+    balanced_lengths,
+    dot_regression,
+)
 from .regularity import regularity_number
 from .settings import InducingNeuralCollapse, LongTailed, Regularity
 
@@ -20,7 +24,7 @@ __all__ = [
     "class_counts",
     "dot_regression",
     "imbalanced_subset",
-    "mixed",
+    "mix",
     "rare_angle",
     "regularity_number",
     "worst_cosine",

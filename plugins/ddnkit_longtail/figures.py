@@ -1,4 +1,4 @@
-"""The figures of a long-tailed run: how regular its classes are, and how the rare ones fare.
+"""The figures of a long-tailed run: angles between the classes, and how well rare classes are learned.
 
 They follow Fig. 3 to 5 of *Inducing Neural Collapse in Imbalanced Learning*; the accuracy by class and
 the collapse of the rare classes are ours. Nothing here imports torch.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddnkit_collapse.panels import (
+    OVER_SEEDS,
     Panel,
     add_legend,
     draw_panel,
@@ -35,10 +36,29 @@ _SPLITS = {"": "Training", "test_": "Test"}
 _Groups = dict[str, dict[float, str]]
 #: Up to so many classes are named on the axis.
 _NAMED = 20
+#: What a figure shows, by the stem of its file.
+_SHOWN = {
+    "cosines": "Cosines between the classes, on the training set and, where there is one, on the test "
+    "set: mean and standard deviation over all pairs c ≠ k. h_c: mean of the features of class c; h_G: "
+    "of all features; w_k: classifier vector. Dashed: the value at a simplex ETF, −1/(C−1), and 0 for a "
+    "deviation.",
+    "alignment": "Classifier and class means, on the training set and, where there is one, on the test "
+    "set: mean over the classes of the cosine between class mean and own classifier vector, dashed: its "
+    "value at a simplex ETF, 1; and squared distance of classifier and centred class means, each of "
+    "Frobenius norm 1.",
+    "class_accuracy": "Top-1 accuracy on each class at the end of the training, on the test set where "
+    "there is one; a panel for each set of training samples. The classes are sorted by their training "
+    "samples, largest first; grey: how many, logarithmic. Of more than 100 classes means of some that "
+    "are next to each other are shown.",
+    "minority": "Whether the rare classes collapse: the smallest angle between classifier vectors of the "
+    "rarer half of the classes, and the smallest cosine between a feature and its own classifier vector; "
+    "over the training and, where variants differ in nothing but the imbalance ratio, at its end from "
+    "balanced to most imbalanced. Dashed: the value at a simplex ETF, arccos(−1/(C−1)) and 1.",
+}
 
 
 def draw_long_tail(folder: Path) -> list[Path]:
-    """Draw what tells long-tailed trainings apart, as far as the run has figures for it.
+    """Draw the figures that compare long-tailed trainings, those that the run has data for.
 
     Args:
         folder: a run folder with ``summary.csv``, and for each variant ``settings.yaml`` and the
@@ -59,6 +79,11 @@ def draw_long_tail(folder: Path) -> list[Path]:
         "minority": _minority(run, variants),
     }
     return [save(figure, folder, stem) for stem, figure in figures.items() if figure]
+
+
+def caption(stem: str) -> str | None:
+    """The caption of the figure in the file ``stem``.png; None if it is not one of these."""
+    return f"{_SHOWN[stem]} {OVER_SEEDS}" if stem in _SHOWN else None
 
 
 def _cosines(run: RunFigures, variants: list[Variant]) -> Figure | None:

@@ -1,4 +1,4 @@
-"""What long-tailed training is judged by: accuracy by class size, and cosines between the classes.
+"""Metrics of a long-tailed training: accuracy by class size, and cosines between the classes.
 
 The cosines are those of *Inducing Neural Collapse in Imbalanced Learning*, section 5.1 and Fig. 3–5: with
 h_c the mean of the embedded features of class c and h_G the mean of all of them, over all pairs c ≠ k
@@ -25,6 +25,13 @@ from ddnkit_etf import unit_rows
 from torch import Tensor
 from torch.nn import functional
 
+from .settings import LongTail
+
+
+def measure_long_tail(settings: LongTail) -> LongTailMetrics:
+    """The metrics of a recipe's section."""
+    return LongTailMetrics(**dict(settings))
+
 
 class LongTailMetrics:
     """A function of an `Evaluation`: the neural-collapse metrics and those of this module.
@@ -40,7 +47,7 @@ class LongTailMetrics:
         self._collapse = NeuralCollapse().build()
 
     def __call__(self, evaluation: Evaluation) -> dict[str, float]:
-        """Figures by column; NaN where a group has no class or a class no sample."""
+        """The metrics by column; NaN for a group without classes, or where a class has no sample."""
         weight, classes = evaluation.weight, evaluation.classes
         counts = evaluation.counts
         if counts is None:

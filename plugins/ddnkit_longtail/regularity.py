@@ -34,14 +34,47 @@ its best rate comes nearer than dot regression from every h that the theorem's c
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from ddnkit_etf import simplex_etf
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from .losses import dot_regression
+from ddnkit import Job
+
+from .objective import dot_regression
+from .regularity_report import DOT_REGRESSION, RATES
+from .settings.regularity import PARTS, Regularity
+
+_SMOKE_DRAWS = 500
+
+
+def measure_regularity(settings: Regularity, job: Job) -> None:
+    """η of every draw of a job: `Regularity.run`."""
+    # All draws on the CPU, so that the same seed draws the same on every device.
+    torch.manual_seed(job.seed)
+    draws = min(settings.draws, _SMOKE_DRAWS) if job.smoke else settings.draws
+    etf = simplex_etf(settings.classes, settings.dimension, direction="haar", dtype=torch.float64)
+    weight = settings.e_w**0.5 * etf.T
+    labels = torch.randint(settings.classes, (draws,))
+    features = near(weight, labels, settings.delta, e_h=settings.e_h, condition=settings.condition)
+    h, W, y = (given.to(job.device) for given in (features, weight, labels))
+    lines = []
+    parts = zip(h.tensor_split(PARTS), y.tensor_split(PARTS), strict=True)
+    for step, (near_by, own) in enumerate(parts, 1):
+        found = compare(near_by, W, own, e_w=settings.e_w, e_h=settings.e_h, rates=settings.rates)
+        job.record({"epoch": step, "step": step, **_row(found)})
+        lines += [{"step": step, **_line(found, one)} for one in (found.dr, *found.ce)]
+        job.progress(step, PARTS, {})
+    if job.rank == 0:
+        with (job.folder / RATES).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
 
 
 def regularity_number(
@@ -245,3 +278,38 @@ def _tolerance(distance: Tensor, d: int, tau: float) -> Tensor:
     """
     k = 4 * d * torch.finfo(distance.dtype).eps * (1 + tau)
     return k + (k / distance).square()
+
+
+def _row(found: Comparison) -> dict[str, Any]:
+    """The figures of one part of the draws."""
+    best, *fixed = found.ce
+    return {
+        "violations": sum(int(found.violations(one).sum()) for one in found.ce),
+        "angle": float(found.angle.mean()),
+        "draws": len(found.angle),
+        "bound": float(found.bound.median()),
+        "eta_dr": float(found.dr.eta.median()),
+        "eta_dr_error": float((found.dr.eta - found.bound).abs().max()),
+        "eta_ce_best": float(best.eta.median()),
+        "ce_fixed_least_excess": min(float((one.eta - found.bound).min()) for one in fixed),
+        "eta_dr_projected": float(found.dr.projected.median()),
+        "ce_nearer_projected": sum(int(found.nearer_projected(one).sum()) for one in fixed),
+    }
+
+
+def _line(found: Comparison, one: Curve) -> dict[str, Any]:
+    """One loss at one rate on one part of the draws: a line of ``rates.csv``."""
+    excess = one.eta - found.bound
+    rate = "best γ" if one.rate is None else f"γ = {one.rate:g}"
+    return {
+        "curve": DOT_REGRESSION if one is found.dr else f"CE, {rate}",
+        "angle": float(found.angle.mean()),
+        "draws": len(excess),
+        "bound": float(found.bound.median()),
+        "eta": float(one.eta.median()),
+        "projected": float(one.projected.median()),
+        "least_excess": float(excess.min()),
+        "greatest_excess": float(excess.max()),
+        "violations": int(found.violations(one).sum()),
+        "nearer_projected": int(found.nearer_projected(one).sum()),
+    }

@@ -1,4 +1,4 @@
-"""The variants of a long-tailed run: what was asked of each, and how large its classes are.
+"""The variants of a long-tailed run: the settings of each, and the sizes of its classes.
 
 Nothing here imports torch.
 """

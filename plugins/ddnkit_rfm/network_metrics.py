@@ -29,7 +29,7 @@ def measure_layers(settings: LayerwiseCollapse, model: Model, data: Data) -> dic
     does not call its layers one by one.
     """
     layers = fully_connected_layers(model.backbone)
-    network = nn.Sequential(model.backbone, model.head)
+    network = nn.Sequential(*model.children())
     inputs, labels = _samples(settings, model, data)
     few = stratified_subset(labels, settings.layers.nfa_samples)
     counts = torch.bincount(data.labels, minlength=data.classes)

@@ -1,14 +1,22 @@
-from .agd import AGD
 from .backbones import CNN, MLP, FreeFeatures
 from .checkpoint import cannot_go_on, read_sealed, write_sealed
 from .classification import train
-from .data import Augmentation, Data, Dataset, Plan, Share, synthetic, synthetic_images
+from .data import (
+    Augmentation,
+    Data,
+    Dataset,
+    Plan,
+    Share,
+    Standardise,
+    synthetic,
+    synthetic_images,
+)
 from .evaluation import evaluate
 from .losses import MeanSquaredError
-from .model import Model
+from .model import Head, Model
+from .optimizers import AGD
 from .samplers import FullBatch, Sampler, Shuffled, Stratified
 from .settings import BackboneSettings, Classification, DataSettings, ImageSettings
-from .standardise import Standardise
 
 __all__ = [
     "AGD",
@@ -22,6 +30,7 @@ __all__ = [
     "Dataset",
     "FreeFeatures",
     "FullBatch",
+    "Head",
     "ImageSettings",
     "MeanSquaredError",
     "Model",

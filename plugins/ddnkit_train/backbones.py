@@ -8,6 +8,39 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ddnkit import InputError
+
+from . import settings
+
+
+def free_features(
+    given: settings.FreeFeatures, *, sample_shape: tuple[int, ...], samples: int
+) -> FreeFeatures:
+    """A table of ``samples`` feature vectors, looked up by index."""
+    if sample_shape != ():
+        raise InputError(
+            f"backbone: free_features looks features up by a sample's index; samples of shape "
+            f"{sample_shape} are no indices. Use it with data: free_features."
+        )
+    return FreeFeatures(samples, **dict(given))
+
+
+def mlp(given: settings.MLP, *, sample_shape: tuple[int, ...], samples: int) -> MLP:
+    """A perceptron on the flattened sample."""
+    if sample_shape == ():
+        raise InputError("backbone: mlp needs vectors or images, not the indices of the data.")
+    return MLP(sample_shape, **dict(given))
+
+
+def cnn(given: settings.CNN, *, sample_shape: tuple[int, ...], samples: int) -> CNN:
+    """A network on images ``(channels, height, width)``."""
+    if len(sample_shape) != 3:
+        raise InputError(
+            f"backbone: cnn needs images (channels, height, width); the samples of the data "
+            f"have shape {sample_shape}."
+        )
+    return CNN(sample_shape[0], **dict(given))
+
 
 class FreeFeatures(nn.Module):
     """h_i = row i of a trainable N×d table: the unconstrained-feature model.

@@ -1,4 +1,4 @@
-"""What an unfinished job goes on from: one file, whole or not there, and with a checksum.
+"""The checkpoint that an unfinished job resumes from: one file, replaced as a whole, with a checksum.
 
 A checkpoint is written to a temporary file in its own folder, synchronised to the disk, and renamed
 over the one before: whatever moment a process is killed at, the file is the old or the new one. Its
@@ -22,7 +22,7 @@ import torch
 from ddnkit import DamagedFileError, DdnkitError, replace_file
 
 from .engine import Engine
-from .sharding import load_whole_state, whole_state
+from .processes import load_whole_state, whole_state
 
 FORMAT = 2
 #: Before the checksum at the end of a sealed file.
@@ -45,7 +45,7 @@ _KINDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The training that a checkpoint is of; another one cannot go on from it.
+    """Identifies the training of a checkpoint; no other training can resume from it.
 
     Attributes:
         variant, seed: of the job.
@@ -126,7 +126,7 @@ class Checkpoint:
         if state is None:
             return None
         try:
-            step, rows = self._checked(state)
+            step, rows = self._validate(state)
             checksum = state.get("rows_checksum")
             if self._engine.split:
                 load_whole_state(model, optimizer, state["model"], state["optimizer"])
@@ -140,8 +140,8 @@ class Checkpoint:
             raise cannot_go_on(self.file, error) from error
         return step, rows, checksum
 
-    def _checked(self, state: dict[str, Any]) -> tuple[int, int]:
-        """Step and rows of a state that is of this training, at a step of it."""
+    def _validate(self, state: dict[str, Any]) -> tuple[int, int]:
+        """The step and the number of rows of a state, which must belong to this training."""
         if state.get("format") != FORMAT:
             raise ValueError(f"its format is {state.get('format')!r}, expected {FORMAT}")
         for name, kind in _KINDS.items():
@@ -206,7 +206,7 @@ def write_sealed(file: Path, write: Callable[[Path], None]) -> None:
 
 
 def _try_to_write(part: Path) -> None:
-    """Write on at the end of a file, so that a system that refuses it says why."""
+    """Append to a file, so that the operating system reports why it refuses to write."""
     with part.open("ab") as stream:
         stream.write(bytes(1 << 16))
 
@@ -232,7 +232,7 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
 
 
 def cannot_go_on(file: Path, error: Exception) -> DamagedFileError:
-    """The error of a saved state that cannot be used, in one line."""
+    """The error, in one line, for a saved state that training cannot resume from."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     words = " ".join(reason.split()) or type(error).__name__
     words = words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"

@@ -2,71 +2,61 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from ddnkit_collapse import Evaluation, etf_cosine_margin
 from torch import Tensor
 
 from ddnkit import DdnkitError, DdnkitWarning, InputError, Job
 
-from .built import (
-    backbone_of,
-    check_inputs,
-    checked_loss,
-    head_of,
-    loss_of,
-    metrics_of,
-    optimizer_of,
-)
 from .checkpoint import Checkpoint, TrainingPlan
-from .curves import Curves
 from .data import Data, Plan
 from .engine import Engine
 from .evaluation import evaluate
+from .loss_watch import LossWatch, is_finite, non_finite_loss
 from .model import Model
+from .parts import (
+    build_backbone,
+    build_head,
+    build_loss,
+    build_metrics,
+    build_optimizer,
+    check_inputs,
+    check_loss,
+)
+from .processes import whole_state
+from .records import Curves, Progress, Stopwatch, write_classes, write_margins
 from .samplers import FullBatch, Sampler, Shuffled, Stratified, stratified_subset
-from .settings import BackboneSettings
-from .sharding import whole_state
-from .stopwatch import Stopwatch
-from .watch import LossWatch, finite, non_finite
-
-if TYPE_CHECKING:
-    from .settings import Classification
+from .settings import BackboneSettings, Classification
 
 #: A smoke run takes this many steps: one to start, one to go on from there, and the last.
 SMOKE_STEPS = 3
 #: Its batches: as many samples as have so many values together, within these bounds.
 _SMOKE_VALUES, _SMOKE_BATCH = 400_000, (8, 32)
-_MARGIN_POINTS = 2000
 
 
 def train(settings: Classification, job: Job) -> None:
     """Run one job of the classification pipeline: `Classification.run`."""
-    sections: Any = settings  # each section is whatever plugin the recipe names
     engine = Engine(settings.engine, job)
     data = settings.load_data(job).to(engine.device)
     torch.manual_seed(job.seed)
     with engine.job():
-        backbone: Any = backbone_of(settings, data)
-        if isinstance(sections.backbone, BackboneSettings) and not job.smoke:
-            sections.backbone.start(backbone, download=job.download)
-        head = head_of(settings, backbone.feature_dim, data.classes)
+        backbone: Any = build_backbone(settings, data)
+        if isinstance(settings.backbone, BackboneSettings) and not job.smoke:
+            settings.backbone.start(backbone, download=job.download)
+        head = build_head(settings, backbone.feature_dim, data.classes)
         model = Model(backbone, head)
         _Training(settings, job, engine, data, model).run()
 
 
 class _Training:
-    """One job: from its checkpoint, or its first step, to its last."""
+    """One job, run from its checkpoint, or from its first step, to its last step."""
 
     def __init__(
         self, settings: Classification, job: Job, engine: Engine, data: Data, model: Model
@@ -74,11 +64,11 @@ class _Training:
         self.settings, self.job, self.engine, self.data = settings, job, engine, data
         self.plain = model
         counts = torch.bincount(data.labels, minlength=data.classes)
-        self.loss_function = loss_of(settings, counts, model.head).to(engine.device)
-        self.model, self.optimizer = engine.setup(model, partial(optimizer_of, settings))
-        self.metrics = metrics_of(settings)
+        self.loss_function = build_loss(settings, counts, model.head).to(engine.device)
+        self.model, self.optimizer = engine.setup(model, partial(build_optimizer, settings))
+        self.metrics = build_metrics(settings)
         # The optimiser may have given the weights its own start, which the head has not seen.
-        model.head.after_step()  # type: ignore[operator]
+        model.head.after_step()
         self.sampler = _sampler(settings, data, job)
         if self.sampler.smallest_batch < 2 * job.world and job.world > 1:
             raise InputError(
@@ -105,11 +95,11 @@ class _Training:
         self.subset = stratified_subset(data.labels, settings.train.evaluation_samples)
 
     def run(self) -> None:
-        """Take every step that is left."""
+        """Run all remaining steps."""
         saved = self.checkpoint.load(self.model, self.optimizer, self.loss_function)
         start, rows, checksum = saved or (0, 0, None)
         self.job.rewind(rows, checksum)
-        progress = _Progress(self.job, start, self.total)
+        progress = Progress(self.job, start, self.total)
         watch = Stopwatch(
             self.engine.device, self.settings.engine.measure_steps, self.total - start
         )
@@ -121,11 +111,11 @@ class _Training:
         for plan, (inputs, labels) in self._batches(start):
             step += 1
             watch.begin()
-            self._take(step, plan, inputs, labels, watch)
+            self._step(step, plan, inputs, labels, watch)
             if step in self.evaluation_steps:
                 row = self._evaluate(step)
                 self.job.record(row)
-                progress.evaluated(row)
+                progress.evaluation(row)
                 if curves:
                     curves.add(row)
             progress.step(step)
@@ -134,7 +124,7 @@ class _Training:
         if curves:
             curves.close()
         model = self._whole_model()
-        if self.job.rank == 0:
+        if model is not None:
             watch.write(self.job.folder / "resources.json", self.engine.precision, self.job.world)
             from .export import export  # torch.export takes a second to load
 
@@ -145,16 +135,16 @@ class _Training:
         plans, ahead = itertools.tee(self.sampler.plans(start, self.total))
         return zip(plans, self.data.training(ahead, self.engine.share), strict=False)
 
-    def _take(
+    def _step(
         self, step: int, plan: Plan, inputs: Tensor, labels: Tensor, watch: Stopwatch
     ) -> None:
         """One step of the optimiser; nothing in it waits for the device."""
         self.rate.set(step)
         check_inputs(inputs, self.engine.precision)
-        logits = self.model(self.engine.placed(inputs), labels)
+        logits = self.model(self.engine.place(inputs), labels)
         batch = self.data.samples if plan.index is None else len(plan.index)
-        loss = checked_loss(self.loss_function(logits, labels), self.loss_function)
-        loss = self.engine.weighted(loss, len(labels), batch)
+        loss = check_loss(self.loss_function(logits, labels), self.loss_function)
+        loss = self.engine.weight_loss(loss, len(labels), batch)
         self.recent.append((step, plan))
         self._refuse(self.losses.see(step, loss))
         watch.mark()
@@ -162,7 +152,7 @@ class _Training:
         self.engine.fabric.backward(loss)
         watch.mark()
         self.optimizer.step()
-        self.plain.head.after_step()  # type: ignore[operator]
+        self.plain.head.after_step()
         watch.mark(last=True)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
@@ -177,19 +167,19 @@ class _Training:
         )
         row |= self.settings.measure(self.plain, self.data)
         if step == self.total and self.job.rank == 0:
-            _write_margins(self.job.folder, evaluation.margins, self.data.classes)
-            _write_classes(self.job.folder, evaluation)
+            write_margins(self.job.folder, evaluation.margins, self.data.classes)
+            write_classes(self.job.folder, evaluation)
         epoch = step / self.sampler.steps_per_epoch
         return _complete(self.settings, {"epoch": epoch, "step": step, **row})
 
     def _keep(self, step: int) -> None:
-        """Save a checkpoint where one is due, or the run is to stop; then it stops."""
+        """Save a checkpoint if one is due or a stop was requested; in the second case, stop."""
         asked = self.engine.stopping()
         if not asked and step % self.interval:
             return
         self._refuse(self.losses.settle())
         # What is saved is sound: a poisoned state never replaces the last good one.
-        self._refuse(None if self.engine.agreed(finite(self.plain)) else step)
+        self._refuse(None if self.engine.all_agree(is_finite(self.plain)) else step)
         self.checkpoint.save(
             self.model,
             self.optimizer,
@@ -202,14 +192,14 @@ class _Training:
             raise KeyboardInterrupt
 
     def _whole_model(self) -> Model | None:
-        """The first process's model with all of its weights; all take part where they are split."""
-        if not self.engine.split:
-            return self.plain
+        """The model with all of its weights, in the first process; all take part where they are split."""
         first = self.job.rank == 0
+        if not self.engine.split:
+            return self.plain if first else None
         weights = whole_state(self.plain.backbone.state_dict(), keep=first)
         if not first:
             return None
-        backbone = backbone_of(self.settings, self.data)
+        backbone = build_backbone(self.settings, self.data)
         backbone.load_state_dict(weights)
         return Model(backbone.to(self.engine.device), self.plain.head)
 
@@ -226,7 +216,7 @@ class _Training:
             kept = f"The last good checkpoint is kept: {self.checkpoint.file}."
         where = f"step {bad}, batch {position + 1} of epoch {epoch + 1}"
         losses = list(self.losses.losses)
-        raise non_finite(self.plain, inputs, index, losses, where, kept)
+        raise non_finite_loss(self.plain, inputs, index, losses, where, kept)
 
 
 def _sampler(settings: Classification, data: Data, job: Job) -> Sampler:
@@ -240,7 +230,7 @@ def _sampler(settings: Classification, data: Data, job: Job) -> Sampler:
 
 
 class _Rate:
-    """Sets the learning rates of a step, which follow from its number alone: nothing to save.
+    """Sets the learning rates of each step; they depend on its number alone, so nothing is saved.
 
     The optimiser's parameter groups are asked for at each step: loading a checkpoint replaces them.
     """
@@ -284,67 +274,3 @@ def _complete(settings: Classification, row: dict[str, Any]) -> dict[str, Any]:
             f"so far are {', '.join(columns)}"
         )
     return {column: row.get(column) for column in columns}
-
-
-class _Progress:
-    """Reports about a hundred times a job, and never reads a tensor."""
-
-    def __init__(self, job: Job, start: int, total: int) -> None:
-        self._report, self._first, self._total = job.progress, start, total
-        self._every = max(total // 100, 1)
-        self._figures: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def evaluated(self, row: dict[str, Any]) -> None:
-        shown = ("train_loss", "train_top1", "test_top1")
-        self._figures = {name: row[name] for name in shown if row[name] is not None}
-
-    def step(self, done: int) -> None:
-        if done % self._every == 0 or done == self._total:
-            rate = (done - self._first) / (time.perf_counter() - self._start)
-            self._report(done, self._total, {**self._figures, "steps/s": rate})
-
-
-def _write_margins(folder: Path, margins: Tensor, classes: int) -> None:
-    """``margins.csv``: the sorted cosine margins P_CM of the training samples.
-
-    Columns: ``example`` (rank from 1), ``cosine_margin``, and the ``bound`` C/(C−1) of an exact
-    ETF. Of a large training set evenly spaced ranks are written, the first and last among them.
-    """
-    ordered = margins.sort().values.cpu()
-    count = min(len(ordered), _MARGIN_POINTS)
-    ranks = torch.linspace(0, len(ordered) - 1, count, dtype=torch.float64).round().long()
-    with (folder / "margins.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["example", "cosine_margin", "bound"])
-        for rank, margin in zip(ranks.tolist(), ordered[ranks].tolist(), strict=True):
-            writer.writerow([rank + 1, f"{margin:.8g}", f"{etf_cosine_margin(classes):.8g}"])
-
-
-def _write_classes(folder: Path, evaluation: Evaluation) -> None:
-    """``classes.csv``: how many samples each class has, and the accuracy on it at the end.
-
-    Columns: ``class``, ``train_samples``, ``train_top1``, ``test_samples``, ``test_top1``; accuracies
-    in per cent, empty where a class has no sample that was evaluated.
-    """
-    held_out, C = evaluation.held_out, evaluation.classes
-    train = _by_class(evaluation.labels, evaluation.predictions, C)
-    test = _by_class(held_out.labels, held_out.predictions, C) if held_out else [(0, "")] * C
-    counts = [0] * C if evaluation.counts is None else evaluation.counts.tolist()
-    with (folder / "classes.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "train_samples", "train_top1", "test_samples", "test_top1"])
-        for c, (samples, (_, trained), (tested, top1)) in enumerate(
-            zip(counts, train, test, strict=True)
-        ):
-            writer.writerow([c, samples, trained, tested, top1])
-
-
-def _by_class(labels: Tensor, predictions: Tensor | None, classes: int) -> list[tuple[int, str]]:
-    """How many samples of each class, and what share of them was decided right, in per cent."""
-    samples = torch.bincount(labels, minlength=classes)
-    right = torch.bincount(labels[labels == predictions], minlength=classes)
-    return [
-        (n, f"{100 * r / n:.8g}" if n else "")
-        for n, r in zip(samples.tolist(), right.tolist(), strict=True)
-    ]

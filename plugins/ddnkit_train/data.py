@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 
 from ddnkit import InputError
 
-from .standardise import Standardise
-
 Split = Literal["train", "test"]
+#: One mean and deviation of all values, of each channel, or of each pixel; or neither.
+Statistics = Literal["global", "channel", "pixel", "none"]
+#: Samples whose statistics are taken at a time, in float64.
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One batch of an epoch, the whole of it; each process makes its `Share` of the same plan.
+    """One whole batch of an epoch; all processes have the same plan, and each makes its `Share` of it.
 
     Attributes:
         index: the training samples ``(B,)``, int64, on the labels' device; ``None`` for all of them.
@@ -43,7 +46,7 @@ class Share:
 
 
 class Augmentation(Protocol):
-    """A random change of each sample for itself, drawn and applied for a batch at once."""
+    """Changes each sample at random, independently of the others; drawn and applied for a batch at once."""
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random numbers ``(count, k)``, a row a sample, on the generator's device."""
@@ -225,6 +228,54 @@ def _check(which: str, inputs: Tensor, labels: Tensor, classes: int) -> None:
         )
 
 
+class Standardise(nn.Module):
+    """``(x − mean) / std``, in float32, for samples stored as floats or as uint8.
+
+    Args:
+        mean: broadcasts against a sample.
+        std: likewise; above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.to(torch.float32))
+        self.register_buffer("std", std.to(torch.float32))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Standardised samples ``(B, *shape)`` of ``(B, *shape)``."""
+        return (samples.to(torch.float32) - self.mean) / self.std
+
+    @classmethod
+    def fit(cls, train: Tensor, how: Statistics) -> nn.Module:
+        """Standardisation by the mean and standard deviation of the training samples ``(N, ...)``.
+
+        Args:
+            train: the training samples, as they are stored.
+            how: one mean and deviation of all values (``"global"``), of each of the ``"channel"``s
+                ``(N, channels, ...)``, or of each ``"pixel"``; a value that never varies is only
+                shifted. ``"none"`` changes nothing but the type: floats as they are, uint8 to 0…1.
+        """
+        if how == "none":
+            return cls(torch.zeros(()), torch.tensor(1.0 if train.is_floating_point() else 255.0))
+        dims = {
+            "global": tuple(range(train.ndim)),
+            "channel": (0, *range(2, train.ndim)),
+            "pixel": (0,),
+        }[how]
+        values = math.prod(train.shape[dim] for dim in dims)
+        chunks = train.split(_CHUNK)
+        mean = sum(c.to(torch.float64).sum(dims, keepdim=True) for c in chunks) / values
+        squares = (((c.to(torch.float64) - mean) ** 2).sum(dims, keepdim=True) for c in chunks)
+        std = torch.as_tensor(sum(squares) / values).sqrt()
+        # The mean of equal numbers may be off by a rounding, and their deviation with it.
+        rounding = torch.finfo(torch.float64).eps * values**0.5 * torch.as_tensor(mean).abs()
+        std = torch.where(std > rounding, std, torch.ones_like(std))
+        return cls(torch.as_tensor(mean)[0], std[0])
+
+
 def synthetic(sample_shape: tuple[int, ...], classes: int) -> Dataset:
     """A few Gaussian samples around a random point per class, for ``--smoke``."""
     train, test, labels = _clusters(sample_shape, classes)
@@ -257,15 +308,3 @@ def _clusters(
     noise = torch.randn(2, count, *sample_shape, generator=generator)
     train, test = centres[which] + noise
     return train, test, labels
-
-
-__all__ = [
-    "Augmentation",
-    "Data",
-    "Dataset",
-    "Plan",
-    "Share",
-    "Standardise",
-    "synthetic",
-    "synthetic_images",
-]

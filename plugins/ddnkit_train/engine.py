@@ -1,4 +1,4 @@
-"""The machine below a training: device, precision, processes, layout; on Lightning Fabric."""
+"""Where and how a training computes: device, precision, processes and memory layout, by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from ddnkit import InputError, Job
 
-from . import sharding
+from . import processes
 from .data import Share
-from .normalisation import synchronise_batch_norm
+from .settings import EngineSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-    from .settings import EngineSettings
 
 #: By name, what Fabric calls them.
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed", "float64": "64-true"}
@@ -37,7 +35,7 @@ class Engine:
     class means are those of all processes.
 
     Attributes:
-        split: whether each process has a part of the backbone's weights alone (see `sharding`): then
+        split: whether each process has a part of the backbone's weights alone (see `processes`): then
             all processes must make forward passes, save and gather together.
 
     Args:
@@ -69,13 +67,13 @@ class Engine:
     ) -> tuple[Any, Any]:
         """Model and optimiser, on the device and in whichever processes there are."""
         if self.share.world > 1:
-            model = synchronise_batch_norm(model, self.device)
+            model = processes.synchronise_batch_norm(model, self.device)
         model.to(self.device)
         if self.split:
             # The optimiser is of the split weights. FSDP wants weights in plain layout.
             wrapped = self.fabric.setup_module(model)
             optimizer = optimizer_of(model)
-            sharding.copy_from_first(model)  # the head's weights may have been given a start
+            processes.copy_from_first(model)  # the head's weights may have been given a start
             return wrapped, self.fabric.setup_optimizers(optimizer)
         optimizer = optimizer_of(model)
         backbone: Any = model.backbone
@@ -85,19 +83,19 @@ class Engine:
             backbone.compile(mode=self._settings.compile)
         return self.fabric.setup(model, optimizer)
 
-    def placed(self, inputs: Tensor) -> Tensor:
+    def place(self, inputs: Tensor) -> Tensor:
         """Inputs in the layout of the model."""
         if inputs.ndim == 4 and self._channels_last():
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
 
-    def weighted(self, loss: Tensor, samples: int, batch: int) -> Tensor:
-        """This process's mean loss, so that the mean over processes is that of the whole batch."""
+    def weight_loss(self, loss: Tensor, samples: int, batch: int) -> Tensor:
+        """This process's mean loss, scaled so that the mean over processes is the whole batch's loss."""
         return loss if self.share.world == 1 else loss * (samples * self.share.world / batch)
 
     @contextlib.contextmanager
     def job(self) -> Iterator[None]:
-        """torch's settings for the time of a job; they are put back after it."""
+        """Apply torch's settings for the duration of a job, and restore them afterwards."""
         before = torch.get_default_dtype()
         # Fabric gives a module's outputs back in the default type.
         torch.set_default_dtype(torch.float64 if self.precision == "float64" else torch.float32)
@@ -108,7 +106,7 @@ class Engine:
             torch.set_default_dtype(before)
 
     def stopping(self) -> bool:
-        """Whether to stop after this step; to ask after each, the same answer in every process."""
+        """Whether to stop now; every process must ask after each step, and gets the same answer."""
         if self._agreement is None:
             return self._job.stopping()
         # What was asked by the step before: its answer is there by now, and nobody waits for it. On
@@ -125,12 +123,12 @@ class Engine:
         self._question = asked, work
         return False
 
-    def agreed(self, here: bool) -> bool:
-        """Whether it is so in every process; the same answer in each."""
+    def all_agree(self, here: bool) -> bool:
+        """Whether ``here`` is true in every process; every process gets the same answer."""
         return all(self.all_objects(here))
 
     def forward_passes(self, samples: int, batch: int) -> int:
-        """How many forward passes every process has to make where its share takes fewer.
+        """How many forward passes every process must make, even if its share of the samples needs fewer.
 
         Where weights are split, processes gather them together, and the first has the largest share.
         """
@@ -142,7 +140,7 @@ class Engine:
             torch.distributed.all_reduce(value)
         return value
 
-    def gathered(self, rows: Tensor, whole: int) -> Tensor:
+    def gather(self, rows: Tensor, whole: int) -> Tensor:
         """The shares ``(n_r, ...)`` of all processes in order, ``(whole, ...)``."""
         if self.share.world == 1:
             return rows
@@ -208,7 +206,7 @@ def _fabric(settings: EngineSettings, job: Job, precision: str) -> Fabric:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if job.world > 1 else 1
     strategy: str | Strategy = "auto"
     if job.world > 1 and settings.strategy == "fsdp":
-        strategy = sharding.strategy()
+        strategy = processes.strategy()
     elif job.world > 1:
         # The heads' buffers are the same in every process without being sent.
         strategy = DDPStrategy(gradient_as_bucket_view=True, **_buffers_unsent())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ddnkit_collapse import Evaluation, HeldOut, ce_bound, cosine_margins
@@ -14,12 +14,10 @@ from torch.nn import functional
 
 from ddnkit import DdnkitError, DdnkitWarning
 
-from .built import checked_figures
 from .data import Data, Share, Split
-
-if TYPE_CHECKING:
-    from .engine import Engine
-
+from .engine import Engine
+from .model import Model
+from .parts import check_figures
 
 #: So many samples that are wrong are named.
 _SHOWN = 8
@@ -27,7 +25,7 @@ _SHOWN = 8
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
+    model: Model,
     data: Data,
     metrics: Callable[[Evaluation], dict[str, float]],
     batch: int,
@@ -69,7 +67,7 @@ def evaluate(
             "check that the data are standardised; (c) a non-finite sample in the data; (d) a "
             "declarative layer in the head whose certificate failed."
         )
-    head: Any = model.head
+    head = model.head
     weight, features = head.classifier(), train.features
     test = None
     if data.test_samples:
@@ -103,7 +101,7 @@ def evaluate(
         "ce_gap": train_loss - bound if _unit_rows(features) and _unit_rows(weight) else None,
         "train_top1": float(train.top1),
         "test_top1": None if test is None else float(test.top1),
-        **checked_figures(metrics(evaluation), metrics),
+        **check_figures(metrics(evaluation), metrics),
     }
     return row, evaluation
 
@@ -140,7 +138,7 @@ class _Pass:
 
 
 def _pass(
-    model: Any,
+    model: Model,
     data: Data,
     split: Split,
     batch: int,
@@ -157,7 +155,7 @@ def _pass(
     passes = 0
     for inputs, labels in data.evaluation(split, batch, share, index):
         passes += 1
-        placed = engine.placed(inputs) if engine else inputs
+        placed = engine.place(inputs) if engine else inputs
         logits, features = model(placed, labels, embedded=True)
         logits = logits.to(torch.float64)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
@@ -180,8 +178,8 @@ def _pass(
     rows = torch.cat(embedded) if embedded else sums.new_zeros(0)
     pairs = torch.cat(seen)
     if engine:
-        pairs = engine.gathered(pairs, samples)
-        rows = engine.gathered(rows, samples) if keep else rows
+        pairs = engine.gather(pairs, samples)
+        rows = engine.gather(rows, samples) if keep else rows
     return _Pass(
         int(sums[3]), sums[0] / sums[2], 100 * sums[1] / sums[2], pairs[:, 0], pairs[:, 1], rows
     )

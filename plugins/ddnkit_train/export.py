@@ -1,4 +1,4 @@
-"""A trained model as files: ``model.safetensors`` to load again, ``model.pt2`` to run anywhere."""
+"""A trained model as files: ``model.safetensors`` to measure it again, ``model.pt2`` to run anywhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ddnkit
-from ddnkit import InputError, read_yaml, replace_file
+from ddnkit import DamagedFileError, InputError, Job, read_yaml, replace_file
 
-from .classifier import Classifier, FinalHead
 from .data import Data
+from .engine import PRECISIONS, Engine
+from .evaluation import evaluate
+from .model import Classifier, FinalHead, Head, Model
+from .parts import build_backbone, build_metrics
+from .samplers import stratified_subset
+from .settings import Classification, EngineSettings
+from .tables import read_resources
 
 WEIGHTS, PROGRAM, WHY_NOT = "model.safetensors", "model.pt2", "model.txt"
+#: What an exported classifier has in any case.
+_CLASSIFIER = ("weight", "global_mean", "temperature")
 #: How far the program's logits may be from the model's own, relative to the largest: rounding of
 #: another device, TF32 included.
 _ROUNDING = 1e-2
@@ -28,7 +36,7 @@ class _UnfitError(Exception):
     """The model cannot be made a program; the text says why."""
 
 
-def export(model: Any, data: Data, folder: Path, *, example: Tensor | None = None) -> list[Path]:
+def export(model: Model, data: Data, folder: Path, *, example: Tensor | None = None) -> list[Path]:
     """Write a trained model into ``folder``: all of its weights, and a program that needs no ddnkit.
 
     ``model.safetensors`` has weights and buffers of ``prepare``, ``backbone`` and ``head``, the
@@ -67,7 +75,7 @@ def export(model: Any, data: Data, folder: Path, *, example: Tensor | None = Non
 
 
 def _example(data: Data) -> Tensor:
-    """Two stored samples: of data in memory its own, else bytes, as images are stored."""
+    """Two stored samples: the data's own if they are in memory, else random bytes in the shape of images."""
     inputs = getattr(data, "inputs", None)
     if isinstance(inputs, Tensor):
         return inputs[[0, -1]]
@@ -76,7 +84,7 @@ def _example(data: Data) -> Tensor:
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
 
-def _tensors(model: Any, data: Data) -> dict[str, Tensor]:
+def _tensors(model: Model, data: Data) -> dict[str, Tensor]:
     """Weights and buffers by the names that they have in a `Classifier`."""
     head = model.head
     tensors = {
@@ -88,10 +96,10 @@ def _tensors(model: Any, data: Data) -> dict[str, Tensor]:
     tensors["head.weight"], tensors["head.global_mean"] = head.classifier(), head.global_mean
     tensors["head.temperature"] = torch.tensor(float(head.temperature), dtype=torch.float64)
     tensors |= dict(zip(("head.scale", "head.shift"), _feature_map(head) or (), strict=False))
-    return {name: _own(tensor) for name, tensor in tensors.items()}
+    return {name: _plain_copy(tensor) for name, tensor in tensors.items()}
 
 
-def _classifier(model: Any, data: Data) -> Classifier:
+def _classifier(model: Model, data: Data) -> Classifier:
     """A copy of the trained model, on the CPU, in evaluation mode."""
     head = model.head
     classifier = Classifier(
@@ -111,13 +119,13 @@ def _classifier(model: Any, data: Data) -> Classifier:
     return classifier.cpu().eval().requires_grad_(False)
 
 
-def _feature_map(head: Any) -> tuple[Tensor, Tensor] | None:
-    """What the head does to features before anything else, where it says so."""
+def _feature_map(head: Head) -> tuple[Tensor, Tensor] | None:
+    """The linear map that the head applies to features first, if it has one."""
     of_head = getattr(head, "feature_map", None)
     return of_head() if callable(of_head) else None
 
 
-def _program(model: Any, data: Data, example: Tensor) -> Any:
+def _program(model: Model, data: Data, example: Tensor) -> Any:
     if not data.sample_shape:
         raise _UnfitError("its samples are indices of the training set, there is no other")
     classifier = _classifier(model, data)
@@ -138,7 +146,7 @@ def _reason(error: Exception) -> str:
     return f"{kind}{lines[0]}"
 
 
-def _logits(model: Any, data: Data, example: Tensor) -> Tensor:
+def _logits(model: Model, data: Data, example: Tensor) -> Tensor:
     """Of the model itself in evaluation mode, which is set back afterwards."""
     parameter = next(model.parameters())
     inputs = data.prepare(example.to(parameter.device))
@@ -151,8 +159,8 @@ def _logits(model: Any, data: Data, example: Tensor) -> Tensor:
     return logits.cpu()
 
 
-def _about(model: Any, data: Data, folder: Path, example: Tensor) -> dict[str, str]:
-    """What the weights are of, as text."""
+def _about(model: Model, data: Data, folder: Path, example: Tensor) -> dict[str, str]:
+    """A description of the model, as text."""
     head = model.head
     return {
         "ddnkit": ddnkit.__version__,
@@ -175,6 +183,101 @@ def _backbone_name(folder: Path) -> str | None:
         return None
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _plain_copy(tensor: Tensor) -> Tensor:
     """A tensor with memory of its own, in plain layout, as safetensors asks for."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def reevaluate(settings: Classification, job: Job) -> dict[str, float | None]:
+    """The figures of a job's model on its data: `Classification.evaluate`."""
+    file = job.folder / WEIGHTS
+    tensors, about = _read_weights(file)
+    engine = Engine(_training_engine(settings.engine, job.folder), job)
+    data = settings.load_data(job).to(engine.device)
+    backbone = build_backbone(settings, data)
+    head = _final_head(tensors, about)
+    if len(head.weight) != data.classes:
+        raise InputError(f"'{file}' is of {len(head.weight)} classes; the data have {data.classes}")
+    _load(backbone, "backbone", tensors, file)
+    # Samples are prepared by the statistics of the data that it was trained on.
+    _load(data.prepare, "prepare", tensors, file)
+    plain = Model(backbone, head)
+    model: Any = engine.fabric.setup_module(plain)
+    index = stratified_subset(data.labels, settings.train.evaluation_samples)
+    with engine.job():
+        row, _ = evaluate(
+            model,
+            data,
+            build_metrics(settings),
+            settings.train.evaluation_batch,
+            engine=engine,
+            index=index,
+        )
+        row |= settings.measure(plain, data)
+    return row
+
+
+def _final_head(tensors: dict[str, Tensor], about: dict[str, str]) -> FinalHead:
+    return FinalHead(
+        tensors["head.weight"],
+        tensors["head.global_mean"],
+        float(tensors["head.temperature"]),
+        normalise=json.loads(about["normalise"]),
+        batch_mean=about["evaluation_mean"] == "test_batch",
+        feature_map=(
+            (tensors["head.scale"], tensors["head.shift"]) if "head.scale" in tensors else None
+        ),
+    )
+
+
+def _training_engine(engine: EngineSettings, folder: Path) -> EngineSettings:
+    """The engine settings with the precision that ``auto`` chose when the job was trained."""
+    file = folder / "resources.json"
+    precision = read_resources(file).get("precision") if file.exists() else None
+    if engine.precision != "auto" or precision is None:
+        return engine
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise DamagedFileError(
+            f"{file}: precision: expected one of {known}, was given {precision!r}"
+        )
+    return engine.model_copy(update={"precision": precision})
+
+
+def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not file.is_file():
+        raise InputError(
+            f"'{file}' is not there: a finished job of this version of ddnkit leaves it; run the "
+            "recipe again, or copy the file back"
+        )
+    try:
+        with safetensors.safe_open(file, framework="pt") as content:
+            about = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"'{file}' is damaged: {error}") from error
+    needed = {f"head.{name}" for name in _CLASSIFIER}
+    if not (needed <= tensors.keys() and {"normalise", "evaluation_mean"} <= about.keys()):
+        raise InputError(f"'{file}' is not a model that ddnkit wrote: it names no classifier")
+    W, mean, temperature = (tensors[f"head.{name}"] for name in _CLASSIFIER)
+    fits = W.ndim == 2 and mean.shape == W.shape[1:] and temperature.numel() == 1
+    if not fits or about["normalise"] not in ("true", "false"):
+        raise InputError(f"'{file}' is damaged: its classifier is of no shape that ddnkit writes")
+    return tensors, about
+
+
+def _load(module: nn.Module, prefix: str, tensors: dict[str, Tensor], file: Path) -> None:
+    own = {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+    if any(tensor.dtype == torch.float64 for tensor in own.values()):
+        module.double()  # so that the copy does not round
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise InputError(
+            f"'{file}' does not fit the {prefix} of these settings: {first}"
+        ) from error

@@ -1,9 +1,32 @@
-"""Losses of a classification that torch does not have as they are needed."""
+"""Losses: the ``loss`` section of a recipe.
+
+A loss is built for the training samples of each class, ``counts`` (C,), and the head whose logits it
+will see. The module takes logits ``(B, C)`` and either labels ``(B,)`` or shares ``(B, C)``, and gives a
+mean over the batch in which every sample counts for itself: with a batch split over several processes,
+their means, weighted by their samples, average to that of the whole.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from . import settings
+from .model import Head
+
+
+def cross_entropy(
+    given: settings.CrossEntropy, *, counts: Tensor, head: Head
+) -> nn.CrossEntropyLoss:
+    """torch's own cross-entropy."""
+    return nn.CrossEntropyLoss(**dict(given))
+
+
+def mean_squared_error(
+    given: settings.MeanSquaredError, *, counts: Tensor, head: Head
+) -> MeanSquaredError:
+    """`MeanSquaredError` of these settings."""
+    return MeanSquaredError(**dict(given))
 
 
 class MeanSquaredError(nn.Module):

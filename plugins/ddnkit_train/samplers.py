@@ -18,7 +18,7 @@ from ddnkit import InputError
 from .data import Plan
 
 
-def derived_seed(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """A seed of 63 bits from several numbers; near numbers give unrelated seeds."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
@@ -46,11 +46,6 @@ class Sampler(abc.ABC):
         self._seed = seed
 
     @property
-    def largest_batch(self) -> int:
-        """Samples of the largest batch."""
-        return self._sizes[0]
-
-    @property
     def smallest_batch(self) -> int:
         """Samples of the smallest batch."""
         return self._sizes[-1]
@@ -72,7 +67,7 @@ class Sampler(abc.ABC):
             for index in list(self.epoch(number))[position:]:
                 if step == end:
                     return
-                yield Plan(index, derived_seed(self._seed, 1, step))
+                yield Plan(index, derive_seed(self._seed, 1, step))
                 step += 1
 
 
@@ -102,7 +97,7 @@ class Shuffled(Sampler):
 
     def order(self, epoch: int) -> Tensor:
         """A random permutation."""
-        generator = self._generator.manual_seed(derived_seed(self._seed, 0, epoch))
+        generator = self._generator.manual_seed(derive_seed(self._seed, 0, epoch))
         return torch.randperm(sum(self._sizes), generator=generator, device=generator.device)
 
 
@@ -139,7 +134,7 @@ class Stratified(Sampler):
 
     def order(self, epoch: int) -> Tensor:
         """The samples by their moment in the epoch."""
-        self._generator.manual_seed(derived_seed(self._seed, 0, epoch))
+        self._generator.manual_seed(derive_seed(self._seed, 0, epoch))
         turn = self._permutation(self._classes)[self._grouped]
         moment = (self._rank + (turn + 0.5) / self._classes) / self._share
         shuffled = self._permutation(len(self._labels))

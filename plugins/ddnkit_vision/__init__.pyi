@@ -1,8 +1,7 @@
 from .augmentation import FlipCropRotate
-from .backbones import VGG, densenet_bc, resnet
-from .cifar_resnet import CifarResNet
-from .folders import ImageFiles
-from .idx import read_idx
+from .backbones import VGG, CifarResNet, densenet_bc, resnet
+from .image_files import ImageFiles
+from .readers import read_idx
 from .streaming import StreamedImages, View
 
 __all__ = [

@@ -51,10 +51,10 @@ class FlipCropRotate:
         With rotation float images, also of uint8 ones; else of the type they have.
         """
         if self.rotation:
-            return self._resampled(samples, drawn)
-        return self._moved(samples, drawn) if self.flip or self.crop else samples
+            return self._resample(samples, drawn)
+        return self._move(samples, drawn) if self.flip or self.crop else samples
 
-    def _moved(self, images: Tensor, drawn: Tensor) -> Tensor:
+    def _move(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Flip and crop: every pixel is one pixel of the padded image, or 0."""
         count, channels, height, width = images.shape
         padded = F.pad(images, (self.crop,) * 4).flatten(2)
@@ -66,7 +66,7 @@ class FlipCropRotate:
         index = (rows[:, :, None] * stride + columns[:, None, :]).view(count, 1, -1)
         return padded.gather(2, index.expand(count, channels, -1)).view(images.shape)
 
-    def _resampled(self, images: Tensor, drawn: Tensor) -> Tensor:
+    def _resample(self, images: Tensor, drawn: Tensor) -> Tensor:
         """All three at once: where in the image each pixel of the window comes from."""
         images = images if images.is_floating_point() else images.to(torch.float32)
         height, width = images.shape[-2:]
@@ -87,6 +87,3 @@ def _places(size: int, shift: Tensor) -> Tensor:
     """
     places = torch.arange(size, device=shift.device, dtype=shift.dtype) - (size - 1) / 2 + shift
     return torch.where(places.abs() < size / 2, places, _FAR)
-
-
-__all__ = ["FlipCropRotate"]

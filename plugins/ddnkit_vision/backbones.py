@@ -7,12 +7,16 @@ parameters), so that AGD applies.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from ddnkit_train import MLP
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddnkit import InputError
+
+from .settings import backbones as settings
 
 #: Channels of each convolution, "M" a max-pool: the published configurations A, B and D.
 VGG_LAYOUTS: dict[str, tuple[int | str, ...]] = {
@@ -21,6 +25,81 @@ VGG_LAYOUTS: dict[str, tuple[int | str, ...]] = {
     "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
 }  # fmt: skip
 _HIDDEN = 4096
+
+
+def build_resnet(
+    given: settings.ResNetSettings, *, sample_shape: tuple[int, ...], samples: int
+) -> nn.Module:
+    """A network on images ``(channels, height, width)``."""
+    channels = _channels(given, sample_shape)
+    network = resnet(given.network, channels, stem=given.stem, affine=given.affine)
+    return _with_mlp(network, given)
+
+
+def build_cifar_resnet(
+    given: settings.ResNet32, *, sample_shape: tuple[int, ...], samples: int
+) -> nn.Module:
+    """A network on images ``(channels, height, width)``."""
+    channels = _channels(given, sample_shape)
+    return _with_mlp(CifarResNet(5, channels, width=given.width, affine=given.affine), given)
+
+
+def build_densenet(
+    given: settings.DenseNetBC, *, sample_shape: tuple[int, ...], samples: int
+) -> nn.Module:
+    """A network on images ``(channels, height, width)``."""
+    channels = _channels(given, sample_shape)
+    # Of less than that two halvings leave nothing.
+    least = {"cifar": 4, "imagenet": 13}[given.stem]
+    if min(sample_shape[1:]) < least:
+        raise InputError(
+            f"backbone: densenet_bc with stem: {given.stem} needs images of at least "
+            f"{least}×{least}; the samples of the data have shape {sample_shape}."
+        )
+    network = densenet_bc(
+        channels, depth=given.depth, growth=given.growth, stem=given.stem, affine=given.affine
+    )
+    return _with_mlp(network, given)
+
+
+def build_vgg(
+    given: settings.VGGSettings, *, sample_shape: tuple[int, ...], samples: int
+) -> nn.Module:
+    """A network on images ``(channels, height, width)``.
+
+    Below 32×32 its five pools round up where torchvision's round down to nothing.
+    """
+    network = VGG(
+        VGG_LAYOUTS[given.network],
+        _channels(given, sample_shape),
+        neck=given.neck,
+        bias=given.bias,
+        affine=given.affine,
+        ceil_mode=min(sample_shape[1:]) < 32,
+    )
+    return _with_mlp(network, given)
+
+
+def _channels(given: settings.NetworkSettings, sample_shape: tuple[int, ...]) -> int:
+    if len(sample_shape) != 3:
+        raise InputError(
+            f"backbone: {given.network} needs images (channels, height, width); "
+            f"the samples of the data have shape {sample_shape}."
+        )
+    channels = sample_shape[0]
+    weights = given.weights if isinstance(given, settings.PretrainableSettings) else "random"
+    if weights != "random" and channels != 3:
+        raise InputError(
+            f"backbone: weights {weights} are of a network for images of 3 channels; "
+            f"those of the data have {channels}."
+        )
+    return channels
+
+
+def _with_mlp(network: nn.Module, given: settings.NetworkSettings) -> nn.Module:
+    if not given.mlp_depth:
+        return network
+    return WithMLP(network, given.mlp_depth, given.mlp_width, init_scale=given.mlp_scale)
 
 
 def resnet(
@@ -119,6 +198,69 @@ def densenet_bc(
     if not affine:
         _drop_affine(network)
     return network
+
+
+class CifarResNet(nn.Module):
+    """A residual network for small images, of three stages and few channels, without its last layer.
+
+    A stem, 3×3 with 16 channels at full resolution; stages of basic blocks with 16, 32 and 64
+    channels, each after the first at half the resolution of the one before; the mean of each of the
+    last maps. Shortcuts have no parameters: they take every other pixel and are 0 in the channels
+    that a stage adds (option A). There are 6·blocks + 2 layers with weights, the classifier's among
+    them.
+
+    Source: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2;
+    the start: He et al., "Delving Deep into Rectifiers", ICCV 2015.
+
+    Args:
+        blocks: of each stage; 5 for ResNet-32.
+        in_channels: channels of the images.
+        width: multiplies all channels; there are 64·width features.
+        affine: batch norms learn a scale and a shift.
+    """
+
+    def __init__(
+        self, blocks: int = 5, in_channels: int = 3, *, width: int = 1, affine: bool = False
+    ) -> None:
+        super().__init__()
+        channels = [16 * width * 2**stage for stage in range(3) for _ in range(blocks)]
+        self.stem = _Convolution(in_channels, channels[0], 1, affine)
+        pairs = pairwise([channels[0], *channels])
+        self.blocks = nn.Sequential(*(_Block(before, after, affine) for before, after in pairs))
+        self.feature_dim = channels[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, feature_dim)`` of images ``(B, in_channels, height, width)``."""
+        return self.blocks(F.relu(self.stem(images))).mean(dim=(2, 3))
+
+
+class _Convolution(nn.Sequential):
+    """3×3 and a batch norm."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int, affine: bool) -> None:
+        super().__init__(
+            nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut; where the channels become more, at half the resolution."""
+
+    def __init__(self, channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        self.added = out_channels - channels
+        self.first = _Convolution(channels, out_channels, 2 if self.added else 1, affine)
+        self.second = _Convolution(out_channels, out_channels, 1, affine)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        residual = self.second(F.relu(self.first(maps)))
+        if self.added:
+            maps = F.pad(maps[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.added))
+        return F.relu(residual + maps)
 
 
 class VGG(nn.Module):

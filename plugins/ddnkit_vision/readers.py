@@ -1,21 +1,78 @@
-"""Reading and fetching the files of the small image data sets, as uint8 tensors."""
+"""The small image data sets, read from their files, or fetched, and held as uint8 tensors.
+
+MNIST's family is in IDX files: a header of magic number and sizes, then bytes.
+"""
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from ddnkit_train import Dataset, Standardise, synthetic_images
 from torch import Tensor
 
 from ddnkit import InputError
 
 from . import sources
-from .files import Source, require_torchvision
-from .idx import read_idx
+from .augmentation import FlipCropRotate
+from .settings import SmallImages
+from .sources import Source, require_torchvision
+
+#: Values in all synthetic training images together, those of 256 of 3×32×32.
+_SMOKE_VALUES = 3 * 256 * 32 * 32
+_UNSIGNED_BYTE = 0x08
+#: Bytes of an IDX file; twenty times MNIST.
+_LARGEST = 2**30
+
+
+def small_images(
+    settings: SmallImages, *, seed: int, smoke: bool, download: bool = False
+) -> Dataset:
+    """The data set of ``settings``, standardised and augmented as they say; never augmented tests.
+
+    Raises:
+        ddnkit.InputError: files are missing or damaged.
+        ddnkit.DdnkitError: a download failed.
+    """
+    data = _synthetic(settings) if smoke else _read(settings, download)
+    return replace(
+        data,
+        prepare=Standardise.fit(data.inputs, settings.standardise),
+        augmentation=_augmentation(settings),
+    )
+
+
+def _augmentation(settings: SmallImages) -> FlipCropRotate | None:
+    """What changes the training images at random; ``None`` where nothing does."""
+    if not (settings.flip or settings.crop or settings.rotation):
+        return None
+    return FlipCropRotate(settings.flip, settings.crop, settings.rotation, settings.interpolation)
+
+
+def _synthetic(settings: SmallImages) -> Dataset:
+    channels, height, width = settings.sample_shape
+    # At least one of each class, and few of large images.
+    least = max(settings.classes, 48)
+    samples = max(min(512, _SMOKE_VALUES // (3 * height * width)), least)
+    return synthetic_images((channels, height, width), settings.classes, samples=samples)
+
+
+def _read(settings: SmallImages, download: bool) -> Dataset:
+    images = READERS[settings.source.name].load(settings.root, download=download)
+    train, labels = images.train[: settings.subset], images.labels[: settings.subset]
+    return Dataset(train, labels, settings.classes, images.test, images.test_labels)
 
 
 class Images(NamedTuple):
@@ -122,14 +179,14 @@ class TorchvisionReader(Reader):
         try:
             train, test = (self.tensors(self.open(folder, split)) for split in ("train", "test"))
         except RuntimeError as error:
-            raise self._damaged(folder) from error
+            raise self._damage(folder) from error
         except (OSError, ValueError) as error:
             raise DamagedError(
                 f"{self.source.title}: files in {folder} cannot be read: {error}"
             ) from error
         return Images(*_tensors(*train), *_tensors(*test))
 
-    def _damaged(self, folder: Path) -> DamagedError:
+    def _damage(self, folder: Path) -> DamagedError:
         from torchvision.datasets.utils import check_integrity
 
         damaged = [
@@ -220,7 +277,7 @@ class MNISTFamily(Reader):
         """See `Reader.fetch`; the gzipped files, from the first mirror that has them."""
         kind = getattr(self.torchvision(), self._name)
         for file, md5 in kind.resources:
-            _from_mirrors(kind.mirrors, file, md5, folder)
+            _download(kind.mirrors, file, md5, folder)
 
     def read(self, folder: Path) -> Images:
         """See `Reader.read`."""
@@ -249,7 +306,68 @@ class MNISTFamily(Reader):
         return _tensors(pixels[:, None], classes)
 
 
-def _from_mirrors(mirrors: list[str], file: str, md5: str, folder: Path) -> None:
+def read_idx(path: Path, dims: int) -> np.ndarray:
+    """The array of unsigned bytes in an IDX file, plain or gzip-compressed (``.gz``).
+
+    The header holds two zero bytes, the element type (0x08: unsigned byte), the number of
+    dimensions, and each size as a big-endian 32-bit integer.
+
+    Args:
+        path: the file.
+        dims: the number of dimensions that it must have: 1 for labels, 3 for images.
+
+    Raises:
+        ddnkit.InputError: the file cannot be read, its magic number is another, a size is zero, the
+            sizes are of more than a gigabyte, or it holds more or fewer bytes than they say. No more
+            is read than they say, however much a compressed file unpacks to.
+    """
+    magic = bytes((0, 0, _UNSIGNED_BYTE, dims))
+    with _open(path) as file:
+        start = file.read(4)
+        if start != magic:
+            raise InputError(
+                f"{path}: not an IDX file of unsigned bytes with {dims} dimension(s): it starts with "
+                f"{start.hex(' ') or 'nothing'}, expected {magic.hex(' ')}"
+            )
+        header = file.read(4 * dims)
+        if len(header) < 4 * dims:
+            raise InputError(
+                f"{path}: its header of {4 + 4 * dims} bytes is cut off after {4 + len(header)}"
+            )
+        sizes = struct.unpack(f">{dims}I", header)
+        promised = math.prod(sizes)
+        shape = "×".join(map(str, sizes))
+        if not 0 < promised <= _LARGEST:
+            raise InputError(
+                f"{path}: its header promises {shape} = {promised} bytes; expected 1 to {_LARGEST}"
+            )
+        content = file.read(promised + 1)
+    if len(content) != promised:
+        held = str(len(content)) if len(content) < promised else "more"
+        raise InputError(
+            f"{path}: its header promises {shape} = {promised} bytes, it holds {held}. The file is "
+            "cut off or damaged."
+        )
+    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The file's content, unpacked where it is compressed; what goes wrong names the file."""
+    try:
+        if not path.is_file():
+            there = os.path.lexists(path)
+            raise InputError(
+                f"{path}: {'it is no file, nor leads to one' if there else 'there is no such file'}"
+            )
+        opening: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+        with opening(path, "rb") as opened:
+            yield opened
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def _download(mirrors: list[str], file: str, md5: str, folder: Path) -> None:
     from torchvision.datasets.utils import download_url
 
     reasons = []
@@ -279,5 +397,3 @@ READERS: dict[str, Reader] = {
         MNISTFamily(sources.FASHION_MNIST, "FashionMNIST"),
     )
 }
-
-__all__ = ["READERS", "DamagedError", "Images", "Reader"]

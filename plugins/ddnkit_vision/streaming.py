@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,10 @@ from torch.utils.data import DataLoader
 from ddnkit import DdnkitError, InputError
 
 from .augmentation import FlipCropRotate
-from .folders import ImageFiles
+from .image_files import ImageFiles
+from .settings import StreamedImageSettings
 
-if TYPE_CHECKING:
-    from typing import Literal
-
-    from .settings import StreamedImageSettings
-
-    Split = Literal["train", "test"]
-
+Split = Literal["train", "test"]
 #: Of the images of ImageNet, channel by channel, from 0 to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WHOLE = Share()
@@ -41,7 +36,7 @@ _Request = tuple[int, "int | None"]
 
 @dataclass(frozen=True)
 class View:
-    """What of an image the network sees.
+    """The part of an image that the network sees.
 
     Attributes:
         size: height and width.
@@ -89,7 +84,7 @@ class View:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """What torchvision's loader makes of an image, and the right grey of one of more than 8 bits.
+    """The image in RGB, as torchvision's loader converts it; grey values of more than 8 bits are scaled.
 
     Colours come from Pillow's ``convert("RGB")``: transparency is dropped, the colour below it stays,
     and an orientation in the EXIF data is not applied. That clips grey values above 255, of which
@@ -210,7 +205,7 @@ class StreamedImages(Data):
 
     def subset(self, index: Tensor) -> StreamedImages:
         """See `Data.subset`."""
-        return self._with(self._files["train"].chosen(index.cpu().numpy()), self._device)
+        return self._with(self._files["train"].select(index.cpu().numpy()), self._device)
 
     def _with(self, train: ImageFiles, device: torch.device | str) -> StreamedImages:
         test = self._files["test"]
@@ -226,7 +221,7 @@ class StreamedImages(Data):
         A sample's crop depends on its plan's seed and its place in the whole batch alone: not on
         the worker, the share, or the batches before.
         """
-        return self._batches("train", (self._shared(plan, share) for plan in plans))
+        return self._batches("train", (self._requests(plan, share) for plan in plans))
 
     def evaluation(
         self, split: Split, batch: int, share: Share = _WHOLE, index: Tensor | None = None
@@ -237,7 +232,7 @@ class StreamedImages(Data):
         chunks = share.of(index).split(batch)
         return self._batches(split, (([(int(i), None) for i in chunk]) for chunk in chunks))
 
-    def _shared(self, plan: Plan, share: Share) -> list[_Request]:
+    def _requests(self, plan: Plan, share: Share) -> list[_Request]:
         index = torch.arange(self.samples) if plan.index is None else plan.index.cpu()
         seeds = _seeds(plan.seed, len(index))
         places = share.of(torch.arange(len(index))).tolist()
@@ -251,13 +246,13 @@ class StreamedImages(Data):
         """The batches of ``requests``, on the device, each copied while the one before is used."""
         labels = self.labels if split == "train" else self._test_labels
         asked: list[Tensor] = []
-        loader = self._loader(split, _remembered(requests, asked))
+        loader = self._loader(split, _remember(requests, asked))
         ahead: tuple[Tensor, Tensor] | None = None
         for images in loader:
             if isinstance(images, str):
                 raise DdnkitError(images)
             # Batches come in the order in which they were asked for.
-            batch = self._sent(images), self._sent(labels[asked.pop(0)])
+            batch = self._send(images), self._send(labels[asked.pop(0)])
             if self._device.type == "cpu":
                 yield self.prepare(batch[0]), batch[1]
                 continue
@@ -267,7 +262,7 @@ class StreamedImages(Data):
         if ahead is not None:
             yield self.prepare(ahead[0]), ahead[1]
 
-    def _sent(self, tensor: Tensor) -> Tensor:
+    def _send(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda":
             # From pinned memory the copy does not hold up this process.
             return tensor.pin_memory().to(self._device, non_blocking=True)
@@ -294,9 +289,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _remembered(
-    requests: Iterable[list[_Request]], asked: list[Tensor]
-) -> Iterator[list[_Request]]:
+def _remember(requests: Iterable[list[_Request]], asked: list[Tensor]) -> Iterator[list[_Request]]:
     for request in requests:
         asked.append(torch.tensor([index for index, _ in request], dtype=torch.int64))
         yield request
@@ -312,7 +305,9 @@ def _seeds(seed: int, count: int) -> list[int]:
     return (mixed ^ (mixed >> np.uint64(31))).tolist()
 
 
-def streamed_images(settings: StreamedImageSettings, *, smoke: bool) -> Data:
+def streamed_images(
+    settings: StreamedImageSettings, *, seed: int, smoke: bool, download: bool = False
+) -> Data:
     """The images of ``settings``, as they are needed; with ``smoke`` a few synthetic ones.
 
     Raises:
@@ -320,7 +315,7 @@ def streamed_images(settings: StreamedImageSettings, *, smoke: bool) -> Data:
     """
     if smoke:
         return _synthetic(settings)
-    classes, train, test = settings.read(settings.needed.folder(settings.root))
+    classes, train, test = settings.read(settings.actual_source.folder(settings.root))
     if settings.subset is not None:
         train = train.first(settings.subset)
     view = View(settings.image_size, settings.resize, settings.smallest_crop, settings.flip)
@@ -353,6 +348,3 @@ def _synthetic(settings: StreamedImageSettings) -> Dataset:
         prepare=_standardise(),
         augmentation=FlipCropRotate(settings.flip, crop=size // 8),
     )
-
-
-__all__ = ["StreamedImages", "View", "default_workers", "streamed_images"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bounds import rounding
 from ddnkit_etf import ClassifierHead, ClassMeans
-from ddnkit_etf.reduction import all_reduced, batch_mean, class_sums
+from ddnkit_etf.reduction import batch_mean, class_sums, sum_over_processes
 from rounding import Rounding
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -135,7 +135,7 @@ def work_on(rank: int, folder: str) -> None:
 
 def second_derivative(rank: int) -> tuple[Tensor, Tensor]:
     x = torch.tensor([rank + 1.0], requires_grad=True)
-    first = torch.autograd.grad((all_reduced(x) ** 3).sum(), x, create_graph=True)[0]
+    first = torch.autograd.grad((sum_over_processes(x) ** 3).sum(), x, create_graph=True)[0]
     return first.detach(), torch.autograd.grad(first.sum(), x)[0]
 
 

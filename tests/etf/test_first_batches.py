@@ -15,11 +15,11 @@ CLASSES = 4
 N = 9
 SETTINGS = {
     "as they are": {},
-    "of classes": {"centre": "classes", "weight": "samples", "initial": "haar"},
-    "as the code": {"centre": "none", "absent": "global_mean"},
-    "as the text": {"normalise_means": "before", "absent": "zero", "weight": "samples"},
-    "weighted code": {"absent": "global_mean", "weight": "samples"},
-    "every batch anew": {"alpha": 1.0, "differentiate": False},
+    "of classes": {"centre": "classes", "means": {"weight": "samples"}, "initial": "haar"},
+    "as the code": {"centre": "none", "means": {"absent": "global_mean"}},
+    "as the text": {"means": {"normalise": "before", "absent": "zero", "weight": "samples"}},
+    "weighted code": {"means": {"absent": "global_mean", "weight": "samples"}},
+    "every batch anew": {"means": {"alpha": 1.0}, "differentiate": False},
     "by products": {"solver": Procrustes("products")},
     "without δ": {"delta": 0.0},
     "batch norm": {"batch_norm": "affine"},

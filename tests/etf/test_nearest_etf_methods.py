@@ -156,8 +156,8 @@ def test_a_solution_left_unfinished_is_not_passed_over(monkeypatch):
 HEADS = [
     (32, 8, {}),
     (7, 8, {}),  # the reduced form
-    (32, 8, {"centre": "classes", "weight": "samples", "batch_norm": "affine"}),
-    (8, 8, {"differentiate": False, "absent": "zero", "normalise_means": "before"}),
+    (32, 8, {"centre": "classes", "means": {"weight": "samples"}, "batch_norm": "affine"}),
+    (8, 8, {"differentiate": False, "means": {"absent": "zero", "normalise": "before"}}),
 ]
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from ddnkit_collapse.run_figures import read_run
 from ddnkit_longtail import LongTailed, figures
-from ddnkit_longtail.captions import caption
-from ddnkit_longtail.figures import draw_long_tail
+from ddnkit_longtail.figures import caption, draw_long_tail
 from ddnkit_longtail.variants import read_variants
 from longtail_runs import (
     ACCURACIES,

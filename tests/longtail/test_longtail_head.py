@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from ddnkit_longtail.settings import BatchNormETFHead
-from ddnkit_train.classifier import FinalHead
+from ddnkit_train.model import FinalHead
 from torch import nn
 from torch.nn import functional
 

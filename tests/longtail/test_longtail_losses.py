@@ -15,7 +15,7 @@ from ddnkit_longtail import (
     WeightedCrossEntropy,
     balanced_lengths,
     dot_regression,
-    mixed,
+    mix,
 )
 from ddnkit_longtail import settings as longtail
 from hypothesis import given, settings
@@ -138,7 +138,7 @@ def test_a_mixed_loss_is_the_mixture_of_the_losses(name: str, lam: float) -> Non
     logits = features @ weight.T
     head = FixedETFHead(temperature=1.0, centre=False).build(feature_dim=D, classes=C)
     loss = built(name, head)
-    _, shares = mixed(features, first, features, second, lam, C)
+    _, shares = mix(features, first, features, second, lam, C)
     expected = lam * loss(logits, first) + (1 - lam) * loss(logits, second)
     torch.testing.assert_close(loss(logits, shares), expected, rtol=SUMS, atol=SUMS)
     if lam in (0.0, 1.0):

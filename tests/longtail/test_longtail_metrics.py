@@ -12,7 +12,6 @@ from ddnkit_collapse import Evaluation, HeldOut, class_statistics, cosine_margin
 from ddnkit_etf import simplex_etf
 from ddnkit_longtail import class_cosines, rare_angle, worst_cosine
 from ddnkit_longtail.settings import LongTail
-from ddnkit_longtail.settings.metrics import COLUMNS
 
 C, D = 5, 7
 W = simplex_etf(C, D, direction="canonical").T
@@ -74,7 +73,7 @@ def test_accuracy_by_class_size() -> None:
     assert found["test_medium"] == pytest.approx(100 * 7 / 8)
     assert found["test_few"] == 0
     assert found["test_balanced"] == pytest.approx(100 * (1 + 1 + 0.75 + 1 + 0) / 5)
-    assert set(COLUMNS) <= found.keys()
+    assert set(LongTail.columns) <= found.keys()
     assert found["test_hw_own_cos"] == pytest.approx(1)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ddnkit_longtail
 import pytest
 import torch
-from ddnkit_longtail import MixedData, mixed
+from ddnkit_longtail import MixedData, mix
 from ddnkit_train import Dataset, Plan, Share
 from ddnkit_train.settings import FreeFeaturesData
 
@@ -25,7 +26,7 @@ def plans(count: int = 5) -> list[Plan]:
 @pytest.mark.parametrize("lam", [0.0, 0.25, 1.0])
 def test_inputs_and_labels_are_mixed_alike(lam: float) -> None:
     x, y = torch.randn(2, 3, 5).double(), torch.tensor([[0, 1, 2], [2, 1, 1]])
-    inputs, shares = mixed(x[0], y[0], x[1], y[1], lam, 3)
+    inputs, shares = mix(x[0], y[0], x[1], y[1], lam, 3)
     torch.testing.assert_close(inputs, lam * x[0] + (1 - lam) * x[1])
     eye = torch.eye(3).double()
     torch.testing.assert_close(shares, lam * eye[y[0]] + (1 - lam) * eye[y[1]])
@@ -84,3 +85,8 @@ def test_indices_cannot_be_mixed() -> None:
     indices = FreeFeaturesData(classes=4, samples=12).build(seed=0, smoke=False)
     with pytest.raises(InputError, match="indices"):
         MixedData(indices, 1.0)
+
+
+def test_the_old_name_of_mix_warns() -> None:
+    with pytest.warns(DeprecationWarning, match=r"ddnkit_longtail\.mix;"):
+        assert ddnkit_longtail.mixed is mix

@@ -14,6 +14,7 @@ import torch
 from bounds import rounding
 from ddnkit_collapse import ce_bound
 from ddnkit_train import Dataset
+from ddnkit_train.loss_watch import non_finite_loss
 from ddnkit_train.model import Model
 from ddnkit_train.samplers import Shuffled
 from ddnkit_train.settings import (
@@ -31,7 +32,6 @@ from ddnkit_train.settings import (
     FreeFeaturesData,
     TrainSettings,
 )
-from ddnkit_train.watch import non_finite
 from training_stand_ins import LinearHeadSettings, pipeline, run_job
 
 import ddnkit
@@ -168,7 +168,7 @@ def test_features_that_are_not_finite_are_told_with_their_samples(name: str) -> 
         model.backbone.weight.fill_(1.0)
         assert model(inputs, labels).isnan().any()
     index = torch.arange(100, 112)
-    text = str(non_finite(model, inputs, index, [], "step 1", "No checkpoint."))
+    text = str(non_finite_loss(model, inputs, index, [], "step 1", "No checkpoint."))
     assert re.search(r"features .*\b105 ", text)
 
 

@@ -196,14 +196,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Learning rates and loss of every step that is taken, by step."""
     taken: list[tuple[Any, ...]] = []
-    take = classification._Training._take
+    take = classification._Training._step
 
     def recorded(self: Any, step: int, *args: Any) -> None:
         take(self, step, *args)
         groups = [group.get("lr") for group in self.optimizer.param_groups]
         taken.append((step, *groups, self.losses.losses[-1]))
 
-    monkeypatch.setattr(classification._Training, "_take", recorded)
+    monkeypatch.setattr(classification._Training, "_step", recorded)
     return taken
 
 

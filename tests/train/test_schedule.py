@@ -59,13 +59,13 @@ def test_settings_that_contradict_each_other_are_refused(given: Any, text: str) 
 
 def test_every_step_is_taken_at_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    step_of = classification._Training._take
+    step_of = classification._Training._step
 
     def recorded(self: Any, *args: Any) -> None:
         step_of(self, *args)
         taken.append(self.optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(classification._Training, "_take", recorded)
+    monkeypatch.setattr(classification._Training, "_step", recorded)
     schedule = ScheduleSettings(warmup=2, decay="steps", milestones=(4, 6), factor=0.5)
     settings = pipeline(
         {"iterations": 8, "evaluate_every": 8},

@@ -47,7 +47,7 @@ def run(tmp_path: Path, head: str, **given: Any) -> list[dict[str, Any]]:
 def test_a_step_waits_for_nothing(
     head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = classification._Training._take
+    step = classification._Training._step
 
     def watched(self: Any, number: int, *args: Any) -> None:
         if number > 2:  # the first ones load and allocate
@@ -57,7 +57,7 @@ def test_a_step_waits_for_nothing(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(classification._Training, "_take", watched)
+    monkeypatch.setattr(classification._Training, "_step", watched)
     assert run(tmp_path, head)[-1]["step"] == 8
 
 

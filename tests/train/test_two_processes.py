@@ -249,7 +249,7 @@ def test_compile_is_refused_with_split_weights(tmp_path: Path) -> None:
 
 
 def test_a_single_number_cannot_be_split() -> None:
-    from ddnkit_train.sharding import split
+    from ddnkit_train.processes import split
 
     from ddnkit import InputError
 

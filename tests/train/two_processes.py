@@ -17,7 +17,7 @@ from ddnkit import InputError, Job
 from ddnkit.recipe.load import load
 
 BATCH = 97  # terms of the largest sums, over a batch or over rows of a layer
-STEP = classification._Training._take
+STEP = classification._Training._step
 
 
 def main(recipe: str, folder: str, rank: int, world: int, how: str) -> None:
@@ -40,7 +40,7 @@ def main(recipe: str, folder: str, rank: int, world: int, how: str) -> None:
             }
         )
 
-    classification._Training._take = recorded  # type: ignore[method-assign]
+    classification._Training._step = recorded  # type: ignore[method-assign]
     out = Path(folder) / ("moved" if how == "moved" else f"{rank}-of-{world}")
     state = (out if how == "moved" else Path(folder) / f"0-of-{world}") / "state"
     state.mkdir(parents=True, exist_ok=True)

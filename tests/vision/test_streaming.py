@@ -16,7 +16,7 @@ import pytest
 import torch
 from ddnkit_train import Data, Plan, Share
 from ddnkit_vision import StreamedImages
-from ddnkit_vision.folders import read_splits
+from ddnkit_vision.image_files import read_splits
 from ddnkit_vision.settings import ImageFolder
 from ddnkit_vision.streaming import View, _seeds
 from image_stand_ins import write_images

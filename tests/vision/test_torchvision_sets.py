@@ -150,7 +150,7 @@ def test_an_archive_with_another_checksum_is_refused(
 HOLD = """
 import sys
 from pathlib import Path
-from ddnkit_vision.files import exclusive
+from ddnkit_vision.sources import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", "torch" in sys.modules, flush=True)
     sys.stdin.readline()

@@ -1,9 +1,13 @@
 """What the sections of a long-tailed recipe may hold; nothing here imports torch."""
 
-from .heads import BatchNormETFHead
-from .imbalance import ImbalanceSettings, MixupSettings
-from .losses import DotRegression, WeightedCrossEntropy
-from .metrics import LongTail
+from .components import (
+    BatchNormETFHead,
+    DotRegression,
+    ImbalanceSettings,
+    LongTail,
+    MixupSettings,
+    WeightedCrossEntropy,
+)
 from .pipeline import InducingNeuralCollapse, LongTailed
 from .regularity import Regularity
 

@@ -10,10 +10,9 @@ from ddnkit_train import Classification
 from ddnkit_train.settings import MetricsSection
 from pydantic import Field, InstanceOf
 
-from ddnkit import Job, Paper, PublishedFigure, Table, component
+from ddnkit import Job, Paper, PublishedFigure, Table, component, import_object
 
-from .imbalance import ImbalanceSettings, MixupSettings
-from .metrics import COLUMNS
+from .components import ImbalanceSettings, LongTail, MixupSettings
 
 if TYPE_CHECKING:
     from ddnkit_train import Data
@@ -47,7 +46,7 @@ class InducingNeuralCollapse(Paper):
 
 
 class LongTailed(Classification):
-    """Train on classes of unequal size; measure how the frequent and the rare ones fare."""
+    """Train on classes of unequal size; measure accuracy and collapse of frequent and rare classes."""
 
     imbalance: ImbalanceSettings = Field(
         default=ImbalanceSettings(), description="Which of the training samples are kept."
@@ -61,43 +60,25 @@ class LongTailed(Classification):
 
     def load_data(self, job: Job) -> Data:
         """The data of a job: the subset of those of the recipe, and mixed."""
-        from ..imbalance import imbalanced_subset
-        from ..mixup import MixedData
-
-        data, of = super().load_data(job), self.imbalance
-        if of.ratio is not None:
-            kept = imbalanced_subset(
-                data.labels,
-                data.classes,
-                of.ratio,
-                profile=of.profile,
-                minority=of.minority,
-                # Synthetic samples are fewer than the real ones.
-                largest=None if job.smoke else of.largest,
-                order=of.order,
-                seed=of.seed,
-            )
-            data = data.subset(kept)
-        return MixedData(data, self.mixup.alpha) if self.mixup.alpha else data
+        make_long_tailed = import_object("ddnkit_longtail.data:make_long_tailed")
+        data: Data = make_long_tailed(super().load_data(job), self, smoke=job.smoke)
+        return data
 
     def figures(self, folder: Path) -> list[Path]:
         """The panels of a classification, then those of the long tail."""
-        from ..figures import draw_long_tail
-
-        return [*super().figures(folder), *draw_long_tail(folder)]
+        draw = import_object("ddnkit_longtail.figures:draw_long_tail")
+        return [*super().figures(folder), *draw(folder)]
 
     def further_panels(self) -> tuple[str, ...]:
         """Those of other metrics than a long tail's, which has figures of its own."""
-        return tuple(name for name in super().further_panels() if name not in COLUMNS)
+        return tuple(name for name in super().further_panels() if name not in LongTail.columns)
 
     def caption(self, figure: Path) -> str:
         """What a panel shows."""
-        from ..captions import caption
-
-        return caption(figure.stem) or super().caption(figure)
+        caption = import_object("ddnkit_longtail.figures:caption")(figure.stem)
+        return caption or super().caption(figure)
 
     def tables(self, folder: Path) -> list[Table]:
         """Those of a classification; accuracy by class size; how far the rare classes collapsed."""
-        from ..tables import tables
-
+        tables = import_object("ddnkit_longtail.tables:tables")
         return [*super().tables(folder), *tables(folder)]

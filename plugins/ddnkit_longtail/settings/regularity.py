@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import pydantic
 from pydantic import Field
 
-from ddnkit import Job, Pipeline, Table
+from ddnkit import Job, Pipeline, Table, import_object
 
-if TYPE_CHECKING:
-    from ..regularity import Comparison, Curve
-
-_BINS = 10
-_SMOKE_DRAWS = 500
+#: The draws are measured in so many parts, from the nearest to the farthest.
+PARTS = 10
 #: Above it p_k may underflow, as small as exp(−C/(C−1) √(E_W E_H)) is.
 _LARGEST_LOGIT = 300
 
@@ -42,7 +38,7 @@ class Regularity(Pipeline):
 
     classes: int = Field(default=10, ge=2, description="C, vectors of the simplex ETF.")
     dimension: int = Field(default=32, description="d, of the features; C or more.")
-    draws: int = Field(default=10_000, ge=_BINS, description="Features drawn near their optimum.")
+    draws: int = Field(default=10_000, ge=PARTS, description="Features drawn near their optimum.")
     delta: float = Field(
         default=0.5,
         ge=1e-6,
@@ -78,84 +74,19 @@ class Regularity(Pipeline):
 
     def run(self, job: Job) -> None:
         """Measure η of every draw; a row for each tenth of them, from the nearest to the farthest."""
-        import torch
-        from ddnkit_etf import simplex_etf
-
-        from ..regularity import compare, near
-        from ..regularity_report import RATES
-
-        # All draws on the CPU, so that the same seed draws the same on every device.
-        torch.manual_seed(job.seed)
-        draws = min(self.draws, _SMOKE_DRAWS) if job.smoke else self.draws
-        etf = simplex_etf(self.classes, self.dimension, direction="haar", dtype=torch.float64)
-        weight = self.e_w**0.5 * etf.T
-        labels = torch.randint(self.classes, (draws,))
-        features = near(weight, labels, self.delta, e_h=self.e_h, condition=self.condition)
-        h, W, y = (given.to(job.device) for given in (features, weight, labels))
-        lines = []
-        parts = zip(h.tensor_split(_BINS), y.tensor_split(_BINS), strict=True)
-        for step, (near_by, own) in enumerate(parts, 1):
-            found = compare(near_by, W, own, e_w=self.e_w, e_h=self.e_h, rates=self.rates)
-            job.record({"epoch": step, "step": step, **_row(found)})
-            lines += [{"step": step, **_line(found, one)} for one in (found.dr, *found.ce)]
-            job.progress(step, _BINS, {})
-        if job.rank == 0:
-            with (job.folder / RATES).open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(lines)
+        import_object("ddnkit_longtail.regularity:measure_regularity")(self, job)
 
     def figures(self, folder: Path) -> list[Path]:
         """η, and the share of draws below the bound, against the angle."""
-        from ..regularity_report import figures
-
-        return figures(folder)
+        files: list[Path] = import_object("ddnkit_longtail.regularity_report:figures")(folder)
+        return files
 
     def caption(self, figure: Path) -> str:
         """What a figure shows."""
-        from ..regularity_report import CAPTIONS
-
-        return CAPTIONS[figure.stem]
+        captions: dict[str, str] = import_object("ddnkit_longtail.regularity_report:CAPTIONS")
+        return captions[figure.stem]
 
     def tables(self, folder: Path) -> list[Table]:
         """How many draws are below the bound, by variant and rate."""
-        from ..regularity_report import tables
-
-        return tables(folder)
-
-
-def _row(found: Comparison) -> dict[str, Any]:
-    """The figures of one part of the draws."""
-    best, *fixed = found.ce
-    return {
-        "violations": sum(int(found.violations(one).sum()) for one in found.ce),
-        "angle": float(found.angle.mean()),
-        "draws": len(found.angle),
-        "bound": float(found.bound.median()),
-        "eta_dr": float(found.dr.eta.median()),
-        "eta_dr_error": float((found.dr.eta - found.bound).abs().max()),
-        "eta_ce_best": float(best.eta.median()),
-        "ce_fixed_least_excess": min(float((one.eta - found.bound).min()) for one in fixed),
-        "eta_dr_projected": float(found.dr.projected.median()),
-        "ce_nearer_projected": sum(int(found.nearer_projected(one).sum()) for one in fixed),
-    }
-
-
-def _line(found: Comparison, one: Curve) -> dict[str, Any]:
-    """One loss at one rate on one part of the draws: a line of ``rates.csv``."""
-    from ..regularity_report import DOT_REGRESSION
-
-    excess = one.eta - found.bound
-    rate = "best γ" if one.rate is None else f"γ = {one.rate:g}"
-    return {
-        "curve": DOT_REGRESSION if one is found.dr else f"CE, {rate}",
-        "angle": float(found.angle.mean()),
-        "draws": len(excess),
-        "bound": float(found.bound.median()),
-        "eta": float(one.eta.median()),
-        "projected": float(one.projected.median()),
-        "least_excess": float(excess.min()),
-        "greatest_excess": float(excess.max()),
-        "violations": int(found.violations(one).sum()),
-        "nearer_projected": int(found.nearer_projected(one).sum()),
-    }
+        found: list[Table] = import_object("ddnkit_longtail.regularity_report:tables")(folder)
+        return found

@@ -1,12 +1,23 @@
 """What the sections of a classification recipe may hold; nothing here imports torch."""
 
-from .backbones import CNN, MLP, BackboneSettings, FreeFeatures
-from .data import DataSettings, DigitPairs, Digits, FreeFeaturesData, ImageSettings
-from .engine import EngineSettings
-from .losses import CrossEntropy, MeanSquaredError
-from .optimizers import AGD, SGD, Adam, AdamW
+from .components import (
+    AGD,
+    CNN,
+    MLP,
+    SGD,
+    Adam,
+    AdamW,
+    BackboneSettings,
+    CrossEntropy,
+    DataSettings,
+    DigitPairs,
+    Digits,
+    FreeFeatures,
+    FreeFeaturesData,
+    ImageSettings,
+    MeanSquaredError,
+)
 from .pipeline import Classification, TrainSettings
-from .schedule import ScheduleSettings
 from .sections import (
     BackboneSection,
     DataSection,
@@ -15,6 +26,7 @@ from .sections import (
     MetricsSection,
     OptimizerSection,
 )
+from .training import EngineSettings, ScheduleSettings
 
 __all__ = [
     "AGD",

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import pydantic
 from pydantic import Field, InstanceOf, PositiveInt
 
-from ddnkit import Doubt, Job, Pipeline, Settings, Table, component
+from ddnkit import Doubt, Job, Pipeline, Settings, Table, component, import_object
 
-from .backbones import BackboneSettings
-from .engine import EngineSettings
-from .optimizers import AGD
-from .schedule import ScheduleSettings
+from .components import AGD, BackboneSettings
 from .sections import (
     BackboneSection,
     DataSection,
@@ -25,6 +22,7 @@ from .sections import (
     MetricsSection,
     OptimizerSection,
 )
+from .training import EngineSettings, ScheduleSettings
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -90,7 +88,7 @@ class TrainSettings(Settings):
     @property
     def length(self) -> str:
         """`end` with its unit."""
-        return _counted(self.end, "iteration" if self.iterations else "epoch")
+        return _plural(self.end, "iteration" if self.iterations else "epoch")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole training."""
@@ -211,7 +209,7 @@ class Classification(Pipeline):
         every = self.engine.checkpoint_every
         if every != "auto" and every >= end:
             text = (
-                f"{every} is not below the {_counted(end, 'step')}: only an interrupt saves a state"
+                f"{every} is not below the {_plural(end, 'step')}: only an interrupt saves a state"
             )
             yield Doubt("engine.checkpoint_every", text)
 
@@ -249,9 +247,8 @@ class Classification(Pipeline):
 
     def load_data(self, job: Job) -> Data:
         """The data of a job, on the CPU."""
-        from ..built import data_of
-
-        return data_of(self, job)
+        data: Data = import_object("ddnkit_train.parts:build_data")(self, job)
+        return data
 
     def run(self, job: Job) -> None:
         """Train one variant with one seed.
@@ -260,9 +257,7 @@ class Classification(Pipeline):
             ddnkit.InputError: data, backbone and head do not fit, or files are missing.
             ddnkit.DdnkitError: the training loss is no longer finite.
         """
-        from ..classification import train
-
-        train(self, job)
+        import_object("ddnkit_train.classification:train")(self, job)
 
     def measure(self, model: Model, data: Data) -> dict[str, float]:
         """Further figures of a model, by column, at every evaluation; here there are none.
@@ -280,9 +275,9 @@ class Classification(Pipeline):
 
     def figures(self, folder: Path) -> list[Path]:
         """The panels of neural collapse as PNG files, drawn from ``summary.csv`` and the runs."""
-        from ddnkit_collapse import draw_panels
-
-        return draw_panels(folder, self.further_panels())
+        draw = import_object("ddnkit_collapse:draw_panels")
+        files: list[Path] = draw(folder, self.further_panels())
+        return files
 
     def further_panels(self) -> tuple[str, ...]:
         """Columns of the metrics that no other figure shows: a panel each."""
@@ -290,22 +285,21 @@ class Classification(Pipeline):
 
     def caption(self, figure: Path) -> str:
         """What a panel shows."""
-        from ddnkit_collapse.panels import caption
-
-        return caption(figure.stem)
+        text: str = import_object("ddnkit_collapse.panels:caption")(figure.stem)
+        return text
 
     def tables(self, folder: Path) -> list[Table]:
         """What a step cost."""
-        from ..tables import tables
-
-        return tables(folder)
+        found: list[Table] = import_object("ddnkit_train.tables:tables")(folder)
+        return found
 
     def evaluate(self, job: Job) -> dict[str, float | None]:
         """The figures of the model in the job's folder, on these data."""
-        from ..reevaluate import reevaluate
+        figures: dict[str, float | None] = import_object("ddnkit_train.export:reevaluate")(
+            self, job
+        )
+        return figures
 
-        return reevaluate(self, job)
 
-
-def _counted(number: int, unit: str) -> str:
+def _plural(number: int, unit: str) -> str:
     return f"{number} {unit}{'s' * (number != 1)}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..data import Data
+    from ..model import Head
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class BackboneSection(Protocol):
 class HeadSection(Protocol):
     """The classifier on the features."""
 
-    def build(self, *, feature_dim: int, classes: int) -> nn.Module:
+    def build(self, *, feature_dim: int, classes: int) -> Head:
         """A `ddnkit_etf.ClassifierHead`, or a module that has the same members."""
 
 
@@ -56,7 +57,7 @@ class HeadSection(Protocol):
 class LossSection(Protocol):
     """What is minimised."""
 
-    def build(self, *, counts: Tensor, head: nn.Module) -> nn.Module:
+    def build(self, *, counts: Tensor, head: Head) -> nn.Module:
         """A module ``(logits, labels) -> scalar``, given the training samples of each class."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,15 +10,16 @@ import pydantic
 from ddnkit_train.settings import BackboneSettings
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ddnkit import Doubt, InputError
-
-from ..pretrained import Published
+from ddnkit import Component, Doubt, import_object
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class _Network(BackboneSettings, abc.ABC):
+class NetworkSettings(Component, BackboneSettings):
+    """Base of the networks on images."""
+
+    #: Its name, in torchvision where that has it.
     network: ClassVar[str]
     start_scales = ("mlp_scale",)
 
@@ -45,33 +45,16 @@ class _Network(BackboneSettings, abc.ABC):
             for key in ("mlp_width", "mlp_scale"):
                 yield Doubt(key, "does nothing: mlp_depth is 0", idle=True)
 
-    def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
-        """A network on images ``(channels, height, width)``."""
-        network = self._build(sample_shape)
-        if not self.mlp_depth:
-            return network
-        from ..backbones import WithMLP
 
-        return WithMLP(network, self.mlp_depth, self.mlp_width, init_scale=self.mlp_scale)
-
-    @abc.abstractmethod
-    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
-        """The network without the layers of ``mlp_depth``."""
-
-    def _channels(self, sample_shape: tuple[int, ...]) -> int:
-        if len(sample_shape) != 3:
-            raise InputError(
-                f"backbone: {self.network} needs images (channels, height, width); "
-                f"the samples of the data have shape {sample_shape}."
-            )
-        return sample_shape[0]
-
-
-class _Pretrainable(_Network, abc.ABC):
+class PretrainableSettings(NetworkSettings):
     """Base of the networks whose published weights torchvision has."""
 
     #: What the published networks have; ours may differ.
     as_published: ClassVar[dict[str, Any]]
+    #: The layer of a file of weights that a classifier head takes the place of.
+    last_layer: ClassVar[str]
+    #: Our layers that have another name in the file, and that name.
+    renamed_layers: ClassVar[dict[str, str]] = {}
 
     weights: Literal["random", "imagenet"] | Path = Field(
         default="random",
@@ -83,7 +66,7 @@ class _Pretrainable(_Network, abc.ABC):
     )
 
     @pydantic.model_validator(mode="after")
-    def _as_the_weights_need(self) -> _Pretrainable:
+    def _as_the_weights_need(self) -> PretrainableSettings:
         if self.weights != "random":
             needed = {"affine": True, **self.as_published}
             differing = [key for key, value in needed.items() if getattr(self, key) != value]
@@ -93,33 +76,28 @@ class _Pretrainable(_Network, abc.ABC):
         return self
 
     @property
-    @abc.abstractmethod
-    def published(self) -> Published:
+    def published_network(self) -> str:
         """The network of torchvision that has the weights."""
+        return self.network
 
     def locate(self, *, download: bool = False) -> None:
         """See `BackboneSettings.locate`; the file is not opened."""
         if self.weights != "random":
-            self.published.locate(self.weights, download=download)
+            import_object("ddnkit_vision.pretrained:locate_weights")(self, download=download)
 
     def start(self, backbone: nn.Module, *, download: bool = False) -> None:
         """See `BackboneSettings.start`."""
         if self.weights != "random":
-            network: Any = backbone.network if self.mlp_depth else backbone
-            self.published.load(network, self.weights, download=download)
-
-    def _channels(self, sample_shape: tuple[int, ...]) -> int:
-        channels = super()._channels(sample_shape)
-        if self.weights != "random" and channels != 3:
-            raise InputError(
-                f"backbone: weights {self.weights} are of a network for images of 3 channels; "
-                f"those of the data have {channels}."
-            )
-        return channels
+            load = import_object("ddnkit_vision.pretrained:load_weights")
+            load(self, backbone, download=download)
 
 
-class _ResNet(_Pretrainable):
+class ResNetSettings(PretrainableSettings):
+    """Base of torchvision's residual networks."""
+
+    builder = "ddnkit_vision.backbones:build_resnet"
     as_published: ClassVar[dict[str, Any]] = {"stem": "imagenet"}
+    last_layer: ClassVar[str] = "fc"
 
     stem: Literal["imagenet", "cifar"] = Field(
         default="imagenet",
@@ -128,49 +106,39 @@ class _ResNet(_Pretrainable):
         "with stride 1 and no pool, more accurate on small images at 16 times the cost.",
     )
 
-    @property
-    def published(self) -> Published:
-        """The network of torchvision that has the weights."""
-        return Published(self.network, "fc", {})
 
-    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
-        from ..backbones import resnet
-
-        channels = self._channels(sample_shape)
-        return resnet(self.network, channels, stem=self.stem, affine=self.affine)
-
-
-class ResNet18(_ResNet):
+class ResNet18(ResNetSettings):
     """ResNet-18 of torchvision without its last layer: 512 features."""
 
     network = "resnet18"
 
 
-class ResNet34(_ResNet):
+class ResNet34(ResNetSettings):
     """ResNet-34 of torchvision without its last layer: 512 features."""
 
     network = "resnet34"
 
 
-class ResNet50(_ResNet):
+class ResNet50(ResNetSettings):
     """ResNet-50 of torchvision without its last layer: 2048 features."""
 
     network = "resnet50"
 
 
-class ResNet101(_ResNet):
+class ResNet101(ResNetSettings):
     """ResNet-101 of torchvision without its last layer: 2048 features."""
 
     network = "resnet101"
 
 
-class ResNet32(_Network):
+class ResNet32(NetworkSettings):
     """ResNet-32 for small images such as CIFAR's, without its last layer: 64 features.
 
     A 3×3 stem, then three stages of five basic blocks with 16, 32 and 64 channels; shortcuts have
     no parameters (He et al. 2016, section 4.2).
     """
 
+    builder = "ddnkit_vision.backbones:build_cifar_resnet"
     network = "resnet32"
 
     width: PositiveInt = Field(
@@ -179,18 +147,14 @@ class ResNet32(_Network):
         "at least C − 1.",
     )
 
-    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
-        from ..cifar_resnet import CifarResNet
 
-        return CifarResNet(5, self._channels(sample_shape), width=self.width, affine=self.affine)
-
-
-class DenseNetBC(_Network):
+class DenseNetBC(NetworkSettings):
     """DenseNet-BC for small images, three blocks with compression 0.5, without its last layer.
 
     By default 342 features, as published for CIFAR with 0.8 million parameters (Huang et al. 2017).
     """
 
+    builder = "ddnkit_vision.backbones:build_densenet"
     network = "densenet_bc"
 
     depth: int = Field(
@@ -216,24 +180,17 @@ class DenseNetBC(_Network):
             raise ValueError(f"depth is 6n + 4, such as {below} or {below + 6}, not {depth}")
         return depth
 
-    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
-        from ..backbones import densenet_bc
 
-        channels = self._channels(sample_shape)
-        # Of less than that two halvings leave nothing.
-        least = {"cifar": 4, "imagenet": 13}[self.stem]
-        if min(sample_shape[1:]) < least:
-            raise InputError(
-                f"backbone: densenet_bc with stem: {self.stem} needs images of at least "
-                f"{least}×{least}; the samples of the data have shape {sample_shape}."
-            )
-        return densenet_bc(
-            channels, depth=self.depth, growth=self.growth, stem=self.stem, affine=self.affine
-        )
+class VGGSettings(PretrainableSettings):
+    """Base of torchvision's VGGs with batch norm."""
 
-
-class _VGG(_Pretrainable):
+    builder = "ddnkit_vision.backbones:build_vgg"
     as_published: ClassVar[dict[str, Any]] = {"bias": True, "neck": "mlp"}
+    last_layer: ClassVar[str] = "classifier.6"
+    renamed_layers: ClassVar[dict[str, str]] = {
+        "neck.2": "classifier.0",
+        "neck.4": "classifier.3",
+    }
 
     bias: bool = Field(
         default=False, description="Convolutions and hidden layers add a bias, as the published."
@@ -245,38 +202,24 @@ class _VGG(_Pretrainable):
     )
 
     @property
-    def published(self) -> Published:
+    def published_network(self) -> str:
         """The network of torchvision that has the weights."""
-        layers = {"neck.2": "classifier.0", "neck.4": "classifier.3"}
-        return Published(f"{self.network}_bn", "classifier.6", layers)
-
-    def _build(self, sample_shape: tuple[int, ...]) -> nn.Module:
-        """Below 32×32 its five pools round up where torchvision's round down to nothing."""
-        from ..backbones import VGG, VGG_LAYOUTS
-
-        return VGG(
-            VGG_LAYOUTS[self.network],
-            self._channels(sample_shape),
-            neck=self.neck,
-            bias=self.bias,
-            affine=self.affine,
-            ceil_mode=min(sample_shape[1:]) < 32,
-        )
+        return f"{self.network}_bn"
 
 
-class VGG11(_VGG):
+class VGG11(VGGSettings):
     """VGG-11 with batch norm, up to its features: 512, or 4096 with neck 'mlp'."""
 
     network = "vgg11"
 
 
-class VGG13(_VGG):
+class VGG13(VGGSettings):
     """VGG-13 with batch norm, up to its features: 512, or 4096 with neck 'mlp'."""
 
     network = "vgg13"
 
 
-class VGG16(_VGG):
+class VGG16(VGGSettings):
     """VGG-16 with batch norm, up to its features: 512, or 4096 with neck 'mlp'."""
 
     network = "vgg16"

@@ -14,24 +14,23 @@ import pydantic
 from ddnkit_train.settings import DataSettings, ImageSettings
 from pydantic import Field, PositiveInt
 
-from ddnkit import Doubt
+from ddnkit import Component, Doubt, import_object
 
 from .. import sources
-from ..files import Source
+from ..sources import Source
 
 if TYPE_CHECKING:
-    from ddnkit_train import Data, Dataset
-
-    from ..folders import Splits
+    from ..image_files import Splits
 
 
-class SmallImages(ImageSettings, abc.ABC):
+class SmallImages(Component, ImageSettings):
     """Base of the image data sets held in memory, on the device that trains.
 
     Files are looked for in ``root``; without it in ``$DDNKIT_DATA/NAME``, then in
     ``~/.cache/ddnkit/NAME``, where ``--download`` puts them.
     """
 
+    builder = "ddnkit_vision.readers:small_images"
     source: ClassVar[Source]
     sample_shape: ClassVar[tuple[int, int, int]]
     classes: ClassVar[int] = 10
@@ -77,18 +76,6 @@ class SmallImages(ImageSettings, abc.ABC):
                 and what to do.
         """
         self.source.locate(self.root, download=download)
-
-    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
-        """Images as uint8 ``(N, channels, height, width)``.
-
-        Raises:
-            ddnkit.InputError: files are missing or damaged; the text says which, where they were
-                looked for, and what to do.
-            ddnkit.DdnkitError: a download failed.
-        """
-        from ..images import small_images
-
-        return small_images(self, smoke=smoke, download=download)
 
 
 class CIFAR10(SmallImages):
@@ -167,13 +154,14 @@ class FashionMNIST(MNIST):
     source: ClassVar[Source] = sources.FASHION_MNIST
 
 
-class StreamedImageSettings(DataSettings, abc.ABC):
+class StreamedImageSettings(Component, DataSettings, abc.ABC):
     """Base of the data sets whose image files are decoded while the network trains.
 
     Training images are cropped and flipped at random, others resized and cropped at the centre, all
     standardised by ImageNet's mean and deviation.
     """
 
+    builder = "ddnkit_vision.streaming:streamed_images"
     source: ClassVar[Source]
     #: Number of classes C; of a smoke run alone where the files decide.
     classes: ClassVar[int] = 1000
@@ -215,7 +203,7 @@ class StreamedImageSettings(DataSettings, abc.ABC):
         return self
 
     @property
-    def needed(self) -> Source:
+    def actual_source(self) -> Source:
         """The files and folders to look for."""
         return self.source
 
@@ -234,17 +222,7 @@ class StreamedImageSettings(DataSettings, abc.ABC):
             ddnkit.InputError: they do not; the text says which, where they were looked for, and
                 what to do.
         """
-        self.needed.locate(self.root, download=download)
-
-    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Data:
-        """Images ``(3, image_size, image_size)``, read as they are needed.
-
-        Raises:
-            ddnkit.InputError: files are missing, or are not the data set's.
-        """
-        from ..streaming import streamed_images
-
-        return streamed_images(self, smoke=smoke)
+        self.actual_source.locate(self.root, download=download)
 
 
 class ImageFolder(StreamedImageSettings):
@@ -266,20 +244,17 @@ class ImageFolder(StreamedImageSettings):
     def locate(self, *, download: bool = False) -> None:
         """See `StreamedImageSettings.locate`; files that are no images are told, once."""
         super().locate(download=download)
-        _tell_left_out(self.needed.folder(self.root))
+        _warn_of_ignored(self.actual_source.folder(self.root))
 
     def read(self, folder: Path) -> Splits:
         """See `StreamedImageSettings.read`; classes in the order of their folders' names."""
-        from ..folders import read_splits
-
-        return read_splits(folder)
+        splits: Splits = import_object("ddnkit_vision.image_files:read_splits")(folder)
+        return splits
 
 
 @functools.cache
-def _tell_left_out(folder: Path) -> None:
-    from ..folders import left_out
-
-    text = left_out(folder)
+def _warn_of_ignored(folder: Path) -> None:
+    text = import_object("ddnkit_vision.image_files:describe_ignored")(folder)
     if text:
         warnings.warn(text, stacklevel=3)
 
@@ -310,17 +285,17 @@ class ImageNetLT(StreamedImageSettings):
     )
 
     @property
-    def needed(self) -> Source:
+    def actual_source(self) -> Source:
         """Both lists."""
         lists = (self.train_list.expanduser(), self.test_list.expanduser())
         return replace(self.source, files=tuple(map(str, lists)))
 
     def read(self, folder: Path) -> Splits:
         """See `StreamedImageSettings.read`; of the images the first of each list is looked for."""
-        from ..lists import imagenet_lt
-
-        train, test = (folder / file for file in self.needed.files)
-        return imagenet_lt(folder, train, test, self.classes)
+        train, test = (folder / file for file in self.actual_source.files)
+        read = import_object("ddnkit_vision.image_files:imagenet_lt")
+        splits: Splits = read(folder, train, test, self.classes)
+        return splits
 
 
 class CUB200(StreamedImageSettings):
@@ -351,6 +326,6 @@ class CUB200(StreamedImageSettings):
 
     def read(self, folder: Path) -> Splits:
         """See `StreamedImageSettings.read`; of the images the first is looked for."""
-        from ..lists import cub200
-
-        return cub200(folder, self.classes)
+        read = import_object("ddnkit_vision.image_files:cub200")
+        splits: Splits = read(folder, self.classes)
+        return splits

@@ -1,20 +1,33 @@
-"""The UCI handwritten digits that scikit-learn ships, single and as pairs side by side."""
+"""Data that need no files: free features, and the UCI digits that scikit-learn ships."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .data import Dataset, synthetic
-from .standardise import Standardise
-
-if TYPE_CHECKING:
-    from .settings import DigitPairs, Digits
+from .data import Dataset, Standardise, synthetic
+from .settings import DigitPairs, Digits, FreeFeaturesData
 
 
-def digits(settings: Digits, *, smoke: bool) -> Dataset:
+class Indices(Dataset):
+    """Samples that are their own indices: a subset is numbered anew, from 0."""
+
+    def subset(self, index: Tensor) -> Indices:
+        """See `Data.subset`."""
+        return replace(self, inputs=self.inputs[: len(index)], labels=self.labels[index])
+
+
+def free_features(
+    settings: FreeFeaturesData, *, seed: int, smoke: bool, download: bool = False
+) -> Indices:
+    """The indices 0…N−1, with label i mod C; already synthetic, so that ``smoke`` keeps them."""
+    indices = torch.arange(settings.samples)
+    return Indices(indices, indices % settings.classes, settings.classes)
+
+
+def digits(settings: Digits, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
     """The single digits: ``(N, 1, 8, 8)``, 10 classes, standardised."""
     if smoke:
         return synthetic((1, 8, 8), 10)
@@ -23,7 +36,7 @@ def digits(settings: Digits, *, smoke: bool) -> Dataset:
     return Dataset(*train, 10, *test, prepare=prepare)
 
 
-def digit_pairs(settings: DigitPairs, *, smoke: bool) -> Dataset:
+def digit_pairs(settings: DigitPairs, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
     """Pairs of digits: ``(N, 1, 8, 16)``, label 10·left + right, 100 balanced classes."""
     if smoke:
         return synthetic((1, 8, 16), 100)

@@ -1,4 +1,4 @@
-"""Automatic gradient descent (AGD): a step size from the gradient's size alone."""
+"""Optimisers: automatic gradient descent (AGD), and torch's own as a recipe asks for them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,37 @@ from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddnkit import InputError
 
-from .sharding import is_split, local
+from . import settings
+from .processes import is_split, local
+
+
+def agd(given: settings.AGD, model: nn.Module) -> AGD:
+    """AGD on the model's trainable matrices, which it also initialises."""
+    return AGD(model.named_parameters(), **dict(given))
+
+
+def sgd(given: settings.SGD, model: nn.Module) -> Optimizer:
+    """torch's own SGD."""
+    return torch.optim.SGD(_trainable(model), **dict(given))
+
+
+def adam(given: settings.Adam, model: nn.Module) -> Optimizer:
+    """torch's own Adam."""
+    return torch.optim.Adam(_trainable(model), **dict(given))
+
+
+def adamw(given: settings.AdamW, model: nn.Module) -> Optimizer:
+    """torch's own AdamW."""
+    return torch.optim.AdamW(_trainable(model), **dict(given))
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 class AGD(Optimizer):
@@ -54,7 +79,7 @@ class AGD(Optimizer):
     ) -> None:
         if gain <= 0:
             raise InputError(f"AGD: gain must be above 0; it is {gain}")
-        super().__init__(_checked(params), {"gain": float(gain)})
+        super().__init__(_trainable_matrices(params), {"gain": float(gain)})
         if initialise:
             for weight in self._weights():
                 orthogonal_(weight)
@@ -162,7 +187,7 @@ def _norms(gradient: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient, dim=(0, 1), dtype=dtype)
 
 
-def _checked(params: Iterable[Any]) -> list[Any]:
+def _trainable_matrices(params: Iterable[Any]) -> list[Any]:
     """The trainable entries of ``params``, all of them matrices or kernels."""
     trainable = []
     for entry in params:

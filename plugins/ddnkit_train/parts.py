@@ -1,89 +1,83 @@
-"""What the plugins of a recipe's sections built, held against what a training asks of them.
+"""The parts of a training, built from a recipe's sections and checked.
 
-Their settings are checked before anything runs (`settings.sections`); what `build` returns, and what
-that gives, is known as the job begins. Without these checks a wrong one is told in torch's words, steps
-later, or not at all.
+Settings are checked before anything runs (`settings.sections`); what `build` returns can be checked only
+when the job begins. Without these checks a wrong part would fail steps later with an error of torch's,
+or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
+from ddnkit_collapse import Evaluation
 from torch import Tensor, nn
 
-from ddnkit import DdnkitError, InputError
+from ddnkit import DdnkitError, InputError, Job
 
 from .data import Data
+from .model import Head
+from .settings import Classification
 from .settings.pipeline import MEASURED
 
-_HEAD = ("embed", "classifier", "after_step", "global_mean", "temperature")
 
-
-def data_of(settings: Any, job: Any) -> Data:
+def build_data(settings: Classification, job: Job) -> Data:
     """The samples of a job."""
-    built = settings.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
-    _held("data", settings, built, isinstance(built, Data), "a ddnkit_train.Data")
-    classes: Any = built.classes
-    whole = isinstance(classes, int) and not isinstance(classes, bool) and classes > 0
-    _held("data", settings, classes, whole, "a number of classes from 1", of="classes of ")
-    data: Data = built
+    data = settings.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
+    _require("data", settings, data, isinstance(data, Data), "a ddnkit_train.Data")
+    right = _is_count(data.classes)
+    _require("data", settings, data.classes, right, "a number of classes from 1", of="classes of ")
     return data
 
 
-def backbone_of(settings: Any, data: Data) -> nn.Module:
+def build_backbone(settings: Classification, data: Data) -> nn.Module:
     """The network below the classifier."""
-    built = settings.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
-    _held("backbone", settings, built, isinstance(built, nn.Module), "a torch.nn.Module")
-    dimension = getattr(built, "feature_dim", None)
-    whole = isinstance(dimension, int) and not isinstance(dimension, bool) and dimension > 0
+    backbone = settings.backbone.build(sample_shape=data.sample_shape, samples=data.samples)
+    _require("backbone", settings, backbone, isinstance(backbone, nn.Module), "a torch.nn.Module")
+    dimension = getattr(backbone, "feature_dim", None)
     expected = "a whole number from 1, that of its features"
-    _held("backbone", settings, dimension, whole, expected, of="feature_dim of ")
-    backbone: nn.Module = built
+    _require("backbone", settings, dimension, _is_count(dimension), expected, of="feature_dim of ")
     return backbone
 
 
-def head_of(settings: Any, feature_dim: int, classes: int) -> nn.Module:
+def build_head(settings: Classification, feature_dim: int, classes: int) -> Head:
     """The classifier."""
-    built = settings.head.build(feature_dim=feature_dim, classes=classes)
-    missing = [name for name in _HEAD if not hasattr(built, name)]
+    head = settings.head.build(feature_dim=feature_dim, classes=classes)
+    members = [name for name in vars(Head) if not name.startswith("_")]
+    missing = [name for name in members if not hasattr(head, name)]
     expected = "a ddnkit_etf.ClassifierHead, or a torch.nn.Module with the same members"
-    expected += f" (it lacks {', '.join(missing)})" if isinstance(built, nn.Module) else ""
-    _held("head", settings, built, isinstance(built, nn.Module) and not missing, expected)
-    head: nn.Module = built
+    expected += f" (it lacks {', '.join(missing)})" if isinstance(head, nn.Module) else ""
+    _require("head", settings, head, isinstance(head, nn.Module) and not missing, expected)
     return head
 
 
-def loss_of(settings: Any, counts: Tensor, head: nn.Module) -> nn.Module:
+def build_loss(settings: Classification, counts: Tensor, head: Head) -> nn.Module:
     """What is minimised."""
-    built = settings.loss.build(counts=counts, head=head)
-    _held("loss", settings, built, isinstance(built, nn.Module), "a torch.nn.Module")
-    loss: nn.Module = built
+    loss = settings.loss.build(counts=counts, head=head)
+    _require("loss", settings, loss, isinstance(loss, nn.Module), "a torch.nn.Module")
     return loss
 
 
-def optimizer_of(settings: Any, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(settings: Classification, model: nn.Module) -> torch.optim.Optimizer:
     """How it is minimised."""
-    built = settings.optimizer.build(model)
-    right = isinstance(built, torch.optim.Optimizer)
-    _held("optimizer", settings, built, right, "a torch.optim.Optimizer")
+    optimizer = settings.optimizer.build(model)
+    right = isinstance(optimizer, torch.optim.Optimizer)
+    _require("optimizer", settings, optimizer, right, "a torch.optim.Optimizer")
     weights = {id(weight) for weight in model.parameters()}
-    held = (id(weight) for group in built.param_groups for weight in group["params"])
+    held = (id(weight) for group in optimizer.param_groups for weight in group["params"])
     if weights and weights.isdisjoint(held):
         raise InputError(
             f"optimizer: {type(settings.optimizer).__name__} has none of the model's weights: "
             "nothing would be trained"
         )
-    optimizer: torch.optim.Optimizer = built
     return optimizer
 
 
-def metrics_of(settings: Any) -> Any:
+def build_metrics(settings: Classification) -> Callable[[Evaluation], dict[str, float]]:
     """What gives further figures of an evaluation."""
-    built = settings.metrics.build()
-    _held("metrics", settings, built, callable(built), "what can be called on an Evaluation")
-    return built
+    metrics = settings.metrics.build()
+    _require("metrics", settings, metrics, callable(metrics), "what can be called on an Evaluation")
+    return metrics
 
 
 def check_inputs(inputs: Tensor, precision: str) -> None:
@@ -98,13 +92,13 @@ def check_inputs(inputs: Tensor, precision: str) -> None:
     fits = inputs.dtype == torch.float64 if precision == "float64" else inputs.dtype.itemsize == 2
     if precision == "float32" or not fits:
         raise InputError(
-            f"data: the samples are {_type(inputs.dtype)} as the network sees them, and engine.precision "
+            f"data: the samples are {_name(inputs.dtype)} as the network sees them, and engine.precision "
             f"is {precision}: have build return them in float32"
         )
 
 
-def checked_loss(loss: Any, module: nn.Module) -> Tensor:
-    """The loss of a batch, a number that the weights have a part in."""
+def check_loss(loss: object, module: nn.Module) -> Tensor:
+    """The loss of a batch, which must be one number with a gradient."""
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
     kind = type(loss).__name__
@@ -116,7 +110,7 @@ def checked_loss(loss: Any, module: nn.Module) -> Tensor:
     )
 
 
-def checked_figures(figures: Any, metrics: Any) -> dict[str, float | None]:
+def check_figures(figures: object, metrics: object) -> dict[str, float | None]:
     """What ``metrics`` gave, each a number or None; of no column that an evaluation measures itself."""
     who = f"metrics: {type(metrics).__name__}"
     if not isinstance(figures, Mapping):
@@ -137,7 +131,18 @@ def checked_figures(figures: Any, metrics: Any) -> dict[str, float | None]:
     return found
 
 
-def _held(section: str, settings: Any, value: Any, fits: bool, expected: str, of: str = "") -> None:
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _require(
+    section: str,
+    settings: Classification,
+    value: object,
+    fits: bool,
+    expected: str,
+    of: str = "",
+) -> None:
     if fits:
         return
     plain = value is None or isinstance(value, int | float | str)
@@ -146,5 +151,5 @@ def _held(section: str, settings: Any, value: Any, fits: bool, expected: str, of
     raise InputError(f"{section}: {of}what {who}.build returned is {given}; expected {expected}")
 
 
-def _type(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

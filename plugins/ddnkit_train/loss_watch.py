@@ -1,4 +1,4 @@
-"""A loss that is no longer finite: noticed without waiting for the device, and explained."""
+"""Detects a loss that is not finite, without waiting for the device, and explains it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ddnkit import DdnkitError
 
-from .sharding import is_split, local
+from .model import Model
+from .processes import is_split, local
 
 #: So many losses are kept, to tell a slow divergence from a sudden fault.
 _HISTORY = 32
@@ -19,7 +20,7 @@ _SHOWN = 8
 
 
 class LossWatch:
-    """Looks at every step's loss. On a GPU its value arrives some steps later, without a wait.
+    """Checks the loss of every step. On a GPU its value arrives some steps later, so that nothing waits.
 
     Args:
         device: where the losses are.
@@ -33,44 +34,44 @@ class LossWatch:
     def see(self, step: int, loss: Tensor) -> int | None:
         """Take in the loss of a step; the first step known by now to have a non-finite one."""
         if self._device.type != "cuda":
-            return self._take(step, float(loss.detach()))
+            return self._record(step, float(loss.detach()))
         value = torch.empty((), dtype=loss.dtype, pin_memory=True)
         value.copy_(loss.detach(), non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         self._pending.append((step, value, event))
-        return self._arrived(wait=False)
+        return self._collect(wait=False)
 
     def settle(self) -> int | None:
         """Wait for all losses seen so far; the first step that has a non-finite one."""
-        return self._arrived(wait=True)
+        return self._collect(wait=True)
 
-    def _arrived(self, *, wait: bool) -> int | None:
+    def _collect(self, *, wait: bool) -> int | None:
         while self._pending and (wait or self._pending[0][2].query()):
             step, value, event = self._pending.popleft()
             event.synchronize()
-            if (bad := self._take(step, float(value))) is not None:
+            if (bad := self._record(step, float(value))) is not None:
                 return bad
         return None
 
-    def _take(self, step: int, loss: float) -> int | None:
+    def _record(self, step: int, loss: float) -> int | None:
         if math.isfinite(loss):
             self.losses.append(loss)
             return None
         return step
 
 
-def finite(model: nn.Module) -> bool:
-    """Whether every parameter and buffer is, as far as this process has it; waits once."""
+def is_finite(model: nn.Module) -> bool:
+    """Whether this process's part of every parameter and buffer is finite; waits for the device once."""
     tensors = [local(t) for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     return bool(torch.stack([t.detach().isfinite().all() for t in tensors]).all())
 
 
 @torch.no_grad()
-def non_finite(
-    model: Any, inputs: Tensor, index: Tensor | None, losses: list[float], where: str, kept: str
+def non_finite_loss(
+    model: Model, inputs: Tensor, index: Tensor | None, losses: list[float], where: str, kept: str
 ) -> DdnkitError:
-    """The error that tells a non-finite loss, with its batch and likely cause.
+    """The error for a loss that is not finite, with its batch and the likely cause.
 
     Args:
         model: as it is now.
@@ -87,11 +88,11 @@ def non_finite(
     )
 
 
-def _cause(model: Any, inputs: Tensor, index: Tensor | None, losses: list[float]) -> str:
+def _cause(model: Model, inputs: Tensor, index: Tensor | None, losses: list[float]) -> str:
     if inputs.is_floating_point():
         bad = ~inputs.flatten(1).isfinite().all(dim=1)
         if bad.any():
-            return f"non-finite input in {_those(bad, index)}"
+            return f"non-finite input in {_samples_where(bad, index)}"
     grown = _growth(losses)
     weights = dict(model.named_parameters())
     broken = [name for name, p in weights.items() if not local(p).isfinite().all()]
@@ -104,7 +105,7 @@ def _cause(model: Any, inputs: Tensor, index: Tensor | None, losses: list[float]
     split = any(map(is_split, weights.values()))
     features = None if split else _features(model, inputs)
     if features is not None and not features.isfinite().all():
-        of = _those(~features.isfinite().all(dim=1), index)
+        of = _samples_where(~features.isfinite().all(dim=1), index)
         return (
             f"the backbone's features of {of} are NaN or infinite{grown}; lower the optimizer's gain "
             "or lr"
@@ -118,19 +119,19 @@ def _cause(model: Any, inputs: Tensor, index: Tensor | None, losses: list[float]
             f"features that overflow or are of length zero{grown}; lower the optimizer's gain or lr"
         )
     if not (features.norm(dim=1) > 0).all():
-        of = _those(~(features.norm(dim=1) > 0), index)
+        of = _samples_where(~(features.norm(dim=1) > 0), index)
         return f"features of length zero of {of}, which cannot be normalised: are the data standardised?"
     return f"the step is too large{grown}; lower the optimizer's gain or lr"
 
 
-def _features(model: Any, inputs: Tensor) -> Tensor:
+def _features(model: Model, inputs: Tensor) -> Tensor:
     training = model.training
     features: Tensor = model.eval().backbone(inputs)
     model.train(training)
     return features
 
 
-def _those(bad: Tensor, index: Tensor | None) -> str:
+def _samples_where(bad: Tensor, index: Tensor | None) -> str:
     """The samples of the batch that are ``bad``, (N,)."""
     return _samples(bad.nonzero()[:, 0] if index is None else index[bad.to(index.device)])
 

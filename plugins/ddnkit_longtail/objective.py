@@ -1,16 +1,87 @@
-"""Losses for classes of unequal size: dot regression, and cross-entropy weighted by class.
+"""The classifier and the losses for classes of unequal size: a fixed ETF, and losses weighted by class.
 
-Both take labels ``(B,)`` or shares ``(B, C)`` of a mixed sample; a loss of shares T is the mean of its
-losses of the classes, Σ_c T_c ℓ_c, so that mixup's λ ℓ_a + (1−λ) ℓ_b is the loss of T = λ e_a + (1−λ) e_b.
+The losses take labels ``(B,)`` or shares ``(B, C)`` of a mixed sample; a loss of shares T is the mean of
+its losses of the classes, Σ_c T_c ℓ_c, so that mixup's λ ℓ_a + (1−λ) ℓ_b is the loss of
+T = λ e_a + (1−λ) e_b.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from ddnkit_etf import FixedETFClassifier
+from ddnkit_train import Head
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddnkit import InputError
+from ddnkit import InputError, settings_from
+
+from . import settings as recipe
+from .settings import BatchNormETFHead
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class BatchNormETFClassifier(FixedETFClassifier):
+    """logits = wᵀh with h = √E_H b/‖b‖, b a batch norm of the features, and w of length √E_W.
+
+    W is a random simplex ETF (Haar, from torch's generator) that is never trained (*Inducing Neural
+    Collapse in Imbalanced Learning*, eq. 1, 5 and 6); nothing is centred. In the terms of
+    `ddnkit_etf.ClassifierHead`, τ = √(E_W E_H) on unit features and rows.
+
+    Args:
+        feature_dim: d ≥ C − 1.
+        classes: C.
+        settings: by default its defaults.
+        fields: of the settings, by keyword, in place of theirs: ``e_h=25.0``.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        classes: int,
+        settings: BatchNormETFHead | None = None,
+        **fields: object,
+    ) -> None:
+        own = settings_from(BatchNormETFHead, fields, settings)
+        super().__init__(feature_dim, classes, own.as_fixed())
+
+    @classmethod
+    def with_lengths(cls, settings: BatchNormETFHead, *, feature_dim: int, classes: int) -> Self:
+        """The head of a recipe's section."""
+        return cls(feature_dim, classes, settings)
+
+
+def build_dot_regression(
+    settings: recipe.DotRegression, *, counts: Tensor, head: Head
+) -> DotRegression:
+    """Dot regression on the logits of ``head``.
+
+    Raises:
+        ddnkit.InputError: the head's classifier is learned, or its features have no fixed length.
+    """
+    if any(parameter is getattr(head, "weight", None) for parameter in head.parameters()):
+        raise InputError(
+            "loss: dot_regression only pulls features and classifier vectors together. A learned "
+            "classifier would put all of its vectors in one place; it needs one that is an ETF: "
+            "head: batch_norm_etf, fixed_etf or nearest_etf"
+        )
+    if not getattr(head, "normalise", True):
+        raise InputError(
+            "loss: dot_regression needs features of fixed length; this head takes them as they are"
+        )
+    equal = torch.ones(len(counts), device=counts.device)
+    lengths = balanced_lengths(counts) if settings.lengths == "balanced" else equal
+    return DotRegression(float(head.temperature), lengths)
+
+
+def build_weighted_cross_entropy(
+    settings: recipe.WeightedCrossEntropy, *, counts: Tensor, head: Head
+) -> WeightedCrossEntropy:
+    """Weighted by the classes' training samples."""
+    return WeightedCrossEntropy(balanced_lengths(counts).square())
 
 
 def balanced_lengths(counts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the learning rate changes over the training: the ``schedule`` section of a recipe."""
+"""How training is carried out on the machine, and its learning rate: ``engine`` and ``schedule``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,60 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Literal
 
-import pydantic
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from ddnkit import Doubt, Settings
+
+
+class EngineSettings(Settings):
+    """Precision, distribution, compilation and checkpoints; none of it changes what is trained."""
+
+    precision: Literal["auto", "float32", "bf16", "float64"] = Field(
+        default="auto",
+        description="Of the backbone: 'bf16' autocasts to bfloat16 with float32 weights; 'auto' is "
+        "bf16 on a GPU that has it, else float32. Heads and nodes are in float32 at least. "
+        "'float64' is for comparing runs to the last digit.",
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="With several devices: 'ddp' copies the model to each ('auto'); 'fsdp' splits "
+        "the backbone's weights, gradients and optimiser state over them (FSDP2), for networks that "
+        "fill a device; not with 'compile'.",
+    )
+    channels_last: Literal["auto"] | bool = Field(
+        default="auto", description="Images in channels-last layout; 'auto': on a GPU."
+    )
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
+        default="none",
+        description="Compile the backbone with torch.compile; 'reduce-overhead' and 'max-autotune' "
+        "replay CUDA graphs.",
+    )
+    deterministic: bool = Field(
+        default=True,
+        description="Use deterministic algorithms, so that a resumed run goes on bit for bit and "
+        "a seed gives the same figures again on the same hardware.",
+    )
+    checkpoint_every: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="Steps between checkpoints; 'auto': an epoch, or a fiftieth of the training "
+        "where that is more. An interrupt saves one too.",
+    )
+    measure_steps: NonNegativeInt = Field(
+        default=20,
+        description="Steps whose forward and backward times are measured, after the first ten; "
+        "0: none.",
+    )
+    tensorboard: bool = Field(
+        default=False,
+        description="Log every evaluation for TensorBoard too, in the job's folder; needs the "
+        "package tensorboard.",
+    )
+
+    def checkpoint_interval(self, steps_per_epoch: int, total: int) -> int:
+        """Steps between checkpoints."""
+        if self.checkpoint_every == "auto":
+            return max(steps_per_epoch, total // 50)
+        return self.checkpoint_every
 
 
 class ScheduleSettings(Settings):
@@ -32,7 +82,7 @@ class ScheduleSettings(Settings):
     )
     factor: float = Field(default=0.1, gt=0, description="Of the rate at each milestone.")
 
-    @pydantic.model_validator(mode="after")
+    @model_validator(mode="after")
     def _milestones_go_with_steps(self) -> ScheduleSettings:
         if (self.decay == "steps") != bool(self.milestones):
             raise ValueError("milestones and decay 'steps' go together; give both or neither")
@@ -49,7 +99,7 @@ class ScheduleSettings(Settings):
             yield Doubt("factor", "1 leaves the rate as it is at each of the milestones")
         early = [m for m in self.milestones if m <= self.warmup]
         if early:
-            what = _listed(early, "lies", "lie")
+            what = _enumerate(early, "lies", "lie")
             yield Doubt("milestones", f"{what} within the warm-up of {self.warmup:g}")
 
     def doubts_of_length(self, end: int, length: str, last: float | None = None) -> Iterable[Doubt]:
@@ -61,7 +111,7 @@ class ScheduleSettings(Settings):
         # No step begins at the end: a milestone there comes too late as well.
         late = [m for m in self.milestones if m >= end or (last is not None and m > last)]
         if late:
-            what = _listed(late, "lies", "lie")
+            what = _enumerate(late, "lies", "lie")
             where = "the end" if late[-1] >= end else "the start of the last step"
             text = f"{what} beyond {where} of {length}: the rate never falls there"
             yield Doubt("milestones", text)
@@ -93,7 +143,7 @@ class ScheduleSettings(Settings):
         return 1.0
 
 
-def _listed(numbers: list[float], one: str, several: str) -> str:
+def _enumerate(numbers: list[float], one: str, several: str) -> str:
     """``"160 and 180 lie"``."""
     *first, last = (f"{number:g}" for number in numbers)
     return f"{', '.join(first)} and {last} {several}" if first else f"{last} {one}"
