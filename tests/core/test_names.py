@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ddnkit_train.settings import HeadSection
 
-from ddnkit import Component, PluginError, Problem, import_object, testing
+from ddnkit import (
+    Component,
+    InputError,
+    PluginError,
+    Problem,
+    import_object,
+    settings_from,
+    testing,
+)
 from ddnkit.backward import Dense
 from ddnkit.recipe.contract import missing_members
 from ddnkit.renamed import with_old_names
@@ -57,6 +67,28 @@ def test_what_a_module_itself_fails_on_passes_through(tmp_path: Any, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         import_object("broken_builder:x")
+
+
+def test_every_dotted_path_in_the_plugins_names_something() -> None:
+    plugins = Path(__file__).parent.parent.parent / "plugins"
+    paths: set[str] = set()
+    for file in plugins.rglob("*.py"):
+        paths.update(re.findall(r'(?:builder = |import_object\(\s*)"([^"]+)"', file.read_text()))
+    assert len(paths) > 20
+    for path in sorted(paths):
+        import_object(path)
+
+
+def test_settings_are_made_of_keywords_checked_as_a_recipe_s_keys() -> None:
+    assert settings_from(Shifted, {"by": 2}) == Shifted(by=2.0)
+    base = Shifted(by=3.0)
+    assert settings_from(Shifted, {}, base) is base
+    with pytest.raises(InputError, match=r"Shifted: by: expected a number, was given 'x'"):
+        settings_from(Shifted, {"by": "x"}, base)
+    with pytest.raises(InputError, match=r"bye.*'by'"):
+        settings_from(Shifted, {"bye": 1})
+    with pytest.raises(InputError, match=r"Shifted.*3\.0"):
+        settings_from(Shifted, {}, 3.0)  # type: ignore[arg-type]
 
 
 def test_an_old_name_answers_and_warns_with_the_new_one() -> None:
