@@ -54,13 +54,13 @@ class ClassMeans(nn.Module):
 
     Attributes:
         determined: whether the last H̃ has a direction, (), on the device of the features; False where
-            it is zero. None before the first batch.
+            it is zero, and before the first batch.
     """
 
     means: Tensor
     counts: Tensor
     samples: Tensor
-    determined: Tensor | None
+    determined: Tensor
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ClassMeans(nn.Module):
         self.register_buffer("means", torch.zeros(feature_dim, classes))
         self.register_buffer("counts", torch.zeros(classes))
         self.register_buffer("samples", torch.zeros(classes))
-        self.determined = None
+        self.determined = torch.zeros((), dtype=torch.bool)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Add a batch, features (N, d) and labels (N,), to the means; returns H̃ (d, C).

@@ -171,7 +171,6 @@ class NearestETFClassifier(ClassifierHead):
 
     def _solve(self, H: Tensor) -> Tensor:
         determined = self.tracker.determined
-        assert determined is not None
         if not self.started and self._may_start(H, determined):
             self._start(H)
         # An ETF is nearest to itself: U = P, without a gradient, whatever δ.

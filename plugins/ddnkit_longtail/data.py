@@ -8,11 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from ddnkit_train import Data, Plan, Share
+from ddnkit_train import Data, Plan, Share, Split
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -223,9 +222,11 @@ class MixedData(Data):
         for plan, (x, y), (x2, y2) in zip(drawn, own, partners, strict=False):
             yield mix(x, y, x2, y2, self._lambda(plan), self.classes)
 
-    def evaluation(self, *args: Any, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, split: Split, batch: int, share: Share = _WHOLE, index: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Data.evaluation`: nothing is mixed."""
-        return self._data.evaluation(*args, **options)
+        return self._data.evaluation(split, batch, share, index)
 
     def _partners(self, plan: Plan) -> Plan:
         """The batch in another order, augmented anew: what its samples are mixed with."""

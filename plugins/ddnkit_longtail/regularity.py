@@ -61,7 +61,9 @@ def measure_regularity(settings: Regularity, job: Job) -> None:
     etf = simplex_etf(settings.classes, settings.dimension, direction="haar", dtype=torch.float64)
     weight = settings.e_w**0.5 * etf.T
     labels = torch.randint(settings.classes, (draws,))
-    features = near(weight, labels, settings.delta, e_h=settings.e_h, condition=settings.condition)
+    features = draw_features(
+        weight, labels, settings.delta, e_h=settings.e_h, condition=settings.condition
+    )
     h, W, y = (given.to(job.device) for given in (features, weight, labels))
     lines = []
     parts = zip(h.tensor_split(PARTS), y.tensor_split(PARTS), strict=True)
@@ -131,7 +133,7 @@ def optimum(weight: Tensor, labels: Tensor, *, e_h: float = 1.0) -> Tensor:
     return e_h**0.5 * normalize(weight, dim=1)[labels]
 
 
-def near(
+def draw_features(
     weight: Tensor,
     labels: Tensor,
     delta: float,

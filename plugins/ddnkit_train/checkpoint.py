@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ddnkit import DamagedFileError, DdnkitError, replace_file
 
@@ -84,9 +85,9 @@ class Checkpoint:
 
     def save(
         self,
-        model: Any,
-        optimizer: Any,
-        loss: Any,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: nn.Module,
         *,
         step: int,
         rows: int,
@@ -95,7 +96,7 @@ class Checkpoint:
         """Replace the checkpoint; all processes take part, the first one writes."""
         random_states = self._engine.all_objects(_random_states(self._engine.device))
         first = self._engine.share.rank == 0
-        state = {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "plan": asdict(self._plan),
             "step": step,
@@ -113,7 +114,9 @@ class Checkpoint:
             write_sealed(self.file, lambda part: torch.save(state, part))
         self._engine.fabric.barrier()
 
-    def load(self, model: Any, optimizer: Any, loss: Any) -> tuple[int, int, str | None] | None:
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: nn.Module
+    ) -> tuple[int, int, str | None] | None:
         """Restore model, optimiser, loss and random states; None without a checkpoint.
 
         Returns:

@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -155,7 +155,7 @@ class _Training:
         self.plain.head.after_step()
         watch.mark(last=True)
 
-    def _evaluate(self, step: int) -> dict[str, Any]:
+    def _evaluate(self, step: int) -> dict[str, float | None]:
         self._refuse(self.losses.settle())
         row, evaluation = evaluate(
             self.model,
@@ -263,7 +263,7 @@ def _smoke_batch(sample_shape: tuple[int, ...]) -> int:
     return min(max(_SMOKE_VALUES // math.prod(sample_shape), least), most)
 
 
-def _complete(settings: Classification, row: dict[str, Any]) -> dict[str, Any]:
+def _complete(settings: Classification, row: Mapping[str, float | None]) -> dict[str, float | None]:
     """The row in the order of the columns; a figure that no metric gave is ``None``."""
     columns = settings.all_columns
     unknown = sorted(row.keys() - set(columns))

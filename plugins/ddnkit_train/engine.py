@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from .settings import EngineSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+T = TypeVar("T")
 
 #: By name, what Fabric calls them.
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed", "float64": "64-true"}
@@ -156,7 +158,7 @@ class Engine:
         part = torch.arange(whole).tensor_split(self.share.world)[rank]
         return range(int(part[0]), int(part[-1]) + 1) if len(part) else range(0)
 
-    def all_objects(self, value: Any) -> list[Any]:
+    def all_objects(self, value: T) -> list[T]:
         """``value`` of every process, by rank."""
         if self.share.world == 1:
             return [value]

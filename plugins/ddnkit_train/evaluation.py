@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from ddnkit_collapse import Evaluation, HeldOut, ce_bound, cosine_margins
@@ -32,7 +31,7 @@ def evaluate(
     *,
     engine: Engine | None = None,
     index: Tensor | None = None,
-) -> tuple[dict[str, Any], Evaluation]:
+) -> tuple[dict[str, float | None], Evaluation]:
     """Figures of ``model`` in evaluation mode, which is set back afterwards.
 
     Args:
@@ -96,7 +95,7 @@ def evaluate(
         else HeldOut(test.labels, test.predictions, test.features if len(test.features) else None),
     )
     bound = ce_bound(data.classes, float(head.temperature))
-    row: dict[str, Any] = {
+    row: dict[str, float | None] = {
         "train_loss": train_loss,
         "ce_gap": train_loss - bound if _unit_rows(features) and _unit_rows(weight) else None,
         "train_top1": float(train.top1),

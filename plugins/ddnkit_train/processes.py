@@ -20,7 +20,7 @@ from ddnkit import InputError
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def is_split(tensor: Any) -> bool:
+def is_split(tensor: object) -> bool:
     """Whether a tensor is a `DTensor`; told by its mesh, since the class takes long to import."""
     return isinstance(tensor, Tensor) and hasattr(tensor, "device_mesh")
 
@@ -47,7 +47,7 @@ def strategy() -> Any:
     return Sharded()
 
 
-def split(model: Any, device: torch.device) -> None:
+def split(model: nn.Module, device: torch.device) -> None:
     """Split the weights of ``model.backbone`` over all processes, in place; all take part.
 
     Everything is rank 0's before. The gradient of what stays whole is averaged over the processes, as
@@ -59,7 +59,7 @@ def split(model: Any, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    backbone: nn.Module = model.backbone
+    backbone = model.get_submodule("backbone")
     for name, parameter in backbone.named_parameters():
         if parameter.ndim == 0:
             raise InputError(
@@ -108,9 +108,9 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _average_gradient(parameter: Tensor) -> None:
-    assert parameter.grad is not None
-    torch.distributed.all_reduce(parameter.grad)
-    parameter.grad /= torch.distributed.get_world_size()
+    if parameter.grad is not None:
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= torch.distributed.get_world_size()
 
 
 def whole_state(state: dict[str, Any], *, keep: bool = True) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class Curves:
             ) from error
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Mapping[str, float | None]) -> None:
         """The figures of one evaluation."""
         for name, value in row.items():
             if value is not None and name != "step":
@@ -152,10 +153,11 @@ class Progress:
         self._figures: dict[str, float] = {}
         self._start = time.perf_counter()
 
-    def evaluation(self, row: dict[str, Any]) -> None:
+    def evaluation(self, row: Mapping[str, float | None]) -> None:
         """Show the figures of an evaluation from now on."""
         shown = ("train_loss", "train_top1", "test_top1")
-        self._figures = {name: row[name] for name in shown if row[name] is not None}
+        figures = {name: row[name] for name in shown}
+        self._figures = {name: value for name, value in figures.items() if value is not None}
 
     def step(self, done: int) -> None:
         """So many steps are done."""

@@ -143,11 +143,12 @@ class WithMLP(nn.Module):
     """
 
     def __init__(
-        self, network: Any, depth: int, width: int, *, init_scale: float | None = None
+        self, network: nn.Module, depth: int, width: int, *, init_scale: float | None = None
     ) -> None:
         super().__init__()
         self.network = network
-        self.mlp = MLP((network.feature_dim,), width, depth, rectify=True, init_scale=init_scale)
+        features: Any = network.feature_dim
+        self.mlp = MLP((features,), width, depth, rectify=True, init_scale=init_scale)
         self.feature_dim = width
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
 
 import numpy as np
 import torch
-from ddnkit_train import Data, Dataset, Plan, Share, Standardise, synthetic_images
+from ddnkit_train import Data, Dataset, Plan, Share, Split, Standardise, synthetic_images
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,7 +22,6 @@ from .augmentation import FlipCropRotate
 from .image_files import ImageFiles
 from .settings import StreamedImageSettings
 
-Split = Literal["train", "test"]
 #: Of the images of ImageNet, channel by channel, from 0 to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WHOLE = Share()

@@ -17,7 +17,7 @@ from ddnkit_etf import simplex_etf
 from ddnkit_longtail.regularity import (
     Comparison,
     compare,
-    near,
+    draw_features,
     optimum,
     regularity_number,
 )
@@ -48,7 +48,7 @@ def draw(
     torch.manual_seed(seed)
     weight = e_w**0.5 * simplex_etf(classes, dimension, direction="haar", dtype=torch.float64).T
     labels = torch.randint(classes, (draws,))
-    return near(weight, labels, delta, e_h=e_h, condition=condition), weight, labels
+    return draw_features(weight, labels, delta, e_h=e_h, condition=condition), weight, labels
 
 
 def violations(found: Comparison) -> list[int]:
