@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from ddnkit_train import Data, Plan, Share, Split
+from ddnkit_train import Data, Plan, Share
+from ddnkit_train.data import Split
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -11,7 +11,8 @@ from random import Random
 
 import numpy as np
 import torch
-from ddnkit_train import Data, Dataset, Plan, Share, Split, Standardise, synthetic_images
+from ddnkit_train import Data, Dataset, Plan, Share, Standardise, synthetic_images
+from ddnkit_train.data import Split
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

@@ -17,7 +17,7 @@ from .components import (
     ImageSettings,
     MeanSquaredError,
 )
-from .pipeline import Classification, TrainSettings
+from .pipeline import Classification
 from .sections import (
     BackboneSection,
     DataSection,
@@ -26,7 +26,7 @@ from .sections import (
     MetricsSection,
     OptimizerSection,
 )
-from .training import EngineSettings, ScheduleSettings
+from .training import EngineSettings, ScheduleSettings, TrainSettings
 
 __all__ = [
     "AGD",

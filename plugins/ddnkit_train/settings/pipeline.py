@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import pydantic
-from pydantic import Field, InstanceOf, PositiveInt
+from pydantic import Field, InstanceOf
 
-from ddnkit import Doubt, Job, Pipeline, Settings, Table, component, import_object
+from ddnkit import Doubt, Job, Pipeline, Table, component, import_object
 
 from .components import AGD, BackboneSettings
 from .sections import (
@@ -22,85 +22,11 @@ from .sections import (
     MetricsSection,
     OptimizerSection,
 )
-from .training import EngineSettings, ScheduleSettings
+from .training import EngineSettings, ScheduleSettings, TrainSettings, plural
 
 if TYPE_CHECKING:
     from ..data import Data
     from ..model import Model
-
-#: Each is a row of ``metrics.csv``; their steps are held in memory.
-_MAXIMUM_EVALUATIONS = 1_000_000
-
-
-class TrainSettings(Settings):
-    """How long to train and when to evaluate; either ``epochs`` or ``iterations``."""
-
-    epochs: PositiveInt | None = Field(
-        default=None, description="Passes over the training set; or give iterations."
-    )
-    iterations: PositiveInt | None = Field(
-        default=None,
-        description="Steps of the optimiser; or give epochs. With a full batch they are the same.",
-    )
-    evaluate_every: PositiveInt = Field(
-        default=1,
-        description="Epochs between evaluations, or iterations where iterations are given. "
-        "The end is always evaluated.",
-    )
-    evaluate_at: tuple[PositiveInt, ...] = Field(
-        default=(), description="Further steps to evaluate at, such as early ones."
-    )
-    evaluation_batch: PositiveInt = Field(
-        default=1000, description="Samples the network sees at a time when it is evaluated."
-    )
-    evaluation_samples: PositiveInt | None = Field(
-        default=None,
-        description="Training samples that loss, accuracy and metrics are measured on, every class "
-        "with its share; default: all.",
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _one_length(self) -> TrainSettings:
-        if (self.epochs is None) == (self.iterations is None):
-            given = "both" if self.epochs else "neither"
-            raise ValueError(f"give either epochs or iterations; {given} is given")
-        evaluations = self.end // self.evaluate_every
-        if evaluations > _MAXIMUM_EVALUATIONS:
-            raise ValueError(
-                f"{self.length} with an evaluation every {self.evaluate_every} come to {evaluations} "
-                f"evaluations; at most {_MAXIMUM_EVALUATIONS} are possible: raise evaluate_every"
-            )
-        return self
-
-    def doubts(self) -> Iterable[Doubt]:
-        """See `Settings.doubts`."""
-        if self.evaluate_every > self.end:
-            text = (
-                f"{self.evaluate_every} lies beyond the end of {self.length}: it alone is evaluated"
-            )
-            yield Doubt("evaluate_every", text)
-
-    @property
-    def end(self) -> int:
-        """Epochs or iterations of the whole training."""
-        return self.iterations or self.epochs or 0
-
-    @property
-    def length(self) -> str:
-        """`end` with its unit."""
-        return _plural(self.end, "iteration" if self.iterations else "epoch")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of the whole training."""
-        return self.iterations or (self.epochs or 0) * steps_per_epoch
-
-    def evaluation_steps(self, steps_per_epoch: int) -> frozenset[int]:
-        """The steps, counted from 1, after which to evaluate."""
-        total = self.total_steps(steps_per_epoch)
-        every = self.evaluate_every * (1 if self.iterations else steps_per_epoch)
-        early = (step for step in self.evaluate_at if step < total)  # what lies beyond is doubted
-        return frozenset((*range(every, total, every), *early, total))
-
 
 #: Columns that an evaluation measures itself, whatever the metrics.
 MEASURED = ("epoch", "step", "train_loss", "ce_gap", "train_top1", "test_top1")
@@ -209,7 +135,7 @@ class Classification(Pipeline):
         every = self.engine.checkpoint_every
         if every != "auto" and every >= end:
             text = (
-                f"{every} is not below the {_plural(end, 'step')}: only an interrupt saves a state"
+                f"{every} is not below the {plural(end, 'step')}: only an interrupt saves a state"
             )
             yield Doubt("engine.checkpoint_every", text)
 
@@ -299,7 +225,3 @@ class Classification(Pipeline):
             self, job
         )
         return figures
-
-
-def _plural(number: int, unit: str) -> str:
-    return f"{number} {unit}{'s' * (number != 1)}"

@@ -1,4 +1,7 @@
-"""How training is carried out on the machine, and its learning rate: ``engine`` and ``schedule``."""
+"""How training is carried out: its length, its learning rate, and the machine.
+
+The sections ``train``, ``schedule`` and ``engine`` of a recipe.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,79 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from ddnkit import Doubt, Settings
+
+#: Each is a row of ``metrics.csv``; their steps are held in memory.
+_MAXIMUM_EVALUATIONS = 1_000_000
+
+
+class TrainSettings(Settings):
+    """How long to train and when to evaluate; either ``epochs`` or ``iterations``."""
+
+    epochs: PositiveInt | None = Field(
+        default=None, description="Passes over the training set; or give iterations."
+    )
+    iterations: PositiveInt | None = Field(
+        default=None,
+        description="Steps of the optimiser; or give epochs. With a full batch they are the same.",
+    )
+    evaluate_every: PositiveInt = Field(
+        default=1,
+        description="Epochs between evaluations, or iterations where iterations are given. "
+        "The end is always evaluated.",
+    )
+    evaluate_at: tuple[PositiveInt, ...] = Field(
+        default=(), description="Further steps to evaluate at, such as early ones."
+    )
+    evaluation_batch: PositiveInt = Field(
+        default=1000, description="Samples the network sees at a time when it is evaluated."
+    )
+    evaluation_samples: PositiveInt | None = Field(
+        default=None,
+        description="Training samples that loss, accuracy and metrics are measured on, every class "
+        "with its share; default: all.",
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if (self.epochs is None) == (self.iterations is None):
+            given = "both" if self.epochs else "neither"
+            raise ValueError(f"give either epochs or iterations; {given} is given")
+        evaluations = self.end // self.evaluate_every
+        if evaluations > _MAXIMUM_EVALUATIONS:
+            raise ValueError(
+                f"{self.length} with an evaluation every {self.evaluate_every} come to {evaluations} "
+                f"evaluations; at most {_MAXIMUM_EVALUATIONS} are possible: raise evaluate_every"
+            )
+        return self
+
+    def doubts(self) -> Iterable[Doubt]:
+        """See `Settings.doubts`."""
+        if self.evaluate_every > self.end:
+            text = (
+                f"{self.evaluate_every} lies beyond the end of {self.length}: it alone is evaluated"
+            )
+            yield Doubt("evaluate_every", text)
+
+    @property
+    def end(self) -> int:
+        """Epochs or iterations of the whole training."""
+        return self.iterations or self.epochs or 0
+
+    @property
+    def length(self) -> str:
+        """`end` with its unit."""
+        return plural(self.end, "iteration" if self.iterations else "epoch")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole training."""
+        return self.iterations or (self.epochs or 0) * steps_per_epoch
+
+    def evaluation_steps(self, steps_per_epoch: int) -> frozenset[int]:
+        """The steps, counted from 1, after which to evaluate."""
+        total = self.total_steps(steps_per_epoch)
+        every = self.evaluate_every * (1 if self.iterations else steps_per_epoch)
+        early = (step for step in self.evaluate_at if step < total)  # what lies beyond is doubted
+        return frozenset((*range(every, total, every), *early, total))
 
 
 class EngineSettings(Settings):
@@ -147,3 +223,8 @@ def _enumerate(numbers: list[float], one: str, several: str) -> str:
     """``"160 and 180 lie"``."""
     *first, last = (f"{number:g}" for number in numbers)
     return f"{', '.join(first)} and {last} {several}" if first else f"{last} {one}"
+
+
+def plural(number: int, unit: str) -> str:
+    """``"1 step"``, ``"2 steps"``."""
+    return f"{number} {unit}{'s' * (number != 1)}"
