@@ -30,6 +30,10 @@ class Shifted(Component):
     by: float = 1.0
 
 
+class Needy(Component):
+    by: float
+
+
 class Nothing(Component):
     by: float = 1.0
 
@@ -85,6 +89,8 @@ def test_settings_are_made_of_keywords_checked_as_a_recipe_s_keys() -> None:
     assert settings_from(Shifted, {}, base) is base
     with pytest.raises(InputError, match=r"Shifted: by: expected a number, was given 'x'"):
         settings_from(Shifted, {"by": "x"}, base)
+    with pytest.raises(InputError, match=r"Needy: by: missing"):
+        settings_from(Needy, {})
     with pytest.raises(InputError, match=r"bye.*'by'"):
         settings_from(Shifted, {"bye": 1})
     with pytest.raises(InputError, match=r"Shifted.*3\.0"):
