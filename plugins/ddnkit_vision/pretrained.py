@@ -83,7 +83,7 @@ def _matching(
             )
     unknown = [key for key in tensors if not key.startswith(f"{settings.last_layer}.")]
     if unknown:
-        raise InputError(f"{file}: not the weights of {name}: {unknown[0]} is none of its")
+        raise InputError(f"{file}: not the weights of {name}: {unknown[0]} is not one of its")
     return matching
 
 
