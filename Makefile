@@ -41,7 +41,7 @@ NODES ?= 2000
 SEEDS ?= 3
 
 fuzz: $(VENV)/.installed-test  ## every backward form at more seeds, more than ten thousand drawn gradients, 2,000 drawn nodes; what hypothesis draws, drawn anew
-	DDNKIT_DRAW=random DDNKIT_SWEEP_SEEDS=$(SEEDS) DDNKIT_FUZZ_CASES=$(CASES) DDNKIT_FUZZ_NODES=$(NODES) $(BIN)/python -m pytest -s -q tests/core/test_sweep.py tests/fuzz
+	DDNKIT_DRAW=random DDNKIT_SWEEP_SEEDS=$(SEEDS) DDNKIT_FUZZ_CASES=$(CASES) DDNKIT_FUZZ_NODES=$(NODES) $(BIN)/python -m pytest -s -q tests/testing/test_sweep.py tests/fuzz
 	DDNKIT_DRAW=random $(PYTEST) $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 sweep: $(VENV)/.installed  ## docs/sweep.md: every known problem through every backward form

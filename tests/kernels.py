@@ -24,14 +24,15 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 #: What computes, and starts no process of its own.
 NUMERIC = [
-    "core", "etf", "manifolds", "solvers", "collapse", "fuzz", "rfm", "checking",
-    "longtail/test_longtail_losses.py", "longtail/test_longtail_metrics.py",
-    "longtail/test_longtail_head.py", "longtail/test_mixup.py", "train/test_agd.py",
-    "train/test_losses.py", "train/test_schedule.py",
+    "core", "implicit", "backward", "linalg", "programs", "testing", "solvers", "fuzz", "checking",
+    "plugins/etf", "plugins/manifolds", "plugins/collapse", "plugins/rfm",
+    "plugins/longtail/test_longtail_losses.py", "plugins/longtail/test_longtail_metrics.py",
+    "plugins/longtail/test_longtail_head.py", "plugins/longtail/test_mixup.py",
+    "plugins/train/test_agd.py", "plugins/train/test_losses.py", "plugins/train/test_schedule.py",
 ]  # fmt: skip
 
 #: Tests of whole nodes by promised tolerances, whose parts other tests show.
-SLOW = ["core/test_sweep.py", "core/test_problem_bank.py"]
+SLOW = ["testing/test_sweep.py", "testing/test_problem_bank.py"]
 
 
 @dataclass(frozen=True)

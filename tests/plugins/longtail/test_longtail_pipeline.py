@@ -18,7 +18,7 @@ from ddnkit.cli import main
 from ddnkit.recipe.load import load
 from ddnkit.recipe.recipe import Recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 TABLE_1 = ["cifar10_lt_resnet32", "cifar10_lt_resnet32_mixup"]
 TABLE_2 = ["cifar10_lt_densenet", "cifar100_lt_resnet32", "cifar100_lt_densenet",
            "svhn_lt_resnet32", "svhn_lt_densenet", "stl10_lt_resnet32",

@@ -19,7 +19,7 @@ from ddnkit.cli import main
 from ddnkit.recipe.load import load
 from ddnkit.recipe.recipe import Recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 PAPER = {"mnist": 0.2, "cifar10": 0.3, "svhn": 0.3}
 DIGITS = """
 pipeline: layerwise_collapse

@@ -34,7 +34,7 @@ from ddnkit.run.job import run_job
 from ddnkit.run.options import JobOptions, RunOptions
 from ddnkit.run.session import Session
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 PAPER = ("cifar10", "mnist", "svhn", "fashion_mnist")
 SMALL: dict[str, Any] = {
     "samples": 120, "test_samples": 80, "layers": 4, "features": {"name": "relu", "width": 48},

@@ -10,7 +10,7 @@ from training_stand_ins import run_job
 
 from ddnkit import registry
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 UFM = {"ufm10": (10, 1000, 512), "ufm100": (100, 5000, 1024), "ufm200": (200, 5000, 1024),
        "ufm1000": (1000, 10000, 1024)}  # fmt: skip
 # Those of larger networks are in tests/recipe/test_paper_recipes.py.
