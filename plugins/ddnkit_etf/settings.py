@@ -9,6 +9,15 @@ from pydantic import Field, model_validator
 
 from ddnkit import Component, Doubt, Settings, nearest_choice, registry
 
+__all__ = [
+    "FixedETFHead",
+    "HeadSettings",
+    "MeansSettings",
+    "NearestETFHead",
+    "StandardHead",
+    "StandardUnnormalisedHead",
+]
+
 
 def _doubts_of_mean(centred: bool) -> Iterable[Doubt]:
     if not centred:
