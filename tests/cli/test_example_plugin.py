@@ -54,7 +54,9 @@ def test_it_uses_public_names_alone(file: Path) -> None:
         for module, names in modules.items():
             top = module.partition(".")[0]
             # Without a name for the package: a file of the example beside it.
-            assert top in {*PACKAGES, "", "torch", *sys.stdlib_module_names} or node.level
+            assert (
+                top in {*PACKAGES, "", "pydantic", "torch", *sys.stdlib_module_names} or node.level
+            )
             if top in PACKAGES:
                 assert module in PUBLIC
                 assert set(names) <= set(importlib.import_module(module).__all__)
@@ -193,8 +195,9 @@ def test_its_metric_has_a_column_in_files_tables_and_figures(tmp_path: Path) -> 
     assert "figures/mean_margin.png" in report
 
 
-def test_its_head_trains_in_a_recipe(tmp_path: Path) -> None:
-    chosen = ["-s", "head=prototypes", "-s", "sweep={}", "--smoke", "--jobs", "1"]
+def test_its_head_trains_in_a_recipe_on_its_data(tmp_path: Path) -> None:
+    chosen = ["-s", "head=prototypes", "-s", "data={name: rings, classes: 4}", "-s", "sweep={}"]
+    chosen += ["--smoke", "--jobs", "1"]
     command = ["run", "digits", *chosen, "--device", "cpu", "--out", str(tmp_path / "run")]
     (ended, *_), *_ = in_one_process(EXAMPLE, command)
     assert ended[0] == 0, ended
