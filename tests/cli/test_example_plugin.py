@@ -204,3 +204,20 @@ def test_its_head_trains_in_a_recipe_on_its_data(tmp_path: Path) -> None:
     (metrics,) = (tmp_path / "run").rglob("metrics.csv")
     with metrics.open() as file:
         assert all(float(row["train_loss"]) > 0 for row in csv.DictReader(file))
+
+
+def test_its_pipeline_runs_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "rugged.yaml").write_text(
+        "pipeline: annealing\nsteps: 100\nseeds: 2\nsweep: {temperature: [0.1, 1.0]}\n"
+    )
+    command = ["run", str(tmp_path / "rugged.yaml"), "--jobs", "1", "--out", str(tmp_path / "run")]
+    (ended, described), _ = in_one_process(EXAMPLE, command, ["describe", "annealing"])
+    assert ended[0] == 0, ended
+    files = sorted((tmp_path / "run").rglob("metrics.csv"))
+    assert len(files) == 4
+    for metrics in files:
+        with metrics.open() as file:
+            lowest = [float(row["lowest"]) for row in csv.DictReader(file)]
+        assert len(lowest) == 10 and lowest == sorted(lowest, reverse=True)
+    assert "round(y)" in (tmp_path / "run" / "report.md").read_text()
+    assert "temperature" in described[1]
