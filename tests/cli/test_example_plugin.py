@@ -221,3 +221,13 @@ def test_its_pipeline_runs_a_recipe(tmp_path: Path) -> None:
         assert len(lowest) == 10 and lowest == sorted(lowest, reverse=True)
     assert "round(y)" in (tmp_path / "run" / "report.md").read_text()
     assert "temperature" in described[1]
+
+
+def test_its_bench_compares(tmp_path: Path) -> None:
+    command = ["bench", "column_lengths", "--repeats", "1", "--no-memory", "--json", "-"]
+    (ended,), _ = in_one_process(EXAMPLE, command, torch=True)
+    assert ended[0] == 0, ended
+    (figures,) = json.loads(ended[1])
+    who = [(tuple(line["size"]), line["competitor"]) for line in figures["measured"]]
+    sizes, names = [(64, 16), (256, 64)], ["torch's normalize", "column by column"]
+    assert who == [(size, name) for size in sizes for name in names]
