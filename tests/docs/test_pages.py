@@ -378,3 +378,15 @@ def test_a_wrong_page_fails(
     if name == "an error":
         assert failed.traceback[-1].path.name == "page.md"
         assert failed.traceback[-1].lineno == 2
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_file_that_is_named_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(
+        re.findall(r"[`(]((?:ddnkit|plugins|tests|tools|docs|example_parts)/[\w./]+)", text)
+    )
+    assert len(named) > 10
+    places = (ROOT, ROOT / "tests" / "example_plugin")
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+    assert not missing
