@@ -230,9 +230,10 @@ class Problem:
         return held if own is None else torch.cat([own, held], dim=-1)
 
     def _own_constraints(self, y: Tensor) -> Tensor | None:
-        if "constraints" not in self._shown and not self.node.constrained:
+        if "stated" not in self._shown:  # asking the node takes longer
+            self._shown["stated"] = self.node.constrained
+        if not self._shown["stated"]:
             self._shown["constraints"] = False
-        if self._shown.get("constraints") is False:
             return None
         values = flat(self._each(self._flat_constraints, y))
         self._shown["constraints"] = values.shape[-1] > 0
