@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from bounds import eps
+from bounds import eps, rounding
 from ddnkit_manifolds import Sphere
 from torch import nn
 from torch.nn import functional as F
@@ -544,4 +544,4 @@ def test_constraints_that_turn_out_to_be_none_are_no_other_problem(count):
     for _ in range(count):
         x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(layer(x).sum(), x)
-        assert torch.equal(gradient, torch.ones_like(x))
+        assert (gradient - 1).abs().max() < rounding(torch.float64, 3)
