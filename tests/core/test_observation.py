@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from bounds import eps, rounding
+from bounds import eps
 from ddnkit_manifolds import Sphere
 from torch import nn
 from torch.nn import functional as F
@@ -524,24 +524,3 @@ def test_cuts_in_a_node_on_a_manifold(dtype, batch, harm):
     layer = DeclarativeLayer(OnSphere(torch.detach if harm else torch.clone), policy="mask")
     layer(x.requires_grad_()).sum().backward()
     assert layer.certificate.verdicts() == [("invalid" if harm else "trusted")] * batch
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_constraints_that_turn_out_to_be_none_are_no_other_problem(count):
-    class Free(DeclarativeNode):
-        input_dims = (1,)
-
-        def objective(self, x, y):
-            return ((y - x) ** 2).sum()
-
-        def equality_constraints(self, x, y):
-            return None
-
-        def solve(self, x):
-            return x.clone()
-
-    layer = ddnkit.DeclarativeLayer(Free(), policy="raise")
-    for _ in range(count):
-        x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(layer(x).sum(), x)
-        assert (gradient - 1).abs().max() < rounding(torch.float64, 3)
