@@ -31,7 +31,7 @@ from .recipe.pipeline import (
 from .recipe.schema import settings_from
 from .recipe.settings import Component, Doubt, Settings, component
 from .run.files import read_json, read_table, read_yaml, replace_file
-from .solution import Adjoint, Solution, Status
+from .solution import Adjoint, Multipliers, Solution, Status
 from .solver import Solver
 
 __version__: str
@@ -51,6 +51,7 @@ __all__ = [
     "InputError",
     "Job",
     "Manifold",
+    "Multipliers",
     "Paper",
     "Pipeline",
     "PluginError",

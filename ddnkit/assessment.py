@@ -312,7 +312,7 @@ def _error_bound(
     wrt = _wanted_operands(problem, wanted)
     off = _rounded_nearby(y)
     if problem.kinks is not None:  # beside an active kink is another problem
-        smooth = (problem.kinks.active == 0).all(dim=-1)
+        smooth = problem.kinks.active.logical_not().all(dim=-1)
         off = torch.where(smooth.reshape(-1, *[1] * (y.ndim - 1)), off, y)
     probes = [v] if v is not None else [_probe(y, k) for k in range(_PROBES)]
     changes, moves, sizes, rounded = [], [], [], []

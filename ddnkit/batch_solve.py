@@ -248,6 +248,8 @@ def with_stand_ins(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
     # nothing comes of it.
     if problem.kinks is not None and not is_wrapped(source):
         problem = problem.with_kinks(problem.kinks.of_items(source))
+    if problem.active_set is not None and not is_wrapped(source):
+        problem = problem.with_active_set(problem.active_set.of_items(source))
     return problem, source
 
 

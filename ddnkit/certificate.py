@@ -10,6 +10,7 @@ is deterministic, and costs one more gradient.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,9 @@ class Certificate:
             before the backward pass, and where y is solved to rounding.
         adjoint_difference: how far the node's own adjoint is from a known answer, relative, beyond what
             rounding and an inexact y explain; None where it was not compared.
+        active_margin: how clear it is which inequality constraints are active (`ddnkit.active_set`): the
+            relative change of the data that would change it; 0 where one is weakly active, so that the
+            solution has a kink; None without inequality constraints.
         kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
             where none is active, 0 or less where the solution has no derivative; None without kinks.
         hidden: relative difference of torch's derivatives of ∇_y L from finite differences; None where
@@ -151,6 +155,7 @@ class Certificate:
     settled: Tensor | None = None
     solution_error: Tensor | None = None
     adjoint_difference: Tensor | None = None
+    active_margin: Tensor | None = None
     kink_margin: Tensor | None = None
     hidden: Tensor | None = None
     at_kinks: tuple[str, ...] = ()
@@ -171,6 +176,14 @@ class Certificate:
     def differentiable(self) -> Tensor:
         """Per item: nothing measured so far speaks against the gradient."""
         return self._within(backward=True)
+
+    @property
+    def weakly_active(self) -> Tensor:
+        """Per item: a constraint is weakly active, and the node has not chosen what to do then."""
+        margin = self.active_margin
+        return (
+            torch.zeros_like(self.stationarity, dtype=torch.bool) if margin is None else margin <= 0
+        )
 
     def _within(self, backward: bool) -> Tensor:
         first, *rest = [figure.passes for figure in self._figures(backward)]
@@ -207,6 +220,9 @@ class Certificate:
             if curvature is not None:
                 limits = -self._clear_curvature, -self._rounding
                 figures.append(_Figure(-curvature, *limits, _not_unique, acts=2, follows=True))
+        if self.active_margin is not None:
+            none = -torch.finfo(self.active_margin.dtype).tiny
+            figures.append(_Figure(-self.active_margin, none, none, _weakly_active))
         if self.kink_margin is not None:
             none = -torch.finfo(self.kink_margin.dtype).tiny
             figures.append(_Figure(-self.kink_margin, none, none, _at_a_kink))
@@ -283,6 +299,8 @@ class Certificate:
             parts.append(f"adjoint residual {_worst(self.adjoint_residual)}")
         if self.adjoint_difference is not None:
             parts.append(f"own adjoint off by {_worst(self.adjoint_difference)}")
+        if self.active_margin is not None:
+            parts.append(f"margin of the active set {_least(self.active_margin)}")
         if self.kink_margin is not None and bool((self.kink_margin < 1).any()):
             parts.append(f"margin at a kink {_least(self.kink_margin)}")
         if self.solution_error is not None:
@@ -380,6 +398,8 @@ def measure(
         error, feasibility, licq, uneven = _backward_errors(problem, y, gradient, tolerance)
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
+        if problem.active_set is not None:
+            feasibility = torch.maximum(feasibility, problem.active_set.violation)
     settled = torch.maximum(error, feasibility) <= SETTLED * torch.finfo(error.dtype).eps
     if uneven is not None:
         settled = settled.logical_and_(uneven.logical_not_())
@@ -397,6 +417,7 @@ def measure(
         error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
         settled=settled,
+        active_margin=None if problem.active_set is None else problem.active_set.margin,
         kink_margin=None if problem.kinks is None else problem.kinks.margin_of(error <= tolerance),
         at_kinks=() if problem.kinks is None else problem.kinks.told,
         measured=measured,
@@ -421,10 +442,13 @@ def _backward_errors(
         # Terms of a constraint cancel where it holds; their sizes |A||y| are what they cancel from.
         sizes = distinct(constraints.A)[:, : own.shape[1]].abs().expand(len(y), -1, -1)
         scale_h = apply(sizes, flat(y).abs())
-        if problem.kinks is not None and problem.kinks.count:
-            # As its distance was told: an entry of 0 moves by no part of itself.
-            count, size = problem.kinks.count, problem.kinks.size
-            scale_h[:, -count:] += sizes[:, -count:].sum(dim=-1) * size.unsqueeze(-1)
+        # As their distances were told: an entry of 0 moves by no part of itself.
+        end = own.shape[1]
+        for held in (problem.kinks, problem.active_set):
+            if held is not None and held.count:
+                part = slice(end - held.count, end)
+                scale_h[:, part] += sizes[:, part].sum(dim=-1) * held.size.unsqueeze(-1)
+                end -= held.count
 
     # Where rows of y are scaled and nothing else, the normal part is scaled with them: no second
     # product of y with the multipliers.
@@ -475,11 +499,15 @@ def _backward_errors(
 
 
 def _violation(problem: Problem, h: Tensor, scales: Tensor) -> Tensor:
-    """Of the constraints, and of the arguments of active kinks, which are others: no sum of both."""
-    count = 0 if problem.kinks is None else problem.kinks.count
-    parts = [slice(0, h.shape[-1] - count), slice(h.shape[-1] - count, None)]
+    """Of the constraints, and of the arguments of active kinks, which are others: no sum of both. Of the
+    active inequality constraints each by itself, whose units may be any."""
+    kinks = 0 if problem.kinks is None else problem.kinks.count
+    active = 0 if problem.active_set is None else problem.active_set.count
+    own = h.shape[-1] - kinks - active
+    parts = [slice(0, own), *(slice(k, k + 1) for k in range(own, own + active))]
+    parts.append(slice(own + active, None))
     ratios = [_ratio(h[:, p].norm(dim=-1), scales[:, p].norm(dim=-1)) for p in parts]
-    return torch.maximum(*ratios)
+    return functools.reduce(torch.maximum, ratios)
 
 
 def _ratio(size: Tensor, scale: Tensor) -> Tensor:
@@ -702,6 +730,14 @@ def _error_bound_large(certificate: Certificate) -> str:
         f"gradient inaccurate: its relative error may be as large as {_worst(certificate.error_bound)}; "
         "(a) y is too far from the solution, (b) the problem is badly conditioned; solve more "
         "accurately, rescale, or use float64"
+    )
+
+
+def _weakly_active(certificate: Certificate) -> str:
+    return (
+        "a constraint is weakly active: it holds as an equation, and its multiplier is zero, so that the "
+        "solution has a kink there; (a) the data are just at it, (b) the objective is at its minimum "
+        "without the constraint, (c) the solver stopped short of it; a node's `degenerate` chooses a gradient"
     )
 
 

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .active_set import moved_operands, size_of_solution
 from .kink_table import KinkPoint, slope_of_a_clamp_at_its_end
 from .lagrangian import (
     constraint_jacobian,
-    constraint_set,
     first_order_change,
     least_squares_multipliers,
 )
@@ -70,7 +70,7 @@ class Kinks:
 
     Attributes:
         columns: those that are active in some item, as constraints.
-        active: in which items (B, p), 1 or 0.
+        active: in which items (B, p).
         margin: per item (B,), how far the slopes of the active kinks are from the ends of their
             ranges, relative to these: 1 where none is active, 0 or less where there is no derivative.
         excess: per item (B,), how far beyond, where y is no solution; else 0.
@@ -93,6 +93,10 @@ class Kinks:
         """How many constraints they are."""
         return self.active.shape[-1]
 
+    def with_mask(self, active: Tensor) -> Kinks:
+        """The same with other items of `active`, as a transform makes of them."""
+        return replace(self, active=active)
+
     def of_items(self, items: Any) -> Kinks:
         """Those of some items of the batch."""
         return replace(
@@ -111,10 +115,7 @@ class Kinks:
     def arguments(self, problem: Problem, y: Tensor) -> Tensor:
         """a (B, p), zero where it is not active."""
         values = flat(problem.each(_Arguments(problem, self.columns), y))
-        active = self.active
-        if len(active) != len(values):  # the batch was repeated by a vmap
-            active = active.repeat(len(values) // max(len(active), 1), 1)
-        return torch.where(active > 0, values, 0.0)
+        return torch.where(self.active, values, 0.0)
 
 
 class _Arguments:
@@ -131,6 +132,7 @@ class _Arguments:
         functions = {
             "objective": node.objective,
             "equality_constraints": node.equality_constraints,
+            "inequality_constraints": node.inequality_constraints,
         }
         rows = []
         for name in dict.fromkeys(column.function for column in self.columns):
@@ -160,7 +162,7 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     B, tried = len(y), _EDGE * tolerance
     margin, excess, told, known = y.new_ones(B), y.new_zeros(B), [], []
     unruled = torch.zeros(B, dtype=torch.bool, device=y.device)
-    size = _size_of(problem, y, recorded, tolerance)
+    size = size_of_solution(problem, y, _gradient(recorded), tolerance)
     for point in _nearest_kinks(problem, y, recorded.traces, size):
         candidate = point.distance <= tried
         if point.tied is not None:  # the largest itself is always at no distance
@@ -177,11 +179,11 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
         else:
             known.append((point, candidate, candidate.any(dim=0).nonzero()[:, 0]))
     if not known:
-        return Kinks((), y.new_zeros(B, 0), margin, excess, tuple(told), unruled, size)
+        none = unruled.new_zeros(B, 0)
+        return Kinks((), none, margin, excess, tuple(told), unruled, size)
     columns = tuple(Column(point.function, point.key, entries) for point, _, entries in known)
     # Held where they may be active: the multipliers tell which of them are.
-    masks = [(candidate & ~_leading(p, candidate))[:, entries].to(y.dtype)
-             for p, candidate, entries in known]  # fmt: skip
+    masks = [(near & ~_leading(point, near))[:, entries] for point, near, entries in known]
     held = problem.with_kinks(
         Kinks(columns, torch.cat(masks, dim=1), margin, excess, (), unruled, size)
     )
@@ -190,9 +192,11 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     assert A is not None
     nu = least_squares_multipliers(A, gradient)
     own = 0 if recorded.constraints is None else recorded.constraints.shape[-1]
+    # Active inequality constraints stand between the equations and the kinks.
+    first = own if problem.active_set is None else own + problem.active_set.count
     weights = _weights(recorded, nu[:, :own], [point for point, _, _ in known])
     edge = _EDGE * tolerance
-    visible = _visible(held, y, nu, A[:, own:], known, weights)
+    visible = _visible(held, y, nu, A[:, first:], known, weights)
     # The weight of relu(a)² is as small as a; that of a kink may be small beside an offset of the data.
     away = torch.cat([point.distance[:, entries] for point, _, entries in known], dim=1)
     limit = (_SEEN * away).clamp(min=_BESIDE * torch.finfo(y.dtype).eps, max=edge)
@@ -201,7 +205,7 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     at_it = torch.cat([candidate[:, entries] for _, candidate, entries in known], dim=1)
     at_it = at_it & (away <= _BESIDE * torch.finfo(y.dtype).eps)
     quiet = at_it & (visible <= limit)
-    bent = _bent(held, y, nu, A[:, own:], quiet, at_it & ~quiet, size)
+    bent = _bent(held, y, nu, A[:, first:], quiet, at_it & ~quiet, size)
     if bool(bent.any()):
         margin = torch.where(bent, 0.0, margin)
         told += [
@@ -221,20 +225,20 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     least = _rounding_of_slopes(known, weights, gradient)
     edges = _spread(known, torch.maximum(edge / visible.clamp(min=1.0), least))
     edges = [torch.where(of_point > 0, of_point, edge) for of_point in edges]
-    judged = _all_judged(known, nu[:, own:], weights, edges)
+    judged = _all_judged(known, nu[:, first:], weights, edges)
     room = [inside - of_point for (_, inside), of_point in zip(judged, edges, strict=True)]
     failed = torch.cat(room, dim=1).amin(dim=1) <= 0
     if bool(failed.any()):
         # Multipliers of dependent kinks are not unique: those nearest to the middles of their ranges.
-        other = _central(known, nu, own, weights, A, gradient)
+        other = _central(known, nu, first, weights, A, gradient)
         nu = torch.where(failed.unsqueeze(1), other, nu)
-        judged = _all_judged(known, nu[:, own:], weights, edges)
+        judged = _all_judged(known, nu[:, first:], weights, edges)
     active = []
     for (point, candidate, entries), (is_active, inside), ends in zip(
         known, judged, edges, strict=True
     ):
         held_there = is_active & ~_leading(point, candidate)
-        active.append(held_there[:, entries].to(y.dtype))
+        active.append(held_there[:, entries])
         # A slope just beyond an end is at the end, as far as the tolerance tells.
         margin = torch.minimum(margin, (inside - ends).amin(dim=1))
         beyond = torch.where(-inside > ends, -inside, 0.0).amax(dim=1)
@@ -292,7 +296,7 @@ def _visible(
     jumps = _jumps(known, weights)
     step, scale = STEP[y.dtype], torch.zeros_like(flat(y))
     for probe in range(3):
-        operands = _moved_operands(held, probe)
+        operands = moved_operands(held, probe)
         moved = perturb(y, step, 0, probe)
         change, _ = first_order_change(held, y, nu, operands, moved)
         scale = torch.maximum(scale, change.abs() / step)
@@ -348,13 +352,6 @@ def _spread(known: Sequence[_Known], columns: Tensor) -> list[Tensor]:
         at += len(entries)
         found.append(of_point)
     return found
-
-
-def _moved_operands(problem: Problem, probe: int) -> list[Tensor]:
-    return [
-        perturb(x, STEP[x.dtype], k + 1, probe) if own and x.dtype in STEP else x
-        for k, (x, own) in enumerate(zip(problem.operands, problem.operands_batched, strict=True))
-    ]
 
 
 def _all_judged(
@@ -418,22 +415,6 @@ class _Point:
     items: Sequence[int] | None
 
 
-def _size_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) -> Tensor:
-    """The size of y (B,): its root mean square or, where that may be what rounding or a solver has left of
-    zero, the change of y that changes ∇_y L by as much as the operands make of it."""
-    size = flat(y).square().mean(dim=1).sqrt()
-    operands = [x for x in problem.operands if x.is_floating_point() and x.numel()]
-    largest = max((float(x.detach().abs().amax()) for x in operands), default=0.0)
-    if not bool((size <= tolerance * largest).any()):
-        return size
-    nu = constraint_set(problem, y, in_numbers=True).multipliers(flat(_gradient(recorded)))
-    by_operands, _ = first_order_change(problem, y, nu, _moved_operands(problem, 0), y)
-    moved = y + (perturb(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
-    by_y, _ = first_order_change(problem, y, nu, problem.operands, moved)
-    own = by_operands.norm(dim=1) / by_y.norm(dim=1)
-    return torch.where(own.isfinite() & (size <= tolerance * own), own, size)
-
-
 def _nearest_kinks(
     problem: Problem, y: Tensor, traces: Sequence[Trace], size: Tensor
 ) -> list[_Point]:
@@ -445,7 +426,7 @@ def _nearest_kinks(
     step = STEP[y.dtype]
     size = size.reshape(-1, *[1] * (y.ndim - 1))
     for probe in range(3):
-        operands = _moved_operands(problem, probe)
+        operands = moved_operands(problem, probe)
         moved = y + (perturb(torch.ones_like(y), step, 0, probe) - 1) * (y.abs() + size)
         others = _points(problem.with_operands(operands).record(moved).traces)
         if [p.argument.shape for p in others] != [p.argument.shape for p in points]:

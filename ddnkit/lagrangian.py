@@ -48,6 +48,18 @@ def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
     return merge_equal(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) if parts else None
 
 
+def inequality_jacobian(problem: Problem, y: Tensor, rows: Tensor) -> Tensor:
+    """D_y g of those ``rows`` (k,) of `Problem.inequalities`, shape (B, k, m)."""
+    with torch.enable_grad():
+        variable = y.detach().requires_grad_()
+        g = problem.inequalities(variable)
+        return (
+            variable.new_zeros(len(y), 0, flat(y).shape[1])
+            if g is None
+            else _rows(torch.where(g.isfinite(), g, 0.0)[:, rows].sum(dim=0), variable)
+        )
+
+
 def _rows(values: Tensor, variable: Tensor) -> Tensor:
     """∂valuesₖ/∂variable for values (n,) and variable (B, *y), shape (B, n, m)."""
     count, shape = len(values), (len(variable), len(values), variable.shape[1:].numel())

@@ -36,9 +36,9 @@ def captured_tensors(
     if evaluation is None:
         evaluation = problem.evaluate(y)
     with torch.enable_grad():
-        constraints = problem.constraints(y)
+        constraints = [problem.constraints(y), problem.inequalities(y)]
     dependent = evaluation.depends_on_others()
-    dependent |= constraints is not None and constraints.requires_grad
+    dependent |= any(values is not None and values.requires_grad for values in constraints)
     if not transformed and not dependent:
         return []
     found: dict[int, Tensor] = {}
@@ -70,6 +70,10 @@ def _tensors_of_item(problem: Problem, y: Tensor, index: int) -> list[Tensor]:
             node.objective(*xs, y=point)
             if node.constrained:
                 node.equality_constraints(*xs, y=point)
+            if node.has_inequalities:
+                node.inequality_constraints(*xs, y=point)
+                if callable(node.bounds):
+                    node.bounds(*xs)
 
     return discover(evaluate, known)
 
@@ -131,6 +135,7 @@ def _some_unused(problem: Problem, y: Tensor) -> bool:
     def evaluate() -> None:
         bare.objective(y)
         bare.constraints(y)
+        bare.inequalities(y)
 
     return bool(find_unused(evaluate, problem.originals, problem.captured))
 

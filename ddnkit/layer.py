@@ -23,12 +23,13 @@ from .errors import InputError
 from .implicit.call import Call
 from .implicit.function import solution_of
 from .implicit.own_adjoint import Comparisons
-from .implicit.solution_equation import MeasuredEquation, SolutionEquation
+from .implicit.solution_equation import MeasuredEquation, MultiplierEquation, SolutionEquation
 from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
 from .problem import Problem
 from .programs.short_calls import ShortCalls
 from .recording import as_one_step
+from .solution import Multipliers
 from .structure import Structure
 from .transforms import under_transform
 
@@ -104,11 +105,12 @@ class DeclarativeLayer(nn.Module):
                 elif isinstance(value, nn.Module):
                     self.add_module(f"node_{name}", value)
 
-    def forward(self, *xs: Any, start: Any = None) -> Any:
+    def forward(self, *xs: Any, start: Any = None, return_multipliers: bool = False) -> Any:
         """Solve for every item; returns y with the batch dimensions of the inputs in front.
 
         Args:
             start: where an iterative solver starts, shaped like y; the node's own point if None.
+            return_multipliers: return y and its `ddnkit.Multipliers`, differentiable like y.
         """
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(
@@ -116,33 +118,35 @@ class DeclarativeLayer(nn.Module):
                 "the compiled graph: use torch.compile without fullgraph=True, or call the layer "
                 "outside the compiled function"
             )
-            return _outside_graph()(self, xs, start)
-        if start is None:
+            return _outside_graph()(self, xs, start, return_multipliers)
+        if start is None and not return_multipliers:
             y = self.short.call(self, xs)
             if y is not None:
                 return y
-        return self._call(xs, start)
+        return self._call(xs, start, return_multipliers)
 
     def eager(self, xs: Sequence[Any], start: Any = None) -> Any:
         """What a call gives, by the node's functions as they stand, whatever programs there are."""
         return self._call(xs, start)
 
-    def _call(self, xs: Sequence[Any], start: Any) -> Any:
+    def _call(self, xs: Sequence[Any], start: Any, multipliers: bool = False) -> Any:
         kept = running_statistics(self.node)
         try:
-            return as_one_step("a layer", (xs, start), lambda: self._solve_batch(xs, start))
+            return as_one_step(
+                "a layer", (xs, start), lambda: self._solve_batch(xs, start, multipliers)
+            )
         except InputError:
             # A call that is refused has not happened.
             for buffer, value in kept:
                 buffer.copy_(value)
             raise
 
-    def _solve_batch(self, xs: Sequence[Any], start: Any) -> Any:
+    def _solve_batch(self, xs: Sequence[Any], start: Any, multipliers: bool = False) -> Any:
         _refuse_tracing(xs)
         if torch.is_inference_mode_enabled():
             # Certificates and solvers differentiate, which inference mode would make zero silently.
             with torch.inference_mode(False), torch.no_grad():
-                return self._solve_batch(xs, start)
+                return self._solve_batch(xs, start, multipliers)
         self._takes.refuse(self.node, len(xs))
         if self.batch_dims is None and self.node.input_dims is None:
             if self._sample_dims is None:
@@ -170,15 +174,34 @@ class DeclarativeLayer(nn.Module):
             wanted=[self.looks_for_hidden and is_tracked(x) for x in problem.operands],
         )
         if self.form.unrolls:
-            y = self._unroll(call, problem, seen, values)
+            if multipliers:
+                raise InputError("the steps of a `solve` give no multipliers: use backward='auto'")
+            outputs: tuple[Tensor, ...] = (self._unroll(call, problem, seen, values),)
         else:
-            y, *_ = self._solved(call, problem.with_captured(seen, values))
+            problem = problem.with_captured(seen, values)
+            outputs = self._solved(call, problem)
         if call.late_operands:
             extra = call.late_operands
             problem = problem.with_captured([*seen, *extra], [*values, *(c.tensor for c in extra)])
-            y, *_ = self._solved(call, problem)
+            outputs = self._solved(call, problem)
+        of_constraints = self._multipliers(call, problem, outputs) if multipliers else None
+        y = outputs[0]
         y = y.reshape(batch_shape + y.shape[1:])
-        return y if call.structure is None else call.structure.split(y)
+        y = y if call.structure is None else call.structure.split(y)
+        return (y, of_constraints) if multipliers else y
+
+    def _multipliers(self, call: Call, problem: Problem, outputs: Sequence[Tensor]) -> Multipliers:
+        y = outputs[0]
+        problem = call.complete(problem, outputs)
+        (found,) = solution_of(MultiplierEquation(call, problem), *problem.operands, y)
+        found = found.reshape(*call.batch_shape, found.shape[-1])
+        sizes = problem.inequality_sizes(y.detach())
+        equality, inequality, *rest = found.split([found.shape[-1] - sum(sizes), *sizes], dim=-1)
+        shape = (*call.batch_shape, *y.shape[1:])
+        of_bounds = [
+            None if size == 0 else x.reshape(shape) for x, size in zip(rest, sizes[1:], strict=True)
+        ]
+        return Multipliers(equality, inequality, *of_bounds)
 
     @staticmethod
     def _solved(call: Call, problem: Problem) -> tuple[Tensor, ...]:

@@ -11,8 +11,7 @@ holds is nobody's business: a name is refused only where all of this is so:
   dimensions that has one for each input, a flag, the name of a solver;
 * none of the node's own functions asks for it: what they use is theirs.
 
-`inequality_constraints` has no member that it is close to in meaning, and is refused by its name. Signatures
-are read too: the solution is passed as ``y``, and all functions of a node take the same inputs.
+Signatures are read too: the solution is passed as ``y``, and all functions of a node take the same inputs.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 
 from . import registry
-from .errors import InputError, closest
+from .errors import InputError, closest, nearest_choice
 from .manifold import Manifold
 from .solver import Solver
 
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 _GIVEN: dict[str, tuple[str, ...]] = {
     "objective": ("y",),
     "equality_constraints": ("y",),
+    "inequality_constraints": ("y",),
+    "bounds": (),
     "solve": (),
     "initial_point": (),
     "adjoint": ("y", "v"),
@@ -58,6 +59,8 @@ _ALIASES = {
     "constraints": "equality_constraints",
     "eqconstraint": "equality_constraints",
     "eqconstraints": "equality_constraints",
+    "ineqconstraint": "inequality_constraints",
+    "ineqconstraints": "inequality_constraints",
     "startpoint": "initial_point",
     "startingpoint": "initial_point",
     "initialguess": "initial_point",
@@ -70,9 +73,8 @@ _ALIASES = {
     "inputndims": "input_dims",
 }
 _OBJECTIVES = ("objectivefunction", "objfunction", "objfn", "cost", "loss", "energy")
-_INEQUALITIES = (
-    "inequalityconstraints", "inequalityconstraint", "ineqconstraints", "ineqconstraint",
-)  # fmt: skip
+
+_DEGENERATE = ("warn", "raise", "least_norm", "one_sided")
 
 #: A slip of the pen keeps so much of a name.
 _CLOSE = 0.85
@@ -127,13 +129,6 @@ def read(node: DeclarativeNode) -> Inputs:
 def _refuse_unknown(node: DeclarativeNode, inputs: Inputs) -> None:
     slips = []
     for name, value in _own_members(node):
-        stated = callable(_function(value)) or isinstance(value, (tuple, list, dict))
-        if stated and _plain(name) in _INEQUALITIES and not _is_used(node, name):
-            raise InputError(
-                f"{_member(node, name)} would be ignored: inequality constraints are not supported yet. "
-                "Today: write g(y) ≤ 0 as the equation g(y) + s² = 0 with a slack variable s in y, put a "
-                "barrier or penalty into the objective, or choose the variables so that they hold"
-            )
         member = _meant(node, name, value, inputs)
         if member is not None and not _is_used(node, name):
             slips.append(f"{_member(node, name)}: did you mean `{member}`?")
@@ -286,6 +281,21 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
         raise InputError(
             f"{_member(node, 'manifold')} is {manifold!r}; it is a ddnkit.Manifold: manifold = {hint}"
         )
+    pair = node.bounds
+    if (
+        not callable(pair)
+        and pair is not None
+        and not (isinstance(pair, (tuple, list)) and len(pair) == 2)
+    ):
+        raise InputError(
+            f"{_member(node, 'bounds')} is {pair!r}; it is a pair (lower, upper), such as (0.0, None), or a "
+            "method that returns one for the inputs of one problem"
+        )
+    if node.degenerate not in _DEGENERATE:
+        raise InputError(
+            f"{_member(node, 'degenerate')} is {node.degenerate!r}."
+            f"{nearest_choice(str(node.degenerate), _DEGENERATE)}"
+        )
     try:
         validated_tolerance(node.tolerance)
     except InputError as error:
@@ -332,7 +342,7 @@ def _inputs(node: DeclarativeNode) -> Inputs:
     common, by = Inputs(0, None), ""
     for member in _GIVEN:
         function = getattr(node, member, None)
-        if function is None:
+        if function is None or (member == "bounds" and not callable(function)):
             continue
         taken = _inputs_of(function, member)
         if isinstance(taken, str):

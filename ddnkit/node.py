@@ -53,6 +53,10 @@ class DeclarativeNode(abc.ABC):
     tolerance: float | None = None
     #: What to do with a solution that fails its certificate: "raise", "warn", "nan" or "mask".
     policy: str = "warn"
+    #: What the gradient is where a constraint is weakly active (holds as an equation, with a multiplier of
+    #: zero), so that the solution has a kink: "raise" or "warn" (the policy acts, and what is given is
+    #: as "least_norm"), "least_norm" (as if it stays active) or "one_sided" (as if it does not).
+    degenerate: str = "warn"
     #: Backward form that "auto" takes for this node; None lets the library choose.
     preferred_backward: ClassVar[str | None] = None
 
@@ -77,6 +81,21 @@ class DeclarativeNode(abc.ABC):
     def equality_constraints(self, *xs: Any, **named: Any) -> Tensor | None:
         """``equality_constraints(x₁, …, xₙ, y=y)``: h of one problem, of any shape, zero if feasible."""
         return None
+
+    def inequality_constraints(self, *xs: Any, **named: Any) -> Tensor | None:
+        """``inequality_constraints(x₁, …, xₙ, y=y)``: g of one problem, of any shape, g ≤ 0 if feasible."""
+        return None
+
+    #: Optional. ``bounds(*xs) -> (lower, upper)``: the least and the largest y of one problem, a number or a
+    #: tensor each (a tuple or dictionary of them where y has several parts); None, and infinite entries,
+    #: for free. Bounds that depend on nothing may be the pair itself: ``bounds = (0.0, None)``.
+    bounds: Any = None
+
+    @property
+    def has_inequalities(self) -> bool:
+        """Whether the node has inequality constraints, or bounds."""
+        stated = type(self).inequality_constraints
+        return stated is not DeclarativeNode.inequality_constraints or self.bounds is not None
 
     @property
     def constrained(self) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .active_set import ActiveSet, active_set
 from .errors import InputError
 from .kinks import Kinks, kinks_of
 from .lagrangian import constraint_set, lagrangian_gradient
@@ -34,6 +35,7 @@ class Observation:
         hidden: how far torch's derivatives are from differences (B,), None where there was no reason to
             look.
         hidden_by: the reasons, a text each.
+        active_set: of the inequality constraints, None if there are none.
     """
 
     traces: list[Trace]
@@ -42,6 +44,7 @@ class Observation:
     kinks: Kinks | None
     hidden: Tensor | None
     hidden_by: tuple[str, ...]
+    active_set: ActiveSet | None = None
 
     def refuse_changed(self, problem: Problem) -> None:
         """Raise if an operand is not what it was when the layer was called."""
@@ -128,13 +131,16 @@ def observe(
                 f"{name} states a different problem at each evaluation: {changed}. Its functions must "
                 "depend only on their arguments and on the node's attributes"
             )
+    active = active_set(problem, y, tolerance)
+    problem = problem.with_active_set(active)
+    wanted = [*wanted, *[False] * len(problem.masks)]
     kinks = kinks_of(problem, y, recorded, tolerance)
     hidden, by = _hidden_error(problem, y, traces, wanted)
     if hidden is not None and kinks is not None and kinks.count:
         hidden = torch.maximum(hidden, _argument_error(problem, kinks, y, wanted))
     for trace in traces:
         trace.kinks.clear()  # they would hold the evaluation's graph for as long as y has its own
-    return Observation(traces, operands, NodeState(problem.node), kinks, hidden, by)
+    return Observation(traces, operands, NodeState(problem.node), kinks, hidden, by, active)
 
 
 def refuse_work_in_place(problem: Problem, operands: Sequence[Held], function: str) -> None:

@@ -29,6 +29,7 @@ from .solution import Solution
 from .structure import Structure
 
 if TYPE_CHECKING:
+    from .active_set import ActiveSet
     from .kinks import Kinks
     from .node import DeclarativeNode
 
@@ -44,6 +45,8 @@ class Problem:
         originals: captured tensors, as the node's functions see them.
         captured: what stands for them here; shared by the items, or with a batch dimension.
         captured_batched: which of the two, one flag each.
+        active_set: the inequality constraints that are active at the solution, where it is known: they are
+            equations then (`ddnkit.active_set`).
         kinks: of the node's functions, where one evaluation has shown some; those that are active
             are constraints (`ddnkit.kinks`).
     """
@@ -57,10 +60,11 @@ class Problem:
         self.captured: tuple[Tensor, ...] = ()
         self.captured_batched: tuple[bool, ...] = ()
         self.kinks: Kinks | None = None
+        self.active_set: ActiveSet | None = None
         self._traces: list[Trace] | None = None
         self._wide = False
         # What one evaluation has shown, shared by all that is made from this problem.
-        self._shown: dict[str, bool] = {}
+        self._shown: dict[str, Any] = {}
 
     @classmethod
     def single(cls, node: DeclarativeNode, inputs: Sequence[Any]) -> Problem:
@@ -109,6 +113,10 @@ class Problem:
         """The same batch, whose active kinks are known."""
         return self._replace(kinks=kinks)
 
+    def with_active_set(self, active_set: ActiveSet | None) -> Problem:
+        """The same batch, whose active inequality constraints are known."""
+        return self._replace(active_set=active_set)
+
     def without_scoped(self) -> Problem:
         """The same batch with the captured tensors of enclosing scopes left as the node sees them."""
         kept = [i for i, c in enumerate(self.originals) if c.path is not None]
@@ -120,19 +128,40 @@ class Problem:
 
     @property
     def operands(self) -> list[Tensor]:
-        """All tensors that the solution depends on: tensor inputs, then captured ones."""
-        return [x for x in self.inputs if isinstance(x, Tensor)] + list(self.captured)
+        """All tensors that the solution depends on: tensor inputs, captured ones, and `masks`."""
+        inputs = [x for x in self.inputs if isinstance(x, Tensor)]
+        return [*inputs, *self.captured, *self.masks]
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """Which constraints are active in which items, (B, k) each: operands without a derivative.
+
+        As operands they go through transforms with the batch.
+        """
+        held = (self.active_set, self.kinks)
+        return [x.active for x in held if x is not None and x.count]
+
+    @property
+    def input_count(self) -> int:
+        """How many of the operands are inputs; the captured tensors follow."""
+        return sum(isinstance(x, Tensor) for x in self.inputs)
 
     @property
     def operands_batched(self) -> list[bool]:
         """For each operand, whether it carries the batch dimension."""
-        return [True for x in self.inputs if isinstance(x, Tensor)] + list(self.captured_batched)
+        inputs, masks = [True] * self.input_count, [True] * len(self.masks)
+        return [*inputs, *self.captured_batched, *masks]
 
     def with_operands(self, operands: Sequence[Tensor]) -> Problem:
         """The same batch with other tensors in place of its operands."""
         rest = iter(operands)
         inputs = tuple(next(rest) if isinstance(x, Tensor) else x for x in self.inputs)
-        return self._replace(inputs=inputs, captured=tuple(rest))
+        problem = self._replace(inputs=inputs, captured=tuple(next(rest) for _ in self.captured))
+        for name in ("active_set", "kinks"):
+            held = getattr(self, name)
+            if held is not None and held.count:
+                setattr(problem, name, held.with_mask(next(rest)))
+        return problem
 
     def resize(
         self, operands: Sequence[Tensor], batch_size: int, batched: Sequence[bool]
@@ -140,7 +169,8 @@ class Problem:
         """Another batch of the same node, from operands of that size."""
         problem = self.with_operands(operands)
         problem.batch_size = batch_size
-        problem.captured_batched = tuple(batched[len(operands) - len(self.captured) :])
+        first = self.input_count
+        problem.captured_batched = tuple(batched[first : first + len(self.captured)])
         return problem
 
     def _replace(self, **attributes: Any) -> Problem:
@@ -153,8 +183,7 @@ class Problem:
         """One item as a batch of its own."""
         flags = self.operands_batched
         operands = [
-            x[index : index + 1] if own and k < len(flags) - len(self.captured) else x
-            for k, (x, own) in enumerate(zip(self.operands, flags, strict=True))
+            x[index : index + 1] if own else x for x, own in zip(self.operands, flags, strict=True)
         ]
         single = self.with_operands(operands)
         single.batch_size = 1
@@ -162,6 +191,8 @@ class Problem:
         single.captured_batched = (False,) * len(self.captured)
         if self.kinks is not None:
             single.kinks = self.kinks.of_items(slice(index, index + 1))
+        if self.active_set is not None:
+            single.active_set = self.active_set.of_items(slice(index, index + 1))
         return single
 
     def substitute(self, index: int | None = None) -> Any:
@@ -221,13 +252,16 @@ class Problem:
     def constraints(self, y: Tensor) -> Tensor | None:
         """h of each item, shape (B, p), without the manifold's; None where there are none.
 
-        The arguments of active kinks come last.
+        Active inequality constraints follow the node's own equations, and the arguments of active kinks
+        come last.
         """
         own = self._own_constraints(y)
-        if self.kinks is None or not self.kinks.count:
-            return own
-        held = self.kinks.arguments(self, y)
-        return held if own is None else torch.cat([own, held], dim=-1)
+        parts = [] if own is None else [own]
+        if self.active_set is not None and self.active_set.count:
+            parts.append(self.active_set.values(self, y))
+        if self.kinks is not None and self.kinks.count:
+            parts.append(self.kinks.arguments(self, y))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else (parts[0] if parts else None)
 
     def _own_constraints(self, y: Tensor) -> Tensor | None:
         if "stated" not in self._shown:  # asking the node takes longer
@@ -243,9 +277,11 @@ class Problem:
         """Whether there are constraints beside a manifold's for these inputs."""
         if self.kinks is not None and self.kinks.count:
             return True
+        if self.active_set is not None and self.active_set.count:
+            return True
         if "constraints" not in self._shown:
             self._own_constraints(y)
-        return self._shown["constraints"]
+        return bool(self._shown["constraints"])
 
     def _flat_constraints(self, *xs: Any, y: Any) -> Tensor:
         values = self.node.equality_constraints(*xs, y=y)
@@ -253,6 +289,52 @@ class Problem:
             first = y if isinstance(y, Tensor) else next(iter(_parts(y)))
             return first.new_zeros(0)
         return _tensor(self.node.equality_constraints, values).reshape(-1)
+
+    def inequalities(self, y: Tensor) -> Tensor | None:
+        """g of each item, (B, q), nonpositive where feasible: the node's own, then lower − y and y − upper of
+        each entry; −inf where there is no bound. None without inequality constraints."""
+        if not self.node.has_inequalities:
+            return None
+        values = flat(self._each(self._flat_inequalities, y))
+        return values if values.shape[-1] else None
+
+    def _flat_inequalities(self, *xs: Any, y: Any) -> Tensor:
+        of_y = [y] if isinstance(y, Tensor) else list(_parts(y))
+        own = self.node.inequality_constraints(*xs, y=y)
+        parts = [of_y[0].new_zeros(0)]
+        if own is not None:
+            parts = [_tensor(self.node.inequality_constraints, own).reshape(-1)]
+        sizes = [len(parts[0]), 0, 0]
+        bounds = self.node.bounds
+        pair = bounds(*xs) if callable(bounds) else bounds
+        for side, bound in enumerate(pair or (), start=1):
+            if bound is None:
+                continue
+            sign = 1 if side == 2 else -1
+            for part, end in zip(of_y, self._ends(bound, y, of_y, sign * torch.inf), strict=True):
+                parts.append((sign * (part - end)).reshape(-1))
+                sizes[side] += part.numel()
+        self._shown["inequalities"] = sizes
+        return torch.cat(parts)
+
+    def _ends(self, bound: Any, y: Any, of_y: Sequence[Tensor], free: float) -> list[Any]:
+        """A bound for each part of y, in its shape; ``free`` for a part without."""
+        if not isinstance(bound, (dict, tuple, list)):
+            bounds = [bound] * len(of_y)
+        else:
+            keys = list(y) if isinstance(y, dict) else range(len(of_y))
+            bounds = [bound[k] for k in keys]
+        ends = [free if end is None else end for end in bounds]
+        return [
+            end.to(part.dtype).expand(part.shape) if isinstance(end, Tensor) else end
+            for end, part in zip(ends, of_y, strict=True)
+        ]
+
+    def inequality_sizes(self, y: Tensor) -> list[int]:
+        """How many of `inequalities` are the node's own, lower bounds and upper bounds."""
+        if self.inequalities(y) is None:
+            return [0, 0, 0]
+        return list(self._shown["inequalities"])
 
     def all_constraints(self, y: Tensor) -> Tensor | None:
         """h with the manifold's independent constraints appended, shape (B, p), or None."""
@@ -292,18 +374,21 @@ class Problem:
 
     def _refuse_work_in_place(self, function: str) -> None:
         # Torch refuses it where it records, and nowhere else: y is another one from there on.
-        name = {"_flat_constraints": "equality_constraints", "kinks": "objective"}.get(
-            function, function
-        )
+        names = {
+            "_flat_constraints": "equality_constraints",
+            "_flat_inequalities": "inequality_constraints",
+            "kinks": "objective",
+        }
+        name = names.get(function, function)
         raise InputError(
             f"{type(self.node).__name__}.{name} changes y in place, which belongs to the layer: use a "
             "copy (y.clone()) or the version without the underscore (y / s for y.div_(s))"
         )
 
     def _of_each(self, function: Callable[..., Any], y: Tensor, v: Tensor | None = None) -> Tensor:
-        tensors = self.operands
-        count = len(tensors) - len(self.captured)
-        batched = self.operands_batched
+        count = self.input_count
+        tensors = self.operands[: count + len(self.captured)]
+        batched = self.operands_batched[: len(tensors)]
         plain = self._traces is None and not self.originals and not self._wide
 
         def one(y_one: Tensor, v_one: Tensor | None, *ones: Tensor) -> Any:
@@ -358,7 +443,11 @@ class Problem:
             yield None
             return
         known = [("y", y), *((operand_name(k), x) for k, x in enumerate(operands))]
-        name = "equality_constraints" if function == self._flat_constraints else "objective"
+        names = {
+            self._flat_constraints: "equality_constraints",
+            self._flat_inequalities: "inequality_constraints",
+        }
+        name = names.get(function, "objective")
         with Recorder(name, known) as recorder:
             yield recorder
         self._traces.append(recorder.trace)
@@ -400,6 +489,9 @@ class Problem:
         constraints = problem._own_constraints(point)
         if before.differs(Held(point)):
             self._refuse_work_in_place("equality_constraints")
+        problem.inequalities(point)
+        if before.differs(Held(point)):
+            self._refuse_work_in_place("inequality_constraints")
         assert problem._traces is not None
         return Recorded(Evaluation(point, values), constraints, problem._traces)
 

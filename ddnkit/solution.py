@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +104,21 @@ class Solution:
 
         status, iterations = expand(self.status), expand(self.iterations)
         return dataclasses.replace(self, y=y, status=status, iterations=iterations)
+
+
+class Multipliers(NamedTuple):
+    """Of the constraints at a solution: L = f − νᵀh + λᵀg, and for bounds λₗᵀ(lower − y) + λᵤᵀ(y − upper).
+
+    Attributes:
+        equality: ν (*batch, p), of `equality_constraints` in a row.
+        inequality: λ ≥ 0 (*batch, q), of `inequality_constraints` in a row; zero where one is not active.
+        lower, upper: λ ≥ 0 (*batch, *y) of the bounds; None where there are none on that side.
+    """
+
+    equality: Tensor
+    inequality: Tensor
+    lower: Tensor | None
+    upper: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from ..captured import Captured, attributes, versions
 from ..certificate import Certificate, measure, tolerance_of
 from ..errors import DdnkitError, InputError
 from ..implicit.own_adjoint import Comparisons
-from ..kinks import Kinks
 from ..late_operands import captured_tensors, reject_changed_state
 from ..layer import DeclarativeLayer, batched_inputs
 from ..members import read
@@ -151,10 +150,11 @@ class Subject:
         values = [c.tensor.detach() for c in captured]
         problem = problem.with_captured(captured, values)
         if problem.batch_size and bool(solution.y.isfinite().all()):
-            problem = problem.with_kinks(self._kinks(problem, solution.y))
+            problem = self._with_findings(problem, solution.y)
         return SolvedBatch(problem, solution, shape)
 
-    def _kinks(self, problem: Problem, y: Tensor) -> Kinks | None:
+    def _with_findings(self, problem: Problem, y: Tensor) -> Problem:
+        """The problem with its active constraints and kinks at y."""
         shown = observe(
             problem,
             y,
@@ -164,7 +164,7 @@ class Subject:
             first=True,
             wanted=(),
         )
-        return shown.kinks
+        return problem.with_active_set(shown.active_set).with_kinks(shown.kinks)
 
     def solve_again(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
         """y (B, m) of each problem, from ``start`` (B, *y) where the node's solver takes one."""

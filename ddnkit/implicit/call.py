@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..active_set import active_set
 from ..assessment import assess, error_bound, solution_error
 from ..backward.closed_form import copy_aliases
 from ..backward.form import BackwardForm, TangentSolve, system_solution
@@ -54,6 +55,10 @@ class _Factorised(LinearSystems):
             return super().solve_system(problem, y, nu, r, multipliers)
         found = system_solution(self._solve, r, multipliers)
         return found.z, found.mu
+
+
+#: Outputs beside what a solver keeps: which constraints and kinks are active. No solver's name has a space.
+_ACTIVE, _AT_KINKS = "active constraints", "active kinks"
 
 
 class Call(LinearSystems):
@@ -109,14 +114,26 @@ class Call(LinearSystems):
         self._solved: tuple[Problem, Solution, Certificate] | None = None
         self._y: Held | None = None
         self._prepared: tuple[list[tuple[int, int, torch.Size]], Any, TangentSolve] | None = None
-        self._name = ""
+        self._name, self._raises_weak = "", False
         self._warned: set[str | None] = set()
 
-    def complete(self, problem: Problem) -> Problem:
-        """The problem, with the parts of y and the active kinks that its solution turned out to have."""
+    def complete(self, problem: Problem, outputs: Sequence[Tensor] = ()) -> Problem:
+        """The problem, with the parts of y, the active constraints and the active kinks of its solution.
+
+        Args:
+            outputs: those of the solution, where they may be a transform's.
+        """
         problem = problem.with_structure(self.structure)
-        if problem.kinks is None and self.observation is not None:
-            problem = problem.with_kinks(self.observation.kinks)
+        seen = self.observation
+        if seen is None:
+            return problem
+        masks = dict(zip(self.aux_names, outputs[1:], strict=False))
+        active, kinks = seen.active_set, seen.kinks
+        if problem.active_set is None and active is not None:
+            mask = masks.get(_ACTIVE, active.active)
+            problem = problem.with_active_set(active.with_mask(mask))
+        if problem.kinks is None and kinks is not None:
+            problem = problem.with_kinks(kinks.with_mask(masks.get(_AT_KINKS, kinks.active)))
         return problem
 
     def refuse_changed(self, problem: Problem, y: Tensor) -> None:
@@ -173,6 +190,7 @@ class Call(LinearSystems):
                 self.observation = self.observation.again(whole, solution.y)
         self.structure = found.structure
         self._name = type(found.node).__name__
+        self._raises_weak = found.node.degenerate == "raise"
         self.form = self.form.resolve(found, solution.y.shape[1:].numel())
         certificate = dataclasses.replace(
             certificate, form=self.form.name, own_member=self.form.node_member
@@ -192,6 +210,10 @@ class Call(LinearSystems):
         if self.policy == "mask":
             y = torch.where(y.isfinite() | good.reshape(-1, *[1] * (y.ndim - 1)), y, 0.0)
         self.tells_good = self.policy == "mask" or self.underived is not None
+        if found.active_set is not None and found.active_set.count:
+            aux[_ACTIVE] = found.active_set.active
+        if found.kinks is not None and found.kinks.count:
+            aux[_AT_KINKS] = found.kinks.active
         if self.tells_good:
             aux["good"] = good if self.underived is None else good & ~self.underived
         self.aux_names = tuple(aux)
@@ -213,6 +235,7 @@ class Call(LinearSystems):
         if found.batch_size and not self.nothing_sound:
             evaluation = self._observe(found, solution.y, problem, held)
             if self.observation is not None:
+                found = found.with_active_set(self.observation.active_set)
                 found = found.with_kinks(self.observation.kinks)
         measured = self.certify != "off"
         certificate = measure(found, solution, self.tolerance, evaluation, self.aside, measured)
@@ -254,7 +277,7 @@ class Call(LinearSystems):
         A node's own adjoint gives those of inputs, and is held against a known answer itself.
         """
         own = self.form.resolve(problem, y.shape[1:].numel()).has_adjoint
-        inputs = len(problem.operands) - len(problem.captured)
+        inputs = problem.input_count
         asked = self.certify != "off"
         return [asked and want and not (own and k < inputs) for k, want in enumerate(self.wanted)]
 
@@ -280,6 +303,7 @@ class Call(LinearSystems):
         if len(y) and not self.nothing_sound:
             with _graphs_of_its_own():
                 limit = tolerance_of(problem, y, self.tolerance)
+                problem = problem.with_active_set(active_set(problem, y, limit))
                 problem = problem.with_kinks(kinks_of(problem, y, problem.record(y), limit))
         measured = self.certify != "off"
         certificate = measure(
@@ -295,12 +319,13 @@ class Call(LinearSystems):
         self.certificate = certificate
         self._shown = certificate.reshape(self._shape)
         self._show(self._shown, before if backward else None)
-        if self.policy in ("raise", "warn"):
+        weak = backward and self._raises_weak and bool((certificate.weakly_active).any())
+        if self.policy in ("raise", "warn") or weak:
             where = f"{self._name} ({certificate.form or self.form.name})"
             message = complaint(self._shown, where, backward)
             # One call may solve many systems, for many derivatives: each complaint is heard once.
-            if self.policy == "raise" or message not in self._warned:
-                act(self.policy, message)
+            if weak or self.policy == "raise" or message not in self._warned:
+                act("raise" if weak else self.policy, message)
             self._warned.add(message)
 
     # -- derivatives ----------------------------------------------------------------------------
@@ -391,7 +416,7 @@ class Call(LinearSystems):
 
     def shortcut(self, problem: Problem, wrt: Sequence[int]) -> list[int]:
         """Those of the operands whose gradient the form knows a shorter way to: inputs alone."""
-        inputs = len(problem.operands) - len(problem.captured)
+        inputs = problem.input_count
         return [i for i in wrt if i < inputs] if self.form.has_adjoint else []
 
     def adjoint(
@@ -401,7 +426,7 @@ class Call(LinearSystems):
         kept: Mapping[str, Tensor] = {
             name: value
             for name, value in zip(self.aux_names, aux, strict=True)
-            if not (name == "good" and self.tells_good)
+            if name not in (_ACTIVE, _AT_KINKS) and not (name == "good" and self.tells_good)
         }
         whole = self.complete(problem)
         reject_rebound_tensors(whole, y)

@@ -77,7 +77,7 @@ def gradient_of_operands(
 def _is_numbers(problem: Problem, v: Tensor, wrt: Sequence[int]) -> bool:
     # Captured tensors are put in their places by torch's functions, which autograd.Function is not
     # one of unless torch.func is at work.
-    inputs = len(problem.operands) - len(problem.captured)
+    inputs = problem.input_count
     legacy = torch._C._functorch.is_legacy_batchedtensor(v)
     graph = torch.is_grad_enabled() or under_transform() or legacy
     return not graph and all(i < inputs for i in wrt)
@@ -188,8 +188,9 @@ class SolutionEquation(Equation):
         wrt: Sequence[int],
     ) -> list[Tensor | None]:
         """Bᵀz + Cᵀμ."""
-        problem = self.call.complete(self.problem).with_operands(operands)
+        problem = self.problem.with_operands(operands)
         self.call.refuse_changed(problem, outputs[0])
+        problem = self.call.complete(problem, outputs)
         wrt = [i for i in wrt if operands[i].is_floating_point()]
         gradients: list[Tensor | None] = [None] * len(operands)
         if problem.batch_size == 0:
@@ -244,8 +245,9 @@ class SolutionEquation(Equation):
         tangents: Sequence[Tensor | None],
     ) -> tuple[Tensor, ...]:
         """n + (P G P)⁺ P(−B dθ − G n), n = −A⁺ C dθ."""
-        problem = self.call.complete(self.problem).with_operands(operands)
+        problem = self.problem.with_operands(operands)
         self.call.refuse_changed(problem, outputs[0])
+        problem = self.call.complete(problem, outputs)
         y = outputs[0]
         if problem.batch_size == 0:
             return (torch.zeros_like(y),)
@@ -374,6 +376,86 @@ class AdjointEquation(Equation):
         inside, flags = fold_operands(operands, in_dims, batched, size, B)
         problem = self.problem.resize(inside[:count], size * B, flags[:count])
         equation = AdjointEquation(self.call, problem, self.wrt)
+        return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
+
+
+class MultiplierEquation(Equation):
+    """ν(θ, y) and λ(θ, y) at a solution: explicit functions, (A⁺)ᵀ∇f of the equations that hold there.
+
+    Operands: those of the problem, and y (B, *y). Output: ν (B, p) of the node's own equations and λ (B, q)
+    of its inequality constraints and bounds, zero where one is not active, in a row.
+    """
+
+    def __init__(self, call: Call, problem: Problem, lead: tuple[int, ...] = ()):
+        self.call, self.problem, self.lead = call, problem, lead
+
+    def _values(self, *operands: Tensor) -> Tensor:
+        *theta, y = operands
+        problem = self.problem.with_operands(theta)
+        constraints = constraint_set(problem, y)
+        if not constraints.parametric:
+            g = problem.inequalities(y)
+            return flat(y)[:, :0] if g is None else torch.zeros_like(g)
+        found = constraints.multipliers(constraints.gradient())
+        h, g = (
+            problem.with_active_set(None).with_kinks(None).constraints(y),
+            problem.inequalities(y),
+        )
+        p = 0 if h is None else h.shape[-1]
+        if g is None:
+            return found[:, :p]
+        active = problem.active_set
+        assert active is not None  # a call has looked for it
+        of_active = -found[:, p : p + active.count]
+        # Of a weakly active one rounding may be below zero.
+        of_active = torch.where(active.active, of_active, 0.0).clamp(min=0)
+        of_all = torch.zeros_like(g).detach().index_add(1, active.rows, of_active)
+        return torch.cat([found[:, :p], of_all], dim=-1)
+
+    def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """ν and λ."""
+        return (self._values(*operands).detach(),)
+
+    def vjp(
+        self,
+        operands: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        wrt: Sequence[int],
+    ) -> list[Tensor | None]:
+        """By torch.func."""
+        wrt = [i for i in wrt if operands[i].is_floating_point()]
+
+        def of_chosen(*values: Tensor) -> Tensor:
+            everything = list(operands)
+            for i, value in zip(wrt, values, strict=True):
+                everything[i] = value
+            return self._values(*everything)
+
+        _, pull = vjp(of_chosen, *(operands[i] for i in wrt))
+        return _merge([None] * len(operands), wrt, pull(cotangents[0]))
+
+    def jvp(
+        self,
+        operands: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        tangents: Sequence[Tensor | None],
+    ) -> tuple[Tensor, ...]:
+        """By two passes back."""
+        moving = [
+            t if x.is_floating_point() else None for x, t in zip(operands, tangents, strict=True)
+        ]
+        return (pushforward(self._values, operands, moving),)
+
+    def fold(
+        self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
+    ) -> tuple[Equation, list[Tensor], Unfold]:
+        """A larger batch."""
+        B = self.problem.batch_size
+        batched = [*self.problem.operands_batched, True]
+        inside, flags = fold_operands(operands, in_dims, batched, size, B)
+        problem = self.problem.resize(inside[:-1], size * B, flags[:-1])
+        equation = MultiplierEquation(self.call, problem, (size, *self.lead))
         return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
 
 

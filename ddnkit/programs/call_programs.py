@@ -138,6 +138,8 @@ def call_programs(
     y = solution.y.contiguous()
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
+    if node.has_inequalities:
+        raise NotAProgramError("it has inequality constraints")
     unknowns = y.shape[1:].numel()
     form = layer.form.resolve(problem, unknowns)
     own = form if type(form) is ClosedForm else None

@@ -648,3 +648,23 @@ def test_a_bound_is_of_the_problem_in_which_ties_are_held(form, dtype):
     (found,) = torch.autograd.grad(layer(x).sum(), x)
     torch.testing.assert_close(found, (x.abs() > 1).to(dtype))
     assert layer.certificate.verdicts() == ["trusted"] * 2
+
+
+def test_kinks_go_through_nested_transforms():
+    class Shrunk(DeclarativeNode):
+        """Another item at a kink than beside it."""
+
+        input_dims = (1,)
+
+        def objective(self, x, y):
+            return 0.5 * (y - x).square().sum() + 0.5 * y.abs().sum()
+
+        def solve(self, x):
+            return x.sign() * (x.abs() - 0.5).clamp(min=0)
+
+    layer = DeclarativeLayer(Shrunk(), policy="raise")
+    x = torch.tensor([[0.2, 1.0, -2.0], [3.0, 0.1, 0.3]], dtype=torch.float64)
+    expected = torch.diag_embed((x.abs() > 0.5).double())
+    for derivative in (torch.func.jacrev, torch.func.jacfwd):
+        found = torch.func.vmap(derivative(layer))(x)
+        assert (found - expected).abs().max() < 8 * torch.finfo(torch.float64).eps

@@ -107,12 +107,21 @@ def test_what_the_constructor_sets_counts_too():
         DeclarativeLayer(Slip())
 
 
-@pytest.mark.parametrize(
-    "name", ["inequality_constraints", "inequality_constraint", "ineq_constraints"]
-)
-def test_inequalities_are_refused_and_not_taken_for_equations(name):
-    with pytest.raises(InputError, match=rf"Slip\.{name}\b.*not supported yet.*slack"):
+@pytest.mark.parametrize("name", ["inequality_constraint", "ineq_constraints"])
+def test_inequalities_by_another_name_are_told_theirs(name):
+    with pytest.raises(InputError, match=rf"Slip\.{name}\b.*`inequality_constraints`"):
         DeclarativeLayer(made(**{name: of_xs_y})())
+
+
+@pytest.mark.parametrize("bounds", [(0.0,), 1.0, (0, 1, 2)])
+def test_bounds_that_are_no_pair_are_refused(bounds):
+    with pytest.raises(InputError, match=r"Slip\.bounds\b.*\(lower, upper\)"):
+        DeclarativeLayer(made(bounds=bounds)())
+
+
+def test_what_a_kink_gives_is_one_of_a_few():
+    with pytest.raises(InputError, match=r"Slip\.degenerate\b.*'one_sided'"):
+        DeclarativeLayer(made(degenerate="onesided")())
 
 
 def test_a_missing_objective_is_told_with_what_was_written():
@@ -133,7 +142,7 @@ OWN = {
     "constraint": torch.ones(2), "constraints": [1, 2], "gradient": of_xs_y, "jacobian": of_xs_y,
     "solver_options": {"a": 1}, "solution": of_xs, "initial": 0.5, "sample": of_xs, "sampler": of_xs,
     "samples": 100, "policies": ("a",), "objectives": [1.0], "manifold_dim": 4, "steps": 150,
-    "bounds": (0, 1), "adjoint_solve": of_xs_y_v, "point": of_xs, "batched": True, "batch_solve": of_xs,
+    "adjoint_solve": of_xs_y_v, "point": of_xs, "batched": True, "batch_solve": of_xs,
     "forward": of_xs, "preconditioner": torch.nn.Linear(2, 2), "input_shape": (3, 32, 32), "resolve": of_xs_y,
     "inequality": 1.0, "solved": of_xs_y, "radius": 2.0, "K": 3, "eps": 1e-3, "iterations": 10,
 }  # fmt: skip
@@ -152,14 +161,12 @@ def test_what_is_the_authors_own_passes(name):
 def test_what_the_node_uses_itself_is_its_own():
     class Penalty(Projection):
         def objective(self, x, y):
-            return (
-                ((y - x) ** 2).sum() + self.constraint(x, y) ** 2 + self.inequality_constraints(y)
-            )
+            return ((y - x) ** 2).sum() + self.constraint(x, y) ** 2 + self.inequality_constraint(y)
 
         def constraint(self, x, y):
             return y.sum() - 1
 
-        def inequality_constraints(self, y):
+        def inequality_constraint(self, y):
             return y.clamp(min=0).square().sum()
 
     DeclarativeLayer(Penalty(), policy="raise")(torch.randn(2, 5))

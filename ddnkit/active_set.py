@@ -1,0 +1,196 @@
+"""Inequality constraints at a solution: which of them hold as equations there, and how clearly.
+
+A solution of  min f  subject to  h = 0, g ≤ 0  has multipliers λ ≥ 0 with
+    ∇f − Aᵀν + Gᵀλ = 0,      λᵢ gᵢ = 0      (A = D_y h, G = D_y g).
+Where each i has either λᵢ > 0 or gᵢ < 0 (strict complementarity), the same constraints stay active nearby:
+y(θ) is the solution of the problem with gᵢ = 0 for the active ones and without the others, and all that is
+known of equations holds. Where some i has neither, it is weakly active: the solution has a kink there.
+
+Both are told by the relative change of the data that would change them: gᵢ by how much it changes with a
+relative change of operands and y, λᵢ by how much its part of ∇_y L is beside what ∇_y L changes by. The
+margin of an item is the least, over its constraints, of the larger of the two.
+
+As equations, L = f − νᵀh + λᵀg has the active ones with multipliers −λ.
+
+Source: Nocedal and Wright, *Numerical Optimization*, theorems 12.1 and 12.5; Fiacco (1976).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lagrangian import (
+    constraint_jacobian,
+    constraint_set,
+    first_order_change,
+    inequality_jacobian,
+    least_squares_multipliers,
+)
+from .linalg.items import apply
+from .perturbation import STEP, perturb
+from .problem import Problem, flat
+
+#: What a solution that is good to the tolerance may leave of a slack or a multiplier, in tolerances.
+EDGE = 10
+_PROBES = 3
+
+
+@dataclass(frozen=True)
+class ActiveSet:
+    """The inequality constraints that are active at a solution.
+
+    Attributes:
+        rows: which entries of g (k,) are active in some item.
+        active: in which items (B, k).
+        weak: which are weakly active (B, k); they are active unless the node's `degenerate` is "one_sided".
+        multipliers: λ ≥ 0 of all of g (B, q), as numbers.
+        margin: how clear the choice is (B,), see the module's text: 0 where a constraint is weakly active and
+            the node has not chosen what to do then.
+        violation: of g ≤ 0 where it is not active (B,), relative.
+        size: of y (B,), by which it is told how far an active constraint is from 0.
+    """
+
+    rows: Tensor
+    active: Tensor
+    weak: Tensor
+    multipliers: Tensor
+    margin: Tensor
+    violation: Tensor
+    size: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many constraints they are."""
+        return len(self.rows)
+
+    def of_items(self, items: Any) -> ActiveSet:
+        """Those of some items of the batch."""
+        parts = {name: value for name, value in vars(self).items() if name != "rows"}
+        return replace(self, **{name: value[items] for name, value in parts.items()})
+
+    def with_mask(self, active: Tensor) -> ActiveSet:
+        """The same with other items of `active`, as a transform makes of them."""
+        return replace(self, active=active)
+
+    def values(self, problem: Problem, y: Tensor) -> Tensor:
+        """g (B, k), zero where it is not active."""
+        g = problem.inequalities(y)
+        assert g is not None  # a problem without has no active set
+        return torch.where(self.active, g[:, self.rows], 0.0)
+
+
+@torch.no_grad()
+def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | None:
+    """The active set at y (B, *y); None where the problem has no inequality constraints."""
+    g = problem.inequalities(y)
+    if g is None:
+        return None
+    gradient = problem.gradient(y)
+    size = size_of_solution(problem, y, gradient, tolerance)
+    edge = EDGE * tolerance
+    near = _distance(problem, y, g, size) <= edge
+    distance = _distance(problem, y, g, torch.zeros_like(size))
+    rows = near.any(dim=0).nonzero()[:, 0]
+    held = near[:, rows]
+    G = inequality_jacobian(problem, y, rows)
+    of_held, relative = _multipliers(problem, y, gradient, G, held, edge)
+    strong = held & (relative > edge)
+    weak = held & ~strong & (distance[:, rows] <= edge)
+    multipliers = torch.zeros_like(g)
+    multipliers[:, rows] = torch.where(strong, of_held, 0.0)
+    chosen = problem.node.degenerate in ("one_sided", "least_norm")
+    clear = distance.clone()
+    of_weak = torch.inf if chosen else 0.0
+    clear[:, rows] = torch.where(strong, relative, distance[:, rows]).masked_fill(weak, of_weak)
+    active = strong if problem.node.degenerate == "one_sided" else strong | weak
+    inactive = torch.ones_like(near)
+    inactive[:, rows] = ~(strong | weak)
+    return ActiveSet(
+        rows=rows,
+        active=active,
+        weak=weak,
+        multipliers=multipliers,
+        margin=clear.amin(dim=1),
+        violation=torch.where(inactive & (g > 0), distance, 0.0).amax(dim=1),
+        size=size,
+    )
+
+
+def _distance(problem: Problem, y: Tensor, g: Tensor, size: Tensor) -> Tensor:
+    """|g| relative to how much it changes with a relative change of operands and y (B, q), the entries of
+    y taken as at least as large as ``size`` (B,)."""
+    step, scale = STEP[y.dtype], torch.zeros_like(g)
+    size = size.reshape(-1, *[1] * (y.ndim - 1))
+    for probe in range(_PROBES):
+        moved = y + (perturb(torch.ones_like(y), step, 0, probe) - 1) * torch.maximum(y.abs(), size)
+        there = problem.with_operands(moved_operands(problem, probe)).inequalities(moved)
+        assert there is not None
+        change = (there - g).abs() / step
+        scale = torch.maximum(scale, torch.where(change.isfinite(), change, 0.0))
+    # 0/0 is on the boundary; an infinite bound, and what never moves, is as far as can be.
+    return torch.where(g == 0, 0.0, torch.where(g.isfinite(), g.abs() / scale, torch.inf))
+
+
+def _multipliers(
+    problem: Problem, y: Tensor, gradient: Tensor, G: Tensor, held: Tensor, edge: float
+) -> tuple[Tensor, Tensor]:
+    """λ (B, k) of the rows G (B, k, m) where they are ``held``, and relative to what ∇f changes by.
+
+    Least squares; rows whose λ is negative are let go, the most negative first, as a solution with a
+    nonnegative one may have them.
+    """
+    A = constraint_jacobian(problem.with_active_set(None), y)
+    own = 0 if A is None else A.shape[1]
+    c = _change_of_slope(problem, y)
+    lengths = G.square().sum(dim=-1)
+    weight = apply(G.abs(), c)
+    while True:
+        rows = G * held.unsqueeze(-1)
+        stacked = rows if A is None else torch.cat([A, rows], dim=1)
+        found = -least_squares_multipliers(stacked, gradient)[:, own:]
+        relative = torch.where(held & (found != 0), found * lengths / weight, 0.0)
+        worst = relative.amin(dim=1, keepdim=True) if relative.shape[1] else relative
+        dropped = held & (relative < -edge) & (relative == worst)
+        if not bool(dropped.any()):
+            return found, relative
+        held = held & ~dropped
+
+
+def _change_of_slope(problem: Problem, y: Tensor) -> Tensor:
+    """How much each entry of ∇f changes with a relative change of operands and y, (B, m)."""
+    step, gradient = STEP[y.dtype], flat(problem.gradient(y))
+    scale = torch.zeros_like(gradient)
+    for probe in range(_PROBES):
+        there = problem.with_operands(moved_operands(problem, probe))
+        change = flat(there.gradient(perturb(y, step, 0, probe))) - gradient
+        scale = torch.maximum(scale, change.abs() / step)
+    return scale
+
+
+def size_of_solution(problem: Problem, y: Tensor, gradient: Tensor, tolerance: float) -> Tensor:
+    """The size of y (B,): its root mean square or, where that may be what rounding or a solver has left of
+    zero, the change of y that changes ∇_y L by as much as the operands make of it."""
+    size = flat(y).square().mean(dim=1).sqrt()
+    operands = [x for x in problem.operands if x.is_floating_point() and x.numel()]
+    largest = max((float(x.detach().abs().amax()) for x in operands), default=0.0)
+    if not bool((size <= tolerance * largest).any()):
+        return size
+    nu = constraint_set(problem, y, in_numbers=True).multipliers(flat(gradient))
+    by_operands, _ = first_order_change(problem, y, nu, moved_operands(problem, 0), y)
+    moved = y + (perturb(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
+    by_y, _ = first_order_change(problem, y, nu, problem.operands, moved)
+    own = by_operands.norm(dim=1) / by_y.norm(dim=1)
+    return torch.where(own.isfinite() & (size <= tolerance * own), own, size)
+
+
+def moved_operands(problem: Problem, probe: int) -> list[Tensor]:
+    """The operands, each entry changed by a step relative to it."""
+    flags = problem.operands_batched
+    return [
+        perturb(x, STEP[x.dtype], k + 1, probe) if own and x.dtype in STEP else x
+        for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
+    ]

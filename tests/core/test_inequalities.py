@@ -1,0 +1,264 @@
+"""Inequality constraints and bounds: the active set, its gradient, multipliers, and what is said of kinks."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from bounds import rounding
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import ddnkit
+from ddnkit import DeclarativeLayer, DeclarativeNode, UntrustedGradientError
+
+FORMS = ["dense", "embedded_field", "krylov"]
+
+
+class Projection(DeclarativeNode):
+    """The point of a set that is nearest to x."""
+
+    input_dims = (1,)
+
+    def objective(self, x: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (y - x).square().sum()
+
+    def sample_inputs(self) -> tuple[Tensor]:
+        return (torch.randn(5, dtype=torch.float64),)
+
+
+class Box(Projection):
+    bounds = (-0.5, 0.5)
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x.clamp(-0.5, 0.5)
+
+
+class Simplex(Projection):
+    def equality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.sum() - 1
+
+    def bounds(self, x: Tensor) -> tuple[float, None]:
+        return 0.0, None
+
+    def solve(self, x: Tensor) -> Tensor:
+        ordered = x.sort(descending=True).values
+        shift = (ordered.cumsum(0) - 1) / torch.arange(1, len(x) + 1)
+        return (x - shift[(ordered > shift).sum() - 1]).clamp(min=0)
+
+
+class Ball(Projection):
+    def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (y.square().sum() - 1)
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x / x.norm().clamp(min=1)
+
+
+class HalfSpace(Projection):
+    input_dims = (1, 1, 0)
+
+    def objective(self, x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (y - x).square().sum()
+
+    def inequality_constraints(self, x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        return a @ y - b
+
+    def solve(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return x - a * (a @ x - b).clamp(min=0) / a.square().sum()
+
+    def sample_inputs(self) -> tuple[Tensor, ...]:
+        numbers = {"dtype": torch.float64}
+        return torch.randn(5, **numbers), torch.randn(5, **numbers), torch.tensor(0.2, **numbers)
+
+
+SETS = [Box, Simplex, Ball, HalfSpace]
+
+
+def inputs(kind: type[Projection], batch: int = 4) -> list[Tensor]:
+    found = [kind().sample_inputs() for _ in range(batch)]
+    return [torch.stack(xs).requires_grad_() for xs in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", SETS)
+def test_projections_have_their_derivatives_to_second_order(
+    kind: type[Projection], form: str
+) -> None:
+    layer = DeclarativeLayer(kind(), form, policy="raise")
+    xs = inputs(kind)
+    assert gradcheck(layer, xs)
+    assert gradgradcheck(layer, xs)
+    assert set(layer.certificate.verdicts()) == {"trusted"}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_they_pass_a_check(kind: type[Projection]) -> None:
+    assert ddnkit.check(kind(), examples=5).ok
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_transforms_agree_with_the_gradient(kind: type[Projection]) -> None:
+    layer, xs = DeclarativeLayer(kind(), policy="raise"), [x.detach() for x in inputs(kind)]
+    J = torch.func.vmap(torch.func.jacrev(layer))(*xs)
+    forward = torch.func.vmap(torch.func.jacfwd(layer))(*xs)
+    tracked = xs[0].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(tracked, *xs[1:]).sum(), tracked)
+    # Projections do not stretch: entries of at most 1, sums of 5 of them.
+    bound = rounding(torch.float64, 64)
+    assert (J - forward).abs().max() < bound
+    assert (J.sum(dim=1) - gradient).abs().max() < bound
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_units_make_no_difference(scale: float) -> None:
+    class Scaled(Box):
+        def bounds(self, x: Tensor) -> tuple[float, float]:
+            return -0.5 * scale, 0.5 * scale
+
+        def solve(self, x: Tensor) -> Tensor:
+            return x.clamp(-0.5 * scale, 0.5 * scale)
+
+    x = torch.tensor([-2.0, -0.3, 0.0, 0.4, 7.0], dtype=torch.float64)
+    layer = DeclarativeLayer(Scaled(), policy="raise")
+    tracked = (scale * x).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(tracked).sum(), tracked)
+    inside = (x.abs() < 0.5).double()
+    assert (gradient - inside).abs().max() < rounding(torch.float64, 5)
+    assert layer.certificate.verdicts() == ["trusted"]
+
+
+def at_the_edge() -> Tensor:
+    return torch.tensor([[-0.5, 0.1, 2.0], [0.2, 0.3, 0.1]], dtype=torch.float64)
+
+
+def test_a_weakly_active_constraint_is_told_for_its_item_alone() -> None:
+    layer = DeclarativeLayer(Box(), policy="raise")
+    x = at_the_edge().requires_grad_()
+    with pytest.raises(UntrustedGradientError, match="weakly active"):
+        layer(x).sum().backward()
+    layer = DeclarativeLayer(Box(), policy="nan")
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad[0].isnan().all()
+    assert torch.equal(x.grad[1], torch.ones(3, dtype=torch.float64))
+    assert layer.certificate.active_margin[0] == 0 < layer.certificate.active_margin[1]
+
+
+@pytest.mark.parametrize(("degenerate", "first"), [("least_norm", 0.0), ("one_sided", 1.0)])
+def test_a_node_may_choose_what_a_kink_gives(degenerate: str, first: float) -> None:
+    class Chosen(Box):
+        pass
+
+    Chosen.degenerate = degenerate
+    layer, x = DeclarativeLayer(Chosen(), policy="raise"), at_the_edge().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+    assert gradient[0].tolist() == [first, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("policy", ["warn", "nan", "mask"])
+def test_a_node_may_ask_for_an_error_at_a_kink_whatever_the_policy(policy: str) -> None:
+    class Strict(Box):
+        degenerate = "raise"
+
+    layer, x = DeclarativeLayer(Strict(), policy=policy), at_the_edge().requires_grad_()
+    with pytest.raises(UntrustedGradientError, match="weakly active"):
+        layer(x).sum().backward()
+    layer(x[1:]).sum().backward()
+
+
+def test_multipliers_come_with_y_and_differentiate_like_it() -> None:
+    class Priced(Simplex):
+        """Of a budget b."""
+
+        input_dims = (1, 0)
+
+        def objective(self, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+            return 0.5 * (y - x).square().sum()
+
+        def equality_constraints(self, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+            return y.sum() - b
+
+        def bounds(self, x: Tensor, b: Tensor) -> tuple[float, None]:
+            return 0.0, None
+
+        def solve(self, x: Tensor, b: Tensor) -> Tensor:
+            return b * Simplex().solve(x / b)
+
+    layer = DeclarativeLayer(Priced(), policy="raise")
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def of_all(x: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        y, multipliers = layer(x, b, return_multipliers=True)
+        return y, multipliers.equality, multipliers.lower
+
+    y, nu, lower = of_all(x, b)
+    # ∇f − ν − λ = 0, λ ≥ 0, λ y = 0.
+    left = (y - x - nu - lower).abs().max()
+    assert left < rounding(torch.float64, 64) * (1 + x.abs().max())
+    assert (lower >= 0).all() and (lower * y).abs().max() == 0
+    assert gradcheck(of_all, (x, b)) and gradgradcheck(of_all, (x, b))
+    # The price is what the optimal value gains for each unit of the budget.
+    value = 0.5 * (y - x).square().sum(dim=1)
+    (gain,) = torch.autograd.grad(value.sum(), b)
+    assert (gain - nu.squeeze(1)).abs().max() < rounding(torch.float64, 256)
+    mapped = torch.func.vmap(lambda x, b: layer(x, b, return_multipliers=True)[1].equality)
+    assert (mapped(x.detach(), b.detach()) - nu).abs().max() < rounding(torch.float64, 256)
+
+
+def test_the_node_may_have_several_parts() -> None:
+    class Parts(DeclarativeNode):
+        input_dims = (1, 1)
+
+        def objective(self, a: Tensor, b: Tensor, y: Any) -> Tensor:
+            return 0.5 * ((y["a"] - a).square().sum() + (y["b"] - b).square().sum())
+
+        def bounds(self, a: Tensor, b: Tensor) -> tuple[Any, None]:
+            return {"a": torch.zeros(2, dtype=a.dtype), "b": None}, None
+
+        def solve(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            return {"a": a.clamp(min=0), "b": b.clone()}
+
+    layer = DeclarativeLayer(Parts(), policy="raise")
+    a = torch.tensor([[-1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([[-3.0, 0.5, 1.0]], dtype=torch.float64, requires_grad=True)
+    y, multipliers = layer(a, b, return_multipliers=True)
+    gradients = torch.autograd.grad(y["a"].sum() + y["b"].sum(), (a, b))
+    assert gradients[0].tolist() == [[0.0, 1.0]] and gradients[1].tolist() == [[1.0] * 3]
+    assert multipliers.lower.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+def test_a_point_outside_is_infeasible_and_one_short_of_the_boundary_no_solution() -> None:
+    class Outside(Box):
+        def solve(self, x: Tensor) -> Tensor:
+            return x.clamp(-0.5, 0.6)
+
+    class Short(Box):
+        """As an interior point that stops early."""
+
+        def solve(self, x: Tensor) -> Tensor:
+            return x.clamp(-0.5, 0.499)
+
+    x = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    for kind, word in ((Outside, "infeasible"), (Short, "not stationary")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            layer = DeclarativeLayer(kind(), policy="warn")
+            layer(x)
+        assert any(word in str(w.message) for w in caught)
+        assert layer.certificate.verdicts() == ["invalid"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_constraints_that_turn_out_to_be_none_are_no_other_problem(count: int) -> None:
+    class Free(Box):
+        def equality_constraints(self, x: Tensor, y: Tensor) -> None:
+            return None
+
+    layer = DeclarativeLayer(Free(), policy="raise")
+    for _ in range(count):
+        x = torch.full((2, 3), 0.1, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+        assert torch.equal(gradient, torch.ones_like(x))
