@@ -154,6 +154,21 @@ def not_smooth(findings: Findings, point: Point) -> Cause | None:
     )
 
 
+def weakly_active(findings: Findings, point: Point) -> Cause | None:
+    """A constraint that holds as an equation, with a multiplier of zero."""
+    if not findings.failures(Comparison.ACTIVE_SET):
+        return None
+    return Cause(
+        Diagnosis.WEAKLY_ACTIVE,
+        "a constraint is weakly active at the solution: it holds as an equation, and its multiplier is "
+        "zero. The solution has a kink there: a small change of the inputs on one side makes the constraint "
+        "active, on the other not, and no gradient is right on both",
+        "check other inputs: most are not at a kink. To choose a gradient there, set the node's "
+        '`degenerate` to "least_norm" (as if the constraint stays active) or "one_sided" (as if it does '
+        "not); or use policy='mask' in the layer",
+    )
+
+
 def not_stationary(findings: Findings, point: Point) -> Cause | None:
     """∇_y L is not zero: by which of several causes."""
     if not findings.failures(Comparison.STATIONARITY, Comparison.SOLUTION):

@@ -18,6 +18,7 @@ _OF_SOLUTION = (
     causes_of_node.infeasible,
     causes_of_node.not_smooth,
     causes_of_node.not_stationary,
+    causes_of_node.weakly_active,
     causes_of_node.no_solution,
 )
 _OF_POINT = (

@@ -47,6 +47,8 @@ def compare_solution(findings: Findings, point: Point) -> None:
         return
     if certificate.kink_margin is not None:
         findings.compare(Comparison.SMOOTH, (certificate.kink_margin <= 0).sum(), 0.0)
+    if certificate.active_margin is not None:
+        findings.compare(Comparison.ACTIVE_SET, (certificate.active_margin <= 0).sum(), 0.0)
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
     findings.compare(Comparison.SAME_SOLUTION, relative_distance(again.y, solved.y), 1e3 * rounding)

@@ -207,3 +207,22 @@ def test_a_defect_is_named_and_its_twin_passes(defect, twin, cause, named):
     assert right.ok, str(right)
     assert right.diagnosis == right.next == ()
     assert right.snippet == right.inputs == ""
+
+
+def test_a_weakly_active_constraint_is_named_and_one_beside_it_passes():
+    class Clamp(DeclarativeNode):
+        """The nearest point with no entry below zero."""
+
+        input_dims = (1,)
+        bounds = (0.0, None)
+
+        def objective(self, x, y):
+            return 0.5 * (y - x).square().sum()
+
+        def solve(self, x):
+            return x.clamp(min=0)
+
+    at_it = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    report = ddnkit.check(Clamp(), at_it)
+    assert [kind.value for kind in report.kinds] == ["weakly_active"]
+    assert ddnkit.check(Clamp(), at_it + 0.1).ok
