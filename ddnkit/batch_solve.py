@@ -142,7 +142,15 @@ def _stack(items: Sequence[Solution]) -> Solution:
         None
         if first.uniqueness is None
         else torch.stack([item.uniqueness for item in items if item.uniqueness is not None]),
+        _stack_multipliers(items),
     )
+
+
+def _stack_multipliers(items: Sequence[Solution]) -> tuple[Tensor, Tensor] | None:
+    known = [item.multipliers for item in items if item.multipliers is not None]
+    if len(known) < len(items):
+        return None
+    return torch.stack([nu for nu, _ in known]), torch.stack([lam for _, lam in known])
 
 
 def shape_of_solution(problem: Problem) -> tuple[Problem, Solution]:
@@ -177,6 +185,7 @@ def shape_of_solution(problem: Problem) -> tuple[Problem, Solution]:
         iterations=torch.as_tensor(solution.iterations)[:0],
         aux={key: value[:0] for key, value in solution.aux.items()},
         uniqueness=None if solution.uniqueness is None else solution.uniqueness[:0],
+        multipliers=None,
     )
 
 

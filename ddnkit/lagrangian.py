@@ -104,21 +104,30 @@ def row_basis(jacobian: Tensor, eps: float | None = None) -> Tensor:
     return rows_of(A, eps).basis().expand(len(jacobian), -1, -1)
 
 
-def lagrangian_gradient(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
-    """∇_y L for multipliers of `Problem.all_constraints`; keeps the graph if grad mode is on."""
+def lagrangian_gradient(
+    problem: Problem, y: Tensor, nu: Tensor | None, lam: Tensor | None = None
+) -> Tensor:
+    """∇_y L for multipliers of `Problem.all_constraints` and λ (B, k) of the first k of
+    `Problem.inequalities`; keeps the graph if grad mode is on."""
     value = problem.objective(y).sum()
     if nu is not None:
         constraints = problem.all_constraints(y)
         if constraints is not None:
             value = value - (nu * constraints).sum()
+    if lam is not None and lam.shape[1]:
+        g = problem.inequalities(y)
+        assert g is not None  # what λ belongs to
+        value = value + (lam * g[:, : lam.shape[1]]).sum()
     return derivative(value, y, create_graph=True)
 
 
-def lagrangian_hessian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+def lagrangian_hessian(
+    problem: Problem, y: Tensor, nu: Tensor | None, lam: Tensor | None = None
+) -> Tensor:
     """G = D²_yy L, shape (B, m, m): m backward passes for the whole batch, side by side."""
     with torch.enable_grad():
         variable = y.detach().requires_grad_()
-        gradient = flat(lagrangian_gradient(problem, variable, nu)).sum(dim=0)
+        gradient = flat(lagrangian_gradient(problem, variable, nu, lam)).sum(dim=0)
         return _rows(gradient, variable)
 
 

@@ -198,8 +198,9 @@ class DeclarativeLayer(nn.Module):
         sizes = problem.inequality_sizes(y.detach())
         equality, inequality, *rest = found.split([found.shape[-1] - sum(sizes), *sizes], dim=-1)
         shape = (*call.batch_shape, *y.shape[1:])
+        sides = problem.bound_sides(y.detach())
         of_bounds = [
-            None if size == 0 else x.reshape(shape) for x, size in zip(rest, sizes[1:], strict=True)
+            x.reshape(shape) if there else None for x, there in zip(rest, sides, strict=True)
         ]
         return Multipliers(equality, inequality, *of_bounds)
 

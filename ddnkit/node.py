@@ -43,7 +43,8 @@ class DeclarativeNode(abc.ABC):
 
     #: The constraint set of y, if it is a manifold.
     manifold: Manifold | None = None
-    #: What solves the problem where `solve` is not overridden: a registered name or a Solver.
+    #: What solves the problem where `solve` is not overridden: a registered name or a Solver. A class with
+    #: inequality constraints or bounds that names none has "interior_point".
     solver: str | Solver = "newton"
     #: True: `solve` and `adjoint` take the whole batch at once, with one batch dimension in front.
     batched_solve: bool = False
@@ -59,6 +60,16 @@ class DeclarativeNode(abc.ABC):
     degenerate: str = "warn"
     #: Backward form that "auto" takes for this node; None lets the library choose.
     preferred_backward: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Newton's method takes no inequalities: a class that has some, and names no solver, has another."""
+        super().__init_subclass__(**named)
+        own = cls.__mro__[: cls.__mro__.index(DeclarativeNode)]
+        names_solver = any("solver" in vars(kind) for kind in own)
+        if not names_solver and any(
+            name in vars(kind) for kind in own for name in ("inequality_constraints", "bounds")
+        ):
+            cls.solver = "interior_point"
 
     def __new__(cls, *args: Any, **named: Any) -> Any:
         """Says which member is missing, and which of the class's own was likely meant."""
@@ -113,7 +124,7 @@ class DeclarativeNode(abc.ABC):
     def solve_problem(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Solve a whole batch with the node's `solver`, from ``start`` if it is given."""
         solver = as_solver(self.solver)
-        reason = solver.unsupported(problem)
+        reason = solver.refusal(problem)
         if reason is not None:
             raise InputError(f"solver '{solver.name}' cannot solve {type(self).__name__}: {reason}")
         return solver.solve(problem, start)

@@ -213,6 +213,7 @@ class Problem:
     def item_solution(solution: Solution) -> Solution:
         """The Solution of a batch of one, without its batch dimension."""
         status, iterations, unique = solution.status, solution.iterations, solution.uniqueness
+        known = solution.multipliers
         return dataclasses.replace(
             solution,
             y=solution.y[0],
@@ -220,6 +221,7 @@ class Problem:
             iterations=iterations[0] if isinstance(iterations, Tensor) else iterations,
             aux={key: value[0] for key, value in solution.aux.items()},
             uniqueness=None if unique is None else unique[0],
+            multipliers=None if known is None else (known[0][0], known[1][0]),
         )
 
     def start(self) -> Tensor:
@@ -299,42 +301,49 @@ class Problem:
         return values if values.shape[-1] else None
 
     def _flat_inequalities(self, *xs: Any, y: Any) -> Tensor:
-        of_y = [y] if isinstance(y, Tensor) else list(_parts(y))
         own = self.node.inequality_constraints(*xs, y=y)
-        parts = [of_y[0].new_zeros(0)]
+        parts = [_parts_of(y)[0].new_zeros(0)]
         if own is not None:
             parts = [_tensor(self.node.inequality_constraints, own).reshape(-1)]
-        sizes = [len(parts[0]), 0, 0]
-        bounds = self.node.bounds
-        pair = bounds(*xs) if callable(bounds) else bounds
-        for side, bound in enumerate(pair or (), start=1):
-            if bound is None:
-                continue
-            sign = 1 if side == 2 else -1
-            for part, end in zip(of_y, self._ends(bound, y, of_y, sign * torch.inf), strict=True):
-                parts.append((sign * (part - end)).reshape(-1))
-                sizes[side] += part.numel()
-        self._shown["inequalities"] = sizes
+        entries = torch.cat([part.reshape(-1) for part in _parts_of(y)])
+        lower, upper = self._flat_bounds(*xs, y=y)
+        self._shown["inequalities"] = [len(parts[0]), len(lower), len(upper)]
+        if len(lower):
+            parts += [lower - entries, entries - upper]
         return torch.cat(parts)
 
-    def _ends(self, bound: Any, y: Any, of_y: Sequence[Tensor], free: float) -> list[Any]:
-        """A bound for each part of y, in its shape; ``free`` for a part without."""
-        if not isinstance(bound, (dict, tuple, list)):
-            bounds = [bound] * len(of_y)
-        else:
-            keys = list(y) if isinstance(y, dict) else range(len(of_y))
-            bounds = [bound[k] for k in keys]
-        ends = [free if end is None else end for end in bounds]
-        return [
-            end.to(part.dtype).expand(part.shape) if isinstance(end, Tensor) else end
-            for end, part in zip(ends, of_y, strict=True)
+    def bounds(self, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The least and the largest y of each item, (B, m) each, infinite where there is none; None without
+        bounds."""
+        if self.node.bounds is None:
+            return None
+        found = self._each(self._flat_bounds, y)
+        return (found[:, 0], found[:, 1]) if found.shape[-1] else None
+
+    def _flat_bounds(self, *xs: Any, y: Any) -> Tensor:
+        """Both of one problem, (2, m); (2, 0) without bounds."""
+        bounds = self.node.bounds
+        pair = bounds(*xs) if callable(bounds) else bounds
+        self._shown["sides"] = [
+            pair is not None and end is not None for end in pair or (None, None)
         ]
+        if pair is None:
+            return _parts_of(y)[0].new_zeros(2, 0)
+        rows = [
+            torch.cat([_fill_bound(bound, part, free) for bound, part in _paired(side, y)])
+            for side, free in zip(pair, (-torch.inf, torch.inf), strict=True)
+        ]
+        return torch.stack(rows)
 
     def inequality_sizes(self, y: Tensor) -> list[int]:
         """How many of `inequalities` are the node's own, lower bounds and upper bounds."""
         if self.inequalities(y) is None:
             return [0, 0, 0]
         return list(self._shown["inequalities"])
+
+    def bound_sides(self, y: Tensor) -> list[bool]:
+        """Whether the node states lower bounds, and upper ones."""
+        return list(self._shown["sides"]) if self.inequalities(y) is not None else [False, False]
 
     def all_constraints(self, y: Tensor) -> Tensor | None:
         """h with the manifold's independent constraints appended, shape (B, p), or None."""
@@ -577,6 +586,26 @@ class Recorded:
 def operand_name(index: int) -> str:
     """What traces call an operand."""
     return f"operand {index}"
+
+
+def _paired(bound: Any, y: Any) -> list[tuple[Any, Tensor]]:
+    """A bound with each part of y."""
+    if isinstance(y, Tensor):
+        return [(bound, y)]
+    keys = list(y) if isinstance(y, dict) else range(len(y))
+    several = isinstance(bound, (dict, tuple, list))
+    return [(bound[k] if several else bound, y[k]) for k in keys]
+
+
+def _fill_bound(bound: Any, y: Tensor, free: float) -> Tensor:
+    """A bound of one part of y, flat; ``free`` where there is none."""
+    if isinstance(bound, Tensor):
+        return bound.to(y.dtype).expand(y.shape).reshape(-1)
+    return torch.full_like(y, free if bound is None else bound).reshape(-1)
+
+
+def _parts_of(y: Any) -> list[Tensor]:
+    return [y] if isinstance(y, Tensor) else list(_parts(y))
 
 
 def _parts(y: Any) -> Any:

@@ -73,6 +73,8 @@ class Solution:
             `DeclarativeNode.adjoint` as the keyword ``aux``.
         uniqueness: least curvature of the problem over its largest, (B,), where the solver knows it;
             at rounding level the solution is one of several and has no gradient.
+        multipliers: ν (B, p) of `Problem.all_constraints` and λ ≥ 0 (B, q) of `Problem.inequalities`, in
+            L = f − νᵀh + λᵀg, where the solver knows them.
     """
 
     y: Tensor
@@ -81,6 +83,7 @@ class Solution:
     solver: str = ""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     uniqueness: Tensor | None = None
+    multipliers: tuple[Tensor, Tensor] | None = None
 
     def statuses(self) -> list[Status]:
         """The status of each item, as a list (of length one for a single problem)."""

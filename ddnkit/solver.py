@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -27,6 +28,9 @@ class Solver(abc.ABC):
     #: True: an item that holds NaN or infinity stops nothing and leaves the other items as they are; its
     #: own solution is NaN, with `Status.NON_FINITE`. Others are never given such an item in a batch.
     keeps_items_apart: bool = False
+    #: True: the solver keeps to a node's inequality constraints and bounds, or refuses them by itself in
+    #: `unsupported`. Others are never given a node that has some.
+    takes_inequalities: bool = False
 
     @abc.abstractmethod
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
@@ -44,6 +48,26 @@ class Solver(abc.ABC):
     def unsupported(self, problem: Problem) -> str | None:
         """Why this solver cannot take ``problem``, or None if it can."""
         return None
+
+    def refusal(self, problem: Problem) -> str | None:
+        """`unsupported`, and before it whether this solver would pass over inequalities."""
+        if problem.node.has_inequalities and not self.takes_inequalities:
+            return (
+                "it has inequality constraints or bounds, which this solver takes none of; "
+                f"{_solvers_of_inequalities()} do"
+            )
+        return self.unsupported(problem)
+
+
+def _solvers_of_inequalities() -> str:
+    """The names of those that take inequalities, as they stand in a sentence."""
+    names = []
+    for name in registry.names("solvers"):
+        # A plugin's that cannot be loaded is none to recommend.
+        with contextlib.suppress(Exception):
+            if getattr(registry.get("solvers", name), "takes_inequalities", False):
+                names.append(f"'{name}'")
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def as_solver(solver: str | Solver) -> Solver:

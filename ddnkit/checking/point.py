@@ -183,7 +183,7 @@ def look_for_closed_form(findings: Findings) -> None:
             return
         try:
             solver = as_solver(name)
-            found = None if solver.unsupported(solved.problem) else solver.solve(solved.problem)
+            found = None if solver.refusal(solved.problem) else solver.solve(solved.problem)
         # The solver is for another objective, or the objective raises at the solver's points.
         except Exception:
             continue

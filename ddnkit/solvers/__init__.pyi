@@ -1,3 +1,4 @@
+from .interior_point import InteriorPoint
 from .iterative import (
     Deadline,
     IterativeSolver,
@@ -24,6 +25,7 @@ __all__ = [
     "ConstraintProducts",
     "Deadline",
     "Depth",
+    "InteriorPoint",
     "IterativeSolver",
     "Newton",
     "Picard",

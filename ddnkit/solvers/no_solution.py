@@ -16,9 +16,10 @@ slow convergence.
 
 Whether the constraints of an item that a solver left infeasible can be met at all is found by
     minimise ½‖h(y)‖² over y      by the Levenberg-Marquardt steps   (AᵀA + μI) d = −Aᵀh,  A = Dh,
-from where the solver ended. If it ends at h = 0, the constraints were not what stopped the solver; at a
-point with Aᵀh = 0 but h ≠ 0 they contradict each other, near that point at least. μ is a tenth of what
-it was after a step that decreases ‖h‖, and tenfold after one that does not. Dense: O(m³) a step.
+from where the solver ended; inequality constraints g ≤ 0 count as max(g, 0) among h. If it ends at h = 0,
+the constraints were not what stopped the solver; at a point with Aᵀh = 0 but h ≠ 0 they contradict each
+other, near that point at least. μ is a tenth of what it was after a step that decreases ‖h‖, and tenfold
+after one that does not. Dense: O(m³) a step.
 
 Source: Nocedal and Wright, *Numerical Optimization*, section 10.3.
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..lagrangian import inequality_jacobian
 from ..linalg.items import lu_factor
 from ..linalg.kkt import without_bad_items
 from ..problem import Problem, flat
@@ -101,7 +103,7 @@ class Depth:
 
 
 def falls_along(problem: Problem, y: Tensor, direction: Tensor) -> Tensor:
-    """Whether f falls on along y + t·direction, (B, *y), up to the largest sizes, and h stays 0.
+    """Whether f falls on along y + t·direction, (B, *y), up to the largest sizes, h stays 0 and g ≤ 0.
 
     Looked at in steps of a factor of ten, which a function with a minimum along the ray cannot pass.
     """
@@ -118,14 +120,44 @@ def falls_along(problem: Problem, y: Tensor, direction: Tensor) -> Tensor:
             roundings = torch.finfo(y.dtype).eps ** 0.5 * norm_of_A * norm(point)
             falling = falling & ((value < before) | (value == -torch.inf))
             falling = falling & ((norm(h) == 0) | (norm(h) <= roundings))
+            for off, sizes in beyond_bounds(problem, point.reshape(y.shape), norm(point)):
+                falling = falling & (off <= torch.finfo(y.dtype).eps ** 0.5 * sizes).all(dim=-1)
             if decade == _DECADES // 2:
                 middle = value
             before = value
     return falling & _falls_on(first, middle, value)
 
 
+def beyond_bounds(problem: Problem, y: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """g (B, q) where there are inequality constraints, and how much it changes over a ``size`` of y (B,)."""
+    g = problem.inequalities(y)
+    if g is None:
+        return []
+    rows = torch.arange(g.shape[1], device=g.device)
+    return [(g, norm(inequality_jacobian(problem, y, rows)) * size.unsqueeze(-1))]
+
+
 def _falls_on(first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
     return (last == -torch.inf) | (middle - last >= _LEAST_SHARE * (first - middle))
+
+
+def _violations(problem: Problem, y: Tensor) -> Tensor:
+    """h, and g where it is positive, (B, p + q)."""
+    h, g = constraint_values(problem, y), problem.inequalities(y)
+    return h if g is None else torch.cat([h, g.clamp_min(0)], dim=-1)
+
+
+def _violated(problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`_violations` with their derivatives, of g those alone that are violated in some item."""
+    h, A = linear_constraints(problem, y)
+    with torch.no_grad():
+        g = problem.inequalities(y)
+    if g is None:
+        return h, A
+    rows = (g > 0).any(dim=0).nonzero()[:, 0]
+    g = g[:, rows]
+    G = inequality_jacobian(problem, y, rows) * (g > 0).unsqueeze(-1)
+    return torch.cat([h, g.clamp_min(0)], dim=-1), torch.cat([A, G], dim=1)
 
 
 def least_violation(problem: Problem, y: Tensor, deadline: Deadline) -> tuple[Tensor, Tensor]:
@@ -140,7 +172,7 @@ def least_violation(problem: Problem, y: Tensor, deadline: Deadline) -> tuple[Te
     damping = torch.full_like(size, _FIRST_DAMPING)
     rests = torch.zeros_like(size)
     for _ in range(_STEPS):
-        h, A = without_bad_items(*linear_constraints(problem, y.reshape(shape)))
+        h, A = without_bad_items(*_violated(problem, y.reshape(shape)))
         violation, length = norm(h), norm(y)
         norm_of_A = torch.linalg.matrix_norm(A)
         pulled = (A.mT @ h.unsqueeze(-1)).squeeze(-1)
@@ -153,7 +185,7 @@ def least_violation(problem: Problem, y: Tensor, deadline: Deadline) -> tuple[Te
         factors = lu_factor(A.mT @ A + shift * eye)
         d = -torch.linalg.lu_solve(*factors, pulled.unsqueeze(-1)).squeeze(-1)
         with torch.no_grad():
-            after = norm(constraint_values(problem, (y + d).reshape(shape)))
+            after = norm(_violations(problem, (y + d).reshape(shape)))
         better = after < violation
         y = torch.where(better.unsqueeze(-1), y + d, y)
         resting = torch.where(

@@ -41,6 +41,7 @@ from ..solution import Solution, Status
 from .iterative import Deadline, IterativeSolver, number
 from .no_solution import Depth, falls_along, least_violation
 from .residual import LocalModel, Scales, constraint_values, local_model
+from .scipy_inequalities import InequalityItem, Result, solve_item
 
 Array = np.ndarray
 
@@ -304,6 +305,8 @@ class ScipySolver(IterativeSolver):
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
         """Solve the items one after the other from ``start``, which need not be feasible."""
         start = problem.start() if start is None else start
+        if problem.node.has_inequalities:
+            return self._solve_with_inequalities(problem, start)
         points, statuses, iterations = [], [], []
         for index in range(problem.batch_size):
             y, status, steps = self._solve_item(problem, index, start[index : index + 1].detach())
@@ -316,6 +319,43 @@ class ScipySolver(IterativeSolver):
             torch.tensor(iterations, dtype=torch.long, device=start.device),
             self.name,
         )
+
+    def run_with_inequalities(self, item: InequalityItem) -> None:
+        """Run the method from ``item.last`` to its own end, or until it raises `EndOfRun`."""
+        raise NotImplementedError  # where `takes_inequalities` is false
+
+    def _solve_with_inequalities(self, problem: Problem, start: Tensor) -> Solution:
+        results = []
+        for index in range(problem.batch_size):
+            deadline = Deadline(self.max_time)
+
+            def seen_in(
+                dtype: torch.dtype,
+                tolerance: float,
+                index: int = index,
+                deadline: Deadline = deadline,
+            ) -> Result:
+                one, y = _single_item(problem, index, dtype), start[index : index + 1].detach()
+                tolerance = tolerance if self.tolerance is None else self.tolerance
+                return solve_item(
+                    self.run_with_inequalities, one, y.to(dtype), tolerance, self.max_iterations, deadline
+                )  # fmt: skip
+
+            try:
+                found = seen_in(torch.float64, _TOLERANCE)
+            except RuntimeError:
+                # A node's own tensors may keep it to their dtype; another error comes again.
+                found = seen_in(start.dtype, _TOLERANCE_IN_FLOAT32)
+            results.append(found)
+        if not results:
+            return Solution(start, solver=self.name)
+        columns = ([r.status for r in results], [r.steps for r in results])
+        status, steps = (torch.tensor(c, dtype=torch.long, device=start.device) for c in columns)
+        y, nu, lam = (
+            torch.cat(parts).to(start.dtype)
+            for parts in zip(*((r.y, r.nu, r.lam) for r in results), strict=True)
+        )
+        return Solution(y, status, steps, self.name, multipliers=(nu, lam))
 
     def _solve_item(self, problem: Problem, index: int, y: Tensor) -> tuple[Tensor, Status, int]:
         deadline = Deadline(self.max_time)

@@ -1,4 +1,7 @@
-"""SciPy's minimisers with equality constraints: SLSQP, and trust regions (trust-constr)."""
+"""SciPy's minimisers with constraints: SLSQP, and trust regions (trust-constr).
+
+With equations alone they run as `scipy_base` has it, with inequalities or bounds as `scipy_inequalities` has.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import NonlinearConstraint, minimize
+from scipy.optimize import Bounds, NonlinearConstraint, minimize
 from scipy.sparse.linalg import LinearOperator
 
 from .iterative import number
 from .scipy_base import ScipyItem, ScipySolver
+from .scipy_inequalities import InequalityItem
 
 # `ScipyItem` judges the iterates; SciPy's own rules on accuracy are set out of reach.
 _NEVER = 1e-300
+#: By them, where they judge themselves, of quantities of size one; a polish does the rest.
+_ACCURACY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,7 @@ class SLSQP(ScipySolver):
     """
 
     name = "slsqp"
+    takes_inequalities = True
 
     def _minimise(self, item: ScipyItem) -> None:
         constraint = {"type": "eq", "fun": item.constraints, "jac": item.jacobian}
@@ -36,6 +43,25 @@ class SLSQP(ScipySolver):
             method="SLSQP",
             constraints=[constraint] if item.constrained else (),
             options={"maxiter": self.max_iterations + 2, "ftol": _NEVER},
+        )
+
+    def run_with_inequalities(self, item: InequalityItem) -> None:
+        """To its own end."""
+        constraints = []
+        if item.equations:
+            constraints.append({"type": "eq", "fun": item.h, "jac": item.A})
+        if item.inequalities:
+            constraints.append(
+                {"type": "ineq", "fun": lambda x: -item.g(x), "jac": lambda x: -item.G(x)}
+            )
+        minimize(
+            item.objective,
+            item.last,
+            jac=item.gradient,
+            method="SLSQP",
+            bounds=Bounds(item.lower, item.upper),
+            constraints=constraints,
+            options={"maxiter": self.max_iterations + 2, "ftol": _ACCURACY},
         )
 
 
@@ -53,6 +79,7 @@ class TrustConstr(ScipySolver):
     """
 
     name = "trust_constr"
+    takes_inequalities = True
 
     initial_radius: float = number(1.0, above=0)
 
@@ -86,4 +113,38 @@ class TrustConstr(ScipySolver):
             method="trust-constr",
             constraints=constraints,
             options=options,
+        )
+
+    def run_with_inequalities(self, item: InequalityItem) -> None:
+        """To its own end, with its barrier."""
+        none = np.zeros(0)
+        constraints = []
+        if item.equations:
+            constraints.append(
+                NonlinearConstraint(
+                    item.h, 0.0, 0.0, jac=item.A, hess=lambda x, v: item.hessian(x, v, none)
+                )
+            )
+        if item.inequalities:
+            constraints.append(
+                NonlinearConstraint(
+                    item.g, -np.inf, 0.0, jac=item.G, hess=lambda x, v: item.hessian(x, none, v)
+                )
+            )
+        minimize(
+            item.objective,
+            item.last,
+            jac=item.gradient,
+            hess=lambda x: item.hessian(x, none, none, 1.0),
+            method="trust-constr",
+            bounds=Bounds(item.lower, item.upper),
+            constraints=constraints,
+            options={
+                "maxiter": 10 * self.max_iterations + 1,
+                "gtol": _ACCURACY**0.75,
+                "xtol": _ACCURACY,
+                "barrier_tol": _ACCURACY,
+                "initial_tr_radius": self.initial_radius,
+                "factorization_method": "SVDFactorization" if constraints else None,
+            },
         )
