@@ -195,6 +195,15 @@ class _InteriorPoint:
         nu = torch.cholesky_solve(left, self.S).squeeze(-1)
         return u + apply(self.X, nu), nu
 
+    def _direction(
+        self, target: Tensor, rd: Tensor, rp: Tensor, re: Tensor, s: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dy, dν, ds, dλ with s dλ + λ ds = target and ds = rp − C dy."""
+        right = (target - lam * rp) / s
+        dy, dnu = self.solve(rd - self.lift(self.there * right), re)
+        ds = self.there * (rp - self.push(dy))
+        return dy, dnu, ds, self.there * (target - lam * ds) / s
+
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """y, ν, λ, which items are solved (B,), and the steps of each."""
         D, there = self.data, self.there
@@ -232,19 +241,14 @@ class _InteriorPoint:
             weight = there * lam / s
             self.factorise(weight)
 
-            def direction(target: Tensor, rd: Tensor = rd, rp: Tensor = rp, re: Tensor = re,
-                          s: Tensor = s, lam: Tensor = lam, weight: Tensor = weight):  # fmt: skip
-                # s dλ + λ ds = target, ds = rp − C dy.
-                right = (target - lam * rp) / s
-                dy, dnu = self.solve(rd - self.lift(there * right), re)
-                ds = there * (rp - self.push(dy))
-                return dy, dnu, ds, there * (target - lam * ds) / s
-
-            _, _, ds, dlam = direction(-s * lam)
+            at = (rd, rp, re, s, lam)
+            _, _, ds, dlam = self._direction(-s * lam, *at)
             reach = torch.minimum(_to_boundary(s, ds), _to_boundary(lam, dlam)).unsqueeze(1)
             after = ((s + reach * ds) * (lam + reach * dlam) * there).sum(dim=1) / self.count
             sigma = (after / mu).clamp(0, 1) ** 3
-            dy, dnu, ds, dlam = direction((sigma * mu).unsqueeze(1) - s * lam - ds * dlam)
+            dy, dnu, ds, dlam = self._direction(
+                (sigma * mu).unsqueeze(1) - s * lam - ds * dlam, *at
+            )
             reach = torch.minimum(_to_boundary(s, ds), _to_boundary(lam, dlam))
             step = (torch.where(reach < 1, 0.995, 1.0) * reach * active).unsqueeze(1)
             moved = (y + step * dy, nu + step * dnu, s + step * ds, lam + step * dlam)
