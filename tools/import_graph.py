@@ -31,6 +31,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("ddnkit.node", "ddnkit.solver"): _CONTRACT,
     ("ddnkit.problem", "ddnkit.node"): _CONTRACT,
     ("ddnkit.solver", "ddnkit.problem"): _CONTRACT,
+    (
+        "ddnkit.problem",
+        "ddnkit.active_set",
+    ): "a problem keeps the constraints that are active at its solution",
     ("ddnkit.problem", "ddnkit.kinks"): "a problem keeps the kinks that are active at its solution",
     (
         "ddnkit.implicit.solution_equation",
