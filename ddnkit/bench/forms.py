@@ -37,8 +37,8 @@ class Forms(Comparison):
                 f"node '{node}' has no `bench_inputs(self, *size)` to draw inputs from"
             )
         self._node = kind
-        self.sizes = tuple(kind.bench_sizes)
-        self.size_names = tuple(f"n{i + 1}" for i in range(len(kind.bench_sizes[0])))
+        self.sizes = _sizes_of(node, kind)
+        self.size_names = tuple(f"n{i + 1}" for i in range(len(self.sizes[0])))
 
     def title(self, case: Case) -> str:
         """The node and the size of its y."""
@@ -70,6 +70,23 @@ class Forms(Comparison):
             for name, form in forms_of(self._node).items()
             if not form.unrolls
         ]
+
+
+def _sizes_of(name: str, node: Any) -> tuple[tuple[int, ...], ...]:
+    """The node's ``bench_sizes``: the arguments of `bench_inputs` for each size, equally many."""
+    given = getattr(node, "bench_sizes", None)
+    rows = given if isinstance(given, tuple | list) else ()
+    if all(isinstance(row, tuple | list) and row for row in rows):
+        sizes = tuple(tuple(row) for row in rows)
+        numbers = all(type(n) is int and n > 0 for row in sizes for n in row)
+        if len({len(row) for row in sizes}) == 1 and numbers:
+            return sizes
+    raise InputError(
+        f"node '{name}' has `bench_inputs`, but "
+        + ("no `bench_sizes`" if given is None else f"its `bench_sizes` is {given!r:.200}")
+        + "; expected the sizes that a bench takes by default, such as `bench_sizes = ((100,), "
+        "(1000,))`, each a tuple of the arguments of `bench_inputs`"
+    )
 
 
 def _prepare_form(node: Any, form: str) -> Callable[[Mapping[str, Any]], Mapping[str, Phase]]:

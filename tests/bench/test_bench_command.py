@@ -7,6 +7,7 @@ import torch
 from bounds import factorised
 from click.testing import CliRunner
 
+from ddnkit import registry
 from ddnkit.cli import main
 
 FORMS = {"closed_form", "krylov", "embedded_field", "dense"}
@@ -87,3 +88,13 @@ def test_wrong_input(arguments, message, monkeypatch):
 def test_a_size_that_the_problem_does_not_have():
     result = run("nearest_etf", "--sizes", "3x6", "--no-memory")
     assert result.exit_code == 2 and "a simplex ETF of 6 classes" in result.output
+
+
+@pytest.mark.parametrize("sizes", [None, (8, 4), ((8,), (4, 2)), (("8",),), ()])
+def test_a_node_whose_sizes_are_missing_or_none_is_told(sizes):
+    kind = registry.get("nodes", "quadratic_on_sphere")
+    name = f"sized_{sizes!r}".translate(str.maketrans("(), '", "abcde"))
+    members = {"bench_sizes": sizes}
+    registry.register("nodes", name, type("Sized", (kind,), members))
+    result = run(name)
+    assert result.exit_code == 2 and name in result.output and "bench_sizes" in result.output
