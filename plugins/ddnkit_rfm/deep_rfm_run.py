@@ -56,6 +56,7 @@ class _Data:
 
 def _load(settings: DeepRFMCollapse, job: Job) -> _Data:
     """The samples of a job, standardised, on its device."""
+    torch.manual_seed(job.seed)
     data = settings.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
     name = type(settings.data).__name__
     if not isinstance(data, Dataset):

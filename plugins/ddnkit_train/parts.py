@@ -22,7 +22,8 @@ from .settings.pipeline import MEASURED
 
 
 def build_data(settings: Classification, job: Job) -> Data:
-    """The samples of a job."""
+    """The samples of a job: the same ones whenever it goes on, and when its model is measured again."""
+    torch.manual_seed(job.seed)
     data = settings.data.build(seed=job.seed, smoke=job.smoke, download=job.download)
     _require("data", settings, data, isinstance(data, Data), "a ddnkit_train.Data")
     right = _is_count(data.classes)

@@ -1,17 +1,21 @@
 """Data sets: real digits, pairs of them, free features, and their checks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from bounds import rounding
 from ddnkit_train import Dataset, Standardise, synthetic, synthetic_images
 from ddnkit_train.settings import (
+    MLP,
     DataSettings,
     DigitPairs,
     Digits,
     FreeFeaturesData,
 )
+from training_stand_ins import pipeline
 
-from ddnkit import InputError
+from ddnkit import InputError, Job
 
 
 def test_digits_are_split_by_class_and_standardised() -> None:
@@ -35,6 +39,31 @@ def test_digits_are_the_same_for_every_seed_and_differ_with_the_data_seed() -> N
     assert torch.equal(first.inputs, second.inputs)
     other = Digits(data_seed=1).build(seed=0, smoke=False)
     assert not torch.equal(first.inputs, other.inputs)
+
+
+class Drawn(DataSettings):
+    """Samples that are drawn from torch's own generator."""
+
+    def build(self, *, seed: int, smoke: bool, download: bool = False) -> Dataset:
+        return Dataset(torch.rand(8, 2), torch.arange(8) % 2, 2)
+
+
+def test_data_drawn_in_a_build_are_the_job_s_whenever_they_are_built(tmp_path: Path) -> None:
+    settings = pipeline({"epochs": 1}, data=Drawn(), backbone=MLP())
+
+    def load(seed: int) -> torch.Tensor:
+        def record(row: dict[str, float]) -> None: ...
+
+        job = Job(
+            variant="v", seed=seed, folder=tmp_path, device="cpu", smoke=False,
+            record=record, progress=lambda *_: None,
+        )  # fmt: skip
+        data: Dataset = settings.load_data(job)
+        return data.inputs
+
+    torch.manual_seed(1)
+    first, again, other = load(3), load(3), load(4)
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_digit_pairs_are_balanced_and_their_test_digits_unseen() -> None:
