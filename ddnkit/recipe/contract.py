@@ -94,7 +94,7 @@ def _misfit(kind: type, name: str, asked: inspect.Signature) -> list[str]:
     """Why a method cannot be called as the contract says, if it cannot."""
     value = getattr(kind, name)
     call = _call(name, asked)
-    if value is Component.build and not isinstance(getattr(kind, "builder", None), str):
+    if name == "build" and issubclass(kind, Component) and _lacks_builder(kind):
         return [f"its class {kind.__name__} has neither a builder nor a method {call}"]
     if not callable(value):
         return [f"its '{name}' is no method; expected {call}"]
@@ -108,6 +108,13 @@ def _misfit(kind: type, name: str, asked: inspect.Signature) -> list[str]:
     except TypeError as error:
         return [f"its method '{name}' cannot be called as {call}: {error}"]
     return []
+
+
+def _lacks_builder(kind: type[Component]) -> bool:
+    """Whether ``build`` is that of a base which leaves it to a subclass to name a builder."""
+    owner = next(base for base in kind.__mro__ if "build" in vars(base))
+    declares = "builder" in vars(owner).get("__annotations__", {})
+    return declares and not isinstance(getattr(kind, "builder", None), str)
 
 
 def _arguments(asked: inspect.Signature) -> tuple[list[str], list[str]]:

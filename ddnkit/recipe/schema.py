@@ -411,7 +411,10 @@ def settings_from(kind: type[S], keywords: Mapping[str, object], base: S | None 
         InputError: there is no such field, or it cannot have that value.
     """
     if base is not None and not isinstance(base, kind):
-        raise InputError(f"expected settings {kind.__name__}, was given {base!r:.100}")
+        raise InputError(
+            f"expected settings of the class {kind.__module__}.{kind.__name__}, or of one that extends "
+            f"it; was given {base!r:.100}"
+        )
     if base is not None and not keywords:
         return base
     data = {**dict(base or {}), **keywords}

@@ -54,12 +54,13 @@ class Component(Settings):
 
     A head, for example, whose settings import no torch, and whose module knows its settings::
 
-        class FixedHead(Component):
-            builder = "my_heads.fixed:FixedClassifier"
-            temperature: float = 5.0
+        class FixedHead(ddnkit_etf.settings.HeadSettings):  # a Component
+            builder = "my_heads.fixed:FixedClassifier.from_settings"
+            margin: float = 0.1
 
-        class FixedClassifier(ClassifierHead):  # in my_heads/fixed.py
-            def __init__(self, settings: FixedHead, *, feature_dim: int, classes: int): ...
+        class FixedClassifier(ddnkit_etf.ClassifierHead):  # in my_heads/fixed.py
+            def __init__(self, feature_dim: int, classes: int, settings: FixedHead):
+                super().__init__(feature_dim, classes, settings)
 
     A subclass may override `build` instead.
     """

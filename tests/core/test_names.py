@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ddnkit_train.settings import HeadSection
+from ddnkit_train.settings import (
+    BackboneSection,
+    BackboneSettings,
+    DataSection,
+    DataSettings,
+    HeadSection,
+)
 
 from ddnkit import (
     Component,
@@ -49,6 +55,21 @@ def test_a_component_is_built_from_its_settings_and_what_is_given() -> None:
 def test_a_component_without_builder_and_build_fits_no_section() -> None:
     assert not missing_members(Shifted, HeadSection)
     assert any("builder" in line for line in missing_members(Nothing, HeadSection))
+
+
+@pytest.mark.parametrize(
+    ("base", "section"), [(DataSettings, DataSection), (BackboneSettings, BackboneSection)]
+)
+def test_data_and_backbones_name_a_builder_or_build_themselves(base: Any, section: Any) -> None:
+    def build(self: Any, **given: Any) -> Any: ...
+
+    named = type("Named", (base,), {"builder": f"{__name__}:shift"})
+    itself = type("Itself", (base,), {"build": build})
+    neither = type("Neither", (base,), {})
+    assert not missing_members(named, section)
+    assert not missing_members(itself, section)
+    assert not missing_members(type("Deeper", (itself,), {}), section)
+    assert any("builder" in line for line in missing_members(neither, section))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from ddnkit import Component, Doubt, Settings
+from ddnkit import Component, Doubt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +19,13 @@ _WeightDecay = Annotated[float, Field(ge=0, description="Coefficient of the L2 p
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class DataSettings(Settings, abc.ABC):
-    """Base of all data sets: how the samples are grouped into batches."""
+class DataSettings(Component):
+    """Base of all data sets: how the samples are grouped into batches.
+
+    A subclass names its ``builder``, or overrides `build`.
+    """
+
+    builder: ClassVar[str]
 
     batch_size: PositiveInt | Literal["full"] = Field(
         default=256,
@@ -40,12 +44,13 @@ class DataSettings(Settings, abc.ABC):
         if self.batch_size == "full":
             yield Doubt("sampler", "does nothing: every step has all samples", idle=True)
 
-    @abc.abstractmethod
     def build(self, *, seed: int, smoke: bool, download: bool = False) -> Data:
         """The data, on the CPU; with ``smoke`` small synthetic ones of the same shapes.
 
         ``download`` allows missing files to be fetched to the user's data folder.
         """
+        built: Data = super().build(seed=seed, smoke=smoke, download=download)
+        return built
 
     def locate(self, *, download: bool = False) -> None:
         """Check, before anything else is done, that the files the data need exist.
@@ -62,7 +67,7 @@ class DataSettings(Settings, abc.ABC):
         return None
 
 
-class FreeFeaturesData(Component, DataSettings):
+class FreeFeaturesData(DataSettings):
     """Indices in place of images: the data of the unconstrained-feature model (UFM).
 
     Sample i is the index i, its label i modulo the number of classes; there is no test set.
@@ -83,7 +88,7 @@ class FreeFeaturesData(Component, DataSettings):
         return self
 
 
-class ImageSettings(DataSettings, abc.ABC):
+class ImageSettings(DataSettings):
     """Base of the data sets of real images."""
 
     standardise: Literal["global", "channel", "pixel", "none"] = Field(
@@ -93,7 +98,7 @@ class ImageSettings(DataSettings, abc.ABC):
     )
 
 
-class _SplitImages(ImageSettings, abc.ABC):
+class _SplitImages(ImageSettings):
     """Base of the data sets that are split here."""
 
     data_seed: int = Field(
@@ -104,7 +109,7 @@ class _SplitImages(ImageSettings, abc.ABC):
     )
 
 
-class Digits(Component, _SplitImages):
+class Digits(_SplitImages):
     """The UCI handwritten digits that scikit-learn ships: 1,797 images of 8×8, 10 classes."""
 
     builder = "ddnkit_train.small_data:digits"
@@ -114,7 +119,7 @@ class Digits(Component, _SplitImages):
     )
 
 
-class DigitPairs(Component, _SplitImages):
+class DigitPairs(_SplitImages):
     """Two UCI digits side by side, 8×16: 100 classes (label 10·left + right) of real images.
 
     The digits of the test pairs are disjoint from those of the training pairs.
@@ -129,13 +134,14 @@ class DigitPairs(Component, _SplitImages):
     test_per_class: PositiveInt = Field(default=20, description="Test pairs of each class.")
 
 
-class BackboneSettings(Settings, abc.ABC):
-    """Base of all feature extractors."""
+class BackboneSettings(Component):
+    """Base of all feature extractors. A subclass names its ``builder``, or overrides `build`."""
+
+    builder: ClassVar[str]
 
     #: Keys that scale the start of weights; AGD, which gives all weights its own, refuses them.
     start_scales: ClassVar[tuple[str, ...]] = ()
 
-    @abc.abstractmethod
     def build(self, *, sample_shape: tuple[int, ...], samples: int) -> nn.Module:
         """A module with an attribute ``feature_dim``, from samples to features ``(B, feature_dim)``.
 
@@ -143,6 +149,8 @@ class BackboneSettings(Settings, abc.ABC):
             sample_shape: of one sample as the network sees it.
             samples: number of training samples.
         """
+        built: nn.Module = super().build(sample_shape=sample_shape, samples=samples)
+        return built
 
     def locate(self, *, download: bool = False) -> None:
         """Check, before anything else is done, that the files the network starts from exist.
@@ -165,7 +173,7 @@ class BackboneSettings(Settings, abc.ABC):
         return None
 
 
-class FreeFeatures(Component, BackboneSettings):
+class FreeFeatures(BackboneSettings):
     """Features that are parameters themselves, one vector a sample (unconstrained features)."""
 
     builder = "ddnkit_train.backbones:free_features"
@@ -173,7 +181,7 @@ class FreeFeatures(Component, BackboneSettings):
     dimension: PositiveInt = Field(default=512, description="Feature dimension d.")
 
 
-class MLP(Component, BackboneSettings):
+class MLP(BackboneSettings):
     """A perceptron of layers of equal width with ReLU between them; the last gives the features."""
 
     builder = "ddnkit_train.backbones:mlp"
@@ -195,7 +203,7 @@ class MLP(Component, BackboneSettings):
     )
 
 
-class CNN(Component, BackboneSettings):
+class CNN(BackboneSettings):
     """A small convolutional network: 3×3 convolution, batch norm, ReLU; then average pooling.
 
     Bias-free, its batch norm without affine parameters, so that AGD applies.

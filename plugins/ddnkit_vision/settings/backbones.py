@@ -10,13 +10,13 @@ import pydantic
 from ddnkit_train.settings import BackboneSettings
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ddnkit import Component, Doubt, import_object
+from ddnkit import Doubt, import_object
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class NetworkSettings(Component, BackboneSettings):
+class NetworkSettings(BackboneSettings):
     """Base of the networks on images."""
 
     #: Its name, in torchvision where that has it.

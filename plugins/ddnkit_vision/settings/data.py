@@ -14,7 +14,7 @@ import pydantic
 from ddnkit_train.settings import DataSettings, ImageSettings
 from pydantic import Field, PositiveInt
 
-from ddnkit import Component, Doubt, import_object
+from ddnkit import Doubt, import_object
 
 from .. import sources
 from ..sources import Source
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..image_files import Splits
 
 
-class SmallImages(Component, ImageSettings):
+class SmallImages(ImageSettings):
     """Base of the image data sets held in memory, on the device that trains.
 
     Files are looked for in ``root``; without it in ``$DDNKIT_DATA/NAME``, then in
@@ -154,7 +154,7 @@ class FashionMNIST(MNIST):
     source: ClassVar[Source] = sources.FASHION_MNIST
 
 
-class StreamedImageSettings(Component, DataSettings, abc.ABC):
+class StreamedImageSettings(DataSettings, abc.ABC):
     """Base of the data sets whose image files are decoded while the network trains.
 
     Training images are cropped and flipped at random, others resized and cropped at the centre, all

@@ -5,10 +5,8 @@ from __future__ import annotations
 from ddnkit_train.settings import DataSettings
 from pydantic import Field
 
-from ddnkit import Component
 
-
-class Rings(Component, DataSettings):
+class Rings(DataSettings):
     """Points of the plane on rings around 0, a ring for each class."""
 
     builder = "example_parts.ring_points:draw_rings"
