@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -35,22 +36,48 @@ def import_object(path: str) -> Any:
         PluginError: the text is not of that form, there is no such module, or nothing of that name
             in it. What the module itself raises passes through.
     """
-    module, colon, name = path.partition(":")
-    if not (module and colon and name):
-        raise PluginError(f"'{path}' does not name an object; expected 'package.module:name'")
+    module, name = _parts(path)
     try:
         found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
     except ModuleNotFoundError as error:
         # A package that the module itself looks for is another matter.
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise PluginError(f"'{path}': there is no module {error.name}") from error
-    except AttributeError as error:
-        near = nearest_choice(name, vars(found))
-        raise PluginError(f"'{path}': nothing of that name is there.{near}") from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            near = nearest_choice(part, dir(found))
+            raise PluginError(f"'{path}': nothing of that name is there.{near}") from error
     return found
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that `import_object` can find nothing by, as far as that shows without an import.
+
+    Raises:
+        PluginError: the text is not of that form, or the package has no such module.
+    """
+    module, _ = _parts(path)
+    package = module.rpartition(".")[0]
+    if package and package not in sys.modules:
+        return  # to look into it would import it
+    with contextlib.suppress(ValueError):  # a module that was made by hand
+        try:
+            known = module in sys.modules or importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # the "package" is a module
+            known = False
+        if not known:
+            raise PluginError(f"'{path}': there is no module {module}")
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """Module and name of ``"package.module:name"``."""
+    module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise PluginError(f"'{path}' does not name an object; expected 'package.module:name'")
+    return module, name
 
 
 def import_apart(work: Callable[[], T], *, undo: bool = True) -> tuple[T, list[str]]:

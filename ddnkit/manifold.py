@@ -12,8 +12,69 @@ multipliers, so a manifold that knows σ in closed form spares the linear system
 from __future__ import annotations
 
 import abc
+import math
+from typing import Any, NoReturn
 
 from torch import Generator, Tensor
+
+from .errors import DdnkitError, InputError
+from .importing import describe_error
+
+
+def check_shapes(manifold: Manifold, y: Tensor) -> None:
+    """Refuse a manifold one of whose members gives something of another shape than `Manifold` says.
+
+    Args:
+        y: points of it, (B, *y).
+
+    Raises:
+        InputError: the text names the member.
+    """
+
+    def same(name: str, *given: Any, **named: Any) -> Tensor:
+        return shaped(name, tuple(y.shape), *given, **named)
+
+    def shaped(name: str, shape: tuple[int, ...], *given: Any, **named: Any) -> Tensor:
+        found = called(name, *given, **named)
+        if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+            refuse(name, found, f"a tensor of shape {shape}")
+        return found
+
+    def called(name: str, *given: Any, **named: Any) -> Any:
+        try:
+            return getattr(manifold, name)(*given, **named)
+        except DdnkitError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"manifold {type(manifold).__name__}: its method {name} fails at a point of shape "
+                f"{tuple(y.shape)}: {describe_error(error)}"
+            ) from error
+
+    def refuse(name: str, found: object, expected: str) -> NoReturn:
+        kind = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"manifold {type(manifold).__name__}: its method {name} gave {kind} at a point of shape "
+            f"{tuple(y.shape)}; expected {expected}"
+        )
+
+    batch = tuple(y.shape[: y.ndim - manifold.event_dims])
+    y = same("project", y)
+    j = called("constraint", y)
+    if not isinstance(j, Tensor) or tuple(j.shape[:-1]) != batch or j.ndim != len(batch) + 1:
+        refuse("constraint", j, f"a tensor of shape ({', '.join([*map(str, batch), 'p'])})")
+    shaped("constraint_jacobian", (*batch, j.shape[-1], math.prod(y.shape[len(batch) :])), y)
+    shaped("infeasibility", batch, y)
+    sigma = called("multipliers", y, y)
+    if not isinstance(sigma, Tensor):
+        refuse("multipliers", sigma, "a tensor")
+    same("normal", y, sigma)
+    same("less_normal", y, y, sigma)
+    same("constraint_curvature", y, sigma, y)
+    tangent = same("tangent", y, y)
+    same("retract", y, tangent)
+    same("transport", y, y, tangent)
+    same("random", tuple(y.shape), like=y)
 
 
 class Manifold(abc.ABC):

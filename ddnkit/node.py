@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .errors import InputError
 from .problem import Problem
+from .solution import Solution
 from .solver import as_solver
 
 if TYPE_CHECKING:
     from .manifold import Manifold
-    from .solution import Solution
     from .solver import Solver
 
 
@@ -127,7 +127,11 @@ class DeclarativeNode(abc.ABC):
         reason = solver.refusal(problem)
         if reason is not None:
             raise InputError(f"solver '{solver.name}' cannot solve {type(self).__name__}: {reason}")
-        return solver.solve(problem, start)
+        found = solver.solve(problem, start)
+        wrong = _misfit(found, problem.batch_size)
+        if wrong:
+            raise InputError(f"solver '{solver.name}' returned {wrong}")
+        return found
 
     def initial_point(self, *xs: Any, **named: Any) -> Tensor:
         """Where an iterative solver starts on one problem; needed only where one is used."""
@@ -165,3 +169,17 @@ class DeclarativeNode(abc.ABC):
 
     # Optional, for `ddnkit bench`: ``bench_inputs(self, *size)``, inputs for a y of that size, and
     # ``bench_sizes``, the sizes it takes by default.
+
+
+def _misfit(found: object, size: int) -> str:
+    """What is wrong with what a solver returned for a batch of ``size``; "" if nothing is."""
+    if not isinstance(found, Solution):
+        return f"a {type(found).__name__}; expected a ddnkit.Solution"
+    if not isinstance(found.y, Tensor) or found.y.shape[:1] != (size,):
+        given = tuple(found.y.shape) if isinstance(found.y, Tensor) else type(found.y).__name__
+        return f"a Solution with y {given}; expected a tensor of the whole batch, ({size}, *y)"
+    for name in ("status", "iterations"):
+        shape = tuple(getattr(getattr(found, name), "shape", ()))
+        if shape not in ((), (1,), (size,)):
+            return f"a Solution with {name} of shape {shape}; expected one for each item, ({size},)"
+    return ""

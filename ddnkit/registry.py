@@ -139,7 +139,7 @@ def get(group: str, name: str) -> Any:
     """
     chosen = plugin(group, name)
     for rival in _state.renamed.get((group, name), ()):
-        _tell(
+        tell(
             f"'{name}' of ddnkit.{group} is ddnkit's own; that of {rival.distribution} "
             f"({rival.target}) is '{rival.name}' here"
         )
@@ -156,7 +156,7 @@ def get(group: str, name: str) -> Any:
             else _load_foreign(chosen, entry_point)
         )
     except PluginError as error:
-        reason = str(error).removeprefix(f"plugin {chosen} failed to import: ")
+        reason = str(error).removeprefix(f"plugin {chosen} ").removeprefix("failed to import: ")
         _state.failed[chosen], _state.refused[key] = reason, str(error)
         raise
     _state.loaded[key] = value
@@ -190,7 +190,7 @@ def working(group: str) -> dict[str, Any]:
         try:
             found[name] = make(group, name)
         except PluginError as error:
-            _tell(f"{error}; it is ignored")
+            tell(f"{error}; it is ignored")
     return found
 
 
@@ -268,7 +268,8 @@ def tell_by(tell: Callable[[str], None]) -> Callable[[str], None]:
     return previous
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say once a process what is wrong with a plugin, where the rest goes on without it."""
     if text not in _state.told:
         _state.told.add(text)
         _state.tell(text)
@@ -288,7 +289,7 @@ def _group(group: str) -> dict[str, tuple[Plugin, Any]]:
         raise PluginError(f"no plugin group '{group}'.{nearest_choice(group, GROUPS)}")
     found = _plugins_by_group()
     for distribution, reason in _state.distributions.items():
-        _tell(f"{distribution} is ignored, with all its plugins: {reason}")
+        tell(f"{distribution} is ignored, with all its plugins: {reason}")
     return found[group]
 
 
@@ -317,10 +318,10 @@ def _load_foreign(chosen: Plugin, entry_point: Any) -> Any:
     except PluginError as error:
         raise PluginError(f"plugin {chosen} failed to import: {error}") from error
     except KeyboardInterrupt:
-        _tell(f"the import of plugin {chosen} was interrupted")
+        tell(f"the import of plugin {chosen} was interrupted")
         raise
     if undone:
-        _tell(f"plugin {chosen} changed {', '.join(undone)} on import; it was set back")
+        tell(f"plugin {chosen} changed {', '.join(undone)} on import; it was set back")
     if isinstance(value, PluginError):
         raise value
     return value

@@ -48,10 +48,11 @@ class OldMethod:
     def move_override(self, kind: type) -> None:
         """Have a subclass that overrides the old name override the new one."""
         if self.name in vars(kind) and self.new not in vars(kind):
-            _warn(f"{kind.__name__}.{self.name}", f"{self.owner}.{self.new}")
+            # Frames from here to the class: this one, `__init_subclass__`, and that of `ABCMeta`.
+            _warn(f"{kind.__name__}.{self.name}", f"{self.owner}.{self.new}", stacklevel=5)
             setattr(kind, self.new, vars(kind)[self.name])
 
 
-def _warn(old: str, new: str) -> None:
+def _warn(old: str, new: str, stacklevel: int = 3) -> None:
     text = f"{old} is now {new}; the old name goes with the next release"
-    warnings.warn(text, DeprecationWarning, stacklevel=3)
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)

@@ -35,7 +35,7 @@ class Status(enum.IntEnum):
 
 _CAUSES = {
     Status.CONVERGED: "the solver's own tolerance was reached",
-    Status.UNKNOWN: "the node's solve returned a plain tensor, which carries no status",
+    Status.UNKNOWN: "no status was returned with the solution",
     Status.MAX_ITERATIONS: (
         "(a) too few iterations were allowed, (b) the problem is badly conditioned or its solution "
         "not unique, (c) the tolerance is below what the dtype can reach"

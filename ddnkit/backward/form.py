@@ -65,17 +65,55 @@ class SystemSolve:
         return found.z, found.residual
 
 
+def resolve_form(form: BackwardForm, problem: Problem, size: int) -> BackwardForm:
+    """The form that does the work of ``form``, for y of ``size`` unknowns.
+
+    Raises:
+        InputError: its `resolve` returned something else.
+    """
+    found: object = form.resolve(problem, size)
+    if not isinstance(found, BackwardForm):
+        raise InputError(
+            f"form '{form.name}': its method resolve returned {found!r:.100}; expected a ddnkit.BackwardForm"
+        )
+    return found
+
+
 def system_solution(solve: TangentSolve, r: Tensor, multipliers: bool) -> SystemSolution:
     """The solution, with μ where it is asked for and the solve knows it: its doubts are residual then."""
     if not isinstance(solve, SystemSolve):
-        return SystemSolution(*solve(r), None, saddle=getattr(solve, "saddle", None))
-    found = solve.system(r)
+        pair: object = solve(r)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InputError(f"a backward form gave {_kind(pair)}; expected z and the residual")
+        found = SystemSolution(*pair, None, saddle=getattr(solve, "saddle", None))
+        return _checked(found, r)
+    found = _checked(solve.system(r), r)
     if not multipliers:
         return found._replace(mu=None)
     residual = found.residual
     if found.doubt is not None:
         residual = torch.maximum(residual, found.doubt)
     return found._replace(residual=residual)
+
+
+def _checked(found: object, r: Tensor) -> SystemSolution:
+    if not isinstance(found, SystemSolution):
+        raise InputError(f"a backward form gave {_kind(found)}; expected a ddnkit.SystemSolution")
+    for name, expected in (("z", r.shape), ("residual", r.shape[:-1])):
+        value = getattr(found, name)
+        if not isinstance(value, Tensor) or value.shape != expected:
+            raise InputError(
+                f"a backward form gave {_kind(value)} as {name} for right sides (k, B, m) of shape "
+                f"{tuple(r.shape)}; expected a tensor of shape {tuple(expected)}"
+            )
+    return found
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    count = f" of {len(value)}" if isinstance(value, tuple) else ""
+    return f"a {type(value).__name__}{count}"
 
 
 def merge_solutions(mask: Tensor, found: SystemSolution, other: SystemSolution) -> SystemSolution:
@@ -146,7 +184,7 @@ class BackwardForm(abc.ABC):
 
         Used for the value of a gradient where `has_adjoint`; its derivatives go the general way.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has has_adjoint, but no method adjoint")
 
     def unsupported(self, problem: Problem) -> str | None:
         """Why this form cannot take ``problem``, or None if it can."""

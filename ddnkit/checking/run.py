@@ -148,6 +148,8 @@ class _Session:
 
     def visit(self, inputs: tuple[object, ...]) -> bool:
         """Examine one case; returns whether it passed."""
+        if not self.cases:
+            self.subject.check_manifold(inputs)
         findings = examine_around(
             self.subject, inputs, around=not self.cases, thorough=self.cases < _THOROUGH
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backward.form import BackwardForm
+from ..backward.form import BackwardForm, resolve_form
 from ..batch_solve import solve
 from ..captured import Captured, attributes, versions
 from ..certificate import Certificate, measure, tolerance_of
@@ -20,6 +21,7 @@ from ..errors import DdnkitError, InputError
 from ..implicit.own_adjoint import Comparisons
 from ..late_operands import captured_tensors, reject_changed_state
 from ..layer import DeclarativeLayer, batched_inputs
+from ..manifold import check_shapes
 from ..members import read
 from ..node import DeclarativeNode
 from ..observation import observe, refuse_work_in_place
@@ -125,9 +127,26 @@ class Subject:
         layer.looks_for_hidden = False
         return layer
 
+    def check_manifold(self, xs: Sequence[object]) -> None:
+        """Refuse a manifold whose members give something of another shape than they should.
+
+        Solvers and forms would fail far from the member that is wrong; those that do not use it would not
+        notice. The shape of y is that of the initial point: a node with its own `solve` is not asked.
+        """
+        manifold = self.node.manifold
+        if manifold is None or self.has_own_solve:
+            return
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
+                y = Problem(self.node, inputs, math.prod(shape)).start()
+            except Exception:  # told where the case is solved
+                return
+            check_shapes(manifold, y)
+
     def resolve_form(self, form: BackwardForm, solved: SolvedBatch) -> BackwardForm:
         """``form``, or the one that "auto" takes."""
-        return form.resolve(solved.problem, solved.y.shape[-1])
+        return resolve_form(form, solved.problem, solved.y.shape[-1])
 
     def solve(self, xs: Sequence[object]) -> SolvedBatch:
         """The solution from the node's own starting point, as a layer would find it."""

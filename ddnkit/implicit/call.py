@@ -17,7 +17,7 @@ from torch import Tensor
 from ..active_set import active_set
 from ..assessment import assess, error_bound, solution_error
 from ..backward.closed_form import copy_aliases
-from ..backward.form import BackwardForm, TangentSolve, system_solution
+from ..backward.form import BackwardForm, TangentSolve, resolve_form, system_solution
 from ..batch_solve import finite_inputs, may_look, solve_apart, with_stand_ins
 from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
@@ -191,7 +191,7 @@ class Call(LinearSystems):
         self.structure = found.structure
         self._name = type(found.node).__name__
         self._raises_weak = found.node.degenerate == "raise"
-        self.form = self.form.resolve(found, solution.y.shape[1:].numel())
+        self.form = resolve_form(self.form, found, solution.y.shape[1:].numel())
         certificate = dataclasses.replace(
             certificate, form=self.form.name, own_member=self.form.node_member
         )
@@ -276,7 +276,7 @@ class Call(LinearSystems):
 
         A node's own adjoint gives those of inputs, and is held against a known answer itself.
         """
-        own = self.form.resolve(problem, y.shape[1:].numel()).has_adjoint
+        own = resolve_form(self.form, problem, y.shape[1:].numel()).has_adjoint
         inputs = problem.input_count
         asked = self.certify != "off"
         return [asked and want and not (own and k < inputs) for k, want in enumerate(self.wanted)]
@@ -411,6 +411,11 @@ class Call(LinearSystems):
         if self._prepared is None or self._prepared[0] != key:
             reject_rebound_tensors(self.complete(problem), y)
             prepared = self.form.tangent_solve(self.complete(problem), y, nu)
+            if not callable(prepared):
+                raise InputError(
+                    f"form '{self.form.name}': its method tangent_solve returned {prepared!r:.100}; expected "
+                    "a function of right sides, or a ddnkit.SystemSolve"
+                )
             self._prepared = key, point, prepared
         return self._prepared[2]
 

@@ -19,7 +19,7 @@ from ..backward.automatic import Automatic
 from ..backward.closed_form import ClosedForm
 from ..backward.dense import DENSE_SIZE, Dense
 from ..backward.embedded_field import EmbeddedField
-from ..backward.form import BackwardForm
+from ..backward.form import BackwardForm, resolve_form
 from ..batch_solve import solve
 from ..captured import Captured, attributes, is_tracked
 from ..certificate import tolerance_of
@@ -141,7 +141,7 @@ def call_programs(
     if node.has_inequalities:
         raise NotAProgramError("it has inequality constraints")
     unknowns = y.shape[1:].numel()
-    form = layer.form.resolve(problem, unknowns)
+    form = resolve_form(layer.form, problem, unknowns)
     own = form if type(form) is ClosedForm else None
     if own is None and isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
         form = Dense()  # without Python around it, it is the quicker one for longer

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import pydantic
 
+from ..errors import PluginError
+from ..importing import check_path
 from .problems import message
 from .settings import Component, Settings
 
@@ -94,8 +96,17 @@ def _misfit(kind: type, name: str, asked: inspect.Signature) -> list[str]:
     """Why a method cannot be called as the contract says, if it cannot."""
     value = getattr(kind, name)
     call = _call(name, asked)
-    if name == "build" and issubclass(kind, Component) and _lacks_builder(kind):
-        return [f"its class {kind.__name__} has neither a builder nor a method {call}"]
+    if name == "build" and {"build", "builder"} <= vars(kind).keys():
+        return [
+            f"its class {kind.__name__} has a builder and a method build: leave one of them out"
+        ]
+    if name == "build" and issubclass(kind, Component) and _is_by_builder(kind):
+        if not isinstance(getattr(kind, "builder", None), str):
+            return [f"its class {kind.__name__} has neither a builder nor a method {call}"]
+        try:
+            check_path(kind.builder)
+        except PluginError as error:
+            return [f"the builder of its class {kind.__name__} is not there: {error}"]
     if not callable(value):
         return [f"its '{name}' is no method; expected {call}"]
     positional, named = _arguments(asked)
@@ -110,11 +121,10 @@ def _misfit(kind: type, name: str, asked: inspect.Signature) -> list[str]:
     return []
 
 
-def _lacks_builder(kind: type[Component]) -> bool:
+def _is_by_builder(kind: type[Component]) -> bool:
     """Whether ``build`` is that of a base which leaves it to a subclass to name a builder."""
     owner = next(base for base in kind.__mro__ if "build" in vars(base))
-    declares = "builder" in vars(owner).get("__annotations__", {})
-    return declares and not isinstance(getattr(kind, "builder", None), str)
+    return "builder" in vars(owner).get("__annotations__", {})
 
 
 def _arguments(asked: inspect.Signature) -> tuple[list[str], list[str]]:

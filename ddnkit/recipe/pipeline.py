@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from .. import registry
-from ..errors import InputError
+from ..errors import DdnkitError, InputError
+from ..importing import describe_error
 from .settings import Settings, component
 
 
@@ -136,6 +137,8 @@ def published_figures(
         settings: as `Paper.published` is given them.
         metric: its figures alone; None for all.
 
+    What the paper itself fails on is told, and it has no figures then.
+
     Raises:
         ddnkit.PluginError: there is no such paper here.
         pydantic.ValidationError: the settings were changed, and the section is not valid.
@@ -143,9 +146,31 @@ def published_figures(
     section = dict(settings.get("paper") or {})
     if "name" not in section:
         return ()
-    kind = registry.get("papers", section.pop("name"))
-    figures = kind.model_validate(section).published(settings)
+    name = section.pop("name")
+    paper = registry.get("papers", name).model_validate(section)
+    try:
+        figures = tuple(map(_checked_figure, paper.published(settings)))
+    except DdnkitError:
+        raise
+    except Exception as error:
+        registry.tell(f"the paper {name} gives no published figures: {describe_error(error)}")
+        return ()
     return tuple(figure for figure in figures if metric in (None, figure.metric))
+
+
+def _checked_figure(figure: object) -> PublishedFigure:
+    if not isinstance(figure, PublishedFigure):
+        raise TypeError(f"{figure!r:.100} is no ddnkit.PublishedFigure")
+    for name, value, kinds in (
+        ("metric", figure.metric, str),
+        ("text", figure.text, str),
+        ("source", figure.source, str),
+        ("epoch", figure.epoch, int | float | None),
+        ("note", figure.note, str),
+    ):
+        if not isinstance(value, kinds):
+            raise TypeError(f"the {name} of a PublishedFigure is {value!r:.100}")
+    return figure
 
 
 class Pipeline(Settings, abc.ABC):

@@ -6,17 +6,19 @@ with the concrete types is made of it, so that all errors of a variant come from
 
 from __future__ import annotations
 
+import contextlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic_core import PydanticCustomError
 
 from .. import registry
-from ..errors import InputError, PluginError, nearest_choice
-from ..importing import is_subclass
+from ..errors import DdnkitError, InputError, PluginError, nearest_choice
+from ..importing import describe_error, is_subclass
 from .contract import contract_of, missing_members, wrong_values
 from .pipeline import Paper, Pipeline
 from .problems import Problems, meant_hint, message
@@ -207,22 +209,46 @@ class VariantSchema:
         named = {section: {"name": name, **data[section]} for section, name in self.names.items()}
         given = {**data, **named}
         presets = {
-            f"the paper {self.names.get('paper')}": self.paper_presets(given, model),
-            f"the pipeline {self.name}": self.pipeline.presets(given),
+            f"the paper {self.names.get('paper')}": partial(self.paper_presets, given, model),
+            f"the pipeline {self.name}": partial(self.pipeline.presets, given),
         }
-        for whose, values in presets.items():
+        for whose, ask in presets.items():
+            try:
+                values = ask()
+            except DdnkitError:
+                raise
+            except Exception as error:
+                raise PluginError(f"presets of {whose}: {describe_error(error)}") from error
             if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
                 text = "expected a dict of dotted keys such as {'head.delta': 1e-3}, was given "
                 raise PluginError(f"presets of {whose}: {text}{cut(repr(values))}")
             for dotted, value in values.items():
                 path = tuple(dotted.split("."))
                 if path[-1] not in _keys_at(model, path[:-1]):
+                    self.refuse_unknown_preset(path, whose)
                     continue
                 filled = _fill(data, path, value)
                 if filled is not data:
                     self.preset[path] = whose
                     data = filled
         return data
+
+    def refuse_unknown_preset(self, path: Key, whose: str) -> None:
+        """Refuse a preset that no plugin of its section takes; where some do, it is for them alone."""
+        info = self.pipeline.model_fields.get(str(path[0]))
+        extra = info.json_schema_extra if info is not None else None
+        group = extra.get("ddnkit_group") if isinstance(extra, dict) else None
+        if not isinstance(group, str) or len(path) < 2 or path[-1] == "name":
+            return
+        choices: set[str] = set()
+        for name in registry.names(group):
+            with contextlib.suppress(PluginError):  # told where it is chosen
+                choices |= set(_keys_at(registry.get(group, name), path[1:-1]))
+        if path[-1] not in choices:
+            near = nearest_choice(str(path[-1]), choices)
+            raise PluginError(
+                f"presets of {whose}: {dotted_key(path)}: nothing in ddnkit.{group} has such a key.{near}"
+            )
 
     def paper_presets(
         self, given: dict[str, Any], model: type[pydantic.BaseModel]

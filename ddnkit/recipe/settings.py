@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -9,7 +10,8 @@ from typing import Any, ClassVar, final
 import pydantic
 
 from .. import registry
-from ..importing import import_object
+from ..errors import DdnkitError, PluginError
+from ..importing import describe_error, import_object
 
 # A model has pydantic look for its own plugins in all that is installed, which may be unreadable.
 registry.find()
@@ -70,8 +72,43 @@ class Component(Settings):
     builder: ClassVar[str]
 
     def build(self, *given: Any, **named: Any) -> Any:
-        """What `builder` makes of these settings and of what is given."""
-        return import_object(self.builder)(self, *given, **named)
+        """What `builder` makes of these settings and of what is given.
+
+        Raises:
+            ddnkit.PluginError: there is no such builder, it fails to import, or it takes other arguments.
+        """
+        builder = _load_builder(type(self))
+        try:
+            inspect.signature(builder).bind(self, *given, **named)
+        except ValueError:  # it has no signature that Python could tell
+            pass
+        except TypeError as error:
+            taken = ", ".join(
+                ["settings", *["..." for _ in given], *[f"{name}=..." for name in named]]
+            )
+            raise PluginError(
+                f"{_named(type(self))} cannot be called with ({taken}): {error}"
+            ) from error
+        return builder(self, *given, **named)
+
+
+def _named(kind: type[Component]) -> str:
+    return f"the builder '{kind.builder}' of {kind.__module__}.{kind.__qualname__}"
+
+
+def _load_builder(kind: type[Component]) -> Any:
+    """The function or class that a component names."""
+    try:
+        builder = import_object(kind.builder)
+    except PluginError as error:
+        raise PluginError(f"{_named(kind)} is not there: {error}") from error
+    except DdnkitError:  # it says what is missing, and what to do
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{_named(kind)} failed to import: {describe_error(error)}") from error
+    if not callable(builder):
+        raise PluginError(f"{_named(kind)} is {builder!r:.100}; expected a class or a function")
+    return builder
 
 
 def component(

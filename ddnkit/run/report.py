@@ -64,7 +64,11 @@ class _Contribution:
                 self._try(f"tables of {paper.title}", partial(self._take_tables, paper, folder))
 
     def _take_tables(self, of: Pipeline | Paper, folder: Path) -> None:
-        self.tables.extend(of.tables(folder))
+        tables = list(of.tables(folder))
+        for table in tables:
+            if not isinstance(table, Table):
+                raise TypeError(f"{type(of).__name__}.tables gave {table!r:.100}, no ddnkit.Table")
+        self.tables.extend(tables)
 
     def _take_figures(self, pipeline: Pipeline, folder: Path) -> None:
         files = list(pipeline.figures(folder))

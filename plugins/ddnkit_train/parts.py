@@ -113,7 +113,7 @@ def check_loss(loss: object, module: nn.Module) -> Tensor:
 
 def check_figures(figures: object, metrics: object) -> dict[str, float | None]:
     """What ``metrics`` gave, each a number or None; of no column that an evaluation measures itself."""
-    who = f"metrics: {type(metrics).__name__}"
+    who = f"metrics: {getattr(metrics, '__qualname__', type(metrics).__name__)}"
     if not isinstance(figures, Mapping):
         raise DdnkitError(f"{who} gave {type(figures).__name__}; expected a dict of numbers")
     found: dict[str, float | None] = {}

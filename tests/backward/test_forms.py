@@ -13,6 +13,8 @@ from ddnkit import (
     DeclarativeLayer,
     DeclarativeNode,
     InputError,
+    SystemSolution,
+    SystemSolve,
     testing,
 )
 from ddnkit.backward import Dense, Krylov
@@ -318,3 +320,37 @@ def test_a_strangers_form():
     found, layer = gradient(Distance(), Mine(), x, v)
     torch.testing.assert_close(found, v)
     assert layer.certificate.form == "mine"
+
+
+class Given(BackwardForm):
+    """A form whose methods return what it is given."""
+
+    name = "given"
+
+    def __init__(self, resolved=None, prepared=None):
+        self.resolved, self.prepared = resolved, prepared
+
+    def resolve(self, problem, size):
+        return self if self.resolved is None else self.resolved
+
+    def tangent_solve(self, problem, y, nu):
+        return self.prepared
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        (Given(resolved="dense"), "resolve"),
+        (Given(prepared=None), "tangent_solve"),
+        (Given(prepared=lambda r: r), "residual"),
+        (Given(prepared=lambda r: (r, r, r)), "residual"),
+        (Given(prepared=lambda r: (r[..., :1], r.norm(dim=-1))), "z"),
+        (Given(prepared=lambda r: (r, r)), "residual"),
+        (Given(prepared=SystemSolve(lambda r: (r, r))), "SystemSolution"),
+        (Given(prepared=SystemSolve(lambda r: SystemSolution(r, r, None))), "residual"),
+    ],
+)
+def test_a_form_that_gives_something_else_is_told(form, named):
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(InputError, match=named):
+        DeclarativeLayer(Quadratic(), backward=form)(x).sum().backward()

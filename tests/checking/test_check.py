@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from ddnkit_manifolds import Sphere
 
 import ddnkit
 from ddnkit import DeclarativeNode, InputError, Solution, testing
@@ -940,3 +941,35 @@ def test_a_wrong_solution_beside_an_offset_is_no_fault_of_the_system(offset):
     x = torch.tensor([0.0, 1.0, 9.0], dtype=torch.float64) + offset
     report = ddnkit.check(MeanForMedian(), x)
     assert report.kinds[0] == "other_objective"
+
+
+@pytest.mark.parametrize(
+    ("member", "wrong"),
+    [
+        ("transport", lambda self, y, to, vector: vector[..., :1]),
+        ("transport", lambda self, y, to, vector: None),
+        ("retract", lambda self, y, tangent: y.sum(-1)),
+        ("tangent", lambda self, y, vector: vector[0]),
+        ("multipliers", lambda self, y, gradient: None),
+        ("normal", lambda self, y, multipliers: y @ y),
+        ("constraint", lambda self, y: y.sum()),
+        ("constraint_jacobian", lambda self, y: y),
+        ("constraint_curvature", lambda self, y, multipliers: y),
+        ("project", lambda self, y: y.nothing),
+        ("infeasibility", lambda self, y: y),
+        ("random", lambda self, shape: like),  # noqa: F821
+    ],
+)
+def test_a_manifold_is_told_which_member_gives_something_else(member, wrong):
+    class OnSphere(DeclarativeNode):
+        input_dims = (1,)
+        manifold = type("Ball", (Sphere,), {member: wrong})()
+
+        def objective(self, x, y):
+            return ((y - x) ** 2).sum()
+
+        def initial_point(self, x):
+            return x / x.norm()
+
+    with pytest.raises(InputError, match=f"Ball.*{member} "):
+        ddnkit.check(OnSphere(), torch.randn(4, dtype=torch.float64))

@@ -44,6 +44,12 @@ class Nothing(Component):
     by: float = 1.0
 
 
+class Clumsy(Component):
+    """Settings whose builder is wrong in some way."""
+
+    by: float = 1.0
+
+
 def shift(settings: Shifted, number: float, *, times: int = 1) -> float:
     return number + times * settings.by
 
@@ -70,6 +76,44 @@ def test_data_and_backbones_name_a_builder_or_build_themselves(base: Any, sectio
     assert not missing_members(itself, section)
     assert not missing_members(type("Deeper", (itself,), {}), section)
     assert any("builder" in line for line in missing_members(neither, section))
+
+
+@pytest.mark.parametrize(
+    ("builder", "named"),
+    [
+        ("shifted", "package.module:name"),
+        (f"{__name__}:shiftt", "'shift'"),
+        (f"{__name__}:Clumsy.by", "by"),
+        ("json.decode:x", "json.decode"),
+        ("no_such_package:x", "no_such_package"),
+        ("broken_builder:x", "no_such_package"),
+        ("ending_builder:x", "SystemExit"),
+        (f"{__name__}:__name__", __name__),
+        (f"{__name__}:shift", "times=..."),
+    ],
+)
+def test_a_builder_that_is_wrong_is_told_with_the_class_that_names_it(
+    builder: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_builder.py").write_text("import no_such_package\n")
+    (tmp_path / "ending_builder.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind: type[Component] = type("Clumsy", (Clumsy,), {"builder": builder, "__module__": __name__})
+    with pytest.raises(PluginError, match=re.escape(named)) as told:
+        kind().build(times=2)
+    assert "Clumsy" in str(told.value) and builder in str(told.value)
+
+
+def test_a_builder_that_can_name_nothing_is_told_before_anything_runs() -> None:
+    def build(self: Any, **given: Any) -> Any: ...
+
+    for builder in ("shifted", "json.decode:x", "json:", "a b:c"):
+        kind = type("Lost", (Component,), {"builder": builder})
+        assert any(builder in line for line in missing_members(kind, HeadSection))
+    both = type("Both", (Component,), {"builder": f"{__name__}:shift", "build": build})
+    assert any("builder" in line for line in missing_members(both, HeadSection))
+    overriding = type("Overriding", (Shifted,), {"build": build})
+    assert not missing_members(overriding, HeadSection)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from ddnkit import InputError, Job, Pipeline, registry
+from ddnkit import (
+    InputError,
+    Job,
+    Paper,
+    Pipeline,
+    PublishedFigure,
+    published_figures,
+    registry,
+)
 from ddnkit.recipe.load import load
 from ddnkit.recipe.recipe import Recipe
 
@@ -263,6 +272,68 @@ def test_a_key_of_the_pipeline_s_own_is_no_paper_s(tmp_path: Path) -> None:
     assert recipe.warnings == ()
     assert recipe.variants[0].settings["fidelity"] == "low"
     assert recipe.variants[0].settings["paper"] is None
+
+
+class _WrongPaper(Paper):
+    """A paper that does what ``does`` says."""
+
+    title: ClassVar[str] = "Wrong (2031)"
+    does: str
+
+    def presets(self, given: Mapping[str, Any]) -> Any:
+        if self.does == "raises":
+            raise KeyError("of its own")
+        return {self.does: 0.1} if "." in self.does else {}
+
+    def published(self, settings: Mapping[str, Any]) -> Any:
+        if self.does == "figure":
+            return [PublishedFigure("nc1", 61.5, "Table 1")]  # type: ignore[arg-type]
+        return [1] if self.does == "no figure" else None
+
+    def tables(self, folder: Path) -> Any:
+        return ["a table"] if self.does == "table" else []
+
+
+@pytest.fixture(scope="module")
+def _wrong_paper() -> None:
+    registry.register("papers", "wrong_paper", _WrongPaper)
+
+
+@pytest.mark.parametrize(
+    ("does", "named"),
+    [
+        ("raises", "KeyError"),
+        ("loss.label_smothing", "label_smoothing"),
+        ("loss.label_smoothing.x", "loss.label_smoothing.x"),
+    ],
+)
+@pytest.mark.usefixtures("_wrong_paper")
+def test_wrong_presets_are_told_with_the_paper(does: str, named: str) -> None:
+    section = f"paper={{name: wrong_paper, does: {does}}}"
+    with pytest.raises(InputError, match=named) as told:
+        shipped("digits", section)
+    assert "wrong_paper" in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["head.delta", "head.name", "train.nothing", "kernel.bandwidth"])
+@pytest.mark.usefixtures("_wrong_paper")
+def test_presets_may_be_of_other_plugins_and_pipelines(key: str) -> None:
+    section = f"paper={{name: wrong_paper, does: {key}}}"
+    recipe = shipped("digits", section, "sweep={head.name: [standard]}")
+    assert "delta" not in recipe.variants[0].settings["head"]
+
+
+@pytest.mark.parametrize("does", ["figure", "no figure", "none at all"])
+@pytest.mark.usefixtures("_wrong_paper")
+def test_a_paper_whose_figures_are_none_is_told_and_has_none(does: str) -> None:
+    told: list[str] = []
+    before = registry.tell_by(told.append)
+    try:
+        settings = {"paper": {"name": "wrong_paper", "does": does}}
+        assert published_figures(settings) == ()
+    finally:
+        registry.tell_by(before)
+    assert len(told) == 1 and "wrong_paper" in told[0]
 
 
 @pytest.mark.parametrize(

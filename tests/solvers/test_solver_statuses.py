@@ -15,7 +15,15 @@ from ddnkit_manifolds import (
     TrustRegions,
 )
 
-from ddnkit import DeclarativeNode, Problem, Status
+from ddnkit import (
+    DeclarativeLayer,
+    DeclarativeNode,
+    InputError,
+    Problem,
+    Solution,
+    Solver,
+    Status,
+)
 from ddnkit.solvers import LBFGS, SLSQP, Deadline, Newton, Root, TrustConstr
 from ddnkit.solvers.no_solution import falls_along, least_violation
 
@@ -364,3 +372,40 @@ def test_each_item_of_a_batch_ends_in_its_own_way(solver):
     expected = torch.tensor([0.5, 0.25], dtype=torch.float64)
     for index in (0, 4):
         assert torch.allclose(solution.y[index], expected, atol=1e-7)  # ten times 1e-8, promised
+
+
+class Returns(Solver):
+    """A solver that returns what ``of`` makes of the start."""
+
+    name = "returns"
+
+    def __init__(self, of):
+        self.of = of
+
+    def solve(self, problem, start=None):
+        return self.of(problem.start())
+
+
+@pytest.mark.parametrize(
+    ("of", "named"),
+    [
+        (lambda y: y, "Tensor"),
+        (lambda y: None, "NoneType"),
+        (lambda y: Solution(y[:1]), "y"),
+        (lambda y: Solution(y, torch.zeros(7)), "status"),
+        (lambda y: Solution(y, Status.CONVERGED, torch.zeros(2, 3)), "iterations"),
+    ],
+)
+def test_a_solver_that_returns_something_else_is_told(of, named):
+    class Nearest(DeclarativeNode):
+        input_dims = (1,)
+        solver = Returns(of)
+
+        def objective(self, x, y):
+            return ((y - x) ** 2).sum()
+
+        def initial_point(self, x):
+            return x.clone()
+
+    with pytest.raises(InputError, match=f"returns.*{named}"):
+        DeclarativeLayer(Nearest())(torch.randn(3, 4))
