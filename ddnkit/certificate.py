@@ -31,6 +31,7 @@ from .lagrangian import (
 from .linalg.items import apply, distinct
 from .perturbation import STEP, perturb, relative_changes
 from .problem import Evaluation, Problem, flat
+from .renamed import OldMethod
 from .solution import Solution, Status
 
 VERDICTS = ("trusted", "doubtful", "invalid")
@@ -287,6 +288,8 @@ class Certificate:
             return value.reshape(tuple(shape)) if isinstance(value, Tensor) else value
 
         return replace(self, **{name: view(value) for name, value in vars(self).items()})
+
+    reshaped = OldMethod("reshape")
 
     def __str__(self) -> str:
         if not self.measured:

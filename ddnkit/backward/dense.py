@@ -22,6 +22,7 @@ from ..lagrangian import (
 )
 from ..linalg.kkt import SINGULAR, KKTInverse, unit_curvature
 from ..problem import Problem
+from ..renamed import OldMethod
 from .diagonal import diagonal_solve
 from .form import BackwardForm, SystemSolution, SystemSolve, TangentSolve, merge_solutions
 from .precision import SAME_OPERATOR, float64_problem, uncertainty
@@ -71,6 +72,8 @@ class Dense(BackwardForm):
             if diagonal is not None:
                 return diagonal
         return in_enough_digits(problem, y, self.factorise)
+
+    factorised = OldMethod("factorise")
 
     def factorise(self, system: System) -> Solve:
         """The solve of a system."""

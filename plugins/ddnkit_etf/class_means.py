@@ -71,7 +71,7 @@ class ClassMeans(nn.Module):
     ):
         super().__init__()
         if isinstance(settings, int | float):
-            text = "ClassMeans(d, C, 0.1) is now ClassMeans(d, C, alpha=0.1)"
+            text = f"ClassMeans(d, C, {settings:g}) is now ClassMeans(d, C, alpha={settings:g})"
             warnings.warn(f"{text}; the old form goes with the next release", DeprecationWarning, 2)
             settings, fields = None, {"alpha": settings, **fields}
         self.settings = settings_from(MeansSettings, fields, settings)

@@ -23,6 +23,7 @@ from ddnkit import (
     component,
     import_object,
 )
+from ddnkit.renamed import OldMethod
 
 from .network_columns import COLUMNS
 
@@ -196,6 +197,9 @@ class DeepRFMCollapse(Pipeline):
             ddnkit.InputError: the data are not held in memory, have no features, or a class no sample.
         """
         import_object("ddnkit_rfm.deep_rfm_run:run_layers")(self, job)
+
+    taken: ClassVar[OldMethod] = OldMethod("sample_count")
+    depth: ClassVar[OldMethod] = OldMethod("layer_count")
 
     def sample_count(self, available: int, *, smoke: bool) -> int:
         """How many of the available training samples are used."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddnkit import InputError
+from ddnkit.renamed import OldMethod
 
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _LISTED = 8
@@ -38,6 +39,8 @@ class ImageFiles:
     def path(self, index: int) -> str:
         """The file of a sample."""
         return os.path.join(self.folder, os.fsdecode(self.files[index]))
+
+    chosen = OldMethod("select")
 
     def select(self, index: np.ndarray) -> ImageFiles:
         """The files at ``index``, or where it is true, in its order."""

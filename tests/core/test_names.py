@@ -190,3 +190,19 @@ def test_old_methods_answer_and_warn() -> None:
                 return Dense(singular="damped")
 
     assert Own().resolve(problem, 3).singular == "damped"
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("ddnkit:Certificate", "reshaped", "reshape"),
+        ("ddnkit.backward:Dense", "factorised", "factorise"),
+        ("ddnkit_vision:ImageFiles", "chosen", "select"),
+        ("ddnkit_rfm:DeepRFMCollapse", "taken", "sample_count"),
+        ("ddnkit_rfm:DeepRFMCollapse", "depth", "layer_count"),
+    ],
+)
+def test_old_methods_answer_and_name_the_new_ones(path: str, old: str, new: str) -> None:
+    kind = import_object(path)
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(kind, old) == getattr(kind, new)
