@@ -193,7 +193,7 @@ def _distances(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def _sizes(problem: Problem, gradients: Sequence[Tensor], wrt: Sequence[int]) -> Tensor:
-    """What changes of them are held against (k, B): their own sizes, each operand's in its own unit.
+    """What changes of gradients are compared with, (k, B): their sizes, each operand's in its own unit.
 
     One that is the tolerance of the others, by what changes of the operands make of y, is held against that:
     of an input that y does not depend on nothing is left but rounding.

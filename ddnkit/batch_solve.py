@@ -239,7 +239,7 @@ def finite_inputs(problem: Problem, start: Tensor | None = None) -> dict[str, Te
 
 
 def may_look(problem: Problem, policy: str) -> bool:
-    """Whether looking at values before the way back costs nothing that was promised not to be paid."""
+    """Whether values may be read before the backward pass, although on a GPU that waits for the device."""
     node = problem.node
     solver = as_solver(node.solver) if type(node).solve is DeclarativeNode.solve else None
     if solver is not None:
@@ -248,7 +248,7 @@ def may_look(problem: Problem, policy: str) -> bool:
 
 
 def with_stand_ins(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
-    """The batch with a copy of an item that is left in the place of each set aside, and whose copies."""
+    """The batch with a finite item's copy for each item set aside, and whose copy each item is now."""
     source = _stand_in_of(~aside)
     flags = problem.operands_batched
     operands = [x[source] if own else x for x, own in zip(problem.operands, flags, strict=True)]

@@ -352,7 +352,7 @@ class LateCertificate:
         return _itself, (self.certificate(),)
 
     def certificate(self) -> Certificate:
-        """The certificate, as things stand."""
+        """The certificate with what has been measured so far."""
         if self._made is None:
             self._made = self._make(self._residual)
         return self._made

@@ -114,7 +114,7 @@ def in_enough_digits(
 
 
 class InFloat64:
-    """The system of a float32 problem in float64, factorise when a residual first asks for it."""
+    """The system of a float32 problem in float64, factorised when a residual first asks for it."""
 
     def __init__(self, problem: Problem, y: Tensor, factorise: Callable[[System], Solve]):
         self._point, self._factorise = (problem, y), factorise

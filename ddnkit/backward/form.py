@@ -28,14 +28,17 @@ TangentSolve = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class SystemSolution(NamedTuple):
-    """Of one linear system: z (k, B, m), its residual (k, B), μ (k, B, p) with G z + Aᵀμ = r, and how far μ
-    may be wrong although the residual is small, relative to the larger of it and r, (k, B); None: as far as
-    the residual says.
+    """The solution of one linear system  G z + Aᵀμ = r,  A z = 0,  for k right sides r of B problems.
 
-    `saddle`: how negative the least curvature on the tangent space is, relative to the largest, (B,), where
-    what solves the system shows that it is, and 0 where not; None: it showed a minimum, or nothing.
-
-    `then`: the form that solved again what the first one left; "" where none did.
+    Attributes:
+        z: (k, B, m).
+        residual: how much of r is left, relative to it, (k, B).
+        mu: μ (k, B, p), multipliers of `Problem.all_constraints`; None if the form does not know them.
+        doubt: how far μ may be wrong although the residual is small, relative to the larger of μ and r,
+            (k, B); None: no further than the residual says.
+        saddle: how negative the least curvature on the tangent space is, relative to the largest, (B,),
+            and 0 where it is not negative; None: the form showed a minimum, or nothing.
+        then: the name of the form that solved again what the first one left; "" if none did.
     """
 
     z: Tensor
@@ -80,7 +83,7 @@ def resolve_form(form: BackwardForm, problem: Problem, size: int) -> BackwardFor
 
 
 def system_solution(solve: TangentSolve, r: Tensor, multipliers: bool) -> SystemSolution:
-    """The solution, with μ where it is asked for and the solve knows it: its doubts are residual then."""
+    """The solution for r, with μ if it is asked for and known: its doubt then counts as residual."""
     if not isinstance(solve, SystemSolve):
         pair: object = solve(r)
         if not isinstance(pair, tuple) or len(pair) != 2:

@@ -107,7 +107,7 @@ def _beside(
         f"Ours: median [minimum, maximum] over seeds. Published: {sources}. “{_NOT_RUN}”: there is no "
         f"evaluation at that very epoch; “{_NO_FIGURE}”: the paper has no figure of such a variant."
     )
-    return Table(f"{metric} beside the published", tuple(rows), " ".join([note, *notes]))
+    return Table(f"{metric}: ours and published", tuple(rows), " ".join([note, *notes]))
 
 
 def _ours(summary: Summary, variant: str, metric: str, epoch: float | None) -> str:

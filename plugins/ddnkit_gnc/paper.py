@@ -97,7 +97,7 @@ class GuidingNeuralCollapse(Paper):
         head = settings.get("head")
         head = head if isinstance(head, dict) else {}
         method = printed.method(head)
-        note = f"“{_NONE}”: the paper has no such head. Settings other than the head's are not compared."
+        note = "Settings other than the head's are not compared."
         for split, table in (("train", "Table 1"), ("test", "Table 2")) if printed.top1 else ():
             for epoch in EPOCHS:
                 spread = printed.top1[split, epoch, method] if method else None

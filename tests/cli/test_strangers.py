@@ -595,7 +595,7 @@ def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path
     )[0]
     assert whole[0] == 0, whole
     report = (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
-    table = report.partition("## score beside the published\n\n")[2].split("\n\n")
+    table = report.partition("## score: ours and published\n\n")[2].split("\n\n")
     assert table[0].splitlines()[2] == (
         "| default | 41 [40, 42] | 61.5 | not run | 99 | 81 [80, 82] | 79 |"
     )
@@ -606,4 +606,4 @@ def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path
     assert broken[0] == 0, broken
     assert "no figures today" in broken[2] and "A paper of theirs" in broken[2]
     report = (tmp_path / "b" / "report.md").read_text(encoding="utf-8")
-    assert "## Last evaluation" in report and "beside the published" not in report
+    assert "## Last evaluation" in report and "ours and published" not in report
