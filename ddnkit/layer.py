@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .backward.form import BackwardForm, as_form
+from .backward.unrolled import Unrolled
 from .batch_solve import finite_inputs, solve, solve_apart
 from .captured import Captured, attributes, is_tracked, is_wrapped, running_statistics
 from .certificate import Certificate, LateCertificate, validated_certify, validated_policy
@@ -173,7 +174,7 @@ class DeclarativeLayer(nn.Module):
             first=self.certificate is None,
             wanted=[self.looks_for_hidden and is_tracked(x) for x in problem.operands],
         )
-        if self.form.unrolls:
+        if isinstance(self.form, Unrolled):
             if multipliers:
                 raise InputError("the steps of a `solve` give no multipliers: use backward='auto'")
             outputs: tuple[Tensor, ...] = (self._unroll(call, problem, seen, values),)
