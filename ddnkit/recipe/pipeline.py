@@ -215,8 +215,8 @@ class Pipeline(Settings, abc.ABC):
                 A section filled by a plugin is a mapping with its ``name``.
 
         Returns:
-            Dotted key to value, such as ``{"data.sampler": "shuffled"}``. A key that the chosen
-            component does not know is left out.
+            Dotted key to value, such as ``{"data.sampler": "shuffled"}``. A key of another component of
+            the kind is left out where the chosen one lacks it; one that none has is an error.
         """
         return {}
 

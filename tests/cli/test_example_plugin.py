@@ -180,6 +180,7 @@ def test_its_solver_and_form_serve_a_layer(oblique: ModuleType) -> None:
     assert late.statuses() == [Status.TIME_LIMIT] * 2
 
 
+@pytest.mark.long
 def test_its_metric_has_a_column_in_files_tables_and_figures(tmp_path: Path) -> None:
     chosen = ["-s", "metrics=mean_margin", "--only", "standard", "--smoke", "--jobs", "1"]
     command = ["run", "digits", *chosen, "--device", "cpu", "--out", str(tmp_path / "run")]
@@ -223,6 +224,7 @@ def test_its_pipeline_runs_a_recipe(tmp_path: Path) -> None:
     assert "temperature" in described[1]
 
 
+@pytest.mark.long
 def test_its_bench_compares(tmp_path: Path) -> None:
     command = ["bench", "column_lengths", "--repeats", "1", "--no-memory", "--json", "-"]
     (ended,), _ = in_one_process(EXAMPLE, command, torch=True)

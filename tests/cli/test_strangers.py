@@ -541,7 +541,7 @@ class Theirs(ddnkit.Paper):
     title: ClassVar[str] = "A paper of theirs (2031)"
     experiment: str = "small"
     def presets(self, given):
-        return {"gain": 40.0, "loss.label_smoothing": 0.25, "head.temperature": 7.0, "head.no_key": 1}
+        return {"gain": 40.0, "loss.label_smoothing": 0.25, "head.temperature": 7.0, "head.delta": 0.5}
     def published(self, settings):
         source = f"their Table 9, {self.experiment}"
         yield ddnkit.PublishedFigure("score", "61.5", source, epoch=1, note="So they say.")
@@ -555,6 +555,8 @@ class Broken(Theirs):
     def published(self, settings): raise RuntimeError("no figures today")
     def tables(self, folder): return 5
 class Untitled(ddnkit.Paper): pass
+class Misled(Theirs):
+    def presets(self, given): return {"head.temprature": 7.0}
 """
 PAPER_POINTS = """\
 [ddnkit.pipelines]
@@ -563,24 +565,28 @@ race = other_module:Race
 theirs = other_module:Theirs
 broken = other_module:Broken
 untitled = other_module:Untitled
+misled = other_module:Misled
 """
 
 
 def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path) -> None:
     install(tmp_path, PAPER_POINTS, PAPER)
-    shown, again, misspelt, untitled, listed = in_one_process(
+    shown, again, misspelt, untitled, misled, listed = in_one_process(
         tmp_path,
         ["run", "digits", "-s", "paper=theirs", "--only", "standard", "--dry-run"],
         ["run", "digits", "-s", "paper=theirs", "-s", "loss.label_smoothing=0.5", "--dry-run"],
         ["run", "digits", "-s", "paper={name: theirs, exprement: a}", "--dry-run"],
         ["run", "digits", "-s", "paper=untitled", "--dry-run"],
+        ["run", "digits", "-s", "paper=misled", "--dry-run"],
         ["list", "papers"],
     )[0]
     assert shown[0] == 0, shown
     assert "paper: {name: theirs, experiment: small}" in shown[1]
     assert "label_smoothing: 0.25" in shown[1] and "label_smoothing: 0.5" in again[1]
     assert "temperature: 5" in shown[1]  # what the recipe says itself goes first
-    assert misspelt[0] == untitled[0] == 2
+    assert "delta" not in shown[1]  # a key of other heads
+    assert misspelt[0] == untitled[0] == misled[0] == 2
+    assert "the paper misled" in misled[2] and "head.temprature" in misled[2]
     assert "paper.exprement" in misspelt[2] and "'experiment'" in misspelt[2]
     assert "'title'" in untitled[2]
     assert "theirs  (from other 1.5)" in listed[1] and "guiding_neural_collapse" in listed[1]

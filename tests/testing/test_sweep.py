@@ -313,7 +313,7 @@ def test_the_committed_page_has_every_problem_and_form():
 
 def test_the_page_is_written(tmp_path, monkeypatch, capsys):
     problems = [testing.AffineConstraint(), testing.CosineDistance()]
-    monkeypatch.setattr("ddnkit.testing.sweeping.bank", lambda: problems)
+    monkeypatch.setattr("ddnkit.testing.sweeping.__main__.bank", lambda: problems)
     main(["--seeds", "1", "--markdown", str(tmp_path / "sweep.md")])
     text = (tmp_path / "sweep.md").read_text()
     assert "| CosineDistance |" in text

@@ -76,6 +76,7 @@ def test_circles_of_this_project_are_allowed(tool: ModuleType) -> None:
     assert importlib.import_module("import_graph").main() == 0
 
 
+@pytest.mark.long
 def test_calls(tool: ModuleType) -> None:
     calls = tool.call_figures(ROOT)
     for name, (files, functions, changes) in calls.items():
