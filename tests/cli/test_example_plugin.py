@@ -83,7 +83,9 @@ def columns(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PROMISED)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.long)]
+)
 def test_its_manifold_runs_on_each_riemannian_solver(
     name: str, dtype: torch.dtype, oblique: ModuleType
 ) -> None:

@@ -392,6 +392,7 @@ def test_a_value_that_the_pipeline_cannot_use_is_refused(given: str, tmp_path: P
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.long
 def test_what_is_set_aside_reaches_no_reader_of_others(tmp_path: Path) -> None:
     """torch and pydantic look for extensions by Python's own reader, and would wait or fail."""
     os.mkfifo(tmp_path / "pipe")

@@ -144,7 +144,7 @@ def test_a_weakly_active_constraint_is_told_for_its_item_alone() -> None:
     layer = DeclarativeLayer(Box(), policy="nan")
     layer(x).sum().backward()
     assert x.grad is not None and x.grad[0].isnan().all()
-    assert torch.equal(x.grad[1], torch.ones(3, dtype=torch.float64))
+    assert (x.grad[1] - 1).abs().max() < rounding(torch.float64, 16)
     assert layer.certificate.active_margin[0] == 0 < layer.certificate.active_margin[1]
 
 
@@ -156,7 +156,8 @@ def test_a_node_may_choose_what_a_kink_gives(degenerate: str, first: float) -> N
     Chosen.degenerate = degenerate
     layer, x = DeclarativeLayer(Chosen(), policy="raise"), at_the_edge().requires_grad_()
     (gradient,) = torch.autograd.grad(layer(x).sum(), x)
-    assert gradient[0].tolist() == [first, 1.0, 0.0]
+    expected = torch.tensor([first, 1.0, 0.0], dtype=torch.float64)
+    assert (gradient[0] - expected).abs().max() < rounding(torch.float64, 16)
 
 
 @pytest.mark.parametrize("policy", ["warn", "nan", "mask"])
@@ -228,8 +229,10 @@ def test_the_node_may_have_several_parts() -> None:
     b = torch.tensor([[-3.0, 0.5, 1.0]], dtype=torch.float64, requires_grad=True)
     y, multipliers = layer(a, b, return_multipliers=True)
     gradients = torch.autograd.grad(y["a"].sum() + y["b"].sum(), (a, b))
-    assert gradients[0].tolist() == [[0.0, 1.0]] and gradients[1].tolist() == [[1.0] * 3]
-    assert multipliers.lower.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+    expected = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert (torch.cat(gradients, dim=1) - expected).abs().max() < rounding(torch.float64, 16)
+    expected = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert (multipliers.lower - expected).abs().max() < rounding(torch.float64, 16)
 
 
 def test_a_point_outside_is_infeasible_and_one_short_of_the_boundary_no_solution() -> None:
@@ -263,4 +266,4 @@ def test_constraints_that_turn_out_to_be_none_are_no_other_problem(count: int) -
     for _ in range(count):
         x = torch.full((2, 3), 0.1, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(layer(x).sum(), x)
-        assert torch.equal(gradient, torch.ones_like(x))
+        assert (gradient - 1).abs().max() < rounding(torch.float64, 16)
