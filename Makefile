@@ -12,7 +12,7 @@ test: $(VENV)/.installed-test  ## every behaviour, in at most six minutes on two
 	$(PYTEST) -m "not long" $(COVER)
 
 test-long: $(VENV)/.installed-test  ## what takes longer: more seeds, more draws, larger sizes
-	$(PYTEST) -m long $(COVER)
+	$(PYTEST) -m long $(COVER) $(LONG)
 
 test-all: $(VENV)/.installed-test  ## both, with the lines that no test reaches
 	$(BIN)/python -m coverage erase
@@ -33,6 +33,7 @@ test-versions: $(VENV)/.installed-test  ## the tests with the oldest and the new
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COVER ?=
+LONG ?=
 KERNELS ?=
 ROUNDING ?= 1 2 3 4 5
 VERSIONS ?= oldest newest
