@@ -45,9 +45,7 @@ class ActiveSet:
 
     Attributes:
         rows: which entries of g (k,) are active in some item.
-        active: in which items (B, k).
-        weak: which are weakly active (B, k); they are active unless the node's `degenerate` is "one_sided".
-        multipliers: λ ≥ 0 of all of g (B, q), as numbers.
+        active: in which items (B, k); weakly active ones too, unless the node's `degenerate` is "one_sided".
         margin: how clear the choice is (B,), see the module's text: 0 where a constraint is weakly active and
             the node has not chosen what to do then.
         violation: of g ≤ 0 where it is not active (B,), relative.
@@ -56,8 +54,6 @@ class ActiveSet:
 
     rows: Tensor
     active: Tensor
-    weak: Tensor
-    multipliers: Tensor
     margin: Tensor
     violation: Tensor
     size: Tensor
@@ -97,11 +93,9 @@ def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | Non
     rows = near.any(dim=0).nonzero()[:, 0]
     held = near[:, rows]
     G = inequality_jacobian(problem, y, rows)
-    of_held, relative = _multipliers(problem, y, gradient, G, held, edge)
+    relative = _relative_multipliers(problem, y, gradient, G, held, edge)
     strong = held & (relative > edge)
     weak = held & ~strong & (distance[:, rows] <= edge)
-    multipliers = torch.zeros_like(g)
-    multipliers[:, rows] = torch.where(strong, of_held, 0.0)
     chosen = problem.node.degenerate in ("one_sided", "least_norm")
     clear = distance.clone()
     of_weak = torch.inf if chosen else 0.0
@@ -112,8 +106,6 @@ def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | Non
     return ActiveSet(
         rows=rows,
         active=active,
-        weak=weak,
-        multipliers=multipliers,
         margin=clear.amin(dim=1),
         violation=torch.where(inactive & (g > 0), distance, 0.0).amax(dim=1),
         size=size,
@@ -135,17 +127,17 @@ def _distance(problem: Problem, y: Tensor, g: Tensor, size: Tensor) -> Tensor:
     return torch.where(g == 0, 0.0, torch.where(g.isfinite(), g.abs() / scale, torch.inf))
 
 
-def _multipliers(
+def _relative_multipliers(
     problem: Problem, y: Tensor, gradient: Tensor, G: Tensor, held: Tensor, edge: float
-) -> tuple[Tensor, Tensor]:
-    """λ (B, k) of the rows G (B, k, m) where they are ``held``, and relative to what ∇f changes by.
+) -> Tensor:
+    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to what ∇f changes by.
 
     Least squares; rows whose λ is negative are let go, the most negative first, as a solution with a
     nonnegative one may have them.
     """
     A = constraint_jacobian(problem.with_active_set(None), y)
     own = 0 if A is None else A.shape[1]
-    c = _change_of_slope(problem, y)
+    c = _change_of_slope(problem, y, flat(gradient))
     lengths = G.square().sum(dim=-1)
     weight = apply(G.abs(), c)
     while True:
@@ -156,13 +148,13 @@ def _multipliers(
         worst = relative.amin(dim=1, keepdim=True) if relative.shape[1] else relative
         dropped = held & (relative < -edge) & (relative == worst)
         if not bool(dropped.any()):
-            return found, relative
+            return relative
         held = held & ~dropped
 
 
-def _change_of_slope(problem: Problem, y: Tensor) -> Tensor:
-    """How much each entry of ∇f changes with a relative change of operands and y, (B, m)."""
-    step, gradient = STEP[y.dtype], flat(problem.gradient(y))
+def _change_of_slope(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
+    """How much each entry of ∇f (B, m) changes with a relative change of operands and y."""
+    step = STEP[y.dtype]
     scale = torch.zeros_like(gradient)
     for probe in range(_PROBES):
         there = problem.with_operands(moved_operands(problem, probe))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .backward.form import BackwardForm, as_form
 from .backward.unrolled import Unrolled
-from .batch_solve import finite_inputs, solve, solve_apart
+from .batch_solve import finite_inputs, solve, solve_apart, with_stand_ins
 from .captured import Captured, attributes, is_tracked, is_wrapped, running_statistics
 from .certificate import Certificate, LateCertificate, validated_certify, validated_policy
 from .errors import InputError
@@ -27,7 +27,7 @@ from .implicit.own_adjoint import Comparisons
 from .implicit.solution_equation import MeasuredEquation, MultiplierEquation, SolutionEquation
 from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
-from .problem import Problem
+from .problem import Problem, flat
 from .programs.short_calls import ShortCalls
 from .recording import as_one_step
 from .solution import Multipliers
@@ -192,9 +192,26 @@ class DeclarativeLayer(nn.Module):
         return (y, of_constraints) if multipliers else y
 
     def _multipliers(self, call: Call, problem: Problem, outputs: Sequence[Tensor]) -> Multipliers:
-        y = outputs[0]
-        problem = call.complete(problem, outputs)
-        (found,) = solution_of(MultiplierEquation(call, problem), *problem.operands, y)
+        y, good = outputs[0], outputs[-1] if call.tells_good else None
+        if not problem.batch_size:  # nothing tells how many constraints one problem has
+            none, of_y = (
+                y.new_zeros(*call.batch_shape, 0),
+                y.reshape(*call.batch_shape, *y.shape[1:]),
+            )
+            ends = None if self.node.bounds is None else of_y
+            return Multipliers(none, none, ends, ends)
+        if good is None and self.policy == "nan":
+            good = flat(y).isfinite().all(dim=1)
+        problem, point = call.complete(problem, outputs), y
+        if good is not None:
+            # What a failed item computes could be NaN, which no zero takes back from a tensor that all share.
+            problem, source = with_stand_ins(problem, ~good)
+            point = y[source]
+        (found,) = solution_of(MultiplierEquation(call, problem), *problem.operands, point)
+        if good is not None:
+            fill = 0.0 if self.policy == "mask" else torch.nan
+            found = found.detach() if call.nothing_derived else found
+            found = torch.where(good.unsqueeze(-1), found, fill)
         found = found.reshape(*call.batch_shape, found.shape[-1])
         sizes = problem.inequality_sizes(y.detach())
         equality, inequality, *rest = found.split([found.shape[-1] - sum(sizes), *sizes], dim=-1)

@@ -330,10 +330,23 @@ class Problem:
         if pair is None:
             return _parts_of(y)[0].new_zeros(2, 0)
         rows = [
-            torch.cat([_fill_bound(bound, part, free) for bound, part in _paired(side, y)])
+            torch.cat([self._fill_bound(bound, part, free) for bound, part in _paired(side, y)])
             for side, free in zip(pair, (-torch.inf, torch.inf), strict=True)
         ]
         return torch.stack(rows)
+
+    def _fill_bound(self, bound: Any, y: Tensor, free: float) -> Tensor:
+        """A bound of one part of y, flat; ``free`` where there is none."""
+        try:
+            end = torch.as_tensor(free if bound is None else bound, dtype=y.dtype, device=y.device)
+            return end.expand(y.shape).reshape(-1)
+        except (RuntimeError, TypeError, ValueError):
+            shape = tuple(bound.shape) if isinstance(bound, Tensor) else None
+            given = repr(bound) if shape is None else f"of shape {shape}"
+            raise InputError(
+                f"{type(self.node).__name__}.bounds: a bound is {given}; expected None, a number or a tensor "
+                f"that broadcasts to y of shape {tuple(y.shape)}"
+            ) from None
 
     def inequality_sizes(self, y: Tensor) -> list[int]:
         """How many of `inequalities` are the node's own, lower bounds and upper bounds."""
@@ -595,13 +608,6 @@ def _paired(bound: Any, y: Any) -> list[tuple[Any, Tensor]]:
     keys = list(y) if isinstance(y, dict) else range(len(y))
     several = isinstance(bound, (dict, tuple, list))
     return [(bound[k] if several else bound, y[k]) for k in keys]
-
-
-def _fill_bound(bound: Any, y: Tensor, free: float) -> Tensor:
-    """A bound of one part of y, flat; ``free`` where there is none."""
-    if isinstance(bound, Tensor):
-        return bound.to(y.dtype).expand(y.shape).reshape(-1)
-    return torch.full_like(y, free if bound is None else bound).reshape(-1)
 
 
 def _parts_of(y: Any) -> list[Tensor]:

@@ -89,7 +89,7 @@ class QPNode(DeclarativeNode):
         near = None
         if start is None and problem.batch_size and self.solver == QPNode.solver:
             data = self._batch(problem)
-            y, *_ = _InteriorPoint(data, _NEAR, _MOST_STEPS).run()
+            y = _InteriorPoint(data, _NEAR, _MOST_STEPS).run()
             found = y.isfinite().all(dim=1, keepdim=True)
             near = torch.where(found, y, problem.start().to(y)).to(problem.inputs[0].dtype)
         return super().solve_problem(problem, near if start is None else start)
@@ -204,8 +204,8 @@ class _InteriorPoint:
         ds = self.there * (rp - self.push(dy))
         return dy, dnu, ds, self.there * (target - lam * ds) / s
 
-    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """y, ν, λ, which items are solved (B,), and the steps of each."""
+    def run(self) -> Tensor:
+        """y, near the solution of each item that has one."""
         D, there = self.data, self.there
         self.factorise(there)
         y, nu = self.solve(self.lift(there * self.slack(torch.zeros_like(D.q))) - D.q, D.b)
@@ -214,11 +214,9 @@ class _InteriorPoint:
         size = s.abs().amax(dim=1, keepdim=True).clamp(min=1e-3)
         s = torch.where(least > 0.1 * size, s, s - least.clamp(max=0) + size)
         s = torch.where(there > 0, s, 1.0)
-        lam = there * (D.Q.abs().amax(dim=(1, 2)) + D.q.abs().amax(dim=1)).clamp(
-            min=1e-3
-        ).unsqueeze(1)
+        of_slope = D.Q.abs().amax(dim=(1, 2)) + D.q.abs().amax(dim=1)
+        lam = there * of_slope.clamp(min=1e-3).unsqueeze(1)
         done = torch.zeros_like(self.count, dtype=torch.bool)
-        steps = torch.zeros_like(done, dtype=torch.long)
         of_q = D.q.norm(dim=1) + D.Q.flatten(1).norm(dim=1)
         for _ in range(self.most):
             Qy = apply(D.Q, y)
@@ -237,7 +235,6 @@ class _InteriorPoint:
             active = ~done & y.isfinite().all(dim=1)
             if not bool(active.any()):
                 break
-            steps = steps + active
             weight = there * lam / s
             self.factorise(weight)
 
@@ -259,7 +256,7 @@ class _InteriorPoint:
             )
             if not bool(sound.any()):
                 break
-        return y, nu, lam, done, steps
+        return y
 
 
 def _to_boundary(x: Tensor, dx: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ DIRECTIONS = 4
 #: make them the same numbers.
 SEED = 0x5EED_0DD
 _STEPS = (1.0, -1.0, 2.0, -2.0)
+#: Of the active set's margin that a step takes: twice it, in a direction of entries of several times one.
+_OF_MARGIN = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,16 @@ class Differences:
 
 
 def step_for(certificate: Certificate) -> float:
-    """ε: the third root of the solver's noise."""
+    """ε: the third root of the solver's noise; less where that would change which constraints are active."""
     stationarity = certificate.stationarity
-    noise = max(float(stationarity.max()), torch.finfo(stationarity.dtype).eps)
-    return min(max(noise ** (1 / 3), 1e-6), 1e-2)
+    eps = torch.finfo(stationarity.dtype).eps
+    noise = max(float(stationarity.max()), eps)
+    step = min(max(noise ** (1 / 3), 1e-6), 1e-2)
+    margin = certificate.active_margin
+    if margin is not None and bool((margin > 0).any()):
+        least = float(margin[margin > 0].min())
+        step = min(step, max(least * _OF_MARGIN, eps**0.5))
+    return step
 
 
 def generator() -> torch.Generator:

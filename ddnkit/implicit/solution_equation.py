@@ -379,33 +379,44 @@ class AdjointEquation(Equation):
         return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
 
 
-class MultiplierEquation(Equation):
-    """ν(θ, y) and λ(θ, y) at a solution: explicit functions, (A⁺)ᵀ∇f of the equations that hold there.
-
-    Operands: those of the problem, and y (B, *y). Output: ν (B, p) of the node's own equations and λ (B, q)
-    of its inequality constraints and bounds, zero where one is not active, in a row.
-    """
+class _AtSolution(Equation):
+    """A quantity at a known solution. Operands: those of the problem, and y (B, *y)."""
 
     def __init__(self, call: Call, problem: Problem, lead: tuple[int, ...] = ()):
         self.call, self.problem, self.lead = call, problem, lead
 
+    def fold(
+        self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
+    ) -> tuple[Equation, list[Tensor], Unfold]:
+        """A larger batch."""
+        B = self.problem.batch_size
+        batched = [*self.problem.operands_batched, True]
+        inside, flags = fold_operands(operands, in_dims, batched, size, B)
+        problem = self.problem.resize(inside[:-1], size * B, flags[:-1])
+        equation = type(self)(self.call, problem, (size, *self.lead))
+        return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
+
+
+class MultiplierEquation(_AtSolution):
+    """ν(θ, y) and λ(θ, y) at a solution: explicit functions, (A⁺)ᵀ∇f of the equations that hold there.
+
+    Output: ν (B, p) of the node's own equations and λ (B, q)
+    of its inequality constraints and bounds, zero where one is not active, in a row.
+    """
+
     def _values(self, *operands: Tensor) -> Tensor:
         *theta, y = operands
         problem = self.problem.with_operands(theta)
-        constraints = constraint_set(problem, y)
+        constraints, g = constraint_set(problem, y), problem.inequalities(y)
         if not constraints.parametric:
-            g = problem.inequalities(y)
             return flat(y)[:, :0] if g is None else torch.zeros_like(g)
         found = constraints.multipliers(constraints.gradient())
-        h, g = (
-            problem.with_active_set(None).with_kinks(None).constraints(y),
-            problem.inequalities(y),
-        )
+        h = problem.with_active_set(None).with_kinks(None).constraints(y)
         p = 0 if h is None else h.shape[-1]
-        if g is None:
-            return found[:, :p]
         active = problem.active_set
-        assert active is not None  # a call has looked for it
+        if g is None or active is None:
+            rest = [] if g is None else [torch.zeros_like(g)]
+            return torch.cat([found[:, :p], *rest], dim=-1)
         of_active = -found[:, p : p + active.count]
         # Of a weakly active one rounding may be below zero.
         of_active = torch.where(active.active, of_active, 0.0).clamp(min=0)
@@ -413,7 +424,7 @@ class MultiplierEquation(Equation):
         return torch.cat([found[:, :p], of_all], dim=-1)
 
     def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """ν and λ."""
+        """By its formula."""
         return (self._values(*operands).detach(),)
 
     def vjp(
@@ -447,29 +458,13 @@ class MultiplierEquation(Equation):
         ]
         return (pushforward(self._values, operands, moving),)
 
-    def fold(
-        self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
-    ) -> tuple[Equation, list[Tensor], Unfold]:
-        """A larger batch."""
-        B = self.problem.batch_size
-        batched = [*self.problem.operands_batched, True]
-        inside, flags = fold_operands(operands, in_dims, batched, size, B)
-        problem = self.problem.resize(inside[:-1], size * B, flags[:-1])
-        equation = MultiplierEquation(self.call, problem, (size, *self.lead))
-        return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])
 
-
-class MeasuredEquation(Equation):
+class MeasuredEquation(_AtSolution):
     """y, measured: the identity on a solution that torch differentiates by itself.
 
     A form that `unrolls` leaves the derivative to the steps of the solver. What it returns still gets its
-    certificate, by plain numbers, under whatever transform the steps were run.
-
-    Operands: those of the problem, and y (B, *y). Output: y.
+    certificate, by plain numbers, under whatever transform the steps were run. Output: y.
     """
-
-    def __init__(self, call: Call, problem: Problem, lead: tuple[int, ...] = ()):
-        self.call, self.problem, self.lead = call, problem, lead
 
     def solve(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """y, with its certificate."""
@@ -495,14 +490,3 @@ class MeasuredEquation(Equation):
         """dy."""
         dy = tangents[-1]
         return (outputs[0].new_zeros(outputs[0].shape) if dy is None else dy.clone(),)
-
-    def fold(
-        self, size: int, in_dims: Sequence[int | None], operands: Sequence[Tensor]
-    ) -> tuple[Equation, list[Tensor], Unfold]:
-        """A larger batch."""
-        B = self.problem.batch_size
-        batched = [*self.problem.operands_batched, True]
-        inside, flags = fold_operands(operands, in_dims, batched, size, B)
-        problem = self.problem.resize(inside[:-1], size * B, flags[:-1])
-        equation = MeasuredEquation(self.call, problem, (size, *self.lead))
-        return equation, inside, lambda w: w.reshape(size, B, *w.shape[1:])

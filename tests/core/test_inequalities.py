@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import ddnkit
-from ddnkit import DeclarativeLayer, DeclarativeNode, UntrustedGradientError
+from ddnkit import DeclarativeLayer, DeclarativeNode, InputError, UntrustedGradientError
 
 FORMS = ["dense", "embedded_field", "krylov"]
 
@@ -209,6 +209,41 @@ def test_multipliers_come_with_y_and_differentiate_like_it() -> None:
     assert (gain - nu.squeeze(1)).abs().max() < rounding(torch.float64, 256)
     mapped = torch.func.vmap(lambda x, b: layer(x, b, return_multipliers=True)[1].equality)
     assert (mapped(x.detach(), b.detach()) - nu).abs().max() < rounding(torch.float64, 256)
+
+
+@pytest.mark.parametrize(("policy", "fill"), [("nan", torch.nan), ("mask", 0.0)])
+def test_a_failed_item_has_no_multipliers_and_spoils_no_other(policy: str, fill: float) -> None:
+    layer = DeclarativeLayer(Box(), policy=policy)
+    x = torch.tensor([[torch.nan, 1.0], [0.2, 2.0]], dtype=torch.float64, requires_grad=True)
+    y, multipliers = layer(x, return_multipliers=True)
+    assert multipliers.upper[0].isnan().all() if fill else (multipliers.upper[0] == 0).all()
+    (gradient,) = torch.autograd.grad((y + multipliers.upper).sum(), x)
+    assert gradient[0].isnan().all() if fill else (gradient[0] == 0).all()
+    # Inside y moves with x, outside the multiplier does.
+    assert (gradient[1] - 1).abs().max() < rounding(torch.float64, 16)
+
+
+def test_an_empty_batch_has_empty_multipliers() -> None:
+    y, multipliers = DeclarativeLayer(Box())(torch.zeros(0, 3), return_multipliers=True)
+    assert y.shape == multipliers.lower.shape == multipliers.upper.shape == (0, 3)
+    assert len(multipliers.equality) == len(multipliers.inequality) == 0
+
+
+@pytest.mark.parametrize("bound", [torch.zeros(4), "0"])
+def test_a_bound_that_does_not_fit_y_is_told(bound: Any) -> None:
+    class Other(Box):
+        bounds = (bound, None)
+
+    with pytest.raises(InputError, match=r"Other\.bounds.*\(3,\)"):
+        DeclarativeLayer(Other())(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_check_near_a_kink_does_not_step_over_it(dtype: torch.dtype) -> None:
+    # Twice what counts as weakly active (ten tolerances, of 1e-6 and 3e-4) beside the bound.
+    beside = 0.5 * (1 + 2 * 10 * {torch.float64: 1e-6, torch.float32: 3e-4}[dtype])
+    report = ddnkit.check(Box(), torch.tensor([beside, 0.1, -2.0], dtype=dtype))
+    assert report.ok, str(report)
 
 
 def test_the_node_may_have_several_parts() -> None:

@@ -10,14 +10,8 @@ from bounds import rounding
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from ddnkit import DeclarativeLayer, InputError, QPNode
+from ddnkit import DeclarativeLayer, InputError, Problem, QPNode, Solution
 from ddnkit.solvers.interior_point import InteriorPoint
-
-
-def node(*constraints: str) -> QPNode:
-    found = QPNode(*constraints)
-    found.solver = InteriorPoint()
-    return found
 
 
 def program(batch: int, n: int, p: int, k: int) -> dict[str, Tensor]:
@@ -58,7 +52,7 @@ def solve(layer: DeclarativeLayer, data: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("p", [0, 2])
 def test_solutions_are_those_of_the_best_active_set(p: int) -> None:
     data = program(12, 4, p, 5)
-    layer = DeclarativeLayer(node("A", "b", "G", "h"), policy="raise")
+    layer = DeclarativeLayer(QPNode("A", "b", "G", "h"), policy="raise")
     y = solve(layer, data)
     for i, found in enumerate(y):
         one = [x[i] for x in data.values()]
@@ -72,7 +66,7 @@ def test_solutions_are_those_of_the_best_active_set(p: int) -> None:
 @pytest.mark.long
 def test_derivatives_to_second_order_of_every_input() -> None:
     data = program(2, 3, 1, 4)
-    layer = DeclarativeLayer(node("A", "b", "G", "h"), policy="raise")
+    layer = DeclarativeLayer(QPNode("A", "b", "G", "h"), policy="raise")
     xs = [x.requires_grad_() for x in data.values()]
     assert gradcheck(lambda Q, *rest: layer(Q @ Q.mT, *rest), xs)
     assert gradgradcheck(lambda Q, *rest: layer(Q @ Q.mT, *rest), xs)
@@ -80,13 +74,13 @@ def test_derivatives_to_second_order_of_every_input() -> None:
 
 def test_derivatives_of_every_input() -> None:
     data = program(1, 2, 1, 2)
-    layer = DeclarativeLayer(node("A", "b", "G", "h"), policy="raise")
+    layer = DeclarativeLayer(QPNode("A", "b", "G", "h"), policy="raise")
     xs = [x.requires_grad_() for x in data.values()]
     assert gradcheck(lambda Q, *rest: layer(Q @ Q.mT, *rest), xs, fast_mode=True)
 
 
 def test_bounds_are_met_exactly_and_matrices_may_be_shared() -> None:
-    layer = DeclarativeLayer(node("lower", "upper"), policy="raise")
+    layer = DeclarativeLayer(QPNode("lower", "upper"), policy="raise")
     x = torch.tensor([[-2.0, 0.3, 5.0], [0.1, -0.7, 0.2]], dtype=torch.float64)
     lower = torch.tensor([-1.0, -0.5, -torch.inf], dtype=torch.float64)
     upper = torch.tensor([torch.inf, 1.0, 2.0], dtype=torch.float64)
@@ -101,7 +95,7 @@ def test_prices_of_an_equality_program() -> None:
     numbers = {"dtype": torch.float64}
     Q = torch.tensor([[4.0, 1.0], [1.0, 2.0]], **numbers)
     b = torch.ones(1, **numbers, requires_grad=True)
-    layer = DeclarativeLayer(node("A", "b"), policy="raise")
+    layer = DeclarativeLayer(QPNode("A", "b"), policy="raise")
     y, multipliers = layer(
         Q, torch.ones(2, **numbers), torch.ones(1, 2, **numbers), b, return_multipliers=True
     )
@@ -124,9 +118,39 @@ def test_an_infeasible_item_leaves_the_others_as_they_are() -> None:
     data = program(3, 3, 0, 4)
     G, h = data["G"].clone(), data["h"].clone()
     G[1, 1], h[1, 1] = -G[1, 0], -h[1, 0] - 1.0  # g·y ≤ h and g·y ≥ h + 1
-    layer = DeclarativeLayer(node("G", "h"), policy="nan")
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="nan")
     Q = data["Q"] @ data["Q"].mT
-    y = layer(Q, data["q"], G, h)
-    assert y[1].isnan().all()
+    y, multipliers = layer(Q, data["q"], G, h, return_multipliers=True)
+    assert y[1].isnan().all() and multipliers.inequality[1].isnan().all()
+    assert (multipliers.inequality[::2] >= 0).all()
     alone = layer(Q[::2], data["q"][::2], G[::2], h[::2])
     assert (y[::2] - alone).abs().max() < rounding(torch.float64, 4096)
+
+
+def test_programs_in_float32_are_solved_to_their_rounding() -> None:
+    data = {name: x.float() for name, x in program(3, 4, 1, 3).items()}
+    y = solve(DeclarativeLayer(QPNode("A", "b", "G", "h"), policy="raise"), data)
+    exact = {name: x.double() for name, x in data.items()}
+    expected = solve(DeclarativeLayer(QPNode("A", "b", "G", "h"), policy="raise"), exact)
+    # Q is a product in float32, of condition below a hundred.
+    bound = rounding(torch.float32, 4096) * (1 + expected.norm())
+    assert y.dtype == torch.float32 and (y - expected).abs().max() < bound
+
+
+def test_many_items_take_the_way_by_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    iterations = []
+    solve_near = InteriorPoint.solve
+
+    def counted(self: InteriorPoint, problem: Problem, start: Tensor | None = None) -> Solution:
+        found = solve_near(self, problem, start)
+        iterations.append(found.iterations)
+        return found
+
+    monkeypatch.setattr(InteriorPoint, "solve", counted)
+    data, general = program(32, 6, 1, 8), QPNode("A", "b", "G", "h")
+    general.solver = InteriorPoint()  # asked for as an object: from the node's own point
+    for node in (QPNode("A", "b", "G", "h"), general):
+        solve(DeclarativeLayer(node, policy="raise"), data)
+    # What is left for the general solver is its polish.
+    by_matrices, from_afar = iterations
+    assert 4 * by_matrices.sum() <= from_afar.sum()
