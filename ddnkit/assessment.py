@@ -61,7 +61,7 @@ _SLOPE_ROUNDINGS = 16
 _CHANCE = 16
 #: Refinements of a step, while it leads no nearer.
 _STEPS_OF_SMALL = 4
-#: Of the probes; not one that anyone draws inputs with, which would make them the same systems.
+#: Of the probes; not one that anyone draws inputs with, which would make them the same numbers.
 _SEED = 0x5EED_A55E
 
 

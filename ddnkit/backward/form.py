@@ -224,13 +224,9 @@ def as_form(backward: str | BackwardForm, problem: Problem) -> BackwardForm:
     return form
 
 
-def applicable_forms(node: DeclarativeNode) -> list[str]:
-    """Registered forms that can take the node, the reference form last. "auto" takes one of them."""
-    return list(forms_of(node))
-
-
 def forms_of(node: DeclarativeNode) -> dict[str, BackwardForm]:
-    """The same with an object of each."""
+    """Registered forms that can take the node, an object of each, the reference form last. "auto" takes one
+    of them."""
     problem = Problem(node, (), 0)
     forms = {
         name: form

@@ -6,8 +6,8 @@ concerned; it also gives the solution of least norm of a singular, consistent sy
 leaves is reported as residual, never hidden.
 
 The residual is that of the Hessian-vector product itself, in float64 for a float32 problem whose node
-can be float64_problem. The iteration takes quicker ways to about the same product: in float32, and replayed
-from a recording (`ddnkit.linalg.replay`).
+can be evaluated there. The iteration takes quicker ways to about the same product: in float32, and
+replayed from a recording (`ddnkit.linalg.replay`).
 
 A Hessian that is diagonal and positive is solved for by its Schur complement (`diagonal`), without an
 iteration. Where products with G show unknowns in very different units, the iteration runs in units of
