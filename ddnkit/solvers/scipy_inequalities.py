@@ -20,7 +20,7 @@ from ..solution import Status
 from .constrained import Multipliers, Point, Program, held_near, into_bounds, polish, units_of
 from .iterative import Deadline
 from .no_solution import falls_along, least_violation
-from .residual import norm
+from .residual import constraint_values, norm
 
 Array = np.ndarray
 
@@ -67,47 +67,52 @@ class InequalityItem:
             for rows in (self._here.A, self._here.G)
         )
         self.equations, self.inequalities = len(self._of_h), len(self._of_g)
+        self._looked_at = np.full_like(self.last, np.nan)  # which is equal to nothing
+        self._found = np.inf, self._of_h, self._of_g
 
     def objective(self, x: Array) -> float:
-        """f, infinite outside of its domain."""
-        self._check()
-        with torch.no_grad():
-            value = self.program.problem.objective(self.program.shaped(self.row(x)))
-        return float(value.nan_to_num(nan=torch.inf, posinf=torch.inf)) / self._of_f
+        """f, infinite outside of its domain and of that of the constraints."""
+        return self._values(x)[0]
 
     def gradient(self, x: Array) -> Array:
         """∇f."""
         return self._array(self._at(x).gradient) / self._of_f
 
     def h(self, x: Array) -> Array:
-        """h (p,)."""
-        return self._tame(self._at(x).h, self._of_h)
+        """h (p,), very large outside of its domain."""
+        return self._values(x)[1]
 
     def A(self, x: Array) -> Array:
         """Dh (p, m)."""
         return self._array(self._at(x).A).reshape(self.equations, -1) / self._of_h[:, None]
 
     def g(self, x: Array) -> Array:
-        """g (k,), nonpositive where feasible."""
-        return self._tame(self._at(x).g, self._of_g)
+        """g (k,), nonpositive where feasible; very large outside of its domain."""
+        return self._values(x)[2]
 
     def G(self, x: Array) -> Array:
         """Dg (k, m)."""
         return self._array(self._at(x).G).reshape(self.inequalities, -1) / self._of_g[:, None]
 
-    def hessian(self, x: Array, of_h: Array, of_g: Array, of_f: float = 0.0) -> Array:
-        """of_f ∇²f + Σ of_hᵢ ∇²hᵢ + Σ of_gᵢ ∇²gᵢ (m, m)."""
+    def hessian(
+        self, x: Array, *, of_f: float = 0.0, of_h: Array | None = None, of_g: Array | None = None
+    ) -> Array:
+        """of_f ∇²f + Σ of_hᵢ ∇²hᵢ + Σ of_gᵢ ∇²gᵢ (m, m); None for no part of these."""
         y = self.row(x)
         none = torch.zeros_like(y)
+        no_h, no_g = np.zeros(self.equations), np.zeros(self.inequalities)
 
         def at(of_h: Array, of_g: Array) -> Array:
             # L = f − νᵀh + λᵀg
             weights = Multipliers(-self.row(of_h), self.row(of_g), none, none)
             return self._array(self.program.hessian(y, weights)).reshape(len(x), len(x))
 
-        alone = at(0 * of_h, 0 * of_g)
-        total = at(of_h / self._of_h, of_g / self._of_g) if len(of_h) + len(of_g) else alone
-        found: Array = of_f * alone / self._of_f + (total - alone)
+        alone = at(no_h, no_g)
+        found: Array = of_f / self._of_f * alone
+        if of_h is not None or of_g is not None:
+            weights_h = no_h if of_h is None else of_h / self._of_h
+            weights_g = no_g if of_g is None else of_g / self._of_g
+            found = found + at(weights_h, weights_g) - alone
         return found
 
     def settle(self, y: Tensor) -> None:
@@ -123,6 +128,23 @@ class InequalityItem:
             self.steps += 1
         return self._here
 
+    def _values(self, x: Array) -> tuple[float, Array, Array]:
+        """f, h and g, each over its size. A method asks for one after the other at the same x."""
+        self._check()
+        if not np.array_equal(x, self._looked_at):
+            y = self.row(x)
+            with torch.no_grad():
+                f = self.program.problem.objective(self.program.shaped(y))
+                h = constraint_values(self.program.problem, self.program.shaped(y))
+                g = self.program.inequalities(y)
+            inside = (
+                not bool(f.isnan()) and bool(h.isfinite().all()) and bool((g < torch.inf).all())
+            )
+            value = float(f) / self._of_f if inside else np.inf
+            self._found = value, self._tame(h, self._of_h), self._tame(g, self._of_g)
+            self._looked_at = x.copy()
+        return self._found
+
     def _check(self) -> None:
         if self.deadline.passed:
             raise EndOfRun(Status.TIME_LIMIT)
@@ -132,7 +154,9 @@ class InequalityItem:
         return torch.tensor(x, dtype=self.start.dtype, device=self.start.device).reshape(1, -1)
 
     def _tame(self, values: Tensor, of: Array) -> Array:
-        return np.nan_to_num(self._array(values) / of, nan=_OUTSIDE, posinf=_OUTSIDE)
+        return np.nan_to_num(
+            self._array(values) / of, nan=_OUTSIDE, posinf=_OUTSIDE, neginf=-_OUTSIDE
+        )
 
     @staticmethod
     def _array(tensor: Tensor) -> Array:

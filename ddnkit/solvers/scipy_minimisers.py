@@ -117,25 +117,24 @@ class TrustConstr(ScipySolver):
 
     def run_with_inequalities(self, item: InequalityItem) -> None:
         """To its own end, with its barrier."""
-        none = np.zeros(0)
         constraints = []
         if item.equations:
             constraints.append(
                 NonlinearConstraint(
-                    item.h, 0.0, 0.0, jac=item.A, hess=lambda x, v: item.hessian(x, v, none)
+                    item.h, 0.0, 0.0, jac=item.A, hess=lambda x, v: item.hessian(x, of_h=v)
                 )
             )
         if item.inequalities:
             constraints.append(
                 NonlinearConstraint(
-                    item.g, -np.inf, 0.0, jac=item.G, hess=lambda x, v: item.hessian(x, none, v)
+                    item.g, -np.inf, 0.0, jac=item.G, hess=lambda x, v: item.hessian(x, of_g=v)
                 )
             )
         minimize(
             item.objective,
             item.last,
             jac=item.gradient,
-            hess=lambda x: item.hessian(x, none, none, 1.0),
+            hess=lambda x: item.hessian(x, of_f=1.0),
             method="trust-constr",
             bounds=Bounds(item.lower, item.upper),
             constraints=constraints,

@@ -446,6 +446,46 @@ def test_the_solvers_of_scipy_give_the_same(solver):
     assert solver.takes_inequalities
 
 
+@pytest.mark.parametrize("solver", [SLSQP(), TrustConstr()])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_the_solvers_of_scipy_take_equations_and_several_inequalities_together(solver, dtype):
+    class OnPlane(OnHalfSpace):
+        def equality_constraints(self, x, y):
+            return torch.stack([y.sum(), y[0] - y[1]])
+
+        def inequality_constraints(self, x, y):
+            return torch.cat([y[2:] ** 2 - 4, -1 - y[:1]])
+
+        def answer(self, x):
+            # (t, t, −2t): t = (x₀ + x₁ − 2x₂)/6, |t| ≤ 1
+            t = ((x[:, 0] + x[:, 1] - 2 * x[:, 2]) / 6).clamp(-1, 1)
+            return torch.stack([t, t, -2 * t], dim=1)
+
+    x = torch.tensor([[1, 2, -9], [0.3, 0.1, 0.2], [-4, -1, 5]], dtype=dtype)
+    solution = solver.solve(Problem(OnPlane(), (x,), len(x)))
+    assert set(solution.statuses()) == {Status.CONVERGED}
+    apart = (solution.y - OnPlane().answer(x)).abs()
+    assert (apart <= (PROMISED + eps(dtype)) * x.abs().amax()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_slsqp_takes_no_point_where_a_constraint_is_no_number_for_feasible(dtype):
+    class Positive(Projection):
+        """y ≥ e⁻², by a logarithm that the first steps lead out of the domain of."""
+
+        def inequality_constraints(self, x, y):
+            return -y.log() - 2
+
+        def initial_point(self, x):
+            return torch.ones_like(x)
+
+    x = torch.tensor([[-1, -2], [-0.5, -3], [2, -1]], dtype=dtype)
+    solution = SLSQP().solve(Problem(Positive(), (x,), len(x)))
+    assert set(solution.statuses()) == {Status.CONVERGED}
+    answer = x.double().clamp_min(torch.tensor(-2, dtype=DOUBLE).exp())
+    assert ((solution.y - answer).abs() <= (PROMISED + eps(dtype)) * 3).all()
+
+
 def test_bounds_that_contradict_each_other_and_bounds_that_are_equal():
     class Between(Projection):
         input_dims = (1, 0)
