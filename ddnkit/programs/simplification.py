@@ -212,7 +212,7 @@ class SimplifiedSteps:
     def _once(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         """The result by the same operation on one item, where it is the same for each.
 
-        A matrix that all items share, in a Hessian say, is so factorise once.
+        A matrix that all items share, in a Hessian say, is so factorised once.
         """
         results = list(value) if isinstance(value, (tuple, list)) else [value]
         if not all(isinstance(x, Tensor) and x.ndim > 0 for x in results):
@@ -372,7 +372,7 @@ class SimplifiedSteps:
         """The Python text of the steps that the outputs need, and what its names stand for.
 
         Args:
-            shown: see `traced`.
+            shown: see `ddnkit.programs.program.trace`.
             for_compiler: as a compiler likes them: it has its own ways with numbers and memory, and makes
                 one loop of what is written out.
         """

@@ -460,11 +460,8 @@ def polish(
         ]
         least = torch.cat(sizes, dim=1).amin(dim=1, keepdim=True)
         # All at once at first; then the worst alone, lest the same sets come again and again.
-        worst = (
-            -edge
-            if step <= _ROUNDS_AT_ONCE
-            else torch.minimum(least * (1 - edge), -edge + 0 * least)
-        )
+        at_once = torch.full_like(least, -edge)
+        worst = at_once if step <= _ROUNDS_AT_ONCE else (least * (1 - edge)).clamp_max(-edge)
         wrong_g, wrong_lower, wrong_upper = (size < worst for size in sizes)
         # Of several that cannot be zero together, those that nearly touch, one without a hold leaves.
         left = here.g + apply(here.G, dy)

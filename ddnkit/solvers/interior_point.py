@@ -183,8 +183,6 @@ class _Run:
     def __init__(
         self, problem: Problem, y: Tensor, tolerance: float | None, limit: int, deadline: Deadline
     ) -> None:
-        self.problem = problem
-        self.shape = y.shape
         self.deadline = deadline
         self.limit = limit
         self.eps = torch.finfo(y.dtype).eps
@@ -284,7 +282,7 @@ class _Run:
         held = held_at(program, point, part.multipliers, H)
         error = program.error(point, part.multipliers, H)
         found = polish(program, point, part.multipliers, held, error)
-        sound = found.error <= max(self.eps**0.8, 0.0)
+        sound = found.error <= self.eps**0.8
         # Residuals beside a y or multipliers without bounds are small whatever they are.
         far = norm(found.y) > size_of(start) / self.eps**0.6
         pull = torch.cat(
@@ -617,7 +615,7 @@ def _search(
         there = program.at(y)
         tau = mean(s, multipliers.lam, multipliers.lower, multipliers.upper, *_rooms(program, y))
         error = scales.error(program.slope(there, multipliers), there.h, there.g + s, tau)
-        good = ~state.careful & (error <= torch.where(limit < torch.inf, limit, torch.inf))
+        good = ~state.careful & (error <= limit)
         good = good | (state.careful & (error <= 0.5 * state.error))
         value = merit(there.value, y, s, there.h, there.g + s)
         down = (fall < 0) & (value <= here + _ARMIJO * length * fall + noise)
