@@ -39,6 +39,7 @@ from torch import Tensor
 from ..lagrangian import constraint_jacobian, inequality_jacobian, lagrangian_hessian, row_basis
 from ..linalg.items import apply
 from ..problem import Problem, flat
+from .no_solution import falls_along
 from .residual import constraint_values, norm
 
 #: Of its unit an unknown counts as at least this part.
@@ -257,6 +258,14 @@ def violation(program: Program, point: Point) -> Tensor:
                 worst, (values / program.sizes_of_rows(rows, point.y)).amax(dim=1)
             )
     return worst
+
+
+def falls_without_bound(program: Program, y: Tensor, start: Tensor) -> Tensor:
+    """Whether f does on the way from the start (B, m) to y and on, or straight down from y, (B,)."""
+    shaped = program.shaped(y)
+    down = -program.unit.square() * flat(program.problem.gradient(shaped))
+    ways = [shaped - program.shaped(start), down.reshape(shaped.shape)]
+    return torch.stack([falls_along(program.problem, shaped, way) for way in ways]).any(dim=0)
 
 
 class System:

@@ -40,6 +40,7 @@ from .constrained import (
     Point,
     Program,
     System,
+    falls_without_bound,
     held_at,
     held_near,
     into_bounds,
@@ -51,7 +52,7 @@ from .constrained import (
     violation,
 )
 from .iterative import Deadline, IterativeSolver, number
-from .no_solution import falls_along, least_violation
+from .no_solution import least_violation
 from .residual import norm
 
 _RUNNING = -1
@@ -393,16 +394,9 @@ class _Run:
         far = (going & (norm(state.y) > state.far)).nonzero()[:, 0]
         if len(far):
             y, start = state.y[far], self.start[items[far]]
-            unbounded = self._falls(program.of(far), y, start)
+            unbounded = falls_without_bound(program.of(far), y, start)
             state.status[far] = torch.where(unbounded, int(Status.UNBOUNDED), state.status[far])
             state.far = torch.where(norm(state.y) > state.far, _FARTHER * state.far, state.far)
-
-    def _falls(self, program: Program, y: Tensor, start: Tensor) -> Tensor:
-        """Whether f falls without bound on the way from the start to y and on, or straight down, (B,)."""
-        shaped = program.shaped(y)
-        down = -program.unit.square() * flat(program.problem.gradient(shaped))
-        ways = [shaped - program.shaped(start), down.reshape(shaped.shape)]
-        return torch.stack([falls_along(program.problem, shaped, way) for way in ways]).any(dim=0)
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -415,7 +409,7 @@ class _Run:
         if len(items):
             part, program = state.of(items), self.program.of(items)
             shaped = program.shaped(part.y)
-            unbounded = self._falls(program, part.y, self.start[items])
+            unbounded = falls_without_bound(program, part.y, self.start[items])
             nearest, hopeless = least_violation(program.problem, shaped, self.deadline)
             told = ~hopeless & unbounded
             part.status = torch.where(told, int(Status.UNBOUNDED), part.status)

@@ -120,21 +120,21 @@ def falls_along(problem: Problem, y: Tensor, direction: Tensor) -> Tensor:
             roundings = torch.finfo(y.dtype).eps ** 0.5 * norm_of_A * norm(point)
             falling = falling & ((value < before) | (value == -torch.inf))
             falling = falling & ((norm(h) == 0) | (norm(h) <= roundings))
-            for off, sizes in beyond_bounds(problem, point.reshape(y.shape), norm(point)):
-                falling = falling & (off <= torch.finfo(y.dtype).eps ** 0.5 * sizes).all(dim=-1)
+            falling = falling & _inequalities_hold(problem, point.reshape(y.shape))
             if decade == _DECADES // 2:
                 middle = value
             before = value
     return falling & _falls_on(first, middle, value)
 
 
-def beyond_bounds(problem: Problem, y: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """g (B, q) where there are inequality constraints, and how much it changes over a ``size`` of y (B,)."""
+def _inequalities_hold(problem: Problem, y: Tensor) -> Tensor:
+    """Whether g ≤ 0 at y (B, *y), but for a small part of how much g changes over the size of y, (B,)."""
     g = problem.inequalities(y)
     if g is None:
-        return []
+        return torch.ones(len(y), dtype=torch.bool, device=y.device)
     rows = torch.arange(g.shape[1], device=g.device)
-    return [(g, norm(inequality_jacobian(problem, y, rows)) * size.unsqueeze(-1))]
+    sizes = norm(inequality_jacobian(problem, y, rows)) * norm(flat(y)).unsqueeze(-1)
+    return (g <= torch.finfo(y.dtype).eps ** 0.5 * sizes).all(dim=-1)
 
 
 def _falls_on(first: Tensor, middle: Tensor, last: Tensor) -> Tensor:

@@ -41,9 +41,7 @@ from ..solution import Solution, Status
 from .iterative import Deadline, IterativeSolver, number
 from .no_solution import Depth, falls_along, least_violation
 from .residual import LocalModel, Scales, constraint_values, local_model
-from .scipy_inequalities import InequalityItem, Result, solve_item
-
-Array = np.ndarray
+from .scipy_inequalities import OUTSIDE, Array, EndOfSolve, InequalityItem, Result, solve_item
 
 _TOLERANCE = 1e-8
 _TOLERANCE_BELOW_FLOAT64 = 1e-6
@@ -51,17 +49,7 @@ _TOLERANCE_IN_FLOAT32 = 1e-5
 #: Backward error from which Newton steps may finish what a method has left.
 _NEARLY = 1e-6
 _UNEXPLAINED = (Status.MAX_ITERATIONS, Status.STALLED, Status.NON_FINITE)
-#: |h| outside the domain; its square is finite.
-_OUTSIDE = 1e100
 _CLOSE_BY = 1e-2
-
-
-class EndOfSolve(Exception):  # noqa: N818 - no error: how a callback leaves a SciPy routine
-    """The solve has ended with this status, at the last iterate."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 class ScipyItem:
@@ -321,7 +309,7 @@ class ScipySolver(IterativeSolver):
         )
 
     def run_with_inequalities(self, item: InequalityItem) -> None:
-        """Run the method from ``item.last`` to its own end, or until it raises `EndOfRun`."""
+        """Run the method from ``item.last`` to its own end, or until it raises `EndOfSolve`."""
         raise NotImplementedError  # where `takes_inequalities` is false
 
     def _solve_with_inequalities(self, problem: Problem, start: Tensor) -> Solution:
@@ -445,4 +433,4 @@ def _single_item(problem: Problem, index: int, dtype: torch.dtype) -> Problem:
 
 
 def _tame(h: Tensor) -> Tensor:
-    return torch.nan_to_num(h, nan=_OUTSIDE, posinf=_OUTSIDE, neginf=-_OUTSIDE)
+    return torch.nan_to_num(h, nan=OUTSIDE, posinf=OUTSIDE, neginf=-OUTSIDE)

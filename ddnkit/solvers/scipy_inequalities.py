@@ -17,21 +17,31 @@ from torch import Tensor
 
 from ..problem import Problem, flat
 from ..solution import Status
-from .constrained import Multipliers, Point, Program, held_near, into_bounds, polish, units_of
+from .constrained import (
+    Multipliers,
+    Point,
+    Program,
+    falls_without_bound,
+    held_near,
+    into_bounds,
+    polish,
+    units_of,
+)
 from .iterative import Deadline
-from .no_solution import falls_along, least_violation
+from .no_solution import least_violation
 from .residual import constraint_values, norm
 
 Array = np.ndarray
 
-_OUTSIDE = 1e100
+#: |h| outside the domain; its square is finite.
+OUTSIDE = 1e100
 _RUNS = 4
 #: How near its boundary, in powers of the roundoff, a constraint is taken for active: several are tried.
 _NEAR = (0.6, 0.4, 0.25, 0.15)
 
 
-class EndOfRun(Exception):  # noqa: N818 - no error: how a callback leaves a SciPy routine
-    """The run has ended with this status, at the last point."""
+class EndOfSolve(Exception):  # noqa: N818 - no error: how a callback leaves a SciPy routine
+    """The solve has ended with this status, at the last iterate."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status)
@@ -123,7 +133,7 @@ class InequalityItem:
         if not np.array_equal(x, self.last):
             self._check()
             if self.steps >= self.limit:
-                raise EndOfRun(Status.MAX_ITERATIONS)
+                raise EndOfSolve(Status.MAX_ITERATIONS)
             self.settle(self.row(x))
             self.steps += 1
         return self._here
@@ -147,16 +157,14 @@ class InequalityItem:
 
     def _check(self) -> None:
         if self.deadline.passed:
-            raise EndOfRun(Status.TIME_LIMIT)
+            raise EndOfSolve(Status.TIME_LIMIT)
 
     def row(self, x: Array) -> Tensor:
         """(m,) as (1, m)."""
         return torch.tensor(x, dtype=self.start.dtype, device=self.start.device).reshape(1, -1)
 
     def _tame(self, values: Tensor, of: Array) -> Array:
-        return np.nan_to_num(
-            self._array(values) / of, nan=_OUTSIDE, posinf=_OUTSIDE, neginf=-_OUTSIDE
-        )
+        return np.nan_to_num(self._array(values) / of, nan=OUTSIDE, posinf=OUTSIDE, neginf=-OUTSIDE)
 
     @staticmethod
     def _array(tensor: Tensor) -> Array:
@@ -186,7 +194,7 @@ def solve_item(
     """Solve a batch of one from ``start`` (1, *y).
 
     Args:
-        run: runs a minimiser of SciPy from ``item.last`` to its end, or raises `EndOfRun`.
+        run: runs a minimiser of SciPy from ``item.last`` to its end, or raises `EndOfSolve`.
     """
     item = InequalityItem(problem, start, limit, deadline)
     program, y = item.program, item.start
@@ -205,7 +213,7 @@ def solve_item(
             try:
                 with np.errstate(all="ignore"):
                     run(item)
-            except EndOfRun as end:
+            except EndOfSolve as end:
                 status = end.status
             found, at, error = _polished(program, program.within(item.row(item.last)), multipliers)
             if error <= tolerance:
@@ -241,12 +249,9 @@ def _explained(
     """Whether nothing is feasible, or f falls without bound; else as it was."""
     if status is Status.TIME_LIMIT:
         return y, status
-    shaped = program.shaped(y)
-    down = -program.unit.square() * flat(program.problem.gradient(shaped))
-    for way in (shaped - program.shaped(start), down.reshape(shaped.shape)):
-        if bool(falls_along(program.problem, shaped, way)):
-            return y, Status.UNBOUNDED
-    nearest, hopeless = least_violation(program.problem, shaped, deadline)
+    if bool(falls_without_bound(program, y, start)):
+        return y, Status.UNBOUNDED
+    nearest, hopeless = least_violation(program.problem, program.shaped(y), deadline)
     if bool(hopeless):
         return flat(nearest) / program.unit, Status.INFEASIBLE
     return y, status

@@ -15,11 +15,11 @@ from scipy import optimize
 
 from ..solution import Status
 from .iterative import choice
-from .scipy_base import EndOfSolve, ScipyItem, ScipySolver
+from .scipy_base import ScipyItem, ScipySolver
+from .scipy_inequalities import OUTSIDE, EndOfSolve
 
 # `ScipyItem` judges the points; MINPACK's own rule on accuracy is set out of reach.
 _NEVER = 1e-300
-_OUTSIDE = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class _Equations:
         except EndOfSolve as end:
             if end.status is not Status.NON_FINITE:
                 raise
-            return np.full_like(unknowns, _OUTSIDE)
+            return np.full_like(unknowns, OUTSIDE)
         gradient = self.item.gradient(y) - self.item.jacobian(y).T @ nu
         return np.concatenate([gradient, self.item.constraints(y)])
 

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from ddnkit import DeclarativeLayer, DeclarativeNode, InputError, Problem, Status, registry, testing
 from ddnkit.lagrangian import constraint_jacobian, least_squares_multipliers
 from ddnkit.solvers import SLSQP, Deadline, Newton, Root, TrustConstr
-from ddnkit.solvers.scipy_base import EndOfSolve, ScipyItem
+from ddnkit.solvers.scipy_base import ScipyItem
+from ddnkit.solvers.scipy_inequalities import EndOfSolve
 
 SOLVERS = [SLSQP, TrustConstr, Root]
 MINIMISERS = [SLSQP, TrustConstr]
