@@ -37,7 +37,8 @@ Array = np.ndarray
 OUTSIDE = 1e100
 _RUNS = 4
 #: How near its boundary, in powers of the roundoff, a constraint is taken for active: several are tried.
-_NEAR = (0.6, 0.4, 0.25, 0.15)
+#: trust_constr may end with a barrier of 1e-4, and so a hundredth away.
+_NEAR = (0.6, 0.4, 0.25, 0.15, 0.1)
 
 
 class EndOfSolve(Exception):  # noqa: N818 - no error: how a callback leaves a SciPy routine

@@ -468,8 +468,9 @@ def test_the_solvers_of_scipy_take_equations_and_several_inequalities_together(s
     assert (apart <= (PROMISED + eps(dtype)) * x.abs().amax()).all()
 
 
+@pytest.mark.parametrize("solver", [SLSQP(), TrustConstr()])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-def test_slsqp_takes_no_point_where_a_constraint_is_no_number_for_feasible(dtype):
+def test_the_solvers_of_scipy_take_no_point_where_a_constraint_is_no_number(solver, dtype):
     class Positive(Projection):
         """y ≥ e⁻², by a logarithm that the first steps lead out of the domain of."""
 
@@ -480,7 +481,7 @@ def test_slsqp_takes_no_point_where_a_constraint_is_no_number_for_feasible(dtype
             return torch.ones_like(x)
 
     x = torch.tensor([[-1, -2], [-0.5, -3], [2, -1]], dtype=dtype)
-    solution = SLSQP().solve(Problem(Positive(), (x,), len(x)))
+    solution = solver.solve(Problem(Positive(), (x,), len(x)))
     assert set(solution.statuses()) == {Status.CONVERGED}
     answer = x.double().clamp_min(torch.tensor(-2, dtype=DOUBLE).exp())
     assert ((solution.y - answer).abs() <= (PROMISED + eps(dtype)) * 3).all()
