@@ -151,7 +151,7 @@ class InequalityItem:
             inside = (
                 not bool(f.isnan()) and bool(h.isfinite().all()) and bool((g < torch.inf).all())
             )
-            value = float(f) / self._of_f if inside else np.inf
+            value = float(f.nan_to_num(posinf=torch.inf)) / self._of_f if inside else np.inf
             self._found = value, self._tame(h, self._of_h), self._tame(g, self._of_g)
             self._looked_at = x.copy()
         return self._found
