@@ -9,8 +9,7 @@ Three problems with m unknowns in a batch of B, each with its vector-Jacobian pr
   least-squares layer, which has its own solver. Its implicit mode approximates the Hessian by JᵀJ, which is
   exact only if residuals vanish; here they do not.
 * ``quadratic on the sphere``: min ½‖y‖² − xᵀy, ‖y‖ = 1, up to sizes at which an m×m matrix does not
-  fit in memory.
-  `ddnkit.testing.QuadraticOnSphere`.
+  fit in memory; it is `ddnkit.testing.QuadraticOnSphere`.
 
 The reference: the linear system of the implicit function theorem, solved by LU in float64.
 """

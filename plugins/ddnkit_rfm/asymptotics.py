@@ -1,7 +1,7 @@
 """The rate at which Deep RFM collapses if kernels are linear up to a multiple of I: Theorem 5.3, simulated.
 
-    X̃_{l+1}ᵀX̃_{l+1} = κ⁻¹ X_lᵀM_lX_l                   (eq. 3: through the AGOP M_l of the layer's
-    predictor) X_{l+1}ᵀX_{l+1} = X̃_{l+1}ᵀX̃_{l+1} + λ_map I        (eq. 4: through the feature map)
+    X̃_{l+1}ᵀX̃_{l+1} = κ⁻¹ X_lᵀM_lX_l               (eq. 3: through M_l, the AGOP of the layer's predictor)
+    X_{l+1}ᵀX_{l+1} = X̃_{l+1}ᵀX̃_{l+1} + λ_map I    (eq. 4: through the feature map)
 
 Samples are columns, Y ``(K, N)`` the one-hot labels, and the predictor is ridgeless regression with the
 kernel matrix XᵀX + λ_k I. Equation numbers are those of *Average gradient outer product as a mechanism for

@@ -100,8 +100,7 @@ def random_feasible_kernels(
     """Random kernels with p.s.d. matrix, entries in 0…1 and unit diagonal.
 
     Gram matrices of unit vectors in proportion to |z_i|^q, z_i standard normal in R^r, r uniform in 1…N and
-    q in 1…8 for
-    each draw: from all ones (r = 1) to nearly orthogonal vectors (large q and r).
+    q in 1…8 for each draw: from all ones (r = 1) to nearly orthogonal vectors (large q and r).
 
     Args:
         draws: number of kernels.
