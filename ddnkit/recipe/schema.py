@@ -443,7 +443,9 @@ def settings_from(kind: type[S], keywords: Mapping[str, object], base: S | None 
         )
     if base is not None and not keywords:
         return base
-    data = {**dict(base or {}), **keywords}
+    # Not the defaults of base: a validator may give another where a keyword is given.
+    kept = {} if base is None else {name: getattr(base, name) for name in base.model_fields_set}
+    data = {**kept, **keywords}
     try:
         return (kind if base is None else type(base)).model_validate(data)
     except pydantic.ValidationError as error:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from ddnkit_etf import ClassMeans
 from ddnkit_etf.reduction import class_sums
+from ddnkit_etf.settings import MeansSettings
 
 from ddnkit import InputError
 
@@ -76,6 +77,13 @@ def test_gradient_flows_through_this_batch_alone():
 def test_wrong_alpha():
     with pytest.raises(InputError, match="alpha"):
         ClassMeans(4, 3, alpha=0)
+
+
+def test_alpha_in_place_of_the_settings_own_is_as_where_alpha_alone_is_given():
+    found = ClassMeans(4, 3, MeansSettings(absent="zero"), alpha=0.3).settings
+    assert found == MeansSettings(policy="constant", alpha=0.3, absent="zero")
+    with pytest.raises(InputError, match="alpha"):
+        ClassMeans(4, 3, MeansSettings(policy="paper"), alpha=0.3)
 
 
 def test_alpha_by_its_place_warns():
