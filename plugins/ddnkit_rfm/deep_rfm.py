@@ -26,9 +26,8 @@ from .factorisations import matrix_sqrt
 from .feature_maps import FeatureMap, ReLUFeatures
 from .kernel_agop import agop
 from .kernels import Kernel, Laplace
-from .regression import KernelRegression, Solver
+from .regression import KernelRegression
 from .samples import (
-    Coding,
     Standardisation,
     check_columns,
     check_labels,
@@ -37,6 +36,7 @@ from .samples import (
     label_targets,
     unit_rows,
 )
+from .settings import Coding, Solver
 
 Stage = Literal["input", "agop", "features"]
 Each = TypeVar("Each", Kernel, FeatureMap)

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -30,8 +30,7 @@ from .kernel_system import (
 )
 from .kernels import Kernel
 from .samples import check_columns, check_pair, check_samples
-
-Solver = Literal["auto", "cholesky", "eigh", "iterative"]
+from .settings import Solver
 
 #: A factorisation that leaves more of Y than this, ‖(K + γI)α − Y‖/‖Y‖, is not accepted as a solution.
 TOLERANCE = 1e-8

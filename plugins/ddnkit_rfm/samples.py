@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from ddnkit_etf import safe_scale
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddnkit import InputError, nearest_choice
 
-Coding = Literal["plus_minus", "one_hot"]
+from .settings import Coding
 
 
 def check_samples(X: Tensor, name: str = "X") -> None:

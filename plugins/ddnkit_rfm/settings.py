@@ -30,6 +30,11 @@ from .network_columns import COLUMNS
 if TYPE_CHECKING:
     from ddnkit_train import Data, Model
 
+#: Of a kernel regression: how its equations are solved, and how labels become its targets.
+Solver = Literal["auto", "cholesky", "eigh", "iterative"]
+Coding = Literal["plus_minus", "one_hot"]
+_KernelName = Literal["laplace", "gaussian", "l1_laplace"]
+
 _SMOKE_SAMPLES, _SMOKE_LAYERS = 300, 3
 #: Up to this number of training samples, float64 costs little.
 _FLOAT64_SAMPLES = 10_000
@@ -43,7 +48,7 @@ class KernelSettings(Component):
 
     builder = "ddnkit_rfm.kernels:build_kernel"
 
-    name: Literal["laplace", "gaussian", "l1_laplace"] = Field(
+    name: _KernelName = Field(
         default="laplace",
         description="'laplace': exp(−‖x − z‖/L); 'gaussian': exp(−‖x − z‖²/(2L²)); 'l1_laplace': "
         "exp(−‖x − z‖₁/L).",
@@ -54,9 +59,7 @@ class KernelSettings(Component):
 class FourierKernelSettings(KernelSettings):
     """The kernel that random Fourier features approximate."""
 
-    name: Literal["laplace", "gaussian", "l1_laplace"] = Field(
-        default="l1_laplace", description="As for the predictors."
-    )
+    name: _KernelName = Field(default="l1_laplace", description="As for the predictors.")
     bandwidth: PositiveFloat = Field(
         default=20.0,
         description="L. The paper's σ = 0.05 is the scale of the frequencies, L = 1/σ. With "
@@ -149,7 +152,7 @@ class DeepRFMCollapse(Pipeline):
         default=19, description="How many inputs X_1, X_2, … are predicted from and measured."
     )
     ridge: float = Field(default=0.0, ge=0, description="γ of the kernel regressions.")
-    labels: Literal["plus_minus", "one_hot"] = Field(
+    labels: Coding = Field(
         default="plus_minus",
         description="Targets: 1 for a sample's own class, otherwise −1 (plus_minus) or 0 (one_hot).",
     )
@@ -158,7 +161,7 @@ class DeepRFMCollapse(Pipeline):
         description="Of samples, coefficients and AGOP; kernel equations are always solved in float64. "
         f"'auto': float64 up to {_FLOAT64_SAMPLES:,} training samples, else float32.",
     )
-    solver: Literal["auto", "cholesky", "eigh", "iterative"] = Field(
+    solver: Solver = Field(
         default="auto",
         description="How kernel equations are solved; see ddnkit_rfm.KernelRegression.",
     )
