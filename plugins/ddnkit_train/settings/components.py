@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _LearningRate = Annotated[float, Field(gt=0, description="Learning rate.")]
 _WeightDecay = Annotated[float, Field(ge=0, description="Coefficient of the L2 penalty.")]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+_Betas = Annotated[
+    tuple[_Beta, _Beta], Field(description="Decay of the running gradient and of its square.")
+]
 
 
 class DataSettings(Component):
@@ -98,8 +101,8 @@ class ImageSettings(DataSettings):
     )
 
 
-class _SplitImages(ImageSettings):
-    """Base of the data sets that are split here."""
+class _SplitDigits(ImageSettings):
+    """Base of the data sets of UCI digits, whose test samples are split off here."""
 
     data_seed: int = Field(
         default=0,
@@ -107,29 +110,28 @@ class _SplitImages(ImageSettings):
         description="Seed of the split into training and test samples and of the choice of pairs: "
         "the data are the same for all seeds of the recipe.",
     )
+    test_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of the single digits of each class that is held out for testing.",
+    )
 
 
-class Digits(_SplitImages):
+class Digits(_SplitDigits):
     """The UCI handwritten digits that scikit-learn ships: 1,797 images of 8×8, 10 classes."""
 
     builder = "ddnkit_train.small_data:digits"
 
-    test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="Share of each class held out for testing."
-    )
 
-
-class DigitPairs(_SplitImages):
+class DigitPairs(_SplitDigits):
     """Two UCI digits side by side, 8×16: 100 classes (label 10·left + right) of real images.
 
-    The digits of the test pairs are disjoint from those of the training pairs.
+    Test pairs draw from the digits held out, which are in no training pair.
     """
 
     builder = "ddnkit_train.small_data:digit_pairs"
 
-    test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="Share of the single digits that test pairs draw from."
-    )
     train_per_class: PositiveInt = Field(default=200, description="Training pairs of each class.")
     test_per_class: PositiveInt = Field(default=20, description="Test pairs of each class.")
 
@@ -280,9 +282,7 @@ class Adam(Component):
     builder = "ddnkit_train.optimizers:adam"
 
     lr: _LearningRate = 1e-3
-    betas: tuple[_Beta, _Beta] = Field(
-        default=(0.9, 0.999), description="Decay of the running gradient and of its square."
-    )
+    betas: _Betas = (0.9, 0.999)
     weight_decay: _WeightDecay = 0.0
 
 
@@ -292,7 +292,5 @@ class AdamW(Component):
     builder = "ddnkit_train.optimizers:adamw"
 
     lr: _LearningRate = 1e-3
-    betas: tuple[_Beta, _Beta] = Field(
-        default=(0.9, 0.999), description="Decay of the running gradient and of its square."
-    )
+    betas: _Betas = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay.")] = 0.01
