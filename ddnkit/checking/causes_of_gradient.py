@@ -257,7 +257,7 @@ def _newton_follows(findings: Findings, point: Point, slopes: Slopes) -> bool:
 def _hidden_input(
     findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]
 ) -> Cause:
-    missing, size = _hidden_inputs(findings, point, slopes, expected)
+    missing, size = _find_hidden_inputs(findings, point, slopes, expected)
     names = ", ".join(str(i) for i in missing) or "?"
     zero = all(
         not bool(expected[k].any())
@@ -274,7 +274,7 @@ def _hidden_input(
     )
 
 
-def _hidden_inputs(
+def _find_hidden_inputs(
     findings: Findings, point: Point, slopes: Slopes, expected: Sequence[Tensor]
 ) -> tuple[list[int], float]:
     """Inputs along which the differences move otherwise than the general gradient, and how much."""

@@ -29,6 +29,8 @@ from .subject import SolvedBatch, Subject, freeze
 _SEEDS = range(2**31 - 9, 2**31 - 1)
 #: Relative size of the step to a made-up companion: it should stay in the domain of the problem.
 _ASIDE = 1e-2
+#: Problems of the batch that is compared with its items.
+_ITEMS = 3
 
 
 def items(subject: Subject, xs: Sequence[object], count: int) -> list[tuple[object, ...]]:
@@ -80,9 +82,6 @@ def _step_aside(x: Any, source: torch.Generator) -> Any:
     return x + _ASIDE * random_like(x, source)
 
 
-_ITEMS = 3
-
-
 def compare_batch(findings: Findings) -> None:
     """Compare each item of a batch with itself alone; `Findings.blamed` is the part that mixes items."""
     single = findings.subject.with_batch_dims(0)
@@ -104,7 +103,7 @@ def compare_batch(findings: Findings) -> None:
     if not findings.compare(Comparison.BATCH, error, limit):
         findings.blamed = _solving_part(findings.subject)
         return
-    for form in _forms(findings, batch):
+    for form in _forms_with_adjoint(findings, batch):
         error = _batch_gradient_error((single, together), form, (problems, stacked), (alone, batch))
         compared = RowKey(Comparison.BATCH_GRADIENT, form.name)
         if not findings.compare(compared, error, min(100 * limit, 5e-2)):
@@ -117,13 +116,13 @@ def _solving_part(subject: Subject) -> str:
     return f"the solver '{getattr(subject.node.solver, 'name', subject.node.solver)}'"
 
 
-def _forms(findings: Findings, batch: SolvedBatch) -> Sequence[BackwardForm]:
-    """Those that bring code of the node's own, which sees the whole batch, and that run."""
+def _forms_with_adjoint(findings: Findings, solved: SolvedBatch) -> Sequence[BackwardForm]:
+    """The forms that run, and that bring code of the node's own: no other mixes items or keeps anything."""
     subject = findings.subject
     return [
         form
         for form in subject.forms
-        if form.name in findings.gradients and subject.resolve_form(form, batch).has_adjoint
+        if form.name in findings.gradients and subject.resolve_form(form, solved).has_adjoint
     ]
 
 
@@ -154,10 +153,7 @@ def compare_memory(findings: Findings) -> None:
     """Compare solutions in turn with solutions alone; `Findings.repeatable` is whether copies agree."""
     subject = findings.subject
     first, second = items(subject, findings.inputs, 2)
-    single = subject.with_batch_dims(0)
-    alone = single.pristine()
-    if alone is None:
-        alone = single
+    alone = subject.with_batch_dims(0)
     expected, once_more = _pristine(alone).solve(first), _pristine(alone).solve(first)
     if not bool(expected.y.isfinite().all()):
         return
@@ -172,12 +168,7 @@ def compare_memory(findings: Findings) -> None:
     error = _error_in_turn(_pristine(alone), (first, second), (expected, other))
     if not findings.compare(Comparison.MEMORY, error, max(rounding, 1e-9)):
         return
-    for form in subject.forms:
-        if (
-            form.name not in findings.gradients
-            or not subject.resolve_form(form, expected).has_adjoint
-        ):
-            continue  # without code of the node's own nothing is kept
+    for form in _forms_with_adjoint(findings, expected):
         error = _gradient_error(alone.with_forms([form]), first, second)
         limit = 1e-7 if expected.y.dtype == torch.float64 else 1e-3
         findings.compare(RowKey(Comparison.MEMORY_GRADIENT, form.name), error, limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ class Subject:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
                 inputs, shape = batched_inputs(self.node, xs, self.batch_dims)
-                y = Problem(self.node, inputs, math.prod(shape)).start()
+                y = Problem(self.node, inputs, shape.numel()).start()
             except Exception:  # told where the case is solved
                 return
             check_shapes(manifold, y)
@@ -169,10 +168,10 @@ class Subject:
         values = [c.tensor.detach() for c in captured]
         problem = problem.with_captured(captured, values)
         if problem.batch_size and bool(solution.y.isfinite().all()):
-            problem = self._with_findings(problem, solution.y)
+            problem = self._with_kinks_and_active_set(problem, solution.y)
         return SolvedBatch(problem, solution, shape)
 
-    def _with_findings(self, problem: Problem, y: Tensor) -> Problem:
+    def _with_kinks_and_active_set(self, problem: Problem, y: Tensor) -> Problem:
         """The problem with its active constraints and kinks at y."""
         shown = observe(
             problem,
