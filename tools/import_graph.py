@@ -159,10 +159,8 @@ def _imports(node: ast.AST, kind: Kind) -> Iterator[tuple[ast.Import | ast.Impor
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             inner = Kind.CALLED
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for part in child.body:
-                yield from _imports(ast.Module([part], []), Kind.TYPES)
-            for part in child.orelse:
-                yield from _imports(ast.Module([part], []), kind)
+            yield from _imports(ast.Module(child.body, []), Kind.TYPES)
+            yield from _imports(ast.Module(child.orelse, []), kind)
             continue
         yield from _imports(child, inner)
 

@@ -32,10 +32,14 @@ def peak_memory(bench: str, case: Case, competitor: str, request: Request) -> fl
     Raises:
         MeasurementError: the process failed; the text says how it ended, and what it said last.
     """
-    work = {"bench": bench, "case": asdict(case), "competitor": competitor}
-    asked = {"device": request.device, "dtype": request.dtype, "seed": request.seed}
+    work = {
+        "bench": bench,
+        "case": asdict(case),
+        "competitor": competitor,
+        "request": {"device": request.device, "dtype": request.dtype, "seed": request.seed},
+    }
     process = subprocess.run(
-        [sys.executable, "-m", "ddnkit.bench", json.dumps({**work, "request": asked})],
+        [sys.executable, "-m", "ddnkit.bench", json.dumps(work)],
         capture_output=True,
         encoding="utf-8",
         errors="replace",

@@ -109,9 +109,11 @@ def _settings(model: type[Settings]) -> list[Row]:
     rows: list[Row] = []
     for field, info in model.model_fields.items():
         part = filled.get(field)
-        kind = f"one of ddnkit.{part.group}" if part else _type(info.annotation)
         default = "required" if info.is_required() else _default(info.get_default())
-        default = part.default or default if part else default
+        if part:
+            kind, default = f"one of ddnkit.{part.group}", part.default or default
+        else:
+            kind = _type(info.annotation)
         rows.append((info.alias or field, kind, default, str(info.description or "")))
         if not part:
             rows += [(f"{field}.{row[0]}", *row[1:]) for row in _settings_below(info.annotation)]

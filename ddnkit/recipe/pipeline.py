@@ -133,11 +133,11 @@ def published_figures(
 ) -> tuple[PublishedFigure, ...]:
     """What the paper that is named in a variant's ``settings`` prints for it; empty where none is.
 
+    A paper that fails to give its figures has none; the user is told why.
+
     Args:
         settings: as `Paper.published` is given them.
         metric: its figures alone; None for all.
-
-    What the paper itself fails on is told, and it has no figures then.
 
     Raises:
         ddnkit.PluginError: there is no such paper here.

@@ -235,11 +235,10 @@ class VariantSchema:
 
     def refuse_unknown_preset(self, path: Key, whose: str) -> None:
         """Refuse a preset that no plugin of its section takes; where some do, it is for them alone."""
-        info = self.pipeline.model_fields.get(str(path[0]))
-        extra = info.json_schema_extra if info is not None else None
-        group = extra.get("ddnkit_group") if isinstance(extra, dict) else None
-        if not isinstance(group, str) or len(path) < 2 or path[-1] == "name":
+        section = components(self.pipeline).get(str(path[0]))
+        if section is None or len(path) < 2 or path[-1] == "name":
             return
+        group = section.group
         choices: set[str] = set()
         for name in registry.names(group):
             with contextlib.suppress(PluginError):  # told where it is chosen

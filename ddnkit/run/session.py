@@ -106,8 +106,8 @@ class Session:
         if unknown and self.folder.jobs():
             raise InputError(f"{unknown}: restore it, or choose another --out")
         before = self.folder.read_environment()
-        if bool(before.get("smoke")) != self._options.job.smoke:
-            smoke = before.get("smoke")
+        smoke = bool(before.get("smoke"))
+        if smoke != self._options.job.smoke:
             kind, add = ("a smoke run", "add") if smoke else ("a full run", "leave out")
             raise InputError(f"'{self.folder.path}' holds {kind}: to continue it, {add} --smoke")
         self.warnings = [
