@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ class Annealing(Pipeline):
             moved = y + draw.gauss(0, 0.5)
             gain = value - _rugged(moved)
             heat = self.temperature * (1 - step / (steps + 1))
-            if gain > 0 or draw.random() < 2.718 ** (gain / heat):
+            if gain > 0 or draw.random() < math.exp(gain / heat):
                 y, value = moved, value - gain
             lowest = min(lowest, value)
             if step % max(steps // 10, 1) == 0:
