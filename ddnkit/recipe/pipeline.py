@@ -124,7 +124,10 @@ class Paper(Settings):
         return ()
 
     def tables(self, folder: Path) -> Iterable[Table]:
-        """Further tables of a run folder for its report; as `Pipeline.tables`."""
+        """Further tables of a run folder for its report; as `Pipeline.tables`.
+
+        They are asked for once a run, of the first variant that names the paper.
+        """
         return ()
 
 
@@ -143,11 +146,12 @@ def published_figures(
         ddnkit.PluginError: there is no such paper here.
         pydantic.ValidationError: the settings were changed, and the section is not valid.
     """
-    section = dict(settings.get("paper") or {})
-    if "name" not in section:
+    section = settings.get("paper")
+    if not isinstance(section, Mapping) or "name" not in section:
         return ()
-    name = section.pop("name")
-    paper = registry.get("papers", name).model_validate(section)
+    name = section["name"]
+    given = {key: value for key, value in section.items() if key != "name"}
+    paper = registry.get("papers", name).model_validate(given)
     try:
         figures = tuple(map(_checked_figure, paper.published(settings)))
     except DdnkitError:

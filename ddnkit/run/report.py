@@ -58,10 +58,13 @@ class _Contribution:
             "published figures", lambda: self.tables.extend(beside_published(recipe, summary))
         )
         self._try("further tables", lambda: self._take_tables(pipeline, folder))
-        papers = {type(v.pipeline.paper): v.pipeline.paper for v in recipe.variants}
+        papers: dict[type[Paper], Paper] = {}
+        for variant in recipe.variants:
+            paper = variant.pipeline.paper
+            if isinstance(paper, Paper):  # a pipeline may have a field of its own of that name
+                papers.setdefault(type(paper), paper)
         for paper in papers.values():
-            if isinstance(paper, Paper):
-                self._try(f"tables of {paper.title}", partial(self._take_tables, paper, folder))
+            self._try(f"tables of {paper.title}", partial(self._take_tables, paper, folder))
 
     def _take_tables(self, of: Pipeline | Paper, folder: Path) -> None:
         tables = list(of.tables(folder))

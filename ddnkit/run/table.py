@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 
-from ..recipe.pipeline import PublishedFigure, Table, published_figures
+from ..recipe.pipeline import Paper, PublishedFigure, Table, published_figures
 from ..recipe.recipe import Recipe
 from .summary import Summary, SummaryRow
 
@@ -71,7 +71,11 @@ def race(summary: Summary) -> str:
 
 def beside_published(recipe: Recipe, summary: Summary) -> list[Table]:
     """A table for each metric of ``summary`` that a paper of ``recipe`` prints figures of."""
-    settings = {variant.name: variant.settings for variant in recipe.variants}
+    settings = {
+        variant.name: variant.settings
+        for variant in recipe.variants
+        if isinstance(variant.pipeline.paper, Paper)  # else a field of the pipeline's own
+    }
     printed = {name: published_figures(settings.get(name, {})) for name in summary.variants}
     metrics = dict.fromkeys(figure.metric for figures in printed.values() for figure in figures)
     return [

@@ -538,6 +538,8 @@ class Race(ddnkit.Pipeline):
     def run(self, job):
         for step in (1, 2):
             job.record({"epoch": step, "step": step, "score": self.gain * step + job.seed})
+class Sized(Race):
+    paper: str | dict = "A4"
 class Theirs(ddnkit.Paper):
     title: ClassVar[str] = "A paper of theirs (2031)"
     experiment: str = "small"
@@ -551,7 +553,7 @@ class Theirs(ddnkit.Paper):
         yield ddnkit.PublishedFigure("of_their_own", "1", "their Table 11")
     def tables(self, folder):
         jobs = len(list(folder.glob("runs/*/seed-*")))
-        return [ddnkit.Table("Theirs alone", (("", "found"), ("jobs", str(jobs))))]
+        return [ddnkit.Table("Theirs alone", (("", "found"), ("jobs", str(jobs))), self.experiment)]
 class Broken(Theirs):
     def published(self, settings): raise RuntimeError("no figures today")
     def tables(self, folder): return 5
@@ -562,6 +564,7 @@ class Misled(Theirs):
 PAPER_POINTS = """\
 [ddnkit.pipelines]
 race = other_module:Race
+sized = other_module:Sized
 [ddnkit.papers]
 theirs = other_module:Theirs
 broken = other_module:Broken
@@ -594,10 +597,14 @@ def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path
 
     (tmp_path / "race.yaml").write_text("pipeline: race\npaper: theirs\nseeds: [0, 2]\n")
     run = ["run", "race.yaml", "--jobs", "1", "--device", "cpu"]
-    whole, broken = in_one_process(
+    (tmp_path / "sized.yaml").write_text("pipeline: sized\n")
+    whole, broken, swept, sized, named = in_one_process(
         tmp_path,
         [*run, "-s", "paper.experiment=large", "--out", "a"],
         [*run, "-s", "paper=broken", "--out", "b"],
+        [*run, "-s", "sweep.paper.experiment=[tiny, huge]", "--out", "c"],
+        [*run[:1], "sized.yaml", *run[2:], "--out", "d"],
+        [*run[:1], "sized.yaml", *run[2:], "--out", "e", "-s", "paper={name: A5}"],
         torch=True,
     )[0]
     assert whole[0] == 0, whole
@@ -614,3 +621,12 @@ def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path
     assert "no figures today" in broken[2] and "A paper of theirs" in broken[2]
     report = (tmp_path / "b" / "report.md").read_text(encoding="utf-8")
     assert "## Last evaluation" in report and "ours and published" not in report
+
+    assert swept[0] == 0, swept
+    report = (tmp_path / "c" / "report.md").read_text(encoding="utf-8")
+    assert report.count("## Theirs alone") == 1
+    assert "| jobs | 4 |\n\ntiny\n" in report
+
+    # A pipeline may have a key of its own of that name.
+    for own in (sized, named):
+        assert own[0] == 0 and "warning" not in own[2], own
