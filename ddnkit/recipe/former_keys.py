@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from .. import registry
 from ..errors import InputError, PluginError
 from .overrides import lay_over
 from .problems import Problems
-from .schema import keys, value_at
+from .schema import components, keys, value_at
 from .source import Document, Key, Mark
 
 
@@ -79,10 +80,13 @@ def find_former_keys(document: Document, reserved: set[str]) -> FormerKeys:
     """The keys of ``document`` that its pipeline does not have, and that a paper has taken over."""
     found = FormerKeys()
     name = document.value.get("pipeline")
-    try:
-        known = keys(registry.get("pipelines", name)) if isinstance(name, str) else set()
-    except PluginError:  # it is told where the recipe is validated
-        known = set()
+    known: set[str] = set()
+    with contextlib.suppress(PluginError):  # it is told where the recipe is validated
+        if isinstance(name, str):
+            pipeline = registry.get("pipelines", name)
+            if "paper" not in components(pipeline):
+                return found  # its key of that name is another thing
+            known = keys(pipeline)
     single = {str(path[-1]) for path in _paths(document) if "." not in str(path[-1])}
     unknown = single - known - reserved
     for paper in registry.names("papers") if unknown else ():

@@ -6,8 +6,9 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 
-from ..recipe.pipeline import Paper, PublishedFigure, Table, published_figures
+from ..recipe.pipeline import PublishedFigure, Table, published_figures
 from ..recipe.recipe import Recipe
+from ..recipe.schema import components
 from .summary import Summary, SummaryRow
 
 #: Figures of which more is better; of others a race has no known direction.
@@ -74,7 +75,7 @@ def beside_published(recipe: Recipe, summary: Summary) -> list[Table]:
     settings = {
         variant.name: variant.settings
         for variant in recipe.variants
-        if isinstance(variant.pipeline.paper, Paper)  # else a field of the pipeline's own
+        if "paper" in components(type(variant.pipeline))  # else a field of the pipeline's own
     }
     printed = {name: published_figures(settings.get(name, {})) for name in summary.variants}
     metrics = dict.fromkeys(figure.metric for figures in printed.values() for figure in figures)

@@ -598,13 +598,15 @@ def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path
     (tmp_path / "race.yaml").write_text("pipeline: race\npaper: theirs\nseeds: [0, 2]\n")
     run = ["run", "race.yaml", "--jobs", "1", "--device", "cpu"]
     (tmp_path / "sized.yaml").write_text("pipeline: sized\n")
-    whole, broken, swept, sized, named = in_one_process(
+    (tmp_path / "former.yaml").write_text("pipeline: sized\nfidelity: paper\n")
+    whole, broken, swept, sized, named, former = in_one_process(
         tmp_path,
         [*run, "-s", "paper.experiment=large", "--out", "a"],
         [*run, "-s", "paper=broken", "--out", "b"],
         [*run, "-s", "sweep.paper.experiment=[tiny, huge]", "--out", "c"],
         [*run[:1], "sized.yaml", *run[2:], "--out", "d"],
         [*run[:1], "sized.yaml", *run[2:], "--out", "e", "-s", "paper={name: A5}"],
+        ["run", "former.yaml", "--dry-run"],
         torch=True,
     )[0]
     assert whole[0] == 0, whole
@@ -630,3 +632,4 @@ def test_a_paper_from_a_package_brings_presets_figures_and_tables(tmp_path: Path
     # A pipeline may have a key of its own of that name.
     for own in (sized, named):
         assert own[0] == 0 and "warning" not in own[2], own
+    assert former[0] == 2 and "former.yaml:2: fidelity: unknown key" in former[2]
