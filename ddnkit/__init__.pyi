@@ -20,7 +20,7 @@ from .manifold import Manifold
 from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
 from .problem import Problem
-from .quadratic_program import QPNode
+from .quadratic.node import QPNode
 from .recipe.pipeline import (
     Job,
     Paper,

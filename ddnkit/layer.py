@@ -120,6 +120,10 @@ class DeclarativeLayer(nn.Module):
                 "outside the compiled function"
             )
             return _outside_graph()(self, xs, start, return_multipliers)
+        if self.node._direct_call is not None:
+            found = self.node._direct_call(self, xs, start, return_multipliers)
+            if found is not None:
+                return found
         if start is None and not return_multipliers:
             y = self.short.call(self, xs)
             if y is not None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import DdnkitWarning
 from ..node import DeclarativeNode
 from ..perturbation import perturb
-from ..transforms import under_transform
+from ..transforms import plain_surroundings
 from .call_programs import (
     FIGURES,
     CallPrograms,
@@ -92,7 +92,7 @@ class ShortCalls:
 
     def call(self, layer: DeclarativeLayer, xs: Sequence[Any]) -> Tensor | None:
         """y, or None where the call is to go the eager way."""
-        if not self.on or not _plain_surroundings():
+        if not self.on or not plain_surroundings():
             return None
         signature = self._signature(layer, xs)
         if signature is None or signature.reason is not None:
@@ -257,21 +257,6 @@ def _own_is_due(layer: DeclarativeLayer, programs: CallPrograms) -> bool:
         programs.compared = comparisons.made
     # On its way back alone is a call compared, and there may be none.
     return since < _DUE_FOR and comparisons.made == programs.compared
-
-
-def _plain_surroundings() -> bool:
-    """Whether nothing is at work that the eager way heeds and a program does not."""
-    return (
-        not under_transform()
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch.is_inference_mode_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and torch.get_float32_matmul_precision() == "highest"
-        # Checkpointing counts the tensors that a call keeps.
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-    )
 
 
 def _signature_of(layer: DeclarativeLayer, xs: Sequence[Tensor]) -> Signature:

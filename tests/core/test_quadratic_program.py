@@ -137,20 +137,33 @@ def test_programs_in_float32_are_solved_to_their_rounding() -> None:
     assert y.dtype == torch.float32 and (y - expected).abs().max() < bound
 
 
-def test_many_items_take_the_way_by_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    iterations = []
-    solve_near = InteriorPoint.solve
+def general_solver_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many items each call of the general solver is given from here on."""
+    sizes: list[int] = []
+    solve_general = InteriorPoint.solve
 
     def counted(self: InteriorPoint, problem: Problem, start: Tensor | None = None) -> Solution:
-        found = solve_near(self, problem, start)
-        iterations.append(found.iterations)
-        return found
+        sizes.append(problem.batch_size)
+        return solve_general(self, problem, start)
 
     monkeypatch.setattr(InteriorPoint, "solve", counted)
-    data, general = program(32, 6, 1, 8), QPNode("A", "b", "G", "h")
-    general.solver = InteriorPoint()  # asked for as an object: from the node's own point
-    for node in (QPNode("A", "b", "G", "h"), general):
-        solve(DeclarativeLayer(node, policy="raise"), data)
-    # What is left for the general solver is its polish.
-    by_matrices, from_afar = iterations
-    assert 4 * by_matrices.sum() <= from_afar.sum()
+    return sizes
+
+
+def test_the_general_solver_is_given_what_matrices_do_not_solve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = general_solver_calls(monkeypatch)
+    data = program(32, 6, 1, 8)
+    layer = DeclarativeLayer(QPNode("A", "b", "G", "h"), policy="nan")
+    solve(layer, data)
+    assert sizes == []
+    data["G"][5, 1], data["h"][5, 1] = -data["G"][5, 0], -data["h"][5, 0] - 1.0
+    y = solve(layer, data)
+    assert sizes == [1]
+    assert torch.equal(y.isnan().any(dim=1), torch.arange(32) == 5)
+    # Asked for as an object, it solves all of them.
+    general = QPNode("A", "b", "G", "h")
+    general.solver = InteriorPoint()
+    solve(DeclarativeLayer(general, policy="nan"), data)
+    assert sizes == [1, 32]
