@@ -10,6 +10,10 @@ Both are told by the relative change of the data that would change them: gᵢ by
 relative change of operands and y, λᵢ by how much its part of ∇_y L is beside what ∇_y L changes by. The
 margin of an item is the least, over its constraints, of the larger of the two.
 
+What a solver leaves of a slack or a multiplier that is zero is not known beforehand. The tolerance tells how
+much it may be, and what is no more than that counts as zero. Where this decides, and y solves the problem to
+rounding, less is enough: what is no more than rounding leaves.
+
 As equations, L = f − νᵀh + λᵀg has the active ones with multipliers −λ.
 
 Source: Nocedal and Wright, *Numerical Optimization*, theorems 12.1 and 12.5; Fiacco (1976).
@@ -33,10 +37,17 @@ from .lagrangian import (
 from .linalg.items import apply
 from .perturbation import STEP, perturb
 from .problem import Problem, flat
+from .solution import SETTLED
 
 #: What a solution that is good to the tolerance may leave of a slack or a multiplier, in tolerances.
 EDGE = 10
 _PROBES = 3
+
+
+def sharp_edge(dtype: torch.dtype) -> float:
+    """What a solution that is good to rounding may leave of a slack or a multiplier."""
+    eps = torch.finfo(dtype).eps
+    return float(max(EDGE * SETTLED * eps, eps ** (2 / 3)))
 
 
 @dataclass(frozen=True)
@@ -87,16 +98,30 @@ def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | Non
         return None
     gradient = problem.gradient(y)
     size = size_of_solution(problem, y, gradient, tolerance)
-    edge = EDGE * tolerance
-    near = _distance(problem, y, g, size) <= edge
+    sharp = sharp_edge(y.dtype)
+    # Where nothing is to fail, the solution is taken for one.
+    edge = EDGE * tolerance if tolerance < torch.inf else sharp
+    of_size = _distance(problem, y, g, size)
+    near = of_size <= edge
     distance = _distance(problem, y, g, torch.zeros_like(size))
     rows = near.any(dim=0).nonzero()[:, 0]
     held = near[:, rows]
     G = inequality_jacobian(problem, y, rows)
-    relative = _relative_multipliers(problem, y, gradient, G, held, edge)
+    c = _change_of_slope(problem, y, flat(gradient))
+    relative, _ = _relative_multipliers(problem, y, gradient, c, G, held, edge)
     strong = held & (relative > edge)
     weak = held & ~strong & (distance[:, rows] <= edge)
-    chosen = problem.node.degenerate in ("one_sided", "least_norm")
+    unclear = (near & (of_size > sharp)).any(dim=1) | (held & ~strong).any(dim=1)
+    if sharp < edge and bool(unclear.any()):
+        held = held & (of_size[:, rows] <= sharp)
+        other, residual = _relative_multipliers(problem, y, gradient, c, G, held, sharp)
+        solved = residual <= SETTLED * torch.finfo(y.dtype).eps * c.norm(dim=1)
+        use = (unclear & solved).unsqueeze(1)
+        relative = torch.where(use, other, relative)
+        strong = torch.where(use, held & (other > sharp), strong)
+        clearly = held & ~strong & (distance[:, rows] <= sharp)
+        weak = torch.where(use, clearly, weak)
+    chosen = problem.node.degenerate in ("one_sided", "least_norm") or tolerance == torch.inf
     clear = distance.clone()
     of_weak = torch.inf if chosen else 0.0
     clear[:, rows] = torch.where(strong, relative, distance[:, rows]).masked_fill(weak, of_weak)
@@ -128,27 +153,35 @@ def _distance(problem: Problem, y: Tensor, g: Tensor, size: Tensor) -> Tensor:
 
 
 def _relative_multipliers(
-    problem: Problem, y: Tensor, gradient: Tensor, G: Tensor, held: Tensor, edge: float
-) -> Tensor:
-    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to what ∇f changes by.
+    problem: Problem,
+    y: Tensor,
+    gradient: Tensor,
+    c: Tensor,
+    G: Tensor,
+    held: Tensor,
+    edge: float,
+) -> tuple[Tensor, Tensor]:
+    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to c (B, m), what ∇f changes by, and
+    the size of what they leave of ∇f, (B,).
 
     Least squares; rows whose λ is negative are let go, the most negative first, as a solution with a
     nonnegative one may have them.
     """
     A = constraint_jacobian(problem.with_active_set(None), y)
     own = 0 if A is None else A.shape[1]
-    c = _change_of_slope(problem, y, flat(gradient))
     lengths = G.square().sum(dim=-1)
     weight = apply(G.abs(), c)
     while True:
         rows = G * held.unsqueeze(-1)
         stacked = rows if A is None else torch.cat([A, rows], dim=1)
-        found = -least_squares_multipliers(stacked, gradient)[:, own:]
+        everything = least_squares_multipliers(stacked, gradient)
+        found = -everything[:, own:]
         relative = torch.where(held & (found != 0), found * lengths / weight, 0.0)
         worst = relative.amin(dim=1, keepdim=True) if relative.shape[1] else relative
         dropped = held & (relative < -edge) & (relative == worst)
         if not bool(dropped.any()):
-            return relative
+            left = flat(gradient) - apply(stacked.mT, everything)
+            return relative, left.norm(dim=1)
         held = held & ~dropped
 
 

@@ -32,7 +32,7 @@ from .linalg.items import apply, distinct
 from .perturbation import STEP, perturb, relative_changes
 from .problem import Evaluation, Problem, flat
 from .renamed import OldMethod
-from .solution import Solution, Status
+from .solution import SETTLED, Solution, Status
 
 VERDICTS = ("trusted", "doubtful", "invalid")
 #: In the place of "trusted" where nothing was measured.
@@ -60,8 +60,7 @@ _HIDDEN_PASSES = {torch.float64: 1e-4, torch.float32: 2e-2}
 MOST_ERROR = 5e-3
 
 
-#: Roundings within which y is as good as it can be known, and those of a single unknown's own scale.
-SETTLED = 64
+#: Roundings of a single unknown's own scale, see `SETTLED`.
 _SETTLED_EACH = 1e4
 
 

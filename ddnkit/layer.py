@@ -31,6 +31,7 @@ from .problem import Problem, flat
 from .programs.short_calls import ShortCalls
 from .recording import as_one_step
 from .solution import Multipliers
+from .sparse import as_dense
 from .structure import Structure
 from .transforms import under_transform
 
@@ -56,7 +57,8 @@ class DeclarativeLayer(nn.Module):
         compile: compile the programs of short calls (docs/nodes.md) with torch's compiler, at the second
             call of a signature, which takes seconds. Without a compiler a warning says so.
 
-    Inputs that are not tensors are passed on to the node; so are integer tensors, batched.
+    Inputs that are not tensors are passed on to the node; so are integer tensors, batched. Sparse tensors are
+    passed on as dense ones, and their gradients are sparse, in the same pattern.
     float16 and bfloat16 inputs are solved in float32, inside autocast too, and y is float32 then.
     Differentiable in every direction and to every order: backward, forward mode, torch.func, vmap.
     Under torch.compile the layer runs uncompiled, outside the compiled graph.
@@ -120,6 +122,8 @@ class DeclarativeLayer(nn.Module):
                 "outside the compiled function"
             )
             return _outside_graph()(self, xs, start, return_multipliers)
+        if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in xs):
+            xs = tuple(as_dense(x) if isinstance(x, Tensor) else x for x in xs)
         if self.node._direct_call is not None:
             found = self.node._direct_call(self, xs, start, return_multipliers)
             if found is not None:

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: Roundings of a relative residual within which y is as good as it can be known.
+SETTLED = 64
+
 
 class Status(enum.IntEnum):
     """How a solver ended on one problem; `causes` says what usually lies behind it.

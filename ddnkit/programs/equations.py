@@ -37,10 +37,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ..certificate import ONE_PROBE_SIZE, PROBES_OF_FEW, SETTLED, clear_margin, settled_each
+from ..certificate import ONE_PROBE_SIZE, PROBES_OF_FEW, clear_margin, settled_each
 from ..lagrangian import Unconstrained, constraint_set, objective_gradient, vjp
 from ..perturbation import STEP, relative_changes
 from ..problem import Problem, flat
+from ..solution import SETTLED
 
 
 class Shape(enum.Enum):

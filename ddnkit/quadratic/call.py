@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..active_set import EDGE
-from ..certificate import SETTLED, TOLERANCE, Certificate, LateCertificate
+from ..active_set import sharp_edge
+from ..certificate import TOLERANCE, Certificate, LateCertificate
 from ..errors import InputError
-from ..solution import Multipliers, Status
+from ..solution import SETTLED, Multipliers, Status
 from ..transforms import plain_surroundings, under_transform
 from .program import ActiveRows, Figures, QuadraticProgram, cholesky_solve, figures_at, times
 from .solve import Solved, is_settled, solve
@@ -63,7 +63,13 @@ def in_matrices(
                 return None  # the eager way says what is wrong with it
             start = start.detach().double().reshape(size, -1)
         program = node.program(inputs, size)
-        if not program.q.shape[1] or program.pinned:
+        if not program.q.shape[1]:
+            return None
+        ends = zip(node.names, xs, strict=True)
+        if (
+            any(x.requires_grad for name, x in ends if name in ("lower", "upper"))
+            and program.pinned
+        ):
             return None
         try:
             solved = solve(program, start)
@@ -77,8 +83,8 @@ def in_matrices(
         figures = solved.figures
         tolerance = layer.tolerance if layer.tolerance is not None else node.tolerance
         tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
-        edge = EDGE * SETTLED * torch.finfo(dtype).eps
-        fine = solved.done & is_settled(figures, dtype) & (figures.margin > edge)
+        clear = figures.margin > sharp_edge(dtype)
+        fine = solved.done & is_settled(figures, dtype) & clear
         if SETTLED * torch.finfo(dtype).eps > tolerance or not bool(fine.all()):
             return None
         y = y.clone() if y is solved.y else y

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..certificate import SETTLED
+from ..solution import SETTLED
 from .interior_point import find_near
 from .pivoting import LEAST_PIVOT, pivot
 from .program import (

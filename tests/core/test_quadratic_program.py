@@ -10,7 +10,9 @@ from bounds import rounding
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from ddnkit import DeclarativeLayer, InputError, Problem, QPNode, Solution
+from ddnkit import DdnkitWarning, DeclarativeLayer, InputError, Problem, QPNode, Solution
+from ddnkit.quadratic import QuadraticProgram
+from ddnkit.quadratic import solve as solve_in_matrices
 from ddnkit.solvers.interior_point import InteriorPoint
 
 
@@ -167,3 +169,247 @@ def test_the_general_solver_is_given_what_matrices_do_not_solve(
     general.solver = InteriorPoint()
     solve(DeclarativeLayer(general, policy="nan"), data)
     assert sizes == [1, 32]
+
+
+# -- calls in matrices -----------------------------------------------------------------------------
+
+NUMBERS = {"dtype": torch.float64}
+KINDS = {
+    "no constraint": (),
+    "equations": ("A", "b"),
+    "inequalities": ("G", "h"),
+    "both": ("A", "b", "G", "h"),
+    "lower": ("lower",),
+    "upper": ("upper",),
+    "lower and upper": ("lower", "upper"),
+    "all": ("A", "b", "G", "h", "lower", "upper"),
+}
+
+
+def inputs_of(names: tuple[str, ...], batch: int = 4, n: int = 4) -> list[Tensor]:
+    """A feasible batch; bounds some of which are active."""
+    data = program(batch, n, 1, 5)
+    point = torch.linalg.lstsq(data["A"], data["b"].unsqueeze(-1)).solution.squeeze(-1)
+    data["h"] = (data["G"] @ point.unsqueeze(-1)).squeeze(-1) + torch.rand(batch, 5, **NUMBERS)
+    data["lower"], data["upper"] = point - 0.3, point + 0.4
+    factor = data.pop("Q")
+    return [factor @ factor.mT, data["q"], *(data[name] for name in names)]
+
+
+def values_and_gradients(
+    layer: DeclarativeLayer, xs: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """y with every multiplier there is, and the gradient of a sum of them all."""
+    xs = [x.clone().requires_grad_() for x in xs]
+    y, multipliers = layer(*xs, return_multipliers=True)
+    found = [y, *(x for x in multipliers if x is not None)]
+    weights = [torch.linspace(-1, 2, x.numel(), dtype=x.dtype).reshape(x.shape) for x in found]
+    total = sum((w * x).sum() for w, x in zip(weights, found, strict=True))
+    assert isinstance(total, Tensor)
+    return [x.detach() for x in found], list(torch.autograd.grad(total, xs))
+
+
+def general(names: tuple[str, ...]) -> DeclarativeLayer:
+    """The same layer without its own way of calling."""
+    layer = DeclarativeLayer(QPNode(*names), policy="raise")
+    layer.short.on = False
+    return layer
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor], times: float = 2**14) -> None:
+    """To rounding, of systems whose condition is a few hundred."""
+    for a, b in zip(found, expected, strict=True):
+        size = 1.0 + float(b.abs().max()) if b.numel() else 1.0
+        assert a.shape == b.shape and bool(((a - b).abs() <= rounding(a.dtype, times) * size).all())
+
+
+@pytest.mark.parametrize("names", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_calls_in_matrices_give_what_the_general_way_gives(
+    names: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    xs = [x.to(dtype) for x in inputs_of(names)]
+    layer = DeclarativeLayer(QPNode(*names), policy="raise")
+    found, expected = values_and_gradients(layer, xs), values_and_gradients(general(names), xs)
+    assert_equal(found[0], expected[0])
+    assert_equal(found[1], expected[1])
+    assert layer.certificate is not None and bool(layer.certificate.differentiable.all())
+
+
+@pytest.mark.parametrize("shared", [(0,), (0, 2), (1, 3), (2, 3), (0, 1, 2, 3)])
+def test_what_items_share_gets_the_sum_of_their_gradients(shared: tuple[int, ...]) -> None:
+    xs = inputs_of(("G", "h"))
+    xs[3] = xs[3] + 3.0  # every item is feasible with the rows of the first
+    apart = [x[:1].expand_as(x) if k in shared else x for k, x in enumerate(xs)]
+    joined = [x[0] if k in shared else x for k, x in enumerate(xs)]
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+    values, gradients = values_and_gradients(layer, apart)
+    expected = [g.sum(dim=0) if k in shared else g for k, g in enumerate(gradients)]
+    found_values, found = values_and_gradients(layer, joined)
+    if len(shared) == 4:
+        values = [x[0] for x in values]
+        alone = [x[:1] for x in xs]
+        found_values = [x[0] for x in values_and_gradients(layer, alone)[0]]
+        expected = [g[0] for g in values_and_gradients(layer, alone)[1]]
+    assert_equal(found_values, values)
+    assert_equal(found, expected)
+
+
+def test_several_batch_dimensions() -> None:
+    xs = inputs_of(("G", "h"))
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+    values, gradients = values_and_gradients(layer, xs)
+    folded = [x.reshape(2, 2, *x.shape[1:]) for x in xs]
+    found = values_and_gradients(layer, folded)
+    assert_equal(found[0], [x.reshape(2, 2, *x.shape[1:]) for x in values])
+    assert_equal(found[1], [x.reshape(2, 2, *x.shape[1:]) for x in gradients])
+    assert layer.certificate is not None and layer.certificate.stationarity.shape == (2, 2)
+
+
+def test_multipliers_have_their_derivatives() -> None:
+    xs = [x.requires_grad_() for x in inputs_of(("A", "b", "G", "h", "lower", "upper"), 2, 3)]
+    layer = DeclarativeLayer(QPNode("A", "b", "G", "h", "lower", "upper"), policy="raise")
+
+    def multipliers(Q: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        _, found = layer((Q + Q.mT) / 2, *rest, return_multipliers=True)
+        return tuple(x for x in found if x is not None)
+
+    assert gradcheck(multipliers, xs, fast_mode=True)
+    assert gradgradcheck(multipliers, xs, fast_mode=True)
+
+
+def test_programs_whose_Q_is_singular() -> None:
+    # A linear program whose solution is a vertex, and one that is flat where a bound stops it.
+    layer = DeclarativeLayer(QPNode("A", "b", "lower"), policy="raise")
+    prices = torch.tensor([-2.0, -1.0, -1.5], **NUMBERS)
+    b = torch.ones(1, **NUMBERS, requires_grad=True)
+    y = layer(
+        torch.zeros(3, 3, **NUMBERS),
+        prices,
+        torch.ones(1, 3, **NUMBERS),
+        b,
+        torch.zeros(3, **NUMBERS),
+    )
+    (of_b,) = torch.autograd.grad(y[0], b)
+    expected = torch.tensor([1.0, 0.0, 0.0, 1.0], **NUMBERS)
+    assert_equal([torch.cat([y.detach(), of_b])], [expected])
+    flat = DeclarativeLayer(QPNode("upper"), policy="raise")
+    y = flat(
+        torch.diag(torch.tensor([1.0, 0.0], **NUMBERS)),
+        torch.tensor([-0.5, -1.0], **NUMBERS),
+        torch.tensor([1.0, 2.0], **NUMBERS),
+    )
+    assert_equal([y], [torch.tensor([0.5, 2.0], **NUMBERS)])
+
+
+def test_more_rows_than_unknowns() -> None:
+    data = program(16, 3, 0, 40)
+    Q = data["Q"] @ data["Q"].mT
+    given = {"Q": Q, "q": data["q"], "G": data["G"], "h": data["h"]}
+    found = solve_in_matrices(QuadraticProgram.from_data(given, 16))
+    assert bool(found.done.all())
+    value = (data["G"] @ found.y.unsqueeze(-1)).squeeze(-1) - data["h"]
+    slope = (Q @ found.y.unsqueeze(-1)).squeeze(-1) + data["q"]
+    slope = slope + (data["G"].mT @ found.w.unsqueeze(-1)).squeeze(-1)
+    size = rounding(torch.float64, 2**14) * (1 + found.w.abs().sum(dim=1).max())
+    assert bool((value <= size).all()) and bool((found.w >= -size).all())
+    assert float(slope.abs().max()) < size and float((found.w * value).abs().max()) < size
+
+
+def test_a_start_saves_rounds() -> None:
+    data = program(3, 20, 0, 30)
+    Q = data["Q"] @ data["Q"].mT
+    given = {"Q": Q, "q": data["q"], "G": data["G"], "h": data["h"]}
+    quadratic = QuadraticProgram.from_data(given, 3)
+    cold = solve_in_matrices(quadratic)
+    warm = solve_in_matrices(quadratic, cold.y)
+    assert bool((warm.rounds == 1).all()) and bool((cold.rounds > 1).all())
+    assert_equal([warm.y], [cold.y])
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+    assert_equal([layer(*given.values(), start=cold.y)], [cold.y])
+
+
+def test_a_weakly_active_row_is_told() -> None:
+    layer = DeclarativeLayer(QPNode("lower"))
+    eye, lower = torch.eye(2, **NUMBERS), torch.zeros(2, **NUMBERS)
+    q = torch.tensor([0.0, -1.0], **NUMBERS, requires_grad=True)
+    with pytest.warns(DdnkitWarning, match="weakly active"):
+        layer(eye, q, lower).sum().backward()
+    assert layer.certificate is not None and bool(layer.certificate.weakly_active)
+
+
+def test_a_bound_that_is_both_goes_the_general_way() -> None:
+    names = ("lower", "upper")
+    xs = inputs_of(names)
+    xs[3] = torch.where(torch.arange(4) == 0, xs[2], xs[3])
+    layer = DeclarativeLayer(QPNode(*names), policy="nan")
+    q = xs[1].clone().requires_grad_()
+    y = layer(xs[0], q, *xs[2:])
+    (of_q,) = torch.autograd.grad(y.sum(), q)
+    assert torch.equal(y[:, 0], xs[2][:, 0]) and not bool(of_q[:, 0].any())
+
+
+def test_an_input_changed_before_the_way_back_is_an_error() -> None:
+    xs = [x.requires_grad_() for x in inputs_of(("G", "h"))]
+    layer = DeclarativeLayer(QPNode("G", "h"))
+    q = xs[1] * 1.0
+    y = layer(xs[0], q, *xs[2:])
+    with torch.no_grad():
+        q.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_the_solution_may_be_written_on() -> None:
+    xs = [x.requires_grad_() for x in inputs_of(("G", "h"))]
+    layer = DeclarativeLayer(QPNode("G", "h"))
+    (expected,) = torch.autograd.grad(layer(*xs).sum(), xs[1])
+    y = layer(*xs)
+    y.data.zero_()
+    (found,) = torch.autograd.grad(y.sum(), xs[1])
+    assert torch.equal(found, expected)
+
+
+class Shifted(QPNode):
+    """A program of another objective."""
+
+    def objective(self, *xs: Tensor, **named: Tensor) -> Tensor:
+        """½ |y|² + q·y."""
+        return 0.5 * named["y"] @ named["y"] + xs[1] @ named["y"]
+
+
+def test_a_class_with_functions_of_its_own_is_solved_by_them() -> None:
+    xs = inputs_of(("lower",))
+    y = DeclarativeLayer(Shifted("lower"), policy="raise")(*xs)
+    assert_equal([y], [torch.maximum(-xs[1], xs[2])])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.parametrize("batched", [False, True])
+def test_sparse_inputs_have_sparse_gradients(batched: bool) -> None:
+    xs = inputs_of(("G", "h"))
+    G = xs[2] * (xs[2][:1] > 0)
+    G = G if batched else G[0]
+    h = G @ torch.ones(4, **NUMBERS) + 0.1
+    dense, sparse = G.clone().requires_grad_(), G.to_sparse_csr().requires_grad_()
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+    for given in (dense, sparse):
+        layer(xs[0], xs[1], given, h).square().sum().backward()
+    assert dense.grad is not None and sparse.grad is not None
+    assert sparse.grad.layout == torch.sparse_csr
+    assert torch.equal(sparse.grad.to_dense(), dense.grad * (G != 0))
+
+
+def test_transforms_and_second_derivatives_go_the_general_way() -> None:
+    xs = inputs_of(("G", "h"), 1, 3)
+    one = [x[0] for x in xs]
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+
+    def of_q(q: Tensor) -> Tensor:
+        y: Tensor = layer(one[0], q, *one[2:])
+        return y
+
+    q = one[1].clone().requires_grad_()
+    rows = [torch.autograd.grad(of_q(q)[k], q)[0] for k in range(3)]
+    assert_equal([torch.func.jacfwd(of_q)(one[1])], [torch.stack(rows)])
+    assert_equal([torch.func.jacrev(of_q)(one[1])], [torch.stack(rows)])
