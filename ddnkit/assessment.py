@@ -198,7 +198,8 @@ def _sizes(problem: Problem, gradients: Sequence[Tensor], wrt: Sequence[int]) ->
     One that is the tolerance of the others, by what changes of the operands make of y, is held against that:
     of an input that y does not depend on nothing is left but rounding.
     """
-    operands = [flat(problem.operands[i]) for i in wrt]
+    # An infinite entry, as of a bound that is none, has no size.
+    operands = [flat(problem.operands[i]).nan_to_num(0.0, 0.0, 0.0) for i in wrt]
     # Changes of the size that its entries differ by, where they do: an offset that they share says nothing.
     whole = torch.stack([x.norm(dim=-1) for x in operands])
     spread = torch.stack([(x - x.mean(dim=-1, keepdim=True)).norm(dim=-1) for x in operands])

@@ -3,9 +3,9 @@
 The eager way (`ddnkit.implicit`) evaluates, measures and differentiates a node's functions, whatever they
 are. Of a quadratic program all of that is known beforehand: a call solves it, measures the solution by its
 matrices, and keeps the factors for the gradient. As in other short calls (`ddnkit.programs`), only what is
-clear is taken: each item solved to rounding, the rows that hold told apart from the others, the adjoint's
-system solved. Whatever is not goes the eager way, and with it every word that is to be said; so do transforms
-of torch.func, forward mode and derivatives of derivatives.
+clear is taken: each item solved to rounding, by rows that do not depend on each other, and the adjoint's
+system solved too. Whatever is not goes the eager way, and with it every word that is to be said; so do
+transforms of torch.func, forward mode and derivatives of derivatives.
 
 With [Q C_Sᵀ; C_S 0][z; μ] = [v; u], v and u being the incoming gradients of y and w,
     vᵀdy + uᵀdw = −zᵀ(dQ y + dq + dCᵀw) + μᵀ(dt − dC y).
@@ -14,18 +14,28 @@ With [Q C_Sᵀ; C_S 0][z; μ] = [v; u], v and u being the incoming gradients of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..active_set import sharp_edge
-from ..certificate import TOLERANCE, Certificate, LateCertificate
+from ..certificate import TOLERANCE, Certificate, LateCertificate, act, complaint
 from ..errors import InputError
 from ..solution import SETTLED, Multipliers, Status
 from ..transforms import plain_surroundings, under_transform
-from .program import ActiveRows, Figures, QuadraticProgram, cholesky_solve, figures_at, times
+from .pivoting import LEAST_PIVOT
+from .program import (
+    ActiveRows,
+    Factors,
+    Figures,
+    QuadraticProgram,
+    RowFactors,
+    cholesky_solve,
+    figures_at,
+    times,
+)
 from .solve import Solved, is_settled, solve
 
 if TYPE_CHECKING:
@@ -83,15 +93,18 @@ def in_matrices(
         figures = solved.figures
         tolerance = layer.tolerance if layer.tolerance is not None else node.tolerance
         tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
-        clear = figures.margin > sharp_edge(dtype)
-        fine = solved.done & is_settled(figures, dtype) & clear
+        fine = solved.done & is_settled(figures, dtype)
         if SETTLED * torch.finfo(dtype).eps > tolerance or not bool(fine.all()):
+            return None
+        weak = figures.clear <= sharp_edge(dtype)
+        kinks = bool(weak.any())
+        if kinks and not _settle(program, solved, weak, node.degenerate):
             return None
         y = y.clone() if y is solved.y else y
         y = y.reshape(*batch_shape, -1)
     shown = LateCertificate(_Shown(program, solved, tolerance, dtype, batch_shape))
     layer.show(shown)
-    state = _State(layer, node.names, program, solved, shown, tolerance)
+    state = _State(layer, node.names, program, solved, shown, tolerance, kinks)
     w = solved.w.to(dtype).reshape(*batch_shape, -1)
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         y, w = _InMatrices.apply(state, [y, w], *inputs)
@@ -148,6 +161,29 @@ def _inputs(
         if sizes.get(one) != sizes.get(other):
             return None
     return inputs, batch_shape
+
+
+def _settle(program: QuadraticProgram, solved: Solved, weak: Tensor, degenerate: str) -> bool:
+    """Have rows that are weakly active hold, or not, as the node says; whether they can."""
+    rows, chosen = solved.rows, degenerate in ("one_sided", "least_norm")
+    held = torch.where(weak, degenerate != "one_sided", rows.held)
+    figures = solved.figures
+    solved.figures = replace(
+        figures, clear=figures.clear.masked_fill(weak, torch.inf if chosen else 0.0)
+    )
+    if torch.equal(held, rows.held):
+        return True
+    down = rows.down
+    if down is not None:
+        assert program.low is not None
+        value = times(program.C, solved.y)
+        nearer = value - program.low < program.high - value
+        down = torch.where(weak & ~rows.held, nearer, down) & held
+    factors = RowFactors(program.C @ solved.factors.W, held)
+    solved.rows = ActiveRows(held, down)
+    solved.w = torch.where(held, solved.w, 0.0)
+    solved.factors = Factors(solved.factors.L, solved.factors.W, factors)
+    return bool(factors.is_clear(LEAST_PIVOT).all())
 
 
 class _Shown:
@@ -208,6 +244,7 @@ class _State:
     solved: Solved
     shown: LateCertificate
     tolerance: float
+    kinks: bool
 
 
 class _InMatrices(torch.autograd.Function):
@@ -274,7 +311,23 @@ def _gradients(
     if program.sign and second is None:
         z = z.masked_fill(held[:, program.first_bound :], 0.0)
     state.shown.solved(residual)
+    if state.kinks:
+        z, mu = _by_policy(state, z, mu)
     return _by_name(state, z, mu, inputs, wanted)
+
+
+def _by_policy(state: _State, z: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """z and μ, of items that are at a kink as the layer's policy has it; raises, or warns, by the policy."""
+    certificate, layer = state.shown.certificate(), state.layer
+    policy = "raise" if layer.node.degenerate == "raise" else layer.policy
+    good = certificate.differentiable.reshape(-1, 1)
+    if bool(good.all()):
+        return z, mu
+    if policy in ("raise", "warn"):
+        act(policy, complaint(certificate, f"{type(layer.node).__name__} (dense)", backward=True))
+        return z, mu
+    fill = 0.0 if policy == "mask" else torch.nan
+    return torch.where(good, z, fill), torch.where(good, mu, fill)
 
 
 def _residual(

@@ -268,14 +268,21 @@ class Figures:
     Attributes:
         stationarity: of Q y + q + Cᵀw beside its terms. uneven: the worst entry, each beside its own.
         feasibility: of the worst row, beside |C||y| + |t|.
-        margin: how clear S is: the least of the slacks of other rows and the multipliers of S, relative to
-            how much a relative change of the data changes them.
+        clear: how clear it is of each row (B, r) whether it holds: the slacks of those that do not and the
+            multipliers of the others, relative to how much a relative change of the data changes them.
     """
 
     stationarity: Tensor
     uneven: Tensor
     feasibility: Tensor
-    margin: Tensor
+    clear: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """How clear the active set is, (B,)."""
+        if not self.clear.shape[1]:
+            return torch.full_like(self.stationarity, torch.inf)
+        return self.clear.amin(dim=1)
 
 
 def figures_at(program: QuadraticProgram, y: Tensor, w: Tensor, rows: ActiveRows) -> Figures:
@@ -290,8 +297,7 @@ def figures_at(program: QuadraticProgram, y: Tensor, w: Tensor, rows: ActiveRows
     # 0/0 of an entry, or a row, that holds exactly at 0 is no error.
     uneven = torch.where(slope == 0, 0.0, slope.abs() / scale).amax(dim=1)
     if not C.shape[1]:
-        none = torch.zeros_like(stationarity)
-        return Figures(stationarity, uneven, none, none + torch.inf)
+        return Figures(stationarity, uneven, torch.zeros_like(stationarity), C.new_zeros(len(y), 0))
 
     value, target = times(C, y), program.target(rows.down)
     parts = C.abs()
@@ -307,7 +313,7 @@ def figures_at(program: QuadraticProgram, y: Tensor, w: Tensor, rows: ActiveRows
     clear = torch.where(held, strength, room / of_row)
     if program.fixed is not None:
         clear = clear.masked_fill(program.fixed, torch.inf)
-    return Figures(stationarity, uneven, error.amax(dim=1), clear.amin(dim=1))
+    return Figures(stationarity, uneven, error.amax(dim=1), clear)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -302,3 +302,28 @@ def test_constraints_that_turn_out_to_be_none_are_no_other_problem(count: int) -
         x = torch.full((2, 3), 0.1, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(layer(x).sum(), x)
         assert (gradient - 1).abs().max() < rounding(torch.float64, 16)
+
+
+def test_entries_without_a_bound_do_not_spoil_the_estimate_of_the_error() -> None:
+    class Bounded(DeclarativeNode):
+        """½ |y − x|² with y ≥ lower, solved to six digits."""
+
+        input_dims = (1, 1)
+        policy = "raise"
+
+        def objective(self, x: Tensor, lower: Tensor, y: Tensor) -> Tensor:
+            return 0.5 * ((y - x) ** 2).sum()
+
+        def bounds(self, x: Tensor, lower: Tensor) -> tuple[Tensor, None]:
+            return lower, None
+
+        def solve(self, x: Tensor, lower: Tensor) -> Tensor:
+            return torch.where(x > lower, x * (1 + 1e-7), lower)
+
+    x = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    lower = torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    layer = DeclarativeLayer(Bounded())
+    layer(x, lower).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1.0, 0.0, 1.0]
+    assert layer.certificate is not None and layer.certificate.solution_error is not None
+    assert bool((layer.certificate.solution_error < 1e-5).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from bounds import rounding
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from ddnkit import DdnkitWarning, DeclarativeLayer, InputError, Problem, QPNode, Solution
+from ddnkit import (
+    DeclarativeLayer,
+    InputError,
+    Problem,
+    QPNode,
+    Solution,
+    UntrustedGradientError,
+)
 from ddnkit.quadratic import QuadraticProgram
 from ddnkit.quadratic import solve as solve_in_matrices
 from ddnkit.solvers.interior_point import InteriorPoint
@@ -329,13 +337,43 @@ def test_a_start_saves_rounds() -> None:
     assert_equal([layer(*given.values(), start=cold.y)], [cold.y])
 
 
-def test_a_weakly_active_row_is_told() -> None:
-    layer = DeclarativeLayer(QPNode("lower"))
-    eye, lower = torch.eye(2, **NUMBERS), torch.zeros(2, **NUMBERS)
-    q = torch.tensor([0.0, -1.0], **NUMBERS, requires_grad=True)
-    with pytest.warns(DdnkitWarning, match="weakly active"):
-        layer(eye, q, lower).sum().backward()
-    assert layer.certificate is not None and bool(layer.certificate.weakly_active)
+AT_A_KINK = [
+    torch.eye(3, **NUMBERS) + 0.2,
+    # ∇f = 0 at y = 0 in the first two unknowns of the first item; the second item is at no kink.
+    torch.tensor([[0.2, 0.2, 1.2], [1.0, -1.0, 0.5]], **NUMBERS),
+    torch.tensor([0.0, 0.0, -1.0], **NUMBERS),
+    torch.tensor([1.0, 2.0, 3.0], **NUMBERS),
+]
+
+
+@pytest.mark.parametrize("degenerate", ["warn", "raise", "one_sided", "least_norm"])
+@pytest.mark.parametrize("policy", ["warn", "nan", "mask", "raise"])
+def test_a_weakly_active_row_is_as_in_the_general_way(degenerate: str, policy: str) -> None:
+    found = []
+    for short in (True, False):
+        node = QPNode("lower", "upper")
+        node.degenerate = degenerate
+        layer = DeclarativeLayer(node, policy=policy)
+        layer.short.on = short
+        xs = [x.clone().requires_grad_() for x in AT_A_KINK]
+        y = layer(*xs)
+        chosen = degenerate in ("one_sided", "least_norm")
+        if not chosen and "raise" in (degenerate, policy):
+            with pytest.raises(UntrustedGradientError, match="weakly active"):
+                y.sum().backward()
+            continue
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            y.sum().backward()
+        weakly = [w for w in said if "weakly active" in str(w.message)]
+        assert len(weakly) == (policy == "warn" and not chosen)
+        assert layer.certificate is not None
+        assert layer.certificate.weakly_active.tolist() == [not chosen, False]
+        found.append([x.grad for x in xs])
+    if found:
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a.isnan(), b.isnan())
+            assert_equal([a.nan_to_num()], [b.nan_to_num()])
 
 
 def test_a_bound_that_is_both_goes_the_general_way() -> None:
