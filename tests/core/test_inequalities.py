@@ -305,25 +305,27 @@ def test_constraints_that_turn_out_to_be_none_are_no_other_problem(count: int) -
 
 
 def test_entries_without_a_bound_do_not_spoil_the_estimate_of_the_error() -> None:
-    class Bounded(DeclarativeNode):
-        """½ |y − x|² with y ≥ lower, solved to six digits."""
+    class Root(DeclarativeNode):
+        """¼ y⁴ − x y with y ≥ lower, solved to seven digits: the cube root of x."""
 
         input_dims = (1, 1)
         policy = "raise"
 
         def objective(self, x: Tensor, lower: Tensor, y: Tensor) -> Tensor:
-            return 0.5 * ((y - x) ** 2).sum()
+            return (0.25 * y**4 - x * y).sum()
 
         def bounds(self, x: Tensor, lower: Tensor) -> tuple[Tensor, None]:
             return lower, None
 
         def solve(self, x: Tensor, lower: Tensor) -> Tensor:
-            return torch.where(x > lower, x * (1 + 1e-7), lower)
+            return torch.where(x > 0, x.clamp(min=0) ** (1 / 3) * (1 + 1e-7), lower)
 
     x = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
     lower = torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
-    layer = DeclarativeLayer(Bounded())
+    layer = DeclarativeLayer(Root())
     layer(x, lower).sum().backward()
-    assert x.grad is not None and x.grad.tolist() == [1.0, 0.0, 1.0]
+    assert x.grad is not None
+    expected = torch.where(x > 0, x.detach().abs() ** (-2 / 3) / 3, 0.0)
+    assert bool(((x.grad - expected).abs() <= 1e-6 * (1 + expected)).all())
     assert layer.certificate is not None and layer.certificate.solution_error is not None
     assert bool((layer.certificate.solution_error < 1e-5).all())
