@@ -25,12 +25,13 @@ class Near:
     Attributes:
         y: (B, n). slack, multiplier: of the upper sides of the rows, then of the lower ones, (B, r) or
             (B, 2r); of rows of length one, 1 and 0 where there is no such side.
-        steps: (B,).
+        found: whether the relative error was reached, (B,). steps: (B,).
     """
 
     y: Tensor
     slack: Tensor
     multiplier: Tensor
+    found: Tensor
     steps: Tensor
 
 
@@ -174,7 +175,7 @@ class _Run:
             steps = steps + sound
             if not bool(sound.any()):
                 break
-        return Near(y, s, lam, steps)
+        return Near(y, s, lam, done, steps)
 
 
 def _to_boundary(x: Tensor, dx: Tensor) -> Tensor:

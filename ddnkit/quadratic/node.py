@@ -122,7 +122,7 @@ class QPNode(DeclarativeNode):
         given = {}
         for name, x in self._data(xs).items():
             shared = len(x) > 1 and x.stride(0) == 0
-            given[name] = (x[:1] if shared else x).detach().double()
+            given[name] = (x[:1] if shared else x).detach()
         return QuadraticProgram.from_data(given, size)
 
     def _solution(self, program: QuadraticProgram, found: Solved, dtype: torch.dtype) -> Solution:

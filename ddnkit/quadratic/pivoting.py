@@ -68,8 +68,7 @@ def pivot(program: QuadraticProgram, start: ActiveRows | None = None) -> Pivoted
     Q, C, q = program.Q, program.C, program.q
     n, r, batch = Q.shape[1], C.shape[1], len(q)
     L, info = torch.linalg.cholesky_ex(Q)
-    least = 64 * n * torch.finfo(Q.dtype).eps
-    definite = (info == 0) & is_clear(L, Q.diagonal(dim1=1, dim2=2), least)
+    definite = (info == 0) & is_clear(L, Q.diagonal(dim1=1, dim2=2), program.least_pivot)
     if len(Q) == 1 and len(C) == 1:
         W = torch.cholesky_solve(C.mT, L)
         of_q = cholesky_solve(q, L)

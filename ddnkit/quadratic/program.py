@@ -32,6 +32,7 @@ class QuadraticProgram:
         fixed: rows that always hold with equality (B or 1, r); None where there are none.
         equations, inequalities: how many rows of C these are; bounds of y are the last n, if there are any.
         sign: of those: −1 for −y ≤ −lower, 1 for y; 0 without bounds.
+        eps: unit roundoff of the data, which may have been given in float32.
     """
 
     Q: Tensor
@@ -43,10 +44,13 @@ class QuadraticProgram:
     equations: int
     inequalities: int
     sign: int
+    eps: float
 
     @classmethod
     def from_data(cls, given: Mapping[str, Tensor], size: int) -> QuadraticProgram:
-        """From the inputs of a `QPNode` by name, detached and in float64, each (B, …) or (1, …)."""
+        """From the inputs of a `QPNode` by name, detached, each (B, …) or (1, …)."""
+        eps = float(torch.finfo(given["q"].dtype).eps)
+        given = {name: x.double() for name, x in given.items()}
         Q, q = given["Q"], given["q"]
         n = q.shape[-1]
         q = q.expand(size, n)
@@ -71,7 +75,7 @@ class QuadraticProgram:
             )
             equal = low == high
             fixed = equal if fixed is None else equal | fixed
-        return cls((Q + Q.mT) * 0.5, q, C, high, low, fixed, p, k, sign)
+        return cls((Q + Q.mT) * 0.5, q, C, high, low, fixed, p, k, sign, eps)
 
     def of(self, items: Tensor) -> QuadraticProgram:
         """Those of some items, indices."""
@@ -83,8 +87,13 @@ class QuadraticProgram:
             part(self.Q), self.q[items], part(self.C), self.high[items],
             None if self.low is None else self.low[items],
             None if self.fixed is None else part(self.fixed),
-            self.equations, self.inequalities, self.sign,
+            self.equations, self.inequalities, self.sign, self.eps,
         )  # fmt: skip
+
+    @property
+    def least_pivot(self) -> float:
+        """Of Q's diagonal, what a pivot of Q is above where Q is definite whatever its rounding."""
+        return 16 * self.Q.shape[1] * self.eps
 
     @property
     def pinned(self) -> bool:

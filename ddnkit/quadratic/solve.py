@@ -40,7 +40,7 @@ class Solved:
         y: (B, n). w: multipliers of the rows, (B, r). rows: which hold.
         factors: of the system at the solution.
         figures: at y, in the precision in which it was solved.
-        done: which items are solved to rounding, (B,); of others y alone means something, if it is finite.
+        done: which items are solved to rounding, (B,). Of others y is near the solution, or NaN.
         rounds: how many systems were solved for each item, (B,).
     """
 
@@ -124,8 +124,7 @@ def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> Non
         held = held | down
     if part.fixed is not None:
         held = held | part.fixed
-    finite = near.y.isfinite().all(dim=1)
-    solved.y[items] = torch.where(finite.unsqueeze(1), near.y, solved.y[items])
+    solved.y[items] = torch.where(near.found.unsqueeze(1), near.y, torch.nan)
     solved.rounds[items] += near.steps
     _separate(solved, len(program.q))
     for _ in range(_ROUNDS):
@@ -171,8 +170,7 @@ def _factors_of(program: QuadraticProgram, rows: ActiveRows) -> tuple[Factors, T
     rho = torch.where(size > 0, size, 1.0)
     whole = Q + rho.reshape(-1, 1, 1) * (C.mT @ C)
     L, info = torch.linalg.cholesky_ex(whole)
-    least = 64 * n * torch.finfo(Q.dtype).eps
-    clear = (info == 0) & is_clear(L, whole.diagonal(dim1=1, dim2=2), least)
+    clear = (info == 0) & is_clear(L, whole.diagonal(dim1=1, dim2=2), program.least_pivot)
     W = torch.cholesky_solve(program.C.mT.expand(batch, n, -1), L)
     factors = RowFactors(program.C @ W, rows.held)
     return Factors(L, W, factors), clear & factors.is_clear(LEAST_PIVOT)
