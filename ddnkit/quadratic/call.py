@@ -54,7 +54,7 @@ def in_matrices(
     """y, with its multipliers if they are asked for; None where the call is to go the eager way."""
     if not (
         layer.short.on
-        and layer.certify == "fast"
+        and layer.certify in ("fast", "off")
         and layer.form.name == "auto"
         and node.is_plain
         and plain_surroundings()
@@ -102,10 +102,12 @@ def in_matrices(
             return None
         y = y.clone() if y is solved.y else y
         y = y.reshape(*batch_shape, -1)
-    shown = LateCertificate(_Shown(program, solved, tolerance, dtype, batch_shape))
+    measured = layer.certify == "fast"
+    shown = LateCertificate(_Shown(program, solved, tolerance, dtype, batch_shape, measured))
     layer.show(shown)
-    state = _State(layer, node.names, program, solved, shown, tolerance, kinks)
-    w = solved.w.to(dtype).reshape(*batch_shape, -1)
+    state = _State(layer, node.names, program, solved, shown, tolerance, kinks and measured)
+    # The caller may write on what is returned.
+    w = solved.w.to(dtype, copy=multipliers).reshape(*batch_shape, -1)
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         y, w = _InMatrices.apply(state, [y, w], *inputs)
     if not multipliers:
@@ -196,7 +198,9 @@ class _Shown:
         tolerance: float,
         dtype: torch.dtype,
         batch_shape: torch.Size,
+        measured: bool,
     ) -> None:
+        self.measured = measured
         self.C, self.rows, self.figures, self.rounds = (
             program.C, solved.rows, solved.figures, solved.rounds,
         )  # fmt: skip
@@ -205,10 +209,18 @@ class _Shown:
 
     def __call__(self, residual: Tensor | None) -> Certificate:
         figures: Figures = self.figures
+        converged = torch.full_like(self.rounds, int(Status.CONVERGED))
+        if not self.measured:
+            nothing = torch.full_like(figures.stationarity, torch.nan, dtype=self.dtype)
+            unmeasured = Certificate(
+                nothing, nothing, converged, self.rounds.clone(), self.tolerance, "block_pivoting",
+                licq=nothing, form="dense", measured=False,
+            )  # fmt: skip
+            return unmeasured.reshape(self.batch_shape)
         certificate = Certificate(
             figures.stationarity.to(self.dtype),
             figures.feasibility.to(self.dtype),
-            torch.full_like(self.rounds, int(Status.CONVERGED)),
+            converged,
             self.rounds.clone(),
             self.tolerance,
             "block_pivoting",

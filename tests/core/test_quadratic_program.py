@@ -402,10 +402,20 @@ def test_the_solution_may_be_written_on() -> None:
     xs = [x.requires_grad_() for x in inputs_of(("G", "h"))]
     layer = DeclarativeLayer(QPNode("G", "h"))
     (expected,) = torch.autograd.grad(layer(*xs).sum(), xs[1])
-    y = layer(*xs)
+    y, multipliers = layer(*xs, return_multipliers=True)
     y.data.zero_()
+    multipliers.inequality.data.zero_()
     (found,) = torch.autograd.grad(y.sum(), xs[1])
     assert torch.equal(found, expected)
+
+
+def test_nothing_is_measured_where_nobody_asks() -> None:
+    xs = [x.clone().requires_grad_() for x in AT_A_KINK]
+    layer = DeclarativeLayer(QPNode("lower", "upper"), policy="raise", certify="off")
+    layer(*xs).sum().backward()
+    assert layer.certificate is not None and not layer.certificate.measured
+    assert layer.certificate.verdicts() == ["not measured"] * 2
+    assert xs[1].grad is not None and not bool(xs[1].grad[0, :2].any())
 
 
 class Shifted(QPNode):
