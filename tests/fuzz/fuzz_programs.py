@@ -5,7 +5,8 @@ q = −Q y − Cᵀλ and the sides. What is expected of each kind:
 
     regular       the gradient by a dense LU of the KKT matrix, and no alarm
     semidefinite  the same, Q being singular, but not along S
-    weak          an alarm: one row of S has λ = 0
+    weak          an alarm: one row of S has λ = 0. Rounded to float32 the program may be beside the kink by
+                  more than what rounding leaves, and then has the gradient of that side ("beside")
     dependent     the gradient of y for q, or an alarm: a row of S is stated twice
     touching      the same: two rows leave no interior, a·y ≤ b and −a·y ≤ −b
     infeasible    an alarm: a·y ≤ b and −a·y ≤ −b − size
@@ -177,6 +178,9 @@ def check(batch: Batch, dtype: torch.dtype, **settings: object) -> collections.C
         if alarmed:
             outcome["alarm " + kind] += 1
             continue
+        if kind == "weak" and dtype == torch.float32:
+            outcome["beside weak" if _of_a_side(batch, i, v[i], known[0]) else "wrong weak"] += 1
+            continue
         if kind in ("weak", "infeasible", "unbounded"):
             outcome["wrong " + kind] += 1
             continue
@@ -186,6 +190,20 @@ def check(batch: Batch, dtype: torch.dtype, **settings: object) -> collections.C
         errors.append(_error(y[i], expected_y, float(np.linalg.norm(expected_y))))
         outcome[("right " if max(errors) <= ALLOWED[dtype] else "wrong ") + kind] += 1
     return outcome
+
+
+def _of_a_side(batch: Batch, index: int, v: Tensor, of_q: Tensor) -> bool:
+    """Whether the gradient for q is that with one of the rows that hold, or with one less."""
+    direction = v.double().numpy()
+    held = batch.held[index]
+    sides = [held.copy(), *(held & (np.arange(len(held)) != row) for row in np.flatnonzero(held))]
+    for rows in sides:
+        changed = batch.held.copy()
+        changed[index] = rows
+        _, expected = gradients(dataclasses.replace(batch, held=changed), index, direction)
+        if _error(of_q, *expected["q"]) <= ALLOWED[torch.float32]:
+            return True
+    return False
 
 
 def _error(found: Tensor, expected: np.ndarray, size: float) -> float:
