@@ -26,6 +26,7 @@ from .errors import DdnkitError, InputError, UntrustedGradientError
 from .node import DeclarativeNode
 from .observation import operands_called
 from .problem import Problem, flat
+from .several_starts import best_of_starts, starts_at_several_points
 from .solution import Solution, Status
 from .solver import as_solver
 from .structure import Structure
@@ -51,7 +52,8 @@ def solve(
             raise InputError(f"{name} was given an empty batch; {error}") from error
     node, size = problem.node, problem.batch_size
     if type(node).solve is DeclarativeNode.solve:
-        solution = node.solve_problem(problem, start)
+        several = starts_at_several_points(node)
+        solution = (best_of_starts if several else node.solve_problem)(problem, start)
         _refuse_parts_on_manifold(problem)
     elif node.batched_solve and problem.shares_captured:
         with problem.substitute():
@@ -139,11 +141,16 @@ def _stack(items: Sequence[Solution]) -> Solution:
         torch.stack([torch.as_tensor(item.iterations) for item in items]),
         first.solver,
         {key: torch.stack([item.aux[key] for item in items]) for key in first.aux},
-        None
-        if first.uniqueness is None
-        else torch.stack([item.uniqueness for item in items if item.uniqueness is not None]),
+        _stack_known([item.uniqueness for item in items]),
         _stack_multipliers(items),
+        _stack_known([item.branch for item in items]),
+        _stack_known([item.branch_gap for item in items]),
     )
+
+
+def _stack_known(figures: Sequence[Tensor | None]) -> Tensor | None:
+    known = [figure for figure in figures if figure is not None]
+    return torch.stack(known) if len(known) == len(figures) else None
 
 
 def _stack_multipliers(items: Sequence[Solution]) -> tuple[Tensor, Tensor] | None:
@@ -186,6 +193,8 @@ def shape_of_solution(problem: Problem) -> tuple[Problem, Solution]:
         aux={key: value[:0] for key, value in solution.aux.items()},
         uniqueness=None if solution.uniqueness is None else solution.uniqueness[:0],
         multipliers=None,
+        branch=None if solution.branch is None else solution.branch[:0],
+        branch_gap=None if solution.branch_gap is None else solution.branch_gap[:0],
     )
 
 

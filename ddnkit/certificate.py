@@ -126,6 +126,11 @@ class Certificate:
         active_margin: how clear it is which inequality constraints are active (`ddnkit.active_set`): the
             relative change of the data that would change it; 0 where one is weakly active, so that the
             solution has a kink; None without inequality constraints.
+        branch: from which of several starting points the solution was reached, counted from 0, the node's
+            `initial_point`; a `start` given to the call is the last. None where there is one point.
+        branch_gap: how clear it is that it is the lowest minimum (`ddnkit.several_starts`): the relative
+            change of the data before another one found is lower; infinite where none was found, 0 where two
+            are equal to the tolerance.
         kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
             where none is active, 0 or less where the solution has no derivative; None without kinks.
         hidden: relative difference of torch's derivatives of ∇_y L from finite differences; None where
@@ -156,6 +161,8 @@ class Certificate:
     solution_error: Tensor | None = None
     adjoint_difference: Tensor | None = None
     active_margin: Tensor | None = None
+    branch: Tensor | None = None
+    branch_gap: Tensor | None = None
     kink_margin: Tensor | None = None
     hidden: Tensor | None = None
     at_kinks: tuple[str, ...] = ()
@@ -223,6 +230,9 @@ class Certificate:
         if self.active_margin is not None:
             none = -torch.finfo(self.active_margin.dtype).tiny
             figures.append(_Figure(-self.active_margin, none, none, _weakly_active))
+        if self.branch_gap is not None:
+            none = -torch.finfo(self.branch_gap.dtype).tiny
+            figures.append(_Figure(-self.branch_gap, none, none, _equal_minima))
         if self.kink_margin is not None:
             none = -torch.finfo(self.kink_margin.dtype).tiny
             figures.append(_Figure(-self.kink_margin, none, none, _at_a_kink))
@@ -303,6 +313,8 @@ class Certificate:
             parts.append(f"own adjoint off by {_worst(self.adjoint_difference)}")
         if self.active_margin is not None:
             parts.append(f"margin of the active set {_least(self.active_margin)}")
+        if self.branch_gap is not None and bool((self.branch_gap < torch.inf).any()):
+            parts.append(f"gap to another minimum {_least(self.branch_gap)}")
         if self.kink_margin is not None and bool((self.kink_margin < 1).any()):
             parts.append(f"margin at a kink {_least(self.kink_margin)}")
         if self.solution_error is not None:
@@ -407,7 +419,7 @@ def measure(
         settled = settled.logical_and_(uneven.logical_not_())
     status = torch.as_tensor(solution.status, device=y.device)
     iterations = torch.as_tensor(solution.iterations, device=y.device)
-    uniqueness = solution.uniqueness
+    uniqueness, branch, gap = solution.uniqueness, solution.branch, solution.branch_gap
     if aside is not None:
         status = torch.where(aside, int(Status.NON_FINITE), status)
         iterations = torch.where(aside, -1, iterations)
@@ -415,11 +427,15 @@ def measure(
             x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq)
         )
         uniqueness = None if uniqueness is None else uniqueness.masked_fill(aside, torch.nan)
+        branch = None if branch is None else branch.masked_fill(aside, -1)
+        gap = None if gap is None else gap.masked_fill(aside, torch.inf)
     return Certificate(
         error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
         settled=settled,
         active_margin=None if problem.active_set is None else problem.active_set.margin,
+        branch=branch,
+        branch_gap=gap,
         kink_margin=None if problem.kinks is None else problem.kinks.margin_of(error <= tolerance),
         at_kinks=() if problem.kinks is None else problem.kinks.told,
         measured=measured,
@@ -740,6 +756,14 @@ def _weakly_active(certificate: Certificate) -> str:
         "a constraint is weakly active: it holds as an equation, and its multiplier is zero, so that the "
         "solution has a kink there; (a) the data are just at it, (b) the objective is at its minimum "
         "without the constraint, (c) the solver stopped short of it; a node's `degenerate` chooses a gradient"
+    )
+
+
+def _equal_minima(certificate: Certificate) -> str:
+    return (
+        "two minima are equally low, so that the solution jumps from one to the other there and has no "
+        "gradient; (a) the problem is symmetric: add a term or a constraint that singles one out, or start "
+        "once, (b) the data are just where the minima change places"
     )
 
 

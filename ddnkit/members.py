@@ -47,6 +47,7 @@ _GIVEN: dict[str, tuple[str, ...]] = {
     "bounds": (),
     "solve": (),
     "initial_point": (),
+    "starts": (),
     "adjoint": ("y", "v"),
     "tangent_inverse": ("y",),
     "fixed_point": ("y",),
@@ -68,6 +69,14 @@ _ALIASES = {
     "gradient": "adjoint",
     "backward": "adjoint",
     "vjp": "adjoint",
+    "nstarts": "starts",
+    "numstarts": "starts",
+    "numberofstarts": "starts",
+    "restarts": "starts",
+    "nrestarts": "starts",
+    "numrestarts": "starts",
+    "multistart": "starts",
+    "multistarts": "starts",
     "inputdimensions": "input_dims",
     "inputndim": "input_dims",
     "inputndims": "input_dims",
@@ -219,6 +228,8 @@ def _has(node: DeclarativeNode, member: str) -> bool:
 
 def _is_kind(node: DeclarativeNode, member: str, value: Any, inputs: Inputs) -> bool:
     """Whether ``value`` could be that member of the node."""
+    if member == "starts" and _is_whole_number(value):
+        return True
     if member in (*_GIVEN, "sample_inputs", "bench_inputs", "feasible_directions"):
         return _is_called_so(node, member, value, inputs)
     if member == "input_dims":
@@ -305,10 +316,29 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
             f"{_member(node, 'solver')} is a function; `solver` is the name of a solver. Did you mean "
             "`solve`?"
         )
+    _refuse_starts(node)
     if node.batched_solve not in (True, False):
         raise InputError(
             f"{_member(node, 'batched_solve')} is {node.batched_solve!r}; True or False"
         )
+
+
+def _refuse_starts(node: DeclarativeNode) -> None:
+    starts = node.starts
+    if not callable(starts) and not (_is_whole_number(starts) and starts >= 1):
+        raise InputError(
+            f"{_member(node, 'starts')} is {starts!r}; it is a whole number of at least 1, or a method that "
+            "returns the starting points of one problem, (k, *y)"
+        )
+    if (callable(starts) or starts > 1) and "solve" in _set_members(node):
+        raise InputError(
+            f"{_member(node, 'starts')} is for a node with a `solver`; the `solve` of {type(node).__name__} "
+            "would never start anywhere else: try several points inside of it, or leave it out"
+        )
+
+
+def _is_whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_dims(value: Any, any_size: bool = False) -> bool:
@@ -342,7 +372,7 @@ def _inputs(node: DeclarativeNode) -> Inputs:
     common, by = Inputs(0, None), ""
     for member in _GIVEN:
         function = getattr(node, member, None)
-        if function is None or (member == "bounds" and not callable(function)):
+        if function is None or (member in ("bounds", "starts") and not callable(function)):
             continue
         taken = _inputs_of(function, member)
         if isinstance(taken, str):

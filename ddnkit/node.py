@@ -58,6 +58,9 @@ class DeclarativeNode(abc.ABC):
     #: zero), so that the solution has a kink: "raise" or "warn" (the policy acts, and what is given is
     #: as "least_norm"), "least_norm" (as if it stays active) or "one_sided" (as if it does not).
     degenerate: str = "warn"
+    #: From how many points a layer has the `solver` start: the node's `initial_point` and others around it;
+    #: the best minimum that they lead to is kept. Or ``starts(*xs)``: all points of one problem, (k, *y).
+    starts: Any = 1
     #: Backward form that "auto" takes for this node; None lets the library choose.
     preferred_backward: ClassVar[str | None] = None
 

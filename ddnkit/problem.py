@@ -213,7 +213,7 @@ class Problem:
     def item_solution(solution: Solution) -> Solution:
         """The Solution of a batch of one, without its batch dimension."""
         status, iterations, unique = solution.status, solution.iterations, solution.uniqueness
-        known = solution.multipliers
+        known, branch, gap = solution.multipliers, solution.branch, solution.branch_gap
         return dataclasses.replace(
             solution,
             y=solution.y[0],
@@ -222,6 +222,8 @@ class Problem:
             aux={key: value[0] for key, value in solution.aux.items()},
             uniqueness=None if unique is None else unique[0],
             multipliers=None if known is None else (known[0][0], known[1][0]),
+            branch=None if branch is None else branch[0],
+            branch_gap=None if gap is None else gap[0],
         )
 
     def start(self) -> Tensor:

@@ -78,6 +78,8 @@ class Solution:
             at rounding level the solution is one of several and has no gradient.
         multipliers: ν (B, p) of `Problem.all_constraints` and λ ≥ 0 (B, q) of `Problem.inequalities`, in
             L = f − νᵀh + λᵀg, where the solver knows them.
+        branch: from which of several starting points it was reached, (B,), where there were several.
+        branch_gap: how clear it is that it is the best of what they led to, (B,) (`ddnkit.several_starts`).
     """
 
     y: Tensor
@@ -87,6 +89,8 @@ class Solution:
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     uniqueness: Tensor | None = None
     multipliers: tuple[Tensor, Tensor] | None = None
+    branch: Tensor | None = None
+    branch_gap: Tensor | None = None
 
     def statuses(self) -> list[Status]:
         """The status of each item, as a list (of length one for a single problem)."""

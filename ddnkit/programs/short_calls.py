@@ -30,6 +30,7 @@ from torch import Tensor
 from ..errors import DdnkitWarning
 from ..node import DeclarativeNode
 from ..perturbation import perturb
+from ..several_starts import starts_at_several_points
 from ..transforms import plain_surroundings
 from .call_programs import (
     FIGURES,
@@ -296,6 +297,8 @@ def _unlike_others(node: DeclarativeNode) -> str | None:
         return "the node's own adjoint takes one problem at a time"
     if node.fixed_point is not None:
         return "the node is a fixed point"
+    if starts_at_several_points(node):
+        return "the node starts at several points"
     return None
 
 
