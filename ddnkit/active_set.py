@@ -91,8 +91,14 @@ class ActiveSet:
 
 
 @torch.no_grad()
-def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | None:
-    """The active set at y (B, *y); None where the problem has no inequality constraints."""
+def active_set(
+    problem: Problem, y: Tensor, tolerance: float, *, strongly: bool = False
+) -> ActiveSet | None:
+    """The active set at y (B, *y); None where the problem has no inequality constraints.
+
+    Args:
+        strongly: of those with a multiplier alone, as if there were no others.
+    """
     g = problem.inequalities(y)
     if g is None:
         return None
@@ -103,7 +109,9 @@ def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | Non
     edge = EDGE * tolerance if tolerance < torch.inf else sharp
     of_size = _distance(problem, y, g, size)
     near = of_size <= edge
-    distance = _distance(problem, y, g, torch.zeros_like(size))
+    # Beside its own size; or beside that of y, where the norm has one unit for all unknowns.
+    own = torch.zeros_like(size) if problem.selection is None else size
+    distance = _distance(problem, y, g, own)
     rows = near.any(dim=0).nonzero()[:, 0]
     held = near[:, rows]
     G = inequality_jacobian(problem, y, rows)
@@ -125,6 +133,12 @@ def active_set(problem: Problem, y: Tensor, tolerance: float) -> ActiveSet | Non
     clear = distance.clone()
     of_weak = torch.inf if chosen else 0.0
     clear[:, rows] = torch.where(strong, relative, distance[:, rows]).masked_fill(weak, of_weak)
+    if strongly:
+        kept = strong.any(dim=0)
+        rows, strong, relative = rows[kept], strong[:, kept], relative[:, kept]
+        clear = torch.where(strong, relative, torch.inf)
+        margin = clear.amin(dim=1) if clear.shape[1] else torch.full_like(size, torch.inf)
+        return ActiveSet(rows, strong, margin, torch.zeros_like(size), size)
     active = strong if problem.node.degenerate == "one_sided" else strong | weak
     inactive = torch.ones_like(near)
     inactive[:, rows] = ~(strong | weak)
@@ -193,6 +207,9 @@ def _change_of_slope(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
         there = problem.with_operands(moved_operands(problem, probe))
         change = flat(there.gradient(perturb(y, step, 0, probe))) - gradient
         scale = torch.maximum(scale, change.abs() / step)
+    if problem.selection is not None:
+        # In that one unit too: of an entry that is 0 the multiplier may be all rounding.
+        scale = torch.maximum(scale, scale.square().mean(dim=1, keepdim=True).sqrt())
     return scale
 
 

@@ -26,6 +26,7 @@ from .errors import DdnkitError, InputError, UntrustedGradientError
 from .node import DeclarativeNode
 from .observation import operands_called
 from .problem import Problem, flat
+from .selection import least_norm
 from .several_starts import best_of_starts, starts_at_several_points
 from .solution import Solution, Status
 from .solver import as_solver
@@ -69,7 +70,8 @@ def solve(
         items = [_solve_item(problem, i) for i in range(size)]
         problem = _with_structure(problem, items[0].y, 0)
         solution = _stack([_join_parts(problem, item, 0) for item in items])
-    return problem, solution.batched(size, _in_dtype(problem, solution.y, keep_graph))
+    solution = solution.batched(size, _in_dtype(problem, solution.y, keep_graph))
+    return problem, solution if node.selection is None else least_norm(problem, solution)
 
 
 def _solve_item(problem: Problem, index: int) -> Solution:
@@ -268,6 +270,8 @@ def with_stand_ins(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
         problem = problem.with_kinks(problem.kinks.of_items(source))
     if problem.active_set is not None and not is_wrapped(source):
         problem = problem.with_active_set(problem.active_set.of_items(source))
+    if problem.selection is not None and not is_wrapped(source):
+        problem = problem.with_selection(problem.selection.of_items(source))
     return problem, source
 
 

@@ -131,6 +131,8 @@ class Certificate:
         branch_gap: how clear it is that it is the lowest minimum (`ddnkit.several_starts`): the relative
             change of the data before another one found is lower; infinite where none was found, 0 where two
             are equal to the tolerance.
+        selection_error: how far the solutions at inputs nearby are from a set of the same kind
+            (`ddnkit.selection`), relative; 0 where they are one; None where no solution is selected.
         kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
             where none is active, 0 or less where the solution has no derivative; None without kinks.
         hidden: relative difference of torch's derivatives of ∇_y L from finite differences; None where
@@ -163,6 +165,7 @@ class Certificate:
     active_margin: Tensor | None = None
     branch: Tensor | None = None
     branch_gap: Tensor | None = None
+    selection_error: Tensor | None = None
     kink_margin: Tensor | None = None
     hidden: Tensor | None = None
     at_kinks: tuple[str, ...] = ()
@@ -233,6 +236,8 @@ class Certificate:
         if self.branch_gap is not None:
             none = -torch.finfo(self.branch_gap.dtype).tiny
             figures.append(_Figure(-self.branch_gap, none, none, _equal_minima))
+        if self.selection_error is not None:
+            figures.append(_Figure(self.selection_error, 0.0, 0.0, _selection_jumps))
         if self.kink_margin is not None:
             none = -torch.finfo(self.kink_margin.dtype).tiny
             figures.append(_Figure(-self.kink_margin, none, none, _at_a_kink))
@@ -315,6 +320,8 @@ class Certificate:
             parts.append(f"margin of the active set {_least(self.active_margin)}")
         if self.branch_gap is not None and bool((self.branch_gap < torch.inf).any()):
             parts.append(f"gap to another minimum {_least(self.branch_gap)}")
+        if self.selection_error is not None and bool((self.selection_error > 0).any()):
+            parts.append(f"selection off by {_worst(self.selection_error)} nearby")
         if self.kink_margin is not None and bool((self.kink_margin < 1).any()):
             parts.append(f"margin at a kink {_least(self.kink_margin)}")
         if self.solution_error is not None:
@@ -400,6 +407,56 @@ def measure(
         aside: items (B,) that others stand in for, see `ddnkit.batch_solve`: NaN for them.
         measured: False to take the solver's word alone.
     """
+    if problem.selection is not None:
+        return _measure_selected(problem, solution, tolerance, evaluation, aside, measured)
+    return _measure(problem, solution, tolerance, evaluation, aside, measured)
+
+
+def _measure_selected(
+    problem: Problem,
+    solution: Solution,
+    tolerance: float | None,
+    evaluation: Evaluation | None,
+    aside: Tensor | None,
+    measured: bool,
+) -> Certificate:
+    """The worse of what y is as a solution of the node's problem, and as the selected one."""
+    selection = problem.selection
+    assert selection is not None
+    solution = replace(solution, uniqueness=None)
+    stated = _measure(problem.stated, solution, tolerance, evaluation, aside, measured)
+    chosen = _measure(problem, solution, tolerance, None, aside, measured)
+    margins = [x for x in (stated.active_margin, chosen.active_margin) if x is not None]
+    figures: dict[str, Any] = {
+        "uniqueness": selection.least,
+        "selection_error": selection.error,
+    }
+    if selection.saddle is not None and bool((selection.saddle > 0).any()):
+        figures["saddle"] = selection.saddle
+    if aside is not None:
+        figures = {
+            k: None if v is None else v.masked_fill(aside, torch.nan) for k, v in figures.items()
+        }
+    assert stated.settled is not None and chosen.settled is not None
+    return replace(
+        stated,
+        stationarity=torch.maximum(stated.stationarity, chosen.stationarity),
+        feasibility=torch.maximum(stated.feasibility, chosen.feasibility),
+        licq=chosen.licq,
+        settled=stated.settled & chosen.settled,
+        active_margin=functools.reduce(torch.minimum, margins) if margins else None,
+        **figures,
+    )
+
+
+def _measure(
+    problem: Problem,
+    solution: Solution,
+    tolerance: float | None,
+    evaluation: Evaluation | None,
+    aside: Tensor | None,
+    measured: bool,
+) -> Certificate:
     y = solution.y
     tolerance = tolerance_of(problem, y, tolerance)
     uneven = None
@@ -756,6 +813,16 @@ def _weakly_active(certificate: Certificate) -> str:
         "a constraint is weakly active: it holds as an equation, and its multiplier is zero, so that the "
         "solution has a kink there; (a) the data are just at it, (b) the objective is at its minimum "
         "without the constraint, (c) the solver stopped short of it; a node's `degenerate` chooses a gradient"
+    )
+
+
+def _selection_jumps(certificate: Certificate) -> str:
+    assert certificate.selection_error is not None
+    return (
+        "the solution of least norm jumps: at inputs nearby the solutions are no set of the same kind "
+        f"(off by {_worst(certificate.selection_error)}, relative); (a) a matrix whose rank the inputs "
+        "change, (b) a face of a linear program that they turn, (c) a valley that is flat to a higher order, "
+        "as y⁴ at 0"
     )
 
 

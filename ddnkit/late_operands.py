@@ -130,7 +130,7 @@ def reject_changed_state(node: DeclarativeNode, before: Sequence[tuple[str, Tens
 def _some_unused(problem: Problem, y: Tensor) -> bool:
     if all(c.path is not None for c in problem.originals):
         return False
-    bare = problem.without_scoped()
+    bare = problem.stated.without_scoped()
 
     def evaluate() -> None:
         bare.objective(y)

@@ -181,8 +181,14 @@ class DeclarativeLayer(nn.Module):
             comparisons=self.comparisons,
             first=self.certificate is None,
             wanted=[self.looks_for_hidden and is_tracked(x) for x in problem.operands],
+            moving=[is_tracked(x) for x in problem.operands],
         )
         if isinstance(self.form, Unrolled):
+            if self.node.selection is not None:
+                raise InputError(
+                    f"the steps of a `solve` select no solution, as selection = {self.node.selection!r} of "
+                    f"{type(self.node).__name__} says: use backward='auto'"
+                )
             if multipliers:
                 raise InputError("the steps of a `solve` give no multipliers: use backward='auto'")
             outputs: tuple[Tensor, ...] = (self._unroll(call, problem, seen, values),)

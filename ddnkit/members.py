@@ -83,6 +83,7 @@ _ALIASES = {
 }
 _OBJECTIVES = ("objectivefunction", "objfunction", "objfn", "cost", "loss", "energy")
 
+_SELECTIONS = ("least_norm",)
 _DEGENERATE = ("warn", "raise", "least_norm", "one_sided")
 
 #: A slip of the pen keeps so much of a name.
@@ -242,6 +243,8 @@ def _is_kind(node: DeclarativeNode, member: str, value: Any, inputs: Inputs) -> 
         return isinstance(value, float)
     if member == "policy":
         return isinstance(value, str)
+    if member == "selection":
+        return isinstance(value, str) and value in _SELECTIONS
     if member in ("solver", "preferred_backward"):
         group = "solvers" if member == "solver" else "backwards"
         return isinstance(value, Solver) or (
@@ -307,6 +310,7 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
             f"{_member(node, 'degenerate')} is {node.degenerate!r}."
             f"{nearest_choice(str(node.degenerate), _DEGENERATE)}"
         )
+    _refuse_selection(node)
     try:
         validated_tolerance(node.tolerance)
     except InputError as error:
@@ -320,6 +324,25 @@ def _refuse_kinds(node: DeclarativeNode) -> None:
     if node.batched_solve not in (True, False):
         raise InputError(
             f"{_member(node, 'batched_solve')} is {node.batched_solve!r}; True or False"
+        )
+
+
+def _refuse_selection(node: DeclarativeNode) -> None:
+    if node.selection is None:
+        return
+    where = _member(node, "selection")
+    if node.selection not in _SELECTIONS:
+        raise InputError(
+            f"{where} is {node.selection!r}.{nearest_choice(str(node.selection), _SELECTIONS)}"
+        )
+    if node.manifold is not None:
+        raise InputError(
+            f"{where}: the solution of least norm is one of a vector space, not on a manifold; write the "
+            "manifold's constraints as `equality_constraints`"
+        )
+    if node.fixed_point is not None:
+        raise InputError(
+            f"{where}: a node with a `fixed_point` selects nothing: the map says which point is meant"
         )
 
 

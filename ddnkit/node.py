@@ -61,6 +61,9 @@ class DeclarativeNode(abc.ABC):
     #: From how many points a layer has the `solver` start: the node's `initial_point` and others around it;
     #: the best minimum that they lead to is kept. Or ``starts(*xs)``: all points of one problem, (k, *y).
     starts: Any = 1
+    #: "least_norm": where the solutions form a set, that of least Euclidean norm is meant. None: there is
+    #: one.
+    selection: str | None = None
     #: Backward form that "auto" takes for this node; None lets the library choose.
     preferred_backward: ClassVar[str | None] = None
 

@@ -9,6 +9,7 @@ way back tells whether what is differentiated is what was solved.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .active_set import ActiveSet, active_set
+from .certificate import TOLERANCE
 from .errors import InputError
 from .kinks import Kinks, kinks_of
 from .lagrangian import constraint_set, lagrangian_gradient
@@ -23,6 +25,7 @@ from .node_state import NodeState
 from .perturbation import perturb
 from .problem import Problem, Recorded, flat, operand_name
 from .recording import Held, Trace, difference
+from .selection import Selection, problem_of_selection
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Observation:
             look.
         hidden_by: the reasons, a text each.
         active_set: of the inequality constraints, None if there are none.
+        selection: where one of several solutions is selected; the kinks are then its own.
     """
 
     traces: list[Trace]
@@ -45,6 +49,12 @@ class Observation:
     hidden: Tensor | None
     hidden_by: tuple[str, ...]
     active_set: ActiveSet | None = None
+    selection: Selection | None = None
+
+    def completed(self, problem: Problem) -> Problem:
+        """The problem with what was seen at its solution."""
+        problem = problem.with_selection(self.selection).with_active_set(self.active_set)
+        return problem.with_kinks(self.kinks)
 
     def refuse_changed(self, problem: Problem) -> None:
         """Raise if an operand is not what it was when the layer was called."""
@@ -102,13 +112,16 @@ def observe(
     operands: list[Held],
     first: bool,
     wanted: Sequence[bool],
+    moving: Sequence[bool] = (),
 ) -> Observation:
     """The observation of one evaluation at y.
 
     Args:
         operands: as they were before the solve.
         first: evaluate twice, to see whether the functions change by themselves.
-        wanted: for each operand, whether a derivative may be asked for.
+        wanted: for each operand, whether the functions' derivatives may be asked for, to be held against
+            differences.
+        moving: likewise whether y's derivative may be asked for; of those not named it may.
 
     Raises:
         InputError: the functions are no functions of operands and y.
@@ -131,16 +144,28 @@ def observe(
                 f"{name} states a different problem at each evaluation: {changed}. Its functions must "
                 "depend only on their arguments and on the node's attributes"
             )
-    active = active_set(problem, y, tolerance)
-    problem = problem.with_active_set(active)
-    wanted = [*wanted, *[False] * len(problem.masks)]
-    kinks = kinks_of(problem, y, recorded, tolerance)
+    selection = None
+    if problem.node.selection is None:
+        active = active_set(problem, y, tolerance)
+        problem = problem.with_active_set(active)
+        kinks = kinks_of(problem, y, recorded, tolerance)
+    else:
+        # Whatever passes a certificate, which solutions are a set is told by the digits of y.
+        digits = tolerance if math.isfinite(tolerance) else TOLERANCE[y.dtype]
+        selected = problem_of_selection(problem, y, digits, moving)
+        active, selection = selected.active_set, selected.selection
+        problem = selected.stated
+        kinks = problem.kinks
+    wanted = [*wanted, *[False] * (len(problem.operands) - len(wanted))]
     hidden, by = _hidden_error(problem, y, traces, wanted)
     if hidden is not None and kinks is not None and kinks.count:
         hidden = torch.maximum(hidden, _argument_error(problem, kinks, y, wanted))
     for trace in traces:
         trace.kinks.clear()  # they would hold the evaluation's graph for as long as y has its own
-    return Observation(traces, operands, NodeState(problem.node), kinks, hidden, by, active)
+    state = NodeState(problem.node)
+    if selection is not None:
+        return Observation(traces, operands, state, None, hidden, by, active, selection)
+    return Observation(traces, operands, state, kinks, hidden, by, active)
 
 
 def refuse_work_in_place(problem: Problem, operands: Sequence[Held], function: str) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .active_set import ActiveSet
     from .kinks import Kinks
     from .node import DeclarativeNode
+    from .selection import Selection
 
 
 class Problem:
@@ -49,6 +50,8 @@ class Problem:
             equations then (`ddnkit.active_set`).
         kinks: of the node's functions, where one evaluation has shown some; those that are active
             are constraints (`ddnkit.kinks`).
+        selection: what makes it the problem of the solution of least norm, where the node's solutions are
+            a set (`ddnkit.selection`); active_set is then that of this problem.
     """
 
     def __init__(self, node: DeclarativeNode, inputs: Sequence[Any], batch_size: int):
@@ -61,6 +64,7 @@ class Problem:
         self.captured_batched: tuple[bool, ...] = ()
         self.kinks: Kinks | None = None
         self.active_set: ActiveSet | None = None
+        self.selection: Selection | None = None
         self._traces: list[Trace] | None = None
         self._wide = False
         # What one evaluation has shown, shared by all that is made from this problem.
@@ -117,6 +121,19 @@ class Problem:
         """The same batch, whose active inequality constraints are known."""
         return self._replace(active_set=active_set)
 
+    def with_selection(self, selection: Selection | None) -> Problem:
+        """The problem of the one of its solutions that is meant, see `selection`."""
+        return self._replace(selection=selection)
+
+    @property
+    def stated(self) -> Problem:
+        """The problem as the node states it, with what holds as an equation for all of its solutions; itself
+        without a `selection`."""
+        if self.selection is None:
+            return self
+        held, kinks = self.selection.held, self.selection.kinks
+        return self._replace(selection=None, active_set=held, kinks=kinks)
+
     def without_scoped(self) -> Problem:
         """The same batch with the captured tensors of enclosing scopes left as the node sees them."""
         kept = [i for i, c in enumerate(self.originals) if c.path is not None]
@@ -139,7 +156,8 @@ class Problem:
         As operands they go through transforms with the batch.
         """
         held = (self.active_set, self.kinks)
-        return [x.active for x in held if x is not None and x.count]
+        own = [x.active for x in held if x is not None and x.count]
+        return own if self.selection is None else [*self.selection.masks, *own]
 
     @property
     def input_count(self) -> int:
@@ -157,6 +175,8 @@ class Problem:
         rest = iter(operands)
         inputs = tuple(next(rest) if isinstance(x, Tensor) else x for x in self.inputs)
         problem = self._replace(inputs=inputs, captured=tuple(next(rest) for _ in self.captured))
+        if self.selection is not None:
+            problem.selection = self.selection.with_masks(rest)
         for name in ("active_set", "kinks"):
             held = getattr(self, name)
             if held is not None and held.count:
@@ -193,6 +213,8 @@ class Problem:
             single.kinks = self.kinks.of_items(slice(index, index + 1))
         if self.active_set is not None:
             single.active_set = self.active_set.of_items(slice(index, index + 1))
+        if self.selection is not None:
+            single.selection = self.selection.of_items(slice(index, index + 1))
         return single
 
     def substitute(self, index: int | None = None) -> Any:
@@ -245,6 +267,8 @@ class Problem:
 
     def objective(self, y: Tensor) -> Tensor:
         """f of each item, shape (B,)."""
+        if self.selection is not None:
+            return self.selection.objective(y)
         values = self._each(self.node.objective, y)
         if values.shape != (self.batch_size,):
             raise InputError(
@@ -259,12 +283,22 @@ class Problem:
         Active inequality constraints follow the node's own equations, and the arguments of active kinks
         come last.
         """
-        own = self._own_constraints(y)
+        own = self._own_constraints(y) if self.selection is None else self._selecting(y)
         parts = [] if own is None else [own]
         if self.active_set is not None and self.active_set.count:
             parts.append(self.active_set.values(self, y))
         if self.kinks is not None and self.kinks.count:
             parts.append(self.kinks.arguments(self, y))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else (parts[0] if parts else None)
+
+    def _selecting(self, y: Tensor) -> Tensor | None:
+        """The equations whose solutions are those of the problem as it is stated."""
+        assert self.selection is not None
+        stated = self.stated
+        h = stated.constraints(y)
+        parts = [] if h is None else [h]
+        if self.selection.directions:
+            parts.append(self.selection.values(stated, y))
         return torch.cat(parts, dim=-1) if len(parts) > 1 else (parts[0] if parts else None)
 
     def _own_constraints(self, y: Tensor) -> Tensor | None:
@@ -283,6 +317,8 @@ class Problem:
             return True
         if self.active_set is not None and self.active_set.count:
             return True
+        if self.selection is not None:
+            return self.selection.directions > 0 or self.stated.has_constraints(y)
         if "constraints" not in self._shown:
             self._own_constraints(y)
         return bool(self._shown["constraints"])
@@ -299,6 +335,8 @@ class Problem:
         each entry; −inf where there is no bound. None without inequality constraints."""
         if not self.node.has_inequalities:
             return None
+        if self.selection is not None:
+            return self.selection.inequalities(self.stated, y)
         values = flat(self._each(self._flat_inequalities, y))
         return values if values.shape[-1] else None
 
@@ -319,6 +357,8 @@ class Problem:
         bounds."""
         if self.node.bounds is None:
             return None
+        if self.selection is not None:
+            return self.selection.bounds(self.stated, y)
         found = self._each(self._flat_bounds, y)
         return (found[:, 0], found[:, 1]) if found.shape[-1] else None
 
@@ -504,7 +544,7 @@ class Problem:
             return self._record(y).traces
 
     def _record(self, point: Tensor) -> Recorded:
-        problem = self._replace(_traces=[])
+        problem = self.stated._replace(_traces=[])
         # By their values: not every way of writing on a tensor counts as one.
         before = Held(point)
         values = problem.objective(point)

@@ -33,6 +33,7 @@ from .kinks import kinks_of
 from .lagrangian import constraint_set
 from .perturbation import perturb
 from .problem import Problem, flat
+from .selection import least_norm
 from .solution import Solution, Status
 from .structure import Structure
 
@@ -66,6 +67,9 @@ def best_of_starts(problem: Problem, start: Tensor | None) -> Solution:
     batch, count = points.shape[:2]
     whole = _repeated(problem, count)
     found = _solve_all(whole, points.flatten(0, 1))
+    if problem.node.selection is not None:
+        # Points of one valley are one solution then.
+        found = least_norm(whole, found.batched(batch * count))
     tolerance = tolerance_of(problem, found.y, None)
     whole = _completed(whole, found.y, tolerance)
     certificate = measure(whole, found.batched(batch * count), None)

@@ -36,6 +36,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "ddnkit.active_set",
     ): "a problem keeps the constraints that are active at its solution",
     ("ddnkit.problem", "ddnkit.kinks"): "a problem keeps the kinks that are active at its solution",
+    ("ddnkit.problem", "ddnkit.selection"): "a problem keeps what selects one of its solutions",
     (
         "ddnkit.implicit.solution_equation",
         "ddnkit.implicit.call",

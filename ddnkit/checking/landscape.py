@@ -65,13 +65,14 @@ def lower_minimum(subject: Subject, solved: SolvedBatch) -> Elsewhere | None:
         x.expand(len(starts), *x.shape[1:]) if own else x
         for x, own in zip(solved.problem.operands, flags, strict=True)
     ]
-    problem = solved.problem.resize(operands, len(starts), flags)
+    # Of the problem as the node states it: a least norm is nobody's objective.
+    problem = solved.problem.resize(operands, len(starts), flags).stated
     found = newton(problem, starts, max_iterations=_ITERATIONS)
     if found is None:
         return None
     with torch.no_grad():
         values = problem.objective(found.y)
-        here = float(solved.problem.objective(solved.solution.y))
+        here = float(solved.problem.stated.objective(solved.solution.y))
         size = float(problem.objective(starts).nan_to_num(0, 0, 0).abs().max())
     certificate = measure(problem, found, subject.tolerance)
     good = certificate.solved.detach() & (_statuses(found) == Status.CONVERGED) & values.isfinite()

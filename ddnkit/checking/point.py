@@ -189,7 +189,8 @@ def look_for_closed_form(findings: Findings) -> None:
             continue
         if found is None or set(found.statuses()) != {Status.CONVERGED}:
             continue
-        here, there = (solved.problem.objective(y) for y in (solved.solution.y, found.y))
+        stated = solved.problem.stated
+        here, there = (stated.objective(y) for y in (solved.solution.y, found.y))
         eps = torch.finfo(here.dtype).eps
         if found.uniqueness is not None and bool((found.uniqueness < eps**0.5).any()):
             continue  # no solver makes that one solution

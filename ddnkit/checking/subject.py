@@ -182,7 +182,7 @@ class Subject:
             first=True,
             wanted=(),
         )
-        return problem.with_active_set(shown.active_set).with_kinks(shown.kinks)
+        return shown.completed(problem)
 
     def solve_again(self, problems: Sequence[Problem], start: Tensor | None) -> list[Tensor]:
         """y (B, m) of each problem, from ``start`` (B, *y) where the node's solver takes one."""

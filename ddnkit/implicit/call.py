@@ -57,8 +57,10 @@ class _Factorised(LinearSystems):
         return found.z, found.mu
 
 
-#: Outputs beside what a solver keeps: which constraints and kinks are active. No solver's name has a space.
-_ACTIVE, _AT_KINKS = "active constraints", "active kinks"
+#: Outputs beside what a solver keeps: which constraints and kinks are active, and what selects a solution. No
+#: solver's name has a space.
+_ACTIVE, _AT_KINKS, _SELECTION = "active constraints", "active kinks", "of selection"
+_OWN_OUTPUTS = (_ACTIVE, _AT_KINKS, _SELECTION)
 
 
 class Call(LinearSystems):
@@ -87,9 +89,11 @@ class Call(LinearSystems):
         comparisons: Comparisons,
         first: bool = False,
         wanted: Sequence[bool] = (),
+        moving: Sequence[bool] = (),
     ):
         super().__init__(form)
         self.policy = policy
+        self.moving = tuple(moving)
         self.certify = certify
         self.tolerance = tolerance
         self.batch_shape = tuple(batch_shape)
@@ -128,7 +132,12 @@ class Call(LinearSystems):
         if seen is None:
             return problem
         masks = dict(zip(self.aux_names, outputs[1:], strict=False))
-        active, kinks = seen.active_set, seen.kinks
+        active, kinks, selection = seen.active_set, seen.kinks, seen.selection
+        if problem.selection is None and selection is not None:
+            if _SELECTION in masks:
+                names = [f"{_SELECTION} {k}" for k in range(1, len(selection.masks))]
+                selection = selection.with_masks(iter([masks[n] for n in (_SELECTION, *names)]))
+            problem = problem.with_selection(selection)
         if problem.active_set is None and active is not None:
             mask = masks.get(_ACTIVE, active.active)
             problem = problem.with_active_set(active.with_mask(mask))
@@ -210,6 +219,9 @@ class Call(LinearSystems):
         if self.policy == "mask":
             y = torch.where(y.isfinite() | good.reshape(-1, *[1] * (y.ndim - 1)), y, 0.0)
         self.tells_good = self.policy == "mask" or self.underived is not None
+        if found.selection is not None:
+            for k, mask in enumerate(found.selection.masks):
+                aux[f"{_SELECTION} {k}" if k else _SELECTION] = mask
         if found.active_set is not None and found.active_set.count:
             aux[_ACTIVE] = found.active_set.active
         if found.kinks is not None and found.kinks.count:
@@ -235,8 +247,7 @@ class Call(LinearSystems):
         if found.batch_size and not self.nothing_sound:
             evaluation = self._observe(found, solution.y, problem, held)
             if self.observation is not None:
-                found = found.with_active_set(self.observation.active_set)
-                found = found.with_kinks(self.observation.kinks)
+                found = self.observation.completed(found)
         measured = self.certify != "off"
         certificate = measure(found, solution, self.tolerance, evaluation, self.aside, measured)
         certificate = dataclasses.replace(certificate, finite=finite)
@@ -267,6 +278,7 @@ class Call(LinearSystems):
             operands=held,
             first=self.first,
             wanted=self._by_objective(problem, y),
+            moving=self.moving,
         )
         tell(self.observation.traces)
         return recorded.evaluation
@@ -431,7 +443,7 @@ class Call(LinearSystems):
         kept: Mapping[str, Tensor] = {
             name: value
             for name, value in zip(self.aux_names, aux, strict=True)
-            if name not in (_ACTIVE, _AT_KINKS) and not (name == "good" and self.tells_good)
+            if not name.startswith(_OWN_OUTPUTS) and not (name == "good" and self.tells_good)
         }
         whole = self.complete(problem)
         reject_rebound_tensors(whole, y)

@@ -406,7 +406,7 @@ class MultiplierEquation(_AtSolution):
 
     def _values(self, *operands: Tensor) -> Tensor:
         *theta, y = operands
-        problem = self.problem.with_operands(theta)
+        problem = self.problem.with_operands(theta).stated
         constraints, g = constraint_set(problem, y), problem.inequalities(y)
         if not constraints.parametric:
             return flat(y)[:, :0] if g is None else torch.zeros_like(g)

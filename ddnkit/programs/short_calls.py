@@ -297,6 +297,8 @@ def _unlike_others(node: DeclarativeNode) -> str | None:
         return "the node's own adjoint takes one problem at a time"
     if node.fixed_point is not None:
         return "the node is a fixed point"
+    if node.selection is not None:
+        return "the node selects one of its solutions"
     if starts_at_several_points(node):
         return "the node starts at several points"
     return None
