@@ -184,6 +184,30 @@ def test_zero_is_a_solution() -> None:
     assert_near(found[0], torch.zeros_like(A))
 
 
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(k, marks=pytest.mark.long) for k in range(1, 20))]
+)
+def test_drawn_systems_at_any_scale(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, unknowns = (int(torch.randint(1, most, (1,), generator=generator)) for most in (5, 6))
+    scales = 10 ** (12 * torch.rand(2, generator=generator, **F64) - 6)
+    A = (scales[0] * draw(2, rows, unknowns, seed=seed)).requires_grad_()
+    b = (scales[1] * draw(2, rows, seed=seed + 100)).requires_grad_()
+    layer = DeclarativeLayer(LeastSquares(), policy="raise")
+    y, expected = layer(A, b), pinv(A, b)
+    condition = float(torch.linalg.cond(A.detach()).amax()) ** 2
+    pairs = [(y, expected)]
+    pairs += zip(
+        torch.autograd.grad(y.sum(), (A, b)),
+        torch.autograd.grad(expected.sum(), (A, b)),
+        strict=True,
+    )
+    for found, wanted in pairs:
+        size = float(wanted.detach().abs().amax())
+        bound = rounding(wanted.dtype, 1e5, size=size, condition=condition)
+        assert float((found - wanted).detach().abs().amax()) <= bound
+
+
 # -- where the selected solution jumps -------------------------------------------------------------
 
 
