@@ -26,6 +26,7 @@ found leads to, and one of several that are equal has no gradient, as for any pr
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ from .lagrangian import (
 )
 from .linalg.items import apply
 from .linalg.kkt import NOISE_FACTOR, RANK_REVEALING_SIZE, EigenInverse, KKTInverse, unit_curvature
+from .node import DeclarativeNode
 from .perturbation import STEP, perturb, relative_changes
 from .problem import Problem, flat
 from .solution import Solution, Status
@@ -61,6 +63,8 @@ _ROUNDS = 24
 _RESTORATIONS = 4
 #: The part of the way to the least norm that is left out, from which on an item is given up.
 _GIVEN_UP = 0.99
+#: δ, beside the slope of f for a y of size 1.
+_DAMPING = 1e-3
 #: Exponents of the rounding: how far inputs and y are moved to see whether solutions remain a set of the
 #: same kind, and from where on what is seen there is no rounding. A change of rank shows in the square of the
 #: first.
@@ -307,6 +311,7 @@ def least_norm(problem: Problem, solution: Solution) -> Solution:
     Args:
         solution: batched.
     """
+    solution = _with_bounded(problem, solution)
     y = solution.y.detach()
     tolerance = tolerance_of(problem, y, None)
     status = torch.as_tensor(solution.status, device=y.device)
@@ -320,6 +325,45 @@ def least_norm(problem: Problem, solution: Solution) -> Solution:
     found = _in_float64(problem, torch.where(_column(usable, y), y, 0.0), work)
     found = torch.where(_column(usable, y), found.to(y.dtype), y)
     return dataclasses.replace(solution, y=found, uniqueness=None)
+
+
+def _with_bounded(problem: Problem, solution: Solution) -> Solution:
+    """The solutions, with those of items that only seem unbounded.
+
+    Along a face that reaches to infinity f falls by rounding. With a small term (δ/2)‖y‖² it does not, and of
+    a linear program the solution then is the one of least norm, if δ is small enough.
+    """
+    status = torch.as_tensor(solution.status, device=solution.y.device)
+    lost = (status == int(Status.UNBOUNDED)).nonzero()[:, 0]
+    node = problem.node
+    if not len(lost) or type(node).solve is not DeclarativeNode.solve:
+        return solution
+    flags = problem.operands_batched
+    pairs = zip(problem.operands, flags, strict=True)
+    part = problem.resize([x[lost] if own else x for x, own in pairs], len(lost), flags)
+    try:
+        start = part.start().to(solution.y.dtype)
+    except InputError:
+        return solution
+    slope = flat(part.gradient(start)).norm(dim=1) / flat(start).norm(dim=1).clamp(min=1)
+    delta = _DAMPING * float(slope.min())
+    damped = copy.copy(node)
+
+    def objective(*xs: Any, y: Any) -> Tensor:
+        parts = [y] if isinstance(y, Tensor) else list(y.values() if isinstance(y, dict) else y)
+        norm = sum((x.square().sum() for x in parts), parts[0].new_zeros(()))
+        return type(node).objective(damped, *xs, y=y) + delta / 2 * norm
+
+    damped.objective = objective  # type: ignore[method-assign]
+    y = damped.solve_problem(part.with_node(damped), start).y.to(solution.y.dtype)
+    tolerance = tolerance_of(part, y, None)
+    sound = flat(y).isfinite().all(dim=1)
+    y = torch.where(_column(sound, y), y, start)
+    stated = _stated_at(part, y, tolerance)
+    found = sound & measure(stated, Solution(y).batched(len(y)), tolerance).solved
+    whole, every = solution.y.clone(), status.clone()
+    whole[lost[found]], every[lost[found]] = y[found], int(Status.CONVERGED)
+    return dataclasses.replace(solution, y=whole, status=every)
 
 
 def _least_norm(problem: Problem, given: Tensor, usable: Tensor, tolerance: float) -> Tensor:

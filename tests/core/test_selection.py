@@ -335,6 +335,33 @@ def test_a_face_of_a_linear_program() -> None:
         layer(c.requires_grad_(), a, b).sum().backward()
 
 
+def test_a_face_that_reaches_to_infinity_and_a_program_without_a_solution() -> None:
+    class Rays(LinearProgram):
+        """min cᵀy over y ≥ 0 with A y = b."""
+
+        input_dims = (1, 2, 1)
+        inequality_constraints = DeclarativeNode.inequality_constraints
+
+        def equality_constraints(self, c: Tensor, A: Tensor, b: Tensor, y: Tensor) -> Tensor:
+            return A @ y - b
+
+    # c = Aᵀ(1, 2) but for an entry that keeps y₄ at 0; (1, 1, 1, 0) is a ray of solutions.
+    A = torch.tensor([[1.0, 1.0, -2.0, 0.3], [0.7, -1.3, 0.6, 1.0]], **F64)
+    c = A.mT @ torch.tensor([1.0, 2.0], **F64) + torch.tensor([0.0, 0.0, 0.0, 0.5], **F64)
+    b = (A @ torch.tensor([0.9, 0.2, 0.1, 0.0], **F64)).requires_grad_()
+    layer = DeclarativeLayer(Rays(), policy="raise")
+    y = layer(c, A, b)
+    two = pinv(A[None, :, :2], b.detach()[None])[0]
+    least = torch.cat([two, two.new_zeros(2)])
+    # Two entries are enough for b, and the least of all is between that point and (1, 1, 1, 0).
+    ray = torch.tensor([1.0, 1.0, 1.0, 0.0], **F64)
+    expected = least - ray * ((least @ ray) / 3).clamp(max=float(least[:3].min()))
+    assert_near(y, expected, 1e-9)
+    y.sum().backward()
+    with pytest.raises(UntrustedGradientError, match="UNBOUNDED"):
+        layer(-torch.ones(4, **F64), A, b)
+
+
 def test_a_program_with_one_solution() -> None:
     c, a = torch.tensor([1.0, 3.0, 3.0], **F64), torch.tensor([1.0, 2.0, 1.0], **F64)
     xs = [x.requires_grad_() for x in (c, a, torch.tensor(2.0, **F64))]
