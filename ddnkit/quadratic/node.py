@@ -111,10 +111,14 @@ class QPNode(DeclarativeNode):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the program is what this class says it is, and its solver is not another one's choice."""
+        """Whether the program is what this class says it is, with one solution meant, and its solver is not
+        another one's choice."""
         kind = type(self)
-        return self.solver == QPNode.solver and all(
-            getattr(kind, name) is getattr(QPNode, name) for name in _FUNCTIONS
+        return (
+            self.selection is None
+            and self.starts == 1
+            and self.solver == QPNode.solver
+            and all(getattr(kind, name) is getattr(QPNode, name) for name in _FUNCTIONS)
         )
 
     def program(self, xs: Sequence[Tensor], size: int) -> QuadraticProgram:

@@ -362,6 +362,19 @@ def test_a_face_that_reaches_to_infinity_and_a_program_without_a_solution() -> N
         layer(-torch.ones(4, **F64), A, b)
 
 
+def test_a_quadratic_program_of_data() -> None:
+    node = ddnkit.QPNode("A", "b", "lower")
+    node.selection = "least_norm"
+    A, b = draw(1, 2, 4), draw(1, 4, seed=1)
+    right = (A @ b.abs().unsqueeze(-1)).squeeze(-1).requires_grad_()
+    Q, q, lower = torch.zeros(4, 4, **F64), torch.zeros(4, **F64), torch.full((4,), -10.0, **F64)
+    layer = DeclarativeLayer(node, policy="raise")
+    y = layer(Q, q, A, right, lower)
+    assert_near(y, pinv(A, right), 1e-9)
+    (found,) = torch.autograd.grad(y.sum(), right)
+    assert_near(found, torch.linalg.pinv(A).sum(dim=1), 1e-9)
+
+
 def test_a_program_with_one_solution() -> None:
     c, a = torch.tensor([1.0, 3.0, 3.0], **F64), torch.tensor([1.0, 2.0, 1.0], **F64)
     xs = [x.requires_grad_() for x in (c, a, torch.tensor(2.0, **F64))]
