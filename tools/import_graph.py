@@ -41,6 +41,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "ddnkit.implicit.solution_equation",
         "ddnkit.implicit.call",
     ): "a call has its equation, and the equation asks the call for its linear systems",
+    ("ddnkit.quadratic.call", "ddnkit.quadratic.node"): "a call reads the data that its node has",
     ("ddnkit.programs.call_programs", "ddnkit.layer"): "programs are made of a layer's settings",
     ("ddnkit.programs.short_call", "ddnkit.layer"): "a short call reads the layer's settings",
     ("ddnkit.programs.short_calls", "ddnkit.layer"): "a layer hands itself to its short calls",
