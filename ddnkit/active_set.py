@@ -4,7 +4,9 @@ A solution of  min f  subject to  h = 0, g ≤ 0  has multipliers λ ≥ 0 with
     ∇f − Aᵀν + Gᵀλ = 0,      λᵢ gᵢ = 0      (A = D_y h, G = D_y g).
 Where each i has either λᵢ > 0 or gᵢ < 0 (strict complementarity), the same constraints stay active nearby:
 y(θ) is the solution of the problem with gᵢ = 0 for the active ones and without the others, and all that is
-known of equations holds. Where some i has neither, it is weakly active: the solution has a kink there.
+known of equations holds. Where some i has neither, it is weakly active: the solution has a kink there. One
+that follows from the others (`ddnkit.qualification`) may as well be left out, and is; where active ones meet
+that do not for other inputs, there is a kink too.
 
 Both are told by the relative change of the data that would change them: gᵢ by how much it changes with a
 relative change of operands and y, λᵢ by how much its part of ∇_y L is beside what ∇_y L changes by. The
@@ -21,6 +23,7 @@ Source: Nocedal and Wright, *Numerical Optimization*, theorems 12.1 and 12.5; Fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,15 +32,16 @@ from torch import Tensor
 
 from .lagrangian import (
     constraint_jacobian,
-    constraint_set,
-    first_order_change,
     inequality_jacobian,
     least_squares_multipliers,
+    row_basis,
 )
 from .linalg.items import apply
 from .perturbation import STEP, perturb
 from .problem import Problem, flat
+from .qualification import are_dependent, moves_apart, touching
 from .solution import SETTLED
+from .solution_size import moved_operands, size_of_solution
 
 #: What a solution that is good to the tolerance may leave of a slack or a multiplier, in tolerances.
 EDGE = 10
@@ -92,11 +96,17 @@ class ActiveSet:
 
 @torch.no_grad()
 def active_set(
-    problem: Problem, y: Tensor, tolerance: float, *, strongly: bool = False
+    problem: Problem,
+    y: Tensor,
+    tolerance: float,
+    derived: Sequence[bool] | None = None,
+    *,
+    strongly: bool = False,
 ) -> ActiveSet | None:
     """The active set at y (B, *y); None where the problem has no inequality constraints.
 
     Args:
+        derived: for each operand whether its derivative may be asked for; None: of all.
         strongly: of those with a multiplier alone, as if there were no others.
     """
     g = problem.inequalities(y)
@@ -129,10 +139,13 @@ def active_set(
         strong = torch.where(use, held & (other > sharp), strong)
         clearly = held & ~strong & (distance[:, rows] <= sharp)
         weak = torch.where(use, clearly, weak)
+    follows, apart = _dependence(problem, y, rows, G, strong, weak, size, derived)
+    weak = weak & ~follows
     chosen = problem.node.degenerate in ("one_sided", "least_norm") or tolerance == torch.inf
     clear = distance.clone()
     of_weak = torch.inf if chosen else 0.0
-    clear[:, rows] = torch.where(strong, relative, distance[:, rows]).masked_fill(weak, of_weak)
+    told = torch.where(strong, relative, distance[:, rows]).masked_fill(follows, torch.inf)
+    clear[:, rows] = told.masked_fill(weak | apart, of_weak)
     if strongly:
         kept = strong.any(dim=0)
         rows, strong, relative = rows[kept], strong[:, kept], relative[:, kept]
@@ -199,6 +212,59 @@ def _relative_multipliers(
         held = held & ~dropped
 
 
+def _dependence(
+    problem: Problem,
+    y: Tensor,
+    rows: Tensor,
+    G: Tensor,
+    strong: Tensor,
+    weak: Tensor,
+    size: Tensor,
+    derived: Sequence[bool] | None,
+) -> tuple[Tensor, Tensor]:
+    """Which weakly active constraints (B, k) follow from the others that hold, and which of those that hold
+    depend on others here and do not for other operands."""
+    none = torch.zeros_like(weak)
+    if not len(rows) or not len(y):
+        return none, none
+    bare = problem.with_active_set(None)
+    A = constraint_jacobian(bare, y)
+    equations = 0 if A is None else A.shape[1]
+    stacked = G if A is None else torch.cat([A, G], dim=1)
+    stacked = torch.where(stacked.isfinite(), stacked, 0.0)
+    there = torch.cat(
+        [torch.ones_like(stacked[:, :equations, 0], dtype=torch.bool), strong | weak], 1
+    )
+    items = are_dependent(stacked, there).nonzero()[:, 0]
+    if not len(items):
+        return none, none
+    some = _items(bare, items)
+    parts = some, y[items], stacked[items], there[items], rows
+    apart = none.index_put((items,), moves_apart(*parts, derived))
+    follows = none
+    if bool((weak[items] & ~apart[items]).any()):
+        # In the span of those that hold strongly, around y as well.
+        held = torch.cat([there[items][:, :equations], strong[items]], dim=1)
+        Q = row_basis(stacked[items] * held.unsqueeze(-1))
+        own = G[items] / G[items].norm(dim=-1, keepdim=True).clamp_min(torch.finfo(G.dtype).tiny)
+        within = (own - own @ Q @ Q.mT).norm(dim=-1) <= torch.finfo(y.dtype).eps ** 0.5
+        held = strong[items] | (weak[items] & within)
+        kept = ActiveSet(rows, held, *[size[items]] * 3)
+        meet = touching(some.with_active_set(kept), y[items], size[items]) > 0
+        follows = none.index_put((items,), weak[items] & within & ~meet.unsqueeze(1))
+    return follows & ~apart, apart
+
+
+def _items(problem: Problem, items: Tensor) -> Problem:
+    """Some items of a batch, each with captured tensors of its own."""
+    flags = problem.operands_batched
+    operands = [
+        x[items] if own else x.expand(len(items), *x.shape)
+        for x, own in zip(problem.operands, flags, strict=True)
+    ]
+    return problem.resize(operands, len(items), [True] * len(operands))
+
+
 def _change_of_slope(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
     """How much each entry of ∇f (B, m) changes with a relative change of operands and y."""
     step = STEP[y.dtype]
@@ -211,28 +277,3 @@ def _change_of_slope(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
         # In that one unit too: of an entry that is 0 the multiplier may be all rounding.
         scale = torch.maximum(scale, scale.square().mean(dim=1, keepdim=True).sqrt())
     return scale
-
-
-def size_of_solution(problem: Problem, y: Tensor, gradient: Tensor, tolerance: float) -> Tensor:
-    """The size of y (B,): its root mean square or, where that may be what rounding or a solver has left of
-    zero, the change of y that changes ∇_y L by as much as the operands make of it."""
-    size = flat(y).square().mean(dim=1).sqrt()
-    operands = [x for x in problem.operands if x.is_floating_point() and x.numel()]
-    largest = max((float(x.detach().abs().amax()) for x in operands), default=0.0)
-    if not bool((size <= tolerance * largest).any()):
-        return size
-    nu = constraint_set(problem, y, in_numbers=True).multipliers(flat(gradient))
-    by_operands, _ = first_order_change(problem, y, nu, moved_operands(problem, 0), y)
-    moved = y + (perturb(torch.ones_like(y), STEP[y.dtype], 0, 0) - 1)
-    by_y, _ = first_order_change(problem, y, nu, problem.operands, moved)
-    own = by_operands.norm(dim=1) / by_y.norm(dim=1)
-    return torch.where(own.isfinite() & (size <= tolerance * own), own, size)
-
-
-def moved_operands(problem: Problem, probe: int) -> list[Tensor]:
-    """The operands, each entry changed by a step relative to it."""
-    flags = problem.operands_batched
-    return [
-        perturb(x, STEP[x.dtype], k + 1, probe) if own and x.dtype in STEP else x
-        for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
-    ]

@@ -31,8 +31,10 @@ from .lagrangian import (
 from .linalg.items import apply, distinct
 from .perturbation import STEP, perturb, relative_changes
 from .problem import Evaluation, Problem, flat
+from .qualification import touching
 from .renamed import OldMethod
 from .solution import SETTLED, Solution, Status
+from .solution_size import size_of_solution
 
 VERDICTS = ("trusted", "doubtful", "invalid")
 #: In the place of "trusted" where nothing was measured.
@@ -108,6 +110,8 @@ class Certificate:
         licq: smallest over largest singular value of the constraints' gradients, each of unit length; 0
             where some are treated as dependent (harmless if they are consistent), unless the margin of
             the others is itself too small; 1 without constraints.
+        touching: 1 for items whose constraints are dependent at y and not around it (`ddnkit.qualification`),
+            so that no constraint qualification holds, else 0; None where none are dependent.
         saddle: how negative the smallest curvature is, relative to the largest, if the solution of the
             adjoint system showed that y is a saddle point; 0 for other items; None before the backward
             pass, if it showed nothing, and if y is a minimum.
@@ -155,6 +159,7 @@ class Certificate:
     uniqueness: Tensor | None = None
     adjoint_residual: Tensor | None = None
     licq: Tensor | None = None
+    touching: Tensor | None = None
     saddle: Tensor | None = None
     curvature: Tensor | None = None
     condition: Tensor | None = None
@@ -230,9 +235,11 @@ class Certificate:
             if curvature is not None:
                 limits = -self._clear_curvature, -self._rounding
                 figures.append(_Figure(-curvature, *limits, _not_unique, acts=2, follows=True))
+        if self.touching is not None:
+            figures.append(_Figure(self.touching, 0, 0, _constraints_touch))
         if self.active_margin is not None:
             none = -torch.finfo(self.active_margin.dtype).tiny
-            figures.append(_Figure(-self.active_margin, none, none, _weakly_active))
+            figures.append(_Figure(-self.active_margin, none, none, _weakly_active, follows=True))
         if self.branch_gap is not None:
             none = -torch.finfo(self.branch_gap.dtype).tiny
             figures.append(_Figure(-self.branch_gap, none, none, _equal_minima))
@@ -459,7 +466,7 @@ def _measure(
 ) -> Certificate:
     y = solution.y
     tolerance = tolerance_of(problem, y, tolerance)
-    uneven = None
+    uneven = touches = None
     if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
         error = feasibility = licq = y.new_zeros(problem.batch_size)
     elif not measured:
@@ -467,6 +474,9 @@ def _measure(
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
         error, feasibility, licq, uneven = _backward_errors(problem, y, gradient, tolerance)
+        if problem.has_constraints(y) and bool((licq == 0).any()):
+            touches = touching(problem, y, size_of_solution(problem, y, flat(gradient), tolerance))
+            touches = torch.where(licq == 0, touches, 0.0)
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
         if problem.active_set is not None:
@@ -489,6 +499,7 @@ def _measure(
     return Certificate(
         error, feasibility, status, iterations, tolerance, solution.solver, uniqueness,
         licq=licq,
+        touching=touches,
         settled=settled,
         active_margin=None if problem.active_set is None else problem.active_set.margin,
         branch=branch,
@@ -784,6 +795,14 @@ def _nearly_dependent_constraints(certificate: Certificate) -> str:
     )
 
 
+def _constraints_touch(certificate: Certificate) -> str:
+    return (
+        "the constraints touch: no constraint qualification holds, as their gradients are dependent at y "
+        "and not around it, so that what follows from them is no derivative; (a) two of them only touch "
+        "there, (b) one vanishes together with its gradient, as a square does; state the set otherwise"
+    )
+
+
 def _solution_inaccurate(certificate: Certificate) -> str:
     assert certificate.solution_error is not None
     worst = certificate.solution_error
@@ -812,7 +831,8 @@ def _weakly_active(certificate: Certificate) -> str:
     return (
         "a constraint is weakly active: it holds as an equation, and its multiplier is zero, so that the "
         "solution has a kink there; (a) the data are just at it, (b) the objective is at its minimum "
-        "without the constraint, (c) the solver stopped short of it; a node's `degenerate` chooses a gradient"
+        "without the constraint, (c) active constraints meet here that do not for other inputs, (d) the "
+        "solver stopped short of it; a node's `degenerate` chooses a gradient"
     )
 
 

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .active_set import moved_operands, size_of_solution
 from .kink_table import KinkPoint, slope_of_a_clamp_at_its_end
 from .lagrangian import (
     constraint_jacobian,
@@ -39,6 +38,7 @@ from .lagrangian import (
 from .perturbation import STEP, perturb
 from .problem import Problem, Recorded, flat
 from .recording import Recorder, Step, Trace
+from .solution_size import moved_operands, size_of_solution
 
 _functorch = torch._C._functorch
 

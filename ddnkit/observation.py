@@ -146,7 +146,7 @@ def observe(
             )
     selection = None
     if problem.node.selection is None:
-        active = active_set(problem, y, tolerance)
+        active = active_set(problem, y, tolerance, moving or None)
         problem = problem.with_active_set(active)
         kinks = kinks_of(problem, y, recorded, tolerance)
     else:

@@ -158,11 +158,12 @@ def weakly_active(findings: Findings, point: Point) -> Cause | None:
     """A constraint that holds as an equation, with a multiplier of zero."""
     if not findings.failures(Comparison.ACTIVE_SET):
         return None
-    return Cause(
+    return degenerate(point) or Cause(
         Diagnosis.WEAKLY_ACTIVE,
         "a constraint is weakly active at the solution: it holds as an equation, and its multiplier is "
-        "zero. The solution has a kink there: a small change of the inputs on one side makes the constraint "
-        "active, on the other not, and no gradient is right on both",
+        "zero, or it meets other active ones that it does not meet for other inputs. The solution has a "
+        "kink there: a small change of the inputs on one side makes the constraint active, on the other "
+        "not, and no gradient is right on both",
         "check other inputs: most are not at a kink. To choose a gradient there, set the node's "
         '`degenerate` to "least_norm" (as if the constraint stays active) or "one_sided" (as if it does '
         "not); or use policy='mask' in the layer",
@@ -205,7 +206,8 @@ def degenerate(point: Point) -> Cause | None:
     stationarity = float(point.certificate.stationarity.max())
     return Cause(
         Diagnosis.DEGENERATE_CONSTRAINTS,
-        "degenerate constraints: at the solution their gradients vanish or become dependent, and just "
+        "degenerate constraints: the constraints touch, and no constraint qualification holds. At the "
+        "solution their gradients vanish or become dependent, and just "
         f"beside it they are not (singular value {point.rank_gained:.1e} of their Jacobian, 0 at "
         f"the solution); there are no multipliers (stationarity {stationarity:.1e}) or no tangent "
         "space to differentiate on",

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..assessment import assess
 from ..backward.dense import Dense
+from ..certificate import tolerance_of
 from ..lagrangian import constraint_jacobian
 from ..linalg.kkt import RANK_REVEALING_SIZE
 from ..problem import Problem, flat
 from ..solution import Status
+from ..solution_size import size_of_solution
 from ..solver import Solver, as_solver
 from .differences import at, generator
 from .findings import Findings, Point, Slopes
@@ -52,9 +54,14 @@ def compare_solution(findings: Findings, point: Point) -> None:
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
     findings.compare(Comparison.SAME_SOLUTION, relative_distance(again.y, solved.y), 1e3 * rounding)
-    if not findings.subject.node.constrained:
+    node = findings.subject.node
+    if not (node.constrained or node.has_inequalities):
         return
     point.rank_gained = rank_gained_nearby(solved)
+    touching = certificate.touching
+    if touching is not None and not bool((touching > 0).any()):
+        # Dependent, and the set is the same without some of them: as far as it is followed, they agree.
+        point.rank_gained = 0.0
     findings.compare(Comparison.CONSTANT_RANK, point.rank_gained, 0.0)
     margin = 1.0 if certificate.licq is None else float(certificate.licq.min())
     if margin == 0 and not point.rank_gained:
@@ -151,7 +158,10 @@ def rank_gained_nearby(solved: SolvedBatch) -> float:
     here = constraint_jacobian(problem, y)
     if here is None or not here.shape[1]:
         return 0.0
-    around = [constraint_jacobian(problem, y + shift) for shift in _shifts(y)]
+    # Without the active inequality constraints, whose multipliers grow beyond all bounds where they touch.
+    bare, tolerance = problem.with_active_set(None), tolerance_of(problem, y, None)
+    size = size_of_solution(bare, y, problem.gradient(y), tolerance)
+    around = [constraint_jacobian(problem, y + shift) for shift in _shifts(y, size)]
     rows = torch.stack([here, *(A for A in around if A is not None)])
     rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     length = rows.norm(dim=-1, keepdim=True).amax(dim=0)
@@ -161,9 +171,9 @@ def rank_gained_nearby(solved: SolvedBatch) -> float:
     return float(torch.where(gained, near, 0.0).max())
 
 
-def _shifts(y: Tensor) -> list[Tensor]:
+def _shifts(y: Tensor, sizes: Tensor) -> list[Tensor]:
     source = generator()
-    size = y.norm() / max(y.numel(), 1) ** 0.5
+    size = sizes.square().mean().sqrt()
     scale = _NEARBY * torch.where(size > 0, size, 1.0)
     shifts = []
     for _ in range(_PROBES):

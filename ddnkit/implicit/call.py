@@ -315,7 +315,7 @@ class Call(LinearSystems):
         if len(y) and not self.nothing_sound:
             with _graphs_of_its_own():
                 limit = tolerance_of(problem, y, self.tolerance)
-                problem = problem.with_active_set(active_set(problem, y, limit))
+                problem = problem.with_active_set(active_set(problem, y, limit, self.wanted))
                 problem = problem.with_kinks(kinks_of(problem, y, problem.record(y), limit))
         measured = self.certify != "off"
         certificate = measure(
