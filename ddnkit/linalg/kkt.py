@@ -607,7 +607,9 @@ class TangentInverse:
         self.unit = power_of_two(G.flatten(1)).reshape(-1, 1, 1)
         self.G, G = self.G / self.unit, G / self.unit
         norm = torch.linalg.matrix_norm(G)
-        scale = norm.clamp(min=torch.finfo(wide).tiny) / G.shape[-1] ** 0.5
+        # Without any curvature, as of a linear objective at a vertex, any size will do.
+        norm = torch.where(norm > 0, norm, 1.0)
+        scale = norm / G.shape[-1] ** 0.5
         matrix = P @ G @ P + scale.reshape(-1, 1, 1) * (eye - P)
         uncertain = None if noise is None else (noise.to(wide) / self.unit).flatten(1).norm(dim=1)
         self.inverse = _inverse(

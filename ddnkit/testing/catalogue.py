@@ -7,10 +7,35 @@ from .circle import LinearOnCircle, LinearOnScaledCircle, QuadraticOnSphere
 from .degenerate import CosineDistance, RepeatedConstraint, SingularHessian
 from .entropy import EntropicTransport, Softmax
 from .equilibrium import Equilibrium
+from .inequalities import (
+    CappedSoftmax,
+    GeometricProgram,
+    MixedQP,
+    NonnegativeLeastSquares,
+    SeparableDoubleWell,
+    TrustRegion,
+    VertexOfLinearProgram,
+    WaterFilling,
+)
 from .known_problem import KnownProblem
 from .linear_algebra import Ridge, SmallestEigenvector
 from .matrices import Brockett, Procrustes, ProcrustesEqualValues
 from .parts import TwoPartQP
+from .projections import (
+    AtTheEdge,
+    IsotonicRegression,
+    ProjectionOnBall,
+    ProjectionOnBox,
+    ProjectionOnCappedSimplex,
+    ProjectionOnCorner,
+    ProjectionOnHalfSpace,
+    ProjectionOnMaxNormBall,
+    ProjectionOnSecondOrderCone,
+    ProjectionOnSimplex,
+    ProjectionOnSumBall,
+    ProjectionOutOfBall,
+    RepeatedHalfSpace,
+)
 from .quadratic import (
     AffineConstraint,
     AffineWithAdjoint,
@@ -23,7 +48,7 @@ from .simplex_etf import CASES, NearestSimplexETF
 
 
 def bank() -> list[KnownProblem]:
-    """One node of each known problem, the nearest simplex ETF in each of its cases.
+    """One node of each known problem, the nearest simplex ETF and a kink in each of their cases.
 
     Select by what each says of itself: ``[p for p in bank() if p.unique and p.analytic]``.
     """
@@ -53,4 +78,26 @@ def bank() -> list[KnownProblem]:
         Equilibrium(),
         AffineWithAdjoint(),
         TwoPartQP(),
+        ProjectionOnBox(),
+        ProjectionOnMaxNormBall(),
+        ProjectionOnHalfSpace(),
+        RepeatedHalfSpace(),
+        ProjectionOnCorner(),
+        ProjectionOnBall(),
+        ProjectionOutOfBall(),
+        ProjectionOnSumBall(),
+        ProjectionOnSimplex(),
+        ProjectionOnCappedSimplex(),
+        ProjectionOnSecondOrderCone(),
+        IsotonicRegression(),
+        AtTheEdge("least_norm"),
+        AtTheEdge("one_sided"),
+        NonnegativeLeastSquares(),
+        MixedQP(),
+        VertexOfLinearProgram(),
+        WaterFilling(),
+        CappedSoftmax(),
+        TrustRegion(),
+        GeometricProgram(),
+        SeparableDoubleWell(),
     ]

@@ -123,6 +123,80 @@ def two_parts(problem, xs, s, t, noise):
     return [*freely(problem, (a, B), s, t, noise), s * w, c + t * noise(c)]
 
 
+def set_and_point(problem, xs, s, t, noise):
+    # Where a set and what is projected on it grow alike, the same constraints stay active.
+    return [s * x for x in xs]
+
+
+def half_space(problem, xs, s, t, noise):
+    # The plane's normal has a unit of its own; t moves x along the plane.
+    x, a, b = xs
+    along = noise(x)
+    along = along - a * (a @ along) / (a @ a)
+    return [s * (x + t * along), a / s, b]
+
+
+def capped(problem, xs, s, t, noise):
+    # x moves as a whole, which τ takes up.
+    x, k, u = xs
+    return [s * (x + t * noise(k)), s * k, s * u]
+
+
+def onto_sum(problem, xs, s, t, noise):
+    x, r = xs
+    return [s * (x + t * noise(r)), s * r]
+
+
+def isotonic(problem, xs, s, t, noise):
+    x, w = xs
+    return [s * x + t * noise(w[0]), s * w]
+
+
+def nonnegative(problem, xs, s, t, noise):
+    # Another part of b that no y reaches: its multipliers stay as they are.
+    A, b = xs
+    rest = noise(b)
+    rest = rest - A @ torch.linalg.lstsq(A, rest.unsqueeze(1)).solution.squeeze(1)
+    return [s * A, b + t * rest]
+
+
+def mixed_program(problem, xs, s, t, noise):
+    # Q and q in units of f; C and d in those of a constraint.
+    Q, q, b, C, d = xs
+    return [s * Q, s * q, b, C / s, d / s]
+
+
+def vertex(problem, xs, s, t, noise):
+    C, d = xs
+    return [C, s * d]
+
+
+def power(problem, xs, s, t, noise):
+    # n > 0: f is a logarithm, and the level is the sum's.
+    n, P = xs
+    return [s * n, s * P]
+
+
+def capped_logits(problem, xs, s, t, noise):
+    x, u = xs
+    return [x + 10 * t * noise(u), u]
+
+
+def trust_region(problem, xs, s, t, noise):
+    Q, q, r = xs
+    return [s * Q, s * q, r]
+
+
+def prices(problem, xs, s, t, noise):
+    c, amount = xs
+    return [s * c, amount * (1 + t)]
+
+
+def wells(problem, xs, s, t, noise):
+    # The unit of y is that of the wells.
+    return list(xs)
+
+
 def _mild(s):
     return min(max(s, 1 / 3), 3)
 
@@ -152,4 +226,23 @@ MOVES = {
     "EquilibriumOfParts": mildly_scaled,
     "SphereCutByPlane": plane,
     "TwoPartQP": two_parts,
+    "ProjectionOnBox": set_and_point,
+    "ProjectionOnMaxNormBall": set_and_point,
+    "ProjectionOnHalfSpace": half_space,
+    "ProjectionOnCorner": set_and_point,
+    "ProjectionOnBall": set_and_point,
+    "ProjectionOnSumBall": set_and_point,
+    "ProjectionOnSimplex": onto_sum,
+    "ProjectionOnCappedSimplex": capped,
+    "ProjectionOnSecondOrderCone": set_and_point,
+    "IsotonicRegression": isotonic,
+    "AtTheEdge": set_and_point,
+    "NonnegativeLeastSquares": nonnegative,
+    "MixedQP": mixed_program,
+    "VertexOfLinearProgram": vertex,
+    "WaterFilling": power,
+    "CappedSoftmax": capped_logits,
+    "TrustRegion": trust_region,
+    "GeometricProgram": prices,
+    "SeparableDoubleWell": wells,
 }

@@ -23,7 +23,12 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS)
 each_minimiser = pytest.mark.parametrize("solver", MINIMISERS)
 
 # SLSQP's BFGS matrix serves badly where the solution is not unique or hardly so.
-BANK = [n for n in testing.bank() if n.unique and n.well_conditioned and "ETF" not in n.label]
+ALL = [n for n in testing.bank() if n.unique and n.well_conditioned and "ETF" not in n.label]
+BANK = [node for node in ALL if not node.has_inequalities]
+#: But the one whose linear objective takes a first step to the bounds, where its constraint has no slope.
+INEQUALITIES = [
+    node for node in ALL if node.has_inequalities and not isinstance(node, testing.GeometricProgram)
+]
 
 
 class QP(DeclarativeNode):
@@ -137,6 +142,25 @@ def test_is_a_minimum_of_the_known_problems(solver, node):
         + bound.stationarity * bound.y
         + rounding(gap, newton.y.numel(), size=size)
     )
+
+
+@pytest.mark.parametrize(
+    ("node", "solver"),
+    [
+        pytest.param(node, solver, marks=pytest.mark.long if (index + second) % 4 else ())
+        for index, node in enumerate(INEQUALITIES)
+        for second, solver in enumerate(MINIMISERS)
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.label,
+)
+def test_reaches_the_known_answers_under_inequalities(solver, node):
+    for seed in range(2):
+        xs = testing.sample(node, seed)
+        solution = solver().solve(Problem.single(node, xs))
+        assert solution.statuses() == [Status.CONVERGED]
+        expected = testing.join_parts(node.answer(*xs))
+        # Polished to rounding at conditions below 1e4, or good to the promise times these.
+        assert_close(solution.y[0], expected, rtol=0, atol=1e4 * PROMISED[torch.float64])
 
 
 @each_minimiser

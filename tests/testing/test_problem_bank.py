@@ -8,6 +8,7 @@ from operator import attrgetter
 import pytest
 import torch
 from bounds import factorised
+from scipy import optimize
 
 import ddnkit
 from ddnkit import testing
@@ -146,7 +147,10 @@ def test_without_an_analytic_jacobian_the_dense_form_is_the_difference(problem):
 
 @every_problem
 def test_solutions_are_feasible_and_stationary(problem):
-    """∇f is a combination of the constraints' gradients, by least squares of our own."""
+    """∇f is a combination of the constraints' gradients, by least squares of our own.
+
+    Of inequalities those take part that hold as equations, with multipliers of one sign alone.
+    """
     for seed in range(5):
         xs = testing.sample(problem, seed)
         for y in (solution(problem, xs), problem.answer(*xs)):
@@ -160,6 +164,8 @@ def test_solutions_are_feasible_and_stationary(problem):
             with torch.no_grad():
                 gradient = torch.func.grad(at(problem.objective))(point)
             gradient = gradient.reshape(-1, 1)
+            rounding = factorised(point, point.numel(), size=10)
+            held = active_rows(problem, xs, y, at, point, rounding)
             h = problem.equality_constraints(*xs, y=y)
             if h is not None:
                 # Entries up to 10, in solutions that are iterated to rounding.
@@ -167,8 +173,30 @@ def test_solutions_are_feasible_and_stationary(problem):
                 A = torch.func.jacrev(at(problem.equality_constraints))(point)
                 A = A.reshape(-1, point.numel())
                 gradient = gradient - torch.linalg.pinv(A) @ (A @ gradient)
+                held = held - held @ torch.linalg.pinv(A) @ A
+            if len(held):
+                multipliers, _ = optimize.nnls(-held.T.numpy(), gradient[:, 0].numpy())
+                gradient = gradient + held.T @ torch.tensor(multipliers).unsqueeze(1)
             # Of solutions that are within roundings times a curvature up to 1,000.
             assert gradient.norm() < factorised(point, point.numel(), size=1e3)
+
+
+def active_rows(problem, xs, y, at, point, rounding):
+    """The gradients of the inequality constraints that hold as equations; none is violated."""
+    rows = [point.new_zeros(0, point.numel())]
+    if type(problem).inequality_constraints is not ddnkit.DeclarativeNode.inequality_constraints:
+        g = problem.inequality_constraints(*xs, y=y).detach().reshape(-1)
+        assert g.max() < rounding
+        G = torch.func.jacrev(at(problem.inequality_constraints))(point)
+        rows.append(G.reshape(-1, point.numel())[g > -rounding])
+    bounds = problem.bounds(*xs) if callable(problem.bounds) else problem.bounds
+    eye = torch.eye(point.numel(), dtype=point.dtype)
+    for end, sign in zip(bounds or (None, None), (-1, 1), strict=True):
+        if end is not None:
+            beyond = sign * (point - torch.as_tensor(end).expand(point.shape))
+            assert beyond.max() < rounding
+            rows.append(sign * eye[beyond > -rounding])
+    return torch.cat(rows)
 
 
 @only(lambda problem: problem.answer(*testing.sample(problem)) is not None)
@@ -181,10 +209,11 @@ def test_answer_is_what_is_solved(problem):
 
 @only(lambda problem: problem.unique)
 def test_any_solver_can_start_from_the_initial_point(problem):
-    newton = ddnkit.registry.get("solvers", "newton")()
+    name = "interior_point" if problem.has_inequalities else "newton"
+    solver = ddnkit.registry.get("solvers", name)()
     for seed in range(2):
         xs = testing.sample(problem, seed)
-        found = newton.solve(ddnkit.Problem.single(problem, xs))
+        found = solver.solve(ddnkit.Problem.single(problem, xs))
         assert found.statuses() == [ddnkit.Status.CONVERGED]
         expected = join_parts(solution(problem, xs))
         # Its last step was at most eps^{2/3} = 4e-11 long, promised, and quadratic convergence did more.
