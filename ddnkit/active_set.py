@@ -117,34 +117,39 @@ def active_set(
     sharp = sharp_edge(y.dtype)
     # Where nothing is to fail, the solution is taken for one.
     edge = EDGE * tolerance if tolerance < torch.inf else sharp
-    of_size = _distance(problem, y, g, size)
+    of_size = distances(problem, y, g, size)
     near = of_size <= edge
     # Beside its own size; or beside that of y, where the norm has one unit for all unknowns.
     own = torch.zeros_like(size) if problem.selection is None else size
-    distance = _distance(problem, y, g, own)
+    distance = distances(problem, y, g, own)
     rows = near.any(dim=0).nonzero()[:, 0]
     held = near[:, rows]
     G = inequality_jacobian(problem, y, rows)
     c = _change_of_slope(problem, y, flat(gradient))
-    relative, _ = _relative_multipliers(problem, y, gradient, c, G, held, edge)
+    relative, left, kept = _relative_multipliers(problem, y, gradient, c, G, held, edge)
+    # Let go, and ∇_y L is not zero without them: y is no minimum while they hold.
+    refused = held & ~kept & (left > edge * c.norm(dim=1)).unsqueeze(1)
     strong = held & (relative > edge)
-    weak = held & ~strong & (distance[:, rows] <= edge)
+    weak = held & ~strong & ~refused & (distance[:, rows] <= edge)
     unclear = (near & (of_size > sharp)).any(dim=1) | (held & ~strong).any(dim=1)
     if sharp < edge and bool(unclear.any()):
         held = held & (of_size[:, rows] <= sharp)
-        other, residual = _relative_multipliers(problem, y, gradient, c, G, held, sharp)
-        solved = residual <= SETTLED * torch.finfo(y.dtype).eps * c.norm(dim=1)
+        other, left, _ = _relative_multipliers(problem, y, gradient, c, G, held, sharp)
+        solved = left <= SETTLED * torch.finfo(y.dtype).eps * c.norm(dim=1)
         use = (unclear & solved).unsqueeze(1)
         relative = torch.where(use, other, relative)
         strong = torch.where(use, held & (other > sharp), strong)
         clearly = held & ~strong & (distance[:, rows] <= sharp)
         weak = torch.where(use, clearly, weak)
+        refused = refused & ~use
     follows, apart = _dependence(problem, y, rows, G, strong, weak, size, derived)
     weak = weak & ~follows
     chosen = problem.node.degenerate in ("one_sided", "least_norm") or tolerance == torch.inf
     clear = distance.clone()
     of_weak = torch.inf if chosen else 0.0
-    told = torch.where(strong, relative, distance[:, rows]).masked_fill(follows, torch.inf)
+    told = torch.where(strong, relative, distance[:, rows])
+    # That y is no minimum is told by its slope, and the rest would only confuse.
+    told = told.masked_fill(follows | refused, torch.inf)
     clear[:, rows] = told.masked_fill(weak | apart, of_weak)
     if strongly:
         kept = strong.any(dim=0)
@@ -164,7 +169,7 @@ def active_set(
     )
 
 
-def _distance(problem: Problem, y: Tensor, g: Tensor, size: Tensor) -> Tensor:
+def distances(problem: Problem, y: Tensor, g: Tensor, size: Tensor) -> Tensor:
     """|g| relative to how much it changes with a relative change of operands and y (B, q), the entries of
     y taken as at least as large as ``size`` (B,)."""
     step, scale = STEP[y.dtype], torch.zeros_like(g)
@@ -187,9 +192,9 @@ def _relative_multipliers(
     G: Tensor,
     held: Tensor,
     edge: float,
-) -> tuple[Tensor, Tensor]:
-    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to c (B, m), what ∇f changes by, and
-    the size of what they leave of ∇f, (B,).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to c (B, m), what ∇f changes by, the
+    size of what they leave of ∇f, (B,), and which rows were kept.
 
     Least squares; rows whose λ is negative are let go, the most negative first, as a solution with a
     nonnegative one may have them.
@@ -208,7 +213,7 @@ def _relative_multipliers(
         dropped = held & (relative < -edge) & (relative == worst)
         if not bool(dropped.any()):
             left = flat(gradient) - apply(stacked.mT, everything)
-            return relative, left.norm(dim=1)
+            return relative, left.norm(dim=1), held
         held = held & ~dropped
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
 from .lagrangian import (
+    ConstraintSet,
     OnManifold,
     constraint_set,
     first_order_change,
@@ -31,7 +32,7 @@ from .lagrangian import (
 from .linalg.items import apply, distinct
 from .perturbation import STEP, perturb, relative_changes
 from .problem import Evaluation, Problem, flat
-from .qualification import touching
+from .qualification import are_dependent, touching
 from .renamed import OldMethod
 from .solution import SETTLED, Solution, Status
 from .solution_size import size_of_solution
@@ -473,10 +474,9 @@ def _measure(
         error = feasibility = licq = y.new_full((problem.batch_size,), torch.nan)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
-        error, feasibility, licq, uneven = _backward_errors(problem, y, gradient, tolerance)
-        if problem.has_constraints(y) and bool((licq == 0).any()):
-            touches = touching(problem, y, size_of_solution(problem, y, flat(gradient), tolerance))
-            touches = torch.where(licq == 0, touches, 0.0)
+        error, feasibility, licq, touches, uneven = _backward_errors(
+            problem, y, gradient, tolerance
+        )
         if problem.kinks is not None:
             error = torch.maximum(error, problem.kinks.excess)
         if problem.active_set is not None:
@@ -512,7 +512,7 @@ def _measure(
 
 def _backward_errors(
     problem: Problem, y: Tensor, gradient: Tensor, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     step = STEP[y.dtype]
     constraints = constraint_set(problem, y, in_numbers=True)
     feasibility = constraints.off_manifold()
@@ -581,7 +581,37 @@ def _backward_errors(
     uneven = None
     if constraints.any_units and of_each is not None:
         uneven = (residual.abs() > settled_each(y) / step * of_each.abs()).any(dim=-1)
-    return _ratio(residual.norm(dim=-1), scale), feasibility, licq, uneven
+    touches = _touching(problem, y, gradient, constraints, licq, tolerance)
+    return _ratio(residual.norm(dim=-1), scale), feasibility, licq, touches, uneven
+
+
+def _touching(
+    problem: Problem,
+    y: Tensor,
+    gradient: Tensor,
+    constraints: ConstraintSet,
+    licq: Tensor,
+    tolerance: float,
+) -> Tensor | None:
+    """See `Certificate.touching`: looked at where the margin is 0, and not for a row of zeros alone, in the
+    place of a constraint that is active in other items."""
+    A = constraints.A
+    if A is None or not bool((licq == 0).any()):
+        return None
+    there = torch.ones_like(A[:, :, 0], dtype=torch.bool)
+    end = A.shape[1]
+    if problem.manifold is not None:
+        h = problem.constraints(y)
+        end = 0 if h is None else h.shape[1]
+    for held in (problem.kinks, problem.active_set):
+        if held is not None and held.count:
+            there[:, end - held.count : end] = held.active
+            end -= held.count
+    dependent = are_dependent(A, there) & (licq == 0)
+    if not bool(dependent.any()):
+        return None
+    size = size_of_solution(problem, y, flat(gradient), tolerance)
+    return torch.where(dependent, touching(problem, y, size), 0.0)
 
 
 def _violation(problem: Problem, h: Tensor, scales: Tensor) -> Tensor:

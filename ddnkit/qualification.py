@@ -46,7 +46,7 @@ def are_dependent(A: Tensor, there: Tensor) -> Tensor:
     """
     unit, _ = unit_rows(A * there.unsqueeze(-1))
     gram = unit @ unit.mT
-    gram = gram + torch.diag_embed((gram.diagonal(dim1=1, dim2=2) == 0).to(gram))
+    gram = gram + torch.diag_embed((~there).to(gram))
     factor, failed = torch.linalg.cholesky_ex(gram)
     eye = torch.eye(gram.shape[-1], dtype=A.dtype, device=A.device)
     inverse = torch.linalg.solve_triangular(factor, eye, upper=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import causes_of_gradient, causes_of_node
+from . import causes_of_gradient, causes_of_inequalities, causes_of_node
 from .findings import Cause, Findings
 from .report import Diagnosis
 
@@ -14,12 +14,17 @@ _OF_CALLS = (
     causes_of_node.batch_leak,
 )
 _OF_SOLUTION = (
+    causes_of_inequalities.contradictory_bounds,
+    causes_of_inequalities.start_outside,
     causes_of_node.not_finite,
+    causes_of_inequalities.wrong_sign,
+    causes_of_inequalities.other_active_set,
     causes_of_node.infeasible,
     causes_of_node.not_smooth,
     causes_of_node.not_stationary,
     causes_of_node.weakly_active,
     causes_of_node.no_solution,
+    causes_of_inequalities.wrong_multipliers,
 )
 _OF_POINT = (
     causes_of_gradient.not_a_minimum,

@@ -34,6 +34,7 @@ class Point:
         v: the incoming gradient for it, (B, m).
         rank_gained: see `point.rank_gained_nearby`.
         lower: another minimum with a lower objective, if one was found.
+        multipliers: what is wrong with those that `solve` returns with y, if it does and something is.
         beside: the certificate at inputs nearby where the solver, from its own start, finds no solution.
     """
 
@@ -43,6 +44,7 @@ class Point:
     rank_gained: float = 0.0
     lower: Elsewhere | None = None
     beside: Certificate | None = None
+    multipliers: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..certificate import measure
+from ..active_set import active_set
+from ..certificate import measure, tolerance_of
 from ..errors import DdnkitError
 from ..problem import Problem, flat
 from ..solution import Solution, Status
@@ -38,22 +39,32 @@ class Elsewhere:
 
 
 def newton(problem: Problem, start: Tensor, **settings: int) -> Solution | None:
-    """The minimum that Newton's method finds from ``start``; None where it cannot be run."""
+    """The minimum that Newton's method finds from ``start``, under inequalities by an interior point; None
+    where it cannot be run."""
     if start.shape[1:].numel() > NEWTON_SIZE:
         return None
+    name = "interior_point" if problem.node.has_inequalities else "newton"
     try:
-        found: Solution = registry.get("solvers", "newton")(**settings).solve(problem, start)
+        solver = registry.get("solvers", name)(**settings)
+        # Which constraints are active is not known beforehand.
+        found: Solution = solver.solve(problem.with_active_set(None), start)
     except (DdnkitError, RuntimeError):
         return None
     return found
 
 
-def distance_to_minimum(solved: SolvedBatch) -> float | None:
-    """How far Newton's method moves from the solution, relative to its size; None if it fails."""
+def nearest_minimum(solved: SolvedBatch) -> Tensor | None:
+    """The minimum (B, *y) that Newton's method finds from the solution; None if it fails."""
     found = newton(solved.problem, solved.solution.y)
     if found is None or not bool((_statuses(found) == Status.CONVERGED).all()):
         return None
-    return relative_error(flat(found.y), solved.y)
+    return found.y
+
+
+def distance_to_minimum(solved: SolvedBatch) -> float | None:
+    """How far Newton's method moves from the solution, relative to its size; None if it fails."""
+    found = nearest_minimum(solved)
+    return None if found is None else relative_error(flat(found), solved.y)
 
 
 def lower_minimum(subject: Subject, solved: SolvedBatch) -> Elsewhere | None:
@@ -74,6 +85,13 @@ def lower_minimum(subject: Subject, solved: SolvedBatch) -> Elsewhere | None:
         values = problem.objective(found.y)
         here = float(solved.problem.stated.objective(solved.solution.y))
         size = float(problem.objective(starts).nan_to_num(0, 0, 0).abs().max())
+    problem = problem.with_active_set(
+        active_set(
+            problem.with_active_set(None),
+            found.y,
+            tolerance_of(problem, found.y, subject.tolerance),
+        )
+    )
     certificate = measure(problem, found, subject.tolerance)
     good = certificate.solved.detach() & (_statuses(found) == Status.CONVERGED) & values.isfinite()
     if not bool(good.any()):

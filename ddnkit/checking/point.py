@@ -16,6 +16,7 @@ from ..problem import Problem, flat
 from ..solution import Status
 from ..solution_size import size_of_solution
 from ..solver import Solver, as_solver
+from .causes_of_inequalities import compare_multipliers
 from .differences import at, generator
 from .findings import Findings, Point, Slopes
 from .gradients import move_inputs
@@ -51,6 +52,7 @@ def compare_solution(findings: Findings, point: Point) -> None:
         findings.compare(Comparison.SMOOTH, (certificate.kink_margin <= 0).sum(), 0.0)
     if certificate.active_margin is not None:
         findings.compare(Comparison.ACTIVE_SET, (certificate.active_margin <= 0).sum(), 0.0)
+    compare_multipliers(findings, point)
     again = findings.subject.solve(findings.inputs)
     rounding = torch.finfo(solved.y.dtype).eps
     findings.compare(Comparison.SAME_SOLUTION, relative_distance(again.y, solved.y), 1e3 * rounding)
@@ -63,8 +65,7 @@ def compare_solution(findings: Findings, point: Point) -> None:
         # Dependent, and the set is the same without some of them: as far as it is followed, they agree.
         point.rank_gained = 0.0
     findings.compare(Comparison.CONSTANT_RANK, point.rank_gained, 0.0)
-    margin = 1.0 if certificate.licq is None else float(certificate.licq.min())
-    if margin == 0 and not point.rank_gained:
+    if touching is not None and not point.rank_gained:
         findings.note(
             "dependent constraints",
             "dependent constraints at the solution (LICQ margin 0): they agree, and stay "

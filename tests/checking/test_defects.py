@@ -226,3 +226,229 @@ def test_a_weakly_active_constraint_is_named_and_one_beside_it_passes():
     report = ddnkit.check(Clamp(), at_it)
     assert [kind.value for kind in report.kinds] == ["weakly_active"]
     assert ddnkit.check(Clamp(), at_it + 0.1).ok
+
+
+# -- inequality constraints and bounds ------------------------------------------------------------
+
+
+class OnBall(DeclarativeNode):
+    """The nearest point of the unit ball."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return 0.5 * (y - x).square().sum()
+
+    def inequality_constraints(self, x, y):
+        return 0.5 * (y @ y - 1)
+
+    def solve(self, x):
+        return x / x.norm().clamp(min=1)
+
+    def sample_inputs(self):
+        return (torch.randn(3),)
+
+
+class OtherSign(OnBall):
+    """g ≥ 0 written where g ≤ 0 is meant."""
+
+    def inequality_constraints(self, x, y):
+        return 0.5 * (1 - y @ y)
+
+
+class OneOtherSign(OnBall):
+    """Of two constraints the second."""
+
+    def inequality_constraints(self, x, y):
+        return torch.stack([0.5 * (y @ y - 1), y[0] + 9])
+
+
+class AdjointOfBall(OnBall):
+    def adjoint(self, x, y, v):
+        outside = x.norm() > 1
+        return ((v - y * (y @ v)) / x.norm() if outside else v,)
+
+
+class WithoutActive(OnBall):
+    """An adjoint that forgets the constraint that is active."""
+
+    def adjoint(self, x, y, v):
+        return (v,)
+
+
+class Barrier(DeclarativeNode):
+    """The nearest point of the simplex by an interior point: y = ½(s + √(s² + 4μ)), s = x + ν."""
+
+    input_dims = (1,)
+    bounds = (0.0, None)
+    mu = 1e-30
+
+    def objective(self, x, y):
+        return 0.5 * (y - x).square().sum()
+
+    def equality_constraints(self, x, y):
+        return y.sum() - 1
+
+    def solve(self, x):
+        low, high = -x.max() - 1, 1 - x.min()
+        for _ in range(64):  # as many bits as ν has, and more
+            nu = (low + high) / 2
+            if self.of(x + nu).sum() > 1:
+                high = nu
+            else:
+                low = nu
+        return self.of(x + nu)
+
+    def of(self, s):
+        root = (s.square() + 4 * self.mu).sqrt()
+        # The smaller of the two roots by their product, without cancellation.
+        return torch.where(s > 0, (s + root) / 2, 2 * self.mu / (root - s).clamp(min=1e-300))
+
+    def sample_inputs(self):
+        return (torch.randn(4),)
+
+
+class LooseBarrier(Barrier):
+    mu = 1e-3
+
+
+class NearlyDone(Barrier):
+    mu = 1e-6
+
+
+class Stuck(Barrier):
+    """The first entry is held at its bound, whatever its multiplier says."""
+
+    def solve(self, x):
+        return torch.cat([0 * x[:1], super().solve(x[1:])])
+
+
+class StuckByChoice(Stuck):
+    """And a gradient is asked for that takes it for active."""
+
+    degenerate = "least_norm"
+
+
+class Logarithm(DeclarativeNode):
+    """min Σ yᵢ − xᵢ log yᵢ, y ≤ 2: y = min(x, 2)."""
+
+    input_dims = (1,)
+    bounds = (None, 2.0)
+
+    def objective(self, x, y):
+        return (y - x * y.log()).sum()
+
+    def initial_point(self, x):
+        return torch.ones_like(x)
+
+    def sample_inputs(self):
+        return (0.5 + torch.rand(3),)
+
+
+class StartsOutside(Logarithm):
+    def initial_point(self, x):
+        return -torch.ones_like(x)
+
+
+class Crossed(DeclarativeNode):
+    input_dims = (1,)
+
+    def bounds(self, x):
+        return torch.tensor([0.0, 0.0, 1.0]).to(x), torch.tensor([1.0, 1.0, 0.5]).to(x)
+
+    def objective(self, x, y):
+        return 0.5 * (y - x).square().sum()
+
+    def initial_point(self, x):
+        return x.clone()
+
+    def sample_inputs(self):
+        return (torch.randn(3),)
+
+
+class CrossedAndClamped(Crossed):
+    def solve(self, x):
+        lower, upper = self.bounds(x)
+        return torch.minimum(torch.maximum(x, lower), upper)
+
+
+class Uncrossed(Crossed):
+    def bounds(self, x):
+        lower, upper = super().bounds(x)
+        return torch.minimum(lower, upper), torch.maximum(lower, upper)
+
+
+class WithMultipliers(testing.ProjectionOnSimplex):
+    """ν = θ and λ = y − x − ν in L = f − ν(Σy − r) − λᵀy, beside y; none of an upper bound."""
+
+    def solve(self, x, r):
+        y = self.answer(x, r)
+        nu = (y - x)[y > 0][:1]
+        return ddnkit.Solution(y, multipliers=self.reported(nu, y - x - nu))
+
+    def reported(self, nu, lower):
+        return nu, torch.cat([lower, torch.zeros_like(lower)])
+
+
+class ZeroMultipliers(WithMultipliers):
+    def reported(self, nu, lower):
+        return nu, torch.zeros(8).to(lower)
+
+
+class OtherConvention(WithMultipliers):
+    """L = f + νᵀh."""
+
+    def reported(self, nu, lower):
+        return -nu, torch.cat([lower, torch.zeros_like(lower)])
+
+
+class MissingMultipliers(WithMultipliers):
+    def reported(self, nu, lower):
+        return nu, lower
+
+
+INEQUALITY_PAIRS = [
+    (OtherSign, OnBall, "inequality_sign", "wrong sign"),
+    (OneOtherSign, OnBall, "inequality_sign", "inequality constraint 1"),
+    (WithoutActive, AdjointOfBall, "adjoint_without_constraints", "constraints"),
+    (LooseBarrier, Barrier, "keeps_off_a_constraint", "the lower bound of entry"),
+    (NearlyDone, Barrier, "keeps_off_a_constraint", "the lower bound of entry"),
+    (Stuck, Barrier, "inactive_held", "the lower bound of entry 0"),
+    (StuckByChoice, Barrier, "inactive_held", "the lower bound of entry 0"),
+    (StartsOutside, Logarithm, "start_outside", "`initial_point`"),
+    (
+        Crossed,
+        Uncrossed,
+        "bounds_contradict",
+        "entry 2 of y the lower one is 1 and the upper one 0.5",
+    ),
+    (CrossedAndClamped, Uncrossed, "bounds_contradict", "`bounds`"),
+    (ZeroMultipliers, WithMultipliers, "wrong_multipliers", "λ of the lower bound of entry"),
+    (OtherConvention, WithMultipliers, "wrong_multipliers", "ν of equality constraint 0"),
+    (MissingMultipliers, WithMultipliers, "wrong_multipliers", "5 numbers"),
+]
+
+
+@pytest.mark.parametrize(
+    ("defect", "twin", "kind", "named"),
+    INEQUALITY_PAIRS,
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_defect_of_inequalities_is_named_and_its_twin_passes(defect, twin, kind, named):
+    report = ddnkit.check(defect(), examples=3)
+    assert not report.ok
+    assert report.kinds[0].value == kind, report.diagnosis
+    assert named in report.diagnosis[0], report.diagnosis
+    assert report.next[0]
+    right = report_of_twin(twin)
+    assert right.ok, str(right)
+    assert right.diagnosis == ()
+
+
+def test_a_solution_that_holds_an_inactive_constraint_is_none_in_a_layer_either():
+    # Whatever the node has chosen for kinks, which this is not.
+    x = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64, requires_grad=True)
+    for kind in (Stuck, StuckByChoice):
+        layer = ddnkit.DeclarativeLayer(kind(), policy="raise")
+        with pytest.raises(ddnkit.UntrustedGradientError, match="not stationary"):
+            layer(x)
