@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep lint code-figures format docs clean
+.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep figures lint code-figures format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
@@ -47,6 +47,9 @@ fuzz: $(VENV)/.installed-test  ## every backward form at more seeds, more than t
 
 sweep: $(VENV)/.installed  ## docs/sweep.md: every known problem through every backward form
 	$(BIN)/python -m ddnkit.testing.sweeping --seeds $(SEEDS) --markdown docs/sweep.md
+
+figures: $(VENV)/.installed  ## docs/active_set.png, of docs/inequalities.md
+	$(BIN)/python tools/inequality_figures.py
 
 lint: $(VENV)/.installed-test  ## style, types, and the arrows between packages
 	$(BIN)/ruff check .
