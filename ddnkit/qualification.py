@@ -37,6 +37,8 @@ _CORRECTIONS = 6
 #: length: a curvature beside that of y's own size.
 _CURVED = 1e-3
 _ROUNDINGS = 1e3
+#: Of a product of two entries of a null vector.
+_NO_PART = 1e-9
 
 
 def are_dependent(A: Tensor, there: Tensor) -> Tensor:
@@ -61,8 +63,9 @@ def null_projector(A: Tensor, there: Tensor) -> Tensor:
     rounding = 8 * max(A.shape[-2:]) * torch.finfo(A.dtype).eps
     kept = left * (sizes > rounding * sizes[..., :1]).unsqueeze(-2)
     there = there.to(kept)
-    whole = torch.diag_embed(there)
-    return (whole - kept @ kept.mT * there.unsqueeze(-1) * there.unsqueeze(-2)).to(A.dtype)
+    N = torch.diag_embed(there) - kept @ kept.mT * there.unsqueeze(-1) * there.unsqueeze(-2)
+    # Some entry of a vector of length one is none of these; what rounding leaves of zero is nothing else.
+    return torch.where(N.abs() > _NO_PART, N, 0.0).to(A.dtype)
 
 
 def moves_apart(

@@ -357,7 +357,7 @@ class GeometricProgram(ClosedFormProblem):
 class SeparableDoubleWell(ClosedFormProblem):
     """min Σ(¼yᵢ⁴ − ½yᵢ²) with lower ≤ y ≤ upper: a local minimum, at 1 where that is within, else at a bound.
 
-    On the negative side there is another, which may be lower; where a solver starts says which one is meant.
+    On the negative side there is another, at most as low; where a solver starts says which one is meant.
     """
 
     input_dims = (1, 1)
@@ -383,7 +383,7 @@ class SeparableDoubleWell(ClosedFormProblem):
         return torch.diag((lower > 1).to(lower)), torch.diag((upper < 1).to(lower))
 
     def sample_inputs(self) -> tuple[Tensor, ...]:
-        """Three entries: at the lower bound, at 1, at the upper bound; −1 is within for the last two."""
+        """Three entries: at the lower bound, at 1 (where −1 is within as well), at the upper bound."""
         a, b, c = torch.rand(3, dtype=torch.float64)
-        lower = torch.stack([1.3 + a / 2, -1.5 - b, -1.5 - c])
+        lower = torch.stack([1.3 + a / 2, -1.5 - b, -0.2 - c / 4])
         return lower, torch.stack([2.5 + a, 1.5 + b, 0.6 + c / 4])
