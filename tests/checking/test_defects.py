@@ -412,9 +412,21 @@ INEQUALITY_PAIRS = [
     (OneOtherSign, OnBall, "inequality_sign", "inequality constraint 1"),
     (WithoutActive, AdjointOfBall, "adjoint_without_constraints", "constraints"),
     (LooseBarrier, Barrier, "keeps_off_a_constraint", "the lower bound of entry"),
-    (NearlyDone, Barrier, "keeps_off_a_constraint", "the lower bound of entry"),
+    pytest.param(
+        NearlyDone,
+        Barrier,
+        "keeps_off_a_constraint",
+        "the lower bound of entry",
+        marks=pytest.mark.long,
+    ),
     (Stuck, Barrier, "inactive_held", "the lower bound of entry 0"),
-    (StuckByChoice, Barrier, "inactive_held", "the lower bound of entry 0"),
+    pytest.param(
+        StuckByChoice,
+        Barrier,
+        "inactive_held",
+        "the lower bound of entry 0",
+        marks=pytest.mark.long,
+    ),
     (StartsOutside, Logarithm, "start_outside", "`initial_point`"),
     (
         Crossed,
@@ -422,7 +434,9 @@ INEQUALITY_PAIRS = [
         "bounds_contradict",
         "entry 2 of y the lower one is 1 and the upper one 0.5",
     ),
-    (CrossedAndClamped, Uncrossed, "bounds_contradict", "`bounds`"),
+    pytest.param(
+        CrossedAndClamped, Uncrossed, "bounds_contradict", "`bounds`", marks=pytest.mark.long
+    ),
     (ZeroMultipliers, WithMultipliers, "wrong_multipliers", "λ of the lower bound of entry"),
     (OtherConvention, WithMultipliers, "wrong_multipliers", "ν of equality constraint 0"),
     (MissingMultipliers, WithMultipliers, "wrong_multipliers", "5 numbers"),
