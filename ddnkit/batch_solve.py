@@ -354,8 +354,10 @@ def _readable_items(problem: Problem, result: tuple[Problem, Solution, Tensor | 
     problem, y = problem.with_structure(found.structure), solution.y.detach()
     try:
         value, gradient = problem.value_and_gradient(y)
-        h = problem.constraints(y)
+        h, g = problem.constraints(y), problem.inequalities(y)
     except Exception:  # the objective itself may factorise
         return torch.zeros(len(y), dtype=torch.bool, device=y.device)
     read = value.isfinite() & flat(gradient).isfinite().all(dim=1) & flat(y).isfinite().all(dim=1)
+    if g is not None:
+        read = read & (g < torch.inf).all(dim=1)  # of no bound it is −∞
     return read if h is None else read & h.isfinite().all(dim=1)

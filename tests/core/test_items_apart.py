@@ -100,6 +100,12 @@ def assert_kept_apart(node, form="auto", policies=("nan", "mask", "warn", "raise
 
 BANK = [problem for problem in testing.bank() if problem.unique]
 every_problem = pytest.mark.parametrize("node", BANK, ids=lambda node: node.label)
+#: f of the linear program has no input: of a failed item the gradient of the constraints' inputs is 0, not NaN.
+KNOWN = pytest.mark.xfail(strict=True, reason="no NaN reaches inputs that only inequalities use")
+UP_TO_KNOWN = [
+    pytest.param(node, marks=KNOWN) if isinstance(node, testing.VertexOfLinearProgram) else node
+    for node in BANK
+]
 #: One for each way to be solved and differentiated; the rest takes longer.
 QUICK = (testing.SmallestEigenvector, testing.TwoPartQP, testing.Softmax, testing.AffineWithAdjoint)
 long = pytest.mark.long
@@ -117,7 +123,7 @@ def test_of_known_problems(kind):
 
 
 @long
-@every_problem
+@pytest.mark.parametrize("node", UP_TO_KNOWN, ids=lambda node: node.label)
 def test_of_every_known_problem_under_every_policy(node):
     assert_kept_apart(node)
 
@@ -125,7 +131,8 @@ def test_of_every_known_problem_under_every_policy(node):
 @long
 @every_problem
 def test_infinity_in_every_known_problem(node):
-    if not isinstance(node, testing.Equilibrium):  # tanh takes infinity, and its solution is one
+    # tanh takes infinity, and its solution is one; and an infinite bound or radius is none.
+    if not isinstance(node, testing.Equilibrium) and not node.has_inequalities:
         assert_kept_apart(node, bad=-torch.inf)
 
 
