@@ -100,7 +100,7 @@ def assert_kept_apart(node, form="auto", policies=("nan", "mask", "warn", "raise
 
 BANK = [problem for problem in testing.bank() if problem.unique]
 every_problem = pytest.mark.parametrize("node", BANK, ids=lambda node: node.label)
-#: f of the linear program has no input: of a failed item the gradient of the constraints' inputs is 0, not NaN.
+#: f of the linear program has no input: a failed item has the gradient 0, not NaN, for its constraints.
 KNOWN = pytest.mark.xfail(strict=True, reason="no NaN reaches inputs that only inequalities use")
 UP_TO_KNOWN = [
     pytest.param(node, marks=KNOWN) if isinstance(node, testing.VertexOfLinearProgram) else node
