@@ -66,6 +66,8 @@ _FAR = 1e8
 _FARTHER = 1e4
 #: A step is no longer than this many times the size of y.
 _LONGEST_STEP = 100
+#: Over a unit f changes by this part of its curvatures at least.
+_PART_OF_CURVATURE = 0.1
 _ESCAPE = 0.1
 _PATIENCE = 25
 
@@ -206,8 +208,14 @@ class _Run:
         zero, no = y.new_zeros(batch), torch.zeros(batch, dtype=torch.bool, device=y.device)
         count = torch.zeros(batch, dtype=torch.long, device=y.device)
         # How much f, and each of g, changes over a unit.
-        of_f = point.gradient.abs().sum(dim=1, keepdim=True)
-        of_f = torch.where(of_f > 0, of_f, 1.0)
+        none = Multipliers(torch.zeros_like(point.h), torch.zeros_like(point.g), y * 0, y * 0)
+        # A start may be the least of f, or all but, where the gradient is no measure of f.
+        of_f = (
+            point.gradient.abs()
+            .sum(dim=1)
+            .maximum(_PART_OF_CURVATURE * program.hessian(y, none).abs().sum(dim=(1, 2)))
+        )
+        of_f = torch.where(of_f > 0, of_f, 1.0).unsqueeze(1)
         of_g = point.G.abs().sum(dim=2).clamp_min(torch.finfo(y.dtype).tiny ** 0.5)
         s = torch.maximum(-point.g, 0.1 * of_g)
         rows = max(program.k + 2 * y.shape[1] * int(program.bounded), 1)
