@@ -31,12 +31,15 @@ import torch
 from torch import Tensor
 
 from .lagrangian import (
+    ConstraintSet,
     constraint_jacobian,
+    constraint_set,
     inequality_jacobian,
-    least_squares_multipliers,
     row_basis,
 )
 from .linalg.items import apply
+from .linalg.kkt import without_bad_items
+from .linalg.rows import rows_of
 from .perturbation import STEP, perturb
 from .problem import Problem, flat
 from .qualification import are_dependent, moves_apart, touching
@@ -46,6 +49,8 @@ from .solution_size import moved_operands, size_of_solution
 #: What a solution that is good to the tolerance may leave of a slack or a multiplier, in tolerances.
 EDGE = 10
 _PROBES = 3
+#: A relative move in which what bends is told from what does not.
+_FAR_ENOUGH = 1e-2
 
 
 def sharp_edge(dtype: torch.dtype) -> float:
@@ -125,23 +130,27 @@ def active_set(
     rows = near.any(dim=0).nonzero()[:, 0]
     held = near[:, rows]
     G = inequality_jacobian(problem, y, rows)
-    c = _change_of_slope(problem, y, flat(gradient))
-    relative, left, kept = _relative_multipliers(problem, y, gradient, c, G, held, edge)
+    changes = _changes_of_slope(problem, y, flat(gradient))
+    c = _largest(problem, changes)
+    relative, left, kept = _relative_multipliers(problem, y, gradient, (c, changes), G, held, edge)
     # Let go, and ∇_y L is not zero without them: y is no minimum while they hold.
     refused = held & ~kept & (left > edge * c.norm(dim=1)).unsqueeze(1)
     strong = held & (relative > edge)
-    weak = held & ~strong & ~refused & (distance[:, rows] <= edge)
+    limit = y.new_full((len(y), 1), edge)
     unclear = (near & (of_size > sharp)).any(dim=1) | (held & ~strong).any(dim=1)
     if sharp < edge and bool(unclear.any()):
-        held = held & (of_size[:, rows] <= sharp)
-        other, left, _ = _relative_multipliers(problem, y, gradient, c, G, held, sharp)
+        close = held & (of_size[:, rows] <= sharp)
+        other, left, _ = _relative_multipliers(problem, y, gradient, (c, changes), G, close, sharp)
         solved = left <= SETTLED * torch.finfo(y.dtype).eps * c.norm(dim=1)
         use = (unclear & solved).unsqueeze(1)
         relative = torch.where(use, other, relative)
-        strong = torch.where(use, held & (other > sharp), strong)
-        clearly = held & ~strong & (distance[:, rows] <= sharp)
-        weak = torch.where(use, clearly, weak)
+        strong = torch.where(use, close & (other > sharp), strong)
+        held, limit = torch.where(use, close, held), torch.where(use, sharp, limit)
         refused = refused & ~use
+    small = held & (distance[:, rows] > limit)
+    noise, level = _on_the_boundary(problem, y, gradient, rows, g[:, rows], G, strong, small, limit)
+    strong = strong & ~level
+    weak = held & ~strong & ~refused & (~small | noise | level)
     follows, apart = _dependence(problem, y, rows, G, strong, weak, size, derived)
     weak = weak & ~follows
     chosen = problem.node.degenerate in ("one_sided", "least_norm") or tolerance == torch.inf
@@ -163,7 +172,9 @@ def active_set(
     return ActiveSet(
         rows=rows,
         active=active,
-        margin=clear.amin(dim=1),
+        margin=clear.amin(dim=1).masked_fill(
+            _nearly_touching(problem, y, rows, G, strong, size, edge), 0.0
+        ),
         violation=torch.where(inactive & (g > 0), distance, 0.0).amax(dim=1),
         size=size,
     )
@@ -188,13 +199,14 @@ def _relative_multipliers(
     problem: Problem,
     y: Tensor,
     gradient: Tensor,
-    c: Tensor,
+    of_slope: tuple[Tensor, list[Tensor]],
     G: Tensor,
     held: Tensor,
     edge: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to c (B, m), what ∇f changes by, the
-    size of what they leave of ∇f, (B,), and which rows were kept.
+    """λ (B, k) of the rows G (B, k, m) where they are ``held``, relative to what changes of ∇f (B, m), the
+    largest of each entry and all of them, make of its part of ∇_y L, in ∇f and by way of the other
+    multipliers; the size of what all of them leave of ∇f, (B,), and which rows were kept.
 
     Least squares; rows whose λ is negative are let go, the most negative first, as a solution with a
     nonnegative one may have them.
@@ -202,13 +214,17 @@ def _relative_multipliers(
     A = constraint_jacobian(problem.with_active_set(None), y)
     own = 0 if A is None else A.shape[1]
     lengths = G.square().sum(dim=-1)
+    c, changes = of_slope
     weight = apply(G.abs(), c)
     while True:
         rows = G * held.unsqueeze(-1)
-        stacked = rows if A is None else torch.cat([A, rows], dim=1)
-        everything = least_squares_multipliers(stacked, gradient)
+        (stacked,) = without_bad_items(rows if A is None else torch.cat([A, rows], dim=1))
+        of = rows_of(stacked).multipliers
+        everything = of(flat(gradient))
         found = -everything[:, own:]
-        relative = torch.where(held & (found != 0), found * lengths / weight, 0.0)
+        moved = torch.stack([of(change)[:, own:].abs() for change in changes]).amax(dim=0)
+        most = torch.maximum(weight, moved * lengths)
+        relative = torch.where(held & (found != 0), found * lengths / most, 0.0)
         worst = relative.amin(dim=1, keepdim=True) if relative.shape[1] else relative
         dropped = held & (relative < -edge) & (relative == worst)
         if not bool(dropped.any()):
@@ -270,15 +286,127 @@ def _items(problem: Problem, items: Tensor) -> Problem:
     return problem.resize(operands, len(items), [True] * len(operands))
 
 
-def _change_of_slope(problem: Problem, y: Tensor, gradient: Tensor) -> Tensor:
-    """How much each entry of ∇f (B, m) changes with a relative change of operands and y."""
+def _on_the_boundary(
+    problem: Problem,
+    y: Tensor,
+    gradient: Tensor,
+    rows: Tensor,
+    g: Tensor,
+    G: Tensor,
+    strong: Tensor,
+    apart: Tensor,
+    edge: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What ∇_y L tells on the boundary, of those slacks g (B, k) of ``rows`` that are small beside y, but not
+    beside the entries of y that they are of (``apart``): (B, k) twice.
+
+    Such an entry may be right to the last digit, as one of a softmax is, or be what rounding has left of 0.
+    Told along the constraint, tangent to the equations and to the others that are ``strong``:
+
+    * noise: ∇_y L is the same there, but for what a relative change of the data by ``edge`` makes of it;
+    * level: it is zero there, as is that of (y − x)² for x = 0, which no relative change moves.
+    """
+    if not bool(apart.any()):
+        return apart, apart
+    none = y.new_zeros(len(y))
+    others = ActiveSet(rows, strong & ~apart, none, none, none)
     step = STEP[y.dtype]
-    scale = torch.zeros_like(gradient)
+
+    def constraints(problem: Problem, y: Tensor) -> ConstraintSet:
+        return constraint_set(problem.with_active_set(others), y, in_numbers=True)
+
+    nu = constraints(problem, y).multipliers(flat(gradient))
+    here = constraints(problem, y).slope(nu)
+    lengths = G.square().sum(dim=-1)
+    # A lower bound −yᵢ = −s and its −1: y becomes the bound itself, at which log y and the like are infinite.
+    step_there = apply((G * apart.unsqueeze(-1)).mT, torch.where(apart, -g / lengths, 0.0))
+    there = constraints(problem, y + step_there.reshape(y.shape)).slope(nu)
+    by_data = []
+    for probe in range(_PROBES):
+        moved = problem.with_operands(moved_operands(problem, probe))
+        by_data.append(constraints(moved, perturb(y, step, 0, probe)).slope(nu) - here)
+    A = constraint_jacobian(problem.with_active_set(others), y)
+    if A is not None:
+        normal = row_basis(A)
+        G = G - (G @ normal) @ normal.mT
+    along = [apply(G, x).abs() for x in (there - here, there, *by_data)]
+    change, left, most = along[0], along[1], torch.stack(along[2:]).amax(dim=0) / step
+    free = apart & (G.square().sum(dim=-1) > step * lengths)
+    level = free & (left <= torch.finfo(y.dtype).eps * change)
+    return free & (change <= edge * most), level
+
+
+def _nearly_touching(
+    problem: Problem,
+    y: Tensor,
+    rows: Tensor,
+    G: Tensor,
+    strong: Tensor,
+    size: Tensor,
+    edge: float,
+) -> Tensor:
+    """In which items ``strong`` constraints all but touch, (B,): where their gradients, with the equations',
+    are at an angle of at most ``edge``, not of rounding, and they bend unlike each other along the boundary.
+
+    Multipliers may then be shared out in many ways, each with another curvature of L on the tangent space,
+    and so with another derivative. A circle and an ellipse in it that touch are such. Rows that are
+    written twice bend alike, and where nothing is left of the tangent space, nothing bends.
+    """
+    none = torch.zeros_like(strong.any(dim=1))
+    if not bool(strong.any()):
+        return none
+    free = problem.with_active_set(None)
+    A = constraint_jacobian(free, y)
+    held = G * strong.unsqueeze(-1)
+    held = held if A is None else torch.cat([A, held], dim=1)
+    lengths = held.norm(dim=-1)
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    held = held / lengths.unsqueeze(-1)
+
+    def values(move: Tensor) -> Tensor:
+        """h and g at y + move (B, m), in units of their rows."""
+        there = y + move.reshape(y.shape)
+        g, h = free.inequalities(there), free.all_constraints(there)
+        assert g is not None  # a problem without has no active set
+        g = g[:, rows] * strong
+        return (g if h is None else torch.cat([h, g], dim=1)) / lengths
+
+    move = flat(perturb(torch.ones_like(y), _FAR_ENOUGH, 0, 0) - 1) * size.unsqueeze(1)
+    here = values(0 * move)
+    most = STEP[y.dtype] * move.norm(dim=1, keepdim=True)
+    if bool(((values(move) - here - apply(held, move)).abs() <= most).all()):
+        return none
+    (held,) = without_bad_items(held)
+    U, S, Vh = torch.linalg.svd(held)
+    small = S / S[:, :1] <= edge  # the first is the largest, and above 0
+
+    def rest(count: int) -> Tensor:
+        more = small.new_ones(len(small), count - small.shape[1])
+        return torch.cat([small, more], dim=1)
+
+    nearly = small & (S / S[:, :1] > 8 * max(held.shape[1:]) * torch.finfo(S.dtype).eps)
+    combinations = U.mT[:, : S.shape[1]] * nearly.unsqueeze(-1)
+    tangent = Vh * rest(Vh.shape[1]).unsqueeze(-1)
+    along = apply(tangent.mT, apply(tangent, move))
+    own = 0 if A is None else A.shape[1]
+    of_strong = combinations[:, :, own:].square().sum(dim=-1) > STEP[y.dtype]
+    apart = apply(combinations, values(along) - here - apply(held, along)).abs()
+    return (of_strong & (apart > most)).any(dim=1)
+
+
+def _changes_of_slope(problem: Problem, y: Tensor, gradient: Tensor) -> list[Tensor]:
+    """How ∇f (B, m) changes with some relative changes of operands and y, for each of size one."""
+    step, changes = STEP[y.dtype], []
     for probe in range(_PROBES):
         there = problem.with_operands(moved_operands(problem, probe))
-        change = flat(there.gradient(perturb(y, step, 0, probe))) - gradient
-        scale = torch.maximum(scale, change.abs() / step)
+        changes.append((flat(there.gradient(perturb(y, step, 0, probe))) - gradient) / step)
+    return changes
+
+
+def _largest(problem: Problem, changes: list[Tensor]) -> Tensor:
+    """Of the changes of each entry of ∇f (B, m)."""
+    scale = torch.stack(changes).abs().amax(dim=0)
     if problem.selection is not None:
-        # In that one unit too: of an entry that is 0 the multiplier may be all rounding.
+        # In the one unit that the norm has: of an entry that is 0 the multiplier may be all rounding.
         scale = torch.maximum(scale, scale.square().mean(dim=1, keepdim=True).sqrt())
     return scale

@@ -57,6 +57,23 @@ class Ball(Projection):
         return x / x.norm().clamp(min=1)
 
 
+class L1Ball(Projection):
+    def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cartesian_prod(*[x.new_tensor([-1.0, 1.0])] * len(x)) @ y - 1
+
+    def solve(self, x: Tensor) -> Tensor:
+        outer = Simplex().solve(x.abs()) * x.sign()
+        return torch.where(x.abs().sum() > 1, outer, x)
+
+
+class LInfBall(Projection):
+    def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([y, -y]) - 1
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x.clamp(-1, 1)
+
+
 class HalfSpace(Projection):
     input_dims = (1, 1, 0)
 
@@ -74,7 +91,7 @@ class HalfSpace(Projection):
         return torch.randn(3, **numbers), torch.randn(3, **numbers), torch.tensor(0.2, **numbers)
 
 
-SETS = [Box, Simplex, Ball, HalfSpace]
+SETS = [Box, Simplex, Ball, L1Ball, LInfBall, HalfSpace]
 
 
 def inputs(kind: type[Projection], batch: int = 2) -> list[Tensor]:
