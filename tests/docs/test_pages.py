@@ -30,6 +30,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from markdown_it import MarkdownIt
@@ -282,10 +283,11 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
+    before, dtype = set(sys.modules), torch.get_default_dtype()
     page = types.ModuleType("page_of_the_docs")
     monkeypatch.setitem(sys.modules, page.__name__, page)
     yield Reader(tmp_path, page)
+    torch.set_default_dtype(dtype)
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None)
         if file and Path(file).is_relative_to(tmp_path):
