@@ -51,6 +51,8 @@ _ROUNDS = 20
 _ROUNDS_AT_ONCE = 4
 _EQUILIBRATIONS = 8
 _APART = 100
+#: The logarithm by which a step may shorten the distance from the edge of a domain.
+_LONGEST_LOG = 30.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Program:
     Attributes:
         lower, upper: (B, m), infinite where there is no bound.
         fixed: where both are equal, (B, m).
+        open_lower, open_upper: where a function is not finite at that bound, the edge of its domain, (B, m).
+            It is none to hold, and a y beside it is measured by its distance.
         contradictory: items whose lower bound is above the upper one, or a bound is NaN, (B,).
         k: how many inequalities there are beside the bounds.
         unit: what y is measured in, (B, m).
@@ -125,7 +129,16 @@ class Program:
         self.lower, self.upper = (-free, free) if bounds is None else (b.detach() for b in bounds)
         self.fixed = self.lower == self.upper
         self.contradictory = ~(self.lower <= self.upper).all(dim=1)
+        self.open_lower = self._open_at(self.lower, x)
+        self.open_upper = self._open_at(self.upper, x)
         self.unit = torch.ones_like(x)
+
+    def _open_at(self, bound: Tensor, y: Tensor) -> Tensor:
+        there = bound.isfinite() & ~self.fixed
+        if not bool(there.any()):
+            return there
+        point = torch.where(there, bound, y.nan_to_num(nan=0.0)).reshape(-1, *self.shape)
+        return there & ~flat(self.problem.gradient(point)).isfinite()
 
     def in_units(self, unit: Tensor) -> Program:
         """The same, y measured in these (B, m), powers of two."""
@@ -145,7 +158,8 @@ class Program:
         pairs = zip(self.problem.operands, flags, strict=True)
         operands = [x[items] if own else x for x, own in pairs]
         part.problem = self.problem.resize(operands, len(items), flags)
-        for name in ("lower", "upper", "fixed", "contradictory", "unit"):
+        names = ("lower", "upper", "fixed", "open_lower", "open_upper", "contradictory", "unit")
+        for name in names:
             setattr(part, name, getattr(self, name)[items])
         return part
 
@@ -213,7 +227,13 @@ class Program:
 
     def sizes_of_unknowns(self, y: Tensor) -> Tensor:
         """|y|, and at least a part of the unit: a y = 0 has no size of its own, (B, m)."""
-        return y.abs().clamp_min(_PART_OF_UNIT)
+        size = y.abs().clamp_min(_PART_OF_UNIT)
+        if not self.bounded:
+            return size
+        tiny = torch.finfo(y.dtype).tiny
+        for side, room in ((self.open_lower, y - self.lower), (self.open_upper, self.upper - y)):
+            size = torch.where(side, torch.minimum(size, room.clamp_min(tiny)), size)
+        return size
 
     def error(self, point: Point, multipliers: Multipliers, H: Tensor) -> Tensor:
         """The largest relative residual, (B,); infinite where the functions are not finite."""
@@ -362,17 +382,19 @@ def held_at(program: Program, point: Point, multipliers: Multipliers, H: Tensor)
         return Held(g, none, none)
     sizes = program.sizes_of_unknowns(point.y)
     room = (point.y - program.lower) / sizes
-    lower = program.fixed | (multipliers.lower / scale > _ACTIVE * room)
+    lower = (multipliers.lower / scale > _ACTIVE * room) & ~program.open_lower
+    lower = program.fixed | lower
     room = (program.upper - point.y) / sizes
     upper = ~program.fixed & (multipliers.upper / scale > _ACTIVE * room)
-    return Held(g, lower, upper & ~lower)
+    return Held(g, lower, upper & ~lower & ~program.open_upper)
 
 
 def held_near(program: Program, point: Point, near: float) -> Held:
     """Those that are ``near`` their boundary, where no multipliers are known."""
     sizes = program.sizes_of_unknowns(point.y)
-    lower = program.fixed | (point.y - program.lower <= near * sizes)
-    upper = ~lower & (program.upper - point.y <= near * sizes)
+    lower = (point.y - program.lower <= near * sizes) & ~program.open_lower
+    lower = program.fixed | lower
+    upper = ~lower & (program.upper - point.y <= near * sizes) & ~program.open_upper
     return Held(point.g >= -near * program.sizes_of_rows(point.G, point.y), lower, upper)
 
 
@@ -421,16 +443,18 @@ def polish(
         if step == 1:
             here = program.at(y)
             # Bounds at which a function is not finite are the edge of its domain, and hold nowhere.
-            edged = going & ~here.finite
-            if bool(edged.any()):
-                none = program.fixed | ~edged.unsqueeze(1)
+            found = going & ~here.finite
+            edged = found | (program.open_lower | program.open_upper).any(dim=1)
+            if bool(found.any()):
+                none = program.fixed | ~found.unsqueeze(1)
                 held = Held(held.g, held.lower & none, held.upper & none)
-                y = torch.where(edged.unsqueeze(1), point.y, y)
+                y = torch.where(found.unsqueeze(1), point.y, y)
                 here = program.at(y)
         multipliers = replace(multipliers, lam=torch.where(held.g, multipliers.lam, 0.0))
         H = program.hessian(y, multipliers)
         at_bound = held.lower | held.upper
         dy, nu, lam = _newton_step(here, multipliers, H, at_bound, held.g)
+        dy = _short_of_edge(program, y, dy)
         reach = torch.where(edged, _TO_EDGE * _share_of_room(program, y, dy), 1.0).clamp_max(1)
         y = torch.where(going.unsqueeze(1) & ~at_bound, y + reach.unsqueeze(1) * dy, y)
         beyond_lower, beyond_upper = y < program.lower, y > program.upper
@@ -495,10 +519,26 @@ def polish(
     return replace(best, steps=step)
 
 
+def _short_of_edge(program: Program, y: Tensor, dy: Tensor) -> Tensor:
+    """dy (B, m), and towards the edge of the domain, beside which functions bend like a logarithm, the step
+    that is as long for the logarithm of the distance: Newton's for y log y, from any distance."""
+    for open, room, sign in (
+        (program.open_lower, y - program.lower, -1.0),
+        (program.open_upper, program.upper - y, 1.0),
+    ):
+        share = sign * dy / room
+        towards = open & (share > 0)
+        # Never onto it.
+        step = sign * room * -torch.expm1(-share.clamp_max(_LONGEST_LOG))
+        dy = torch.where(towards, step, dy)
+    return dy
+
+
 def _share_of_room(program: Program, y: Tensor, dy: Tensor) -> Tensor:
-    """How many times dy (B, m) the nearest bound ahead is away, (B,)."""
+    """How many times dy (B, m) the nearest bound ahead is away, (B,), but for those that it ends short of."""
     room = torch.where(dy < 0, y - program.lower, program.upper - y)
-    return torch.where(dy != 0, room / dy.abs(), torch.inf).amin(dim=1)
+    short = torch.where(dy < 0, program.open_lower, program.open_upper)
+    return torch.where((dy != 0) & ~short, room / dy.abs(), torch.inf).amin(dim=1)
 
 
 def _newton_step(
@@ -607,13 +647,16 @@ def lowest_curvature(program: Program, y: Tensor, H: Tensor, held: Held) -> tupl
     rows = torch.cat([point.A, point.G * held.g.unsqueeze(2)], dim=1) * free.unsqueeze(1)
     normal = row_basis(rows)
     P = torch.diag_embed(free.to(y.dtype)) - normal @ normal.mT
+    # Beside the edge of a domain curvatures have no squares.
+    size = H.abs().amax(dim=(1, 2)).clamp_min(1e-30)
+    H = H / size.reshape(-1, 1, 1)
     # What the constraints leave no room for has a curvature above all others.
     above = 2 * norm(H.flatten(1)).clamp_min(1e-30).reshape(-1, 1, 1)
     eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
     values, vectors = torch.linalg.eigh(P @ H @ P + above * (eye - P))
     pattern = torch.arange(1, y.shape[1] + 1, dtype=y.dtype, device=y.device).cos().expand_as(y)
     down = apply(vectors, torch.where(values < 0, apply(vectors.mT, pattern), 0.0))
-    return values[:, 0], down / norm(down).clamp_min(torch.finfo(y.dtype).tiny).unsqueeze(1)
+    return values[:, 0] * size, down / norm(down).clamp_min(torch.finfo(y.dtype).tiny).unsqueeze(1)
 
 
 def is_minimum(program: Program, y: Tensor, H: Tensor, held: Held) -> Tensor:

@@ -328,12 +328,20 @@ def test_a_point_of_inadmissible_values_is_left_alone():
             return y.sum() - 1
 
     torch.manual_seed(0)
-    for size in (1, 20):
-        x = size * torch.randn(4, 5, dtype=DOUBLE)
+    for size in (1, 20, 100):
+        x = size * torch.randn(20, 5, dtype=DOUBLE)
         solution = solve(Entropy(), x)
         assert set(solution.statuses()) == {Status.CONVERGED}
-        assert ((solution.y - x.softmax(dim=-1)).abs() <= PROMISED).all()
-        assert solution.y.log().isfinite().all()
+        expected = x.softmax(dim=-1)
+        # Each in itself, however small.
+        assert ((solution.y / expected - 1).abs() <= PROMISED).all()
+        # And a layer has nothing to say.
+        layer = DeclarativeLayer(Entropy(), policy="raise")
+        x.requires_grad_()
+        v = torch.arange(5, dtype=DOUBLE)
+        (found,) = torch.autograd.grad((layer(x) * v).sum(), x)
+        (of_softmax,) = torch.autograd.grad((x.softmax(dim=-1) * v).sum(), x)
+        assert ((found - of_softmax).abs() <= PROMISED).all()
 
 
 def linear_programs():
