@@ -16,8 +16,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import ddnkit
@@ -65,13 +65,13 @@ class Ramp(ddnkit.DeclarativeNode):
 
 def draw(path: Path) -> None:
     """Draw the figure into a file."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
+    figure = Figure(figsize=(12, 3.9))
+    axes = figure.subplots(1, 3)
     _active_sets(axes[0])
     _kink(axes[1])
     _dependent(axes[2])
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _active_sets(axis: Any) -> None:

@@ -1,5 +1,5 @@
 from .node import QPNode
 from .program import QuadraticProgram, figures_at
-from .solve import solve
+from .solver import solve
 
 __all__ = ["QPNode", "QuadraticProgram", "figures_at", "solve"]

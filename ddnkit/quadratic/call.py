@@ -36,7 +36,7 @@ from .program import (
     figures_at,
     times,
 )
-from .solve import Solved, is_settled, solve
+from .solver import Solved, is_settled, solve
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer

@@ -14,7 +14,7 @@ from ..problem import Problem
 from ..solution import Solution, Status
 from .call import in_matrices
 from .program import QuadraticProgram
-from .solve import Solved, solve
+from .solver import Solved, solve
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer
