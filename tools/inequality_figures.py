@@ -12,10 +12,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
