@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,12 @@ class QPNode(DeclarativeNode):
         self.input_dims: tuple[int, ...] = tuple(_DIMS[name] for name in self.names)
 
     def _data(self, xs: Sequence[Any]) -> dict[str, Tensor]:
+        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in xs):
+            dtype = _dtype_of(xs)
+            xs = [
+                x.to(dtype) if isinstance(x, Tensor) and not x.is_floating_point() else x
+                for x in xs
+            ]
         return dict(zip(self.names, xs, strict=True))
 
     def objective(self, *xs: Any, **named: Any) -> Tensor:
@@ -77,9 +84,14 @@ class QPNode(DeclarativeNode):
         return data["A"] @ named["y"] - data["b"] if "A" in data else None
 
     def inequality_constraints(self, *xs: Any, **named: Any) -> Tensor | None:
-        """G y − h."""
+        """G y − h, negative for rows that say nothing."""
         data = self._data(xs)
-        return data["G"] @ named["y"] - data["h"] if "G" in data else None
+        if "G" not in data:
+            return None
+        # No bound, or a row of zeros as where programs of fewer rows are filled up: both say nothing of y.
+        G, h = data["G"], data["h"]
+        empty = (h == torch.inf) | ((G == 0).all(dim=-1) & (h >= 0))
+        return (G @ named["y"] - h).masked_fill(empty, -1.0)
 
     def bounds(self, *xs: Any) -> tuple[Tensor | None, Tensor | None]:
         """lower, upper."""
@@ -98,7 +110,7 @@ class QPNode(DeclarativeNode):
             return super().solve_problem(problem, start)
         program = self.program(problem.inputs, problem.batch_size)
         found = solve(program, None if start is None else start.detach().double())
-        solution = self._solution(program, found, problem.inputs[0].dtype)
+        solution = self._solution(program, found, _dtype_of(problem.inputs))
         rest = (~found.done).nonzero()[:, 0]
         if len(rest):
             self._solve_rest(problem, solution, rest, start)
@@ -123,11 +135,36 @@ class QPNode(DeclarativeNode):
 
     def program(self, xs: Sequence[Tensor], size: int) -> QuadraticProgram:
         """The batch in float64, each input (B, …) or (1, …)."""
+        self._refuse_shapes(xs)
         given = {}
         for name, x in self._data(xs).items():
             shared = len(x) > 1 and x.stride(0) == 0
             given[name] = (x[:1] if shared else x).detach()
         return QuadraticProgram.from_data(given, size)
+
+    def _refuse_shapes(self, xs: Sequence[Any]) -> None:
+        """Raise where the inputs, each with a batch dimension, do not make one program."""
+        shapes = {}
+        for name, x in self._data(xs).items():
+            if not isinstance(x, Tensor):
+                raise InputError(f"QPNode: {name} is a {type(x).__name__}, not a tensor")
+            shapes[name] = tuple(x.shape[1:])
+        n = shapes["q"][0]
+        if not n:
+            raise InputError("QPNode: q has no entries: there is nothing to solve for")
+        for name, shape in shapes.items():
+            of_rows = next((pair for pair in _PAIRS if name in pair), None)
+            rows = n if of_rows is None else shapes[of_rows[0]][0]
+            expected = (rows, n)[: _DIMS[name]]
+            if shape != expected:
+                beside = (
+                    f"q {shapes['q']}"
+                    if of_rows is None or name == of_rows[0]
+                    else (f"{of_rows[0]} {shapes[of_rows[0]]}")
+                )
+                raise InputError(
+                    f"QPNode: {name} has shape {shape} (for one item) beside {beside}; expected {expected}"
+                )
 
     def _solution(self, program: QuadraticProgram, found: Solved, dtype: torch.dtype) -> Solution:
         unsolved = torch.where(found.done, int(Status.CONVERGED), int(Status.UNKNOWN))
@@ -163,6 +200,12 @@ class QPNode(DeclarativeNode):
     @property
     def _has_bounds(self) -> bool:
         return bool({"lower", "upper"} & set(self.names))
+
+
+def _dtype_of(xs: Sequence[Any]) -> torch.dtype:
+    """That of y: which the inputs that have a derivative share."""
+    floating = [x.dtype for x in xs if isinstance(x, Tensor) and x.is_floating_point()]
+    return functools.reduce(torch.promote_types, floating or [torch.get_default_dtype()])
 
 
 #: What a subclass may not change for its program to be solved in matrices.

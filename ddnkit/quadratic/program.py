@@ -49,7 +49,7 @@ class QuadraticProgram:
     @classmethod
     def from_data(cls, given: Mapping[str, Tensor], size: int) -> QuadraticProgram:
         """From the inputs of a `QPNode` by name, detached, each (B, …) or (1, …)."""
-        eps = float(torch.finfo(given["q"].dtype).eps)
+        eps = max(*map(_roundoff, given.values()), torch.finfo(torch.float64).eps)
         given = {name: x.double() for name, x in given.items()}
         Q, q = given["Q"], given["q"]
         n = q.shape[-1]
@@ -138,6 +138,10 @@ class QuadraticProgram:
     def slope(self, y: Tensor, w: Tensor) -> Tensor:
         """Q y + q + Cᵀw, (B, n)."""
         return times(self.Q, y) + self.q + times(self.C.mT, w)
+
+
+def _roundoff(x: Tensor) -> float:
+    return float(torch.finfo(x.dtype).eps) if x.is_floating_point() else 0.0
 
 
 def _joined(rows: list[Tensor], Q: Tensor) -> Tensor:
@@ -302,9 +306,9 @@ def figures_at(program: QuadraticProgram, y: Tensor, w: Tensor, rows: ActiveRows
     pull = times(C.mT, w)
     slope = times(Q, y) + program.q + pull
     scale = of_slope + pull.abs()
-    stationarity = _norm(slope) / _norm(scale)
-    # 0/0 of an entry, or a row, that holds exactly at 0 is no error.
-    uneven = torch.where(slope == 0, 0.0, slope.abs() / scale).amax(dim=1)
+    # 0/0 of an item, an entry, or a row, that holds exactly at 0 is no error.
+    stationarity = _relative(_norm(slope), _norm(scale))
+    uneven = _relative(slope.abs(), scale).amax(dim=1)
     if not C.shape[1]:
         return Figures(stationarity, uneven, torch.zeros_like(stationarity), C.new_zeros(len(y), 0))
 
@@ -312,17 +316,25 @@ def figures_at(program: QuadraticProgram, y: Tensor, w: Tensor, rows: ActiveRows
     parts = C.abs()
     known = target.masked_fill(target.abs() == torch.inf, 0.0).abs()
     of_row = times(parts, size) + known
-    off = torch.where(held, (value - target).abs(), (value - program.high).clamp_min(0.0))
     room = program.high - value
     if program.low is not None:
-        below = torch.where(held, 0.0, (program.low - value).clamp_min(0.0))
-        off, room = torch.maximum(off, below), torch.minimum(room, value - program.low)
-    error = torch.where(off == 0, 0.0, off / of_row)
-    strength = w.abs() * C.square().sum(dim=2) / times(parts, of_slope)
-    clear = torch.where(held, strength, room / of_row)
+        room = torch.minimum(room, value - program.low)
+    off = torch.where(held, (value - target).abs(), 0.0)
+    # Of a row that holds too, as its sides may have changed places.
+    off = torch.maximum(off, (-room).clamp_min(0.0))
+    error = _relative(off, of_row)
+    lengths = C.square().sum(dim=2)
+    strength = _relative(w.abs() * lengths, times(parts, of_slope))
+    clear = torch.where(held, strength, _relative(room, of_row))
+    # 0 ≤ 0 says nothing of y.
+    clear = clear.masked_fill((parts.sum(dim=2) == 0) & ~held, torch.inf)
     if program.fixed is not None:
         clear = clear.masked_fill(program.fixed, torch.inf)
     return Figures(stationarity, uneven, error.amax(dim=1), clear)
+
+
+def _relative(x: Tensor, size: Tensor) -> Tensor:
+    return torch.where(x == 0, 0.0, x / size)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ def is_settled(figures: Figures, dtype: torch.dtype) -> Tensor:
 def _wrong(program: QuadraticProgram, w: Tensor, rows: ActiveRows) -> Tensor:
     """The rows that hold whose multipliers have the wrong sign, beyond rounding, (B, r)."""
     signed = w if rows.down is None else torch.where(rows.down, -w, w)
-    largest = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    # In units in which each row has length 1: of a short row the multiplier is large.
+    signed = signed * torch.linalg.vector_norm(program.C, dim=2)
+    largest = torch.linalg.vector_norm(signed, dim=1, keepdim=True)
     wrong = rows.held & (signed < -8 * torch.finfo(w.dtype).eps * largest)
     return wrong if program.fixed is None else wrong & ~program.fixed
 

@@ -461,3 +461,116 @@ def test_transforms_and_second_derivatives_go_the_general_way() -> None:
     rows = [torch.autograd.grad(of_q(q)[k], q)[0] for k in range(3)]
     assert_equal([torch.func.jacfwd(of_q)(one[1])], [torch.stack(rows)])
     assert_equal([torch.func.jacrev(of_q)(one[1])], [torch.stack(rows)])
+
+
+# -- data at the edges -----------------------------------------------------------------------------
+
+EYE = torch.eye(2, **NUMBERS)
+NONE = torch.zeros(2, **NUMBERS)
+
+
+def both_ways(
+    names: tuple[str, ...], xs: list[Tensor], policy: str = "raise"
+) -> list[tuple[Tensor, list[Tensor], list[str]]]:
+    """y, the gradients of a sum of it and the verdicts, in matrices and the general way."""
+    found = []
+    for short in (True, False):
+        layer = DeclarativeLayer(QPNode(*names), policy=policy)
+        layer.short.on = short
+        inputs = [x.clone().requires_grad_(x.is_floating_point()) for x in xs]
+        y = layer(*inputs)
+        tracked = [x for x in inputs if x.requires_grad]
+        gradients = torch.autograd.grad((y * torch.linspace(-1, 2, y.shape[-1])).sum(), tracked)
+        assert layer.certificate is not None
+        found.append((y.detach(), list(gradients), layer.certificate.verdicts()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "data"),
+    [
+        ((), []),
+        (("G", "h"), [[[1.0, 1.0]], [1.0]]),
+        (("lower", "upper"), [[-1.0, -1.0], [1.0, 2.0]]),
+        (("A", "b"), [[[1.0, 1.0]], [0.0]]),
+    ],
+)
+def test_a_solution_that_is_zero_for_data_that_are_zero(
+    names: tuple[str, ...], data: list[list[float]]
+) -> None:
+    xs = [EYE, NONE, *(torch.tensor(x, **NUMBERS) for x in data)]
+    for y, gradients, verdicts in both_ways(names, xs):
+        assert verdicts == ["trusted"] and not bool(y.any())
+        v = torch.linspace(-1, 2, 2, **NUMBERS)
+        expected = v.mean() - v if names == ("A", "b") else -v
+        assert_equal([gradients[1]], [expected])
+
+
+@pytest.mark.parametrize("q", [[0.0, 0.0], [0.0, 1.0]])
+def test_a_kink_at_zero_is_told(q: list[float]) -> None:
+    xs = [EYE, torch.tensor(q, **NUMBERS), NONE]
+    for _, gradients, verdicts in both_ways(("lower",), xs, "nan"):
+        assert verdicts == ["invalid"] and bool(gradients[1].isnan().all())
+    rows = [*xs[:2], -EYE, NONE]
+    for _, gradients, verdicts in both_ways(("G", "h"), rows, "nan"):
+        assert verdicts == ["invalid"] and bool(gradients[1].isnan().all())
+
+
+def test_bounds_that_have_changed_places_are_infeasible() -> None:
+    lower, upper = torch.tensor([1.0, 0.0], **NUMBERS), torch.tensor([0.0, 1.0], **NUMBERS)
+    # So that one side, the other, or none of the first unknown has the multiplier of its sign.
+    for first in (1.0, 5.0, -5.0, -0.5):
+        xs = [EYE, torch.tensor([first, -2.0], **NUMBERS), lower, upper]
+        for y, _, verdicts in both_ways(("lower", "upper"), xs, "nan"):
+            assert verdicts == ["invalid"] and bool(y.isnan().all())
+
+
+def test_rows_that_say_nothing_are_no_constraints() -> None:
+    q = torch.tensor([1.0, -2.0], **NUMBERS)
+    G, h = torch.tensor([[1.0, 1.0]], **NUMBERS), torch.tensor([-0.5], **NUMBERS)
+    (y, expected, _), _ = both_ways(("G", "h"), [EYE, q, G, h])
+    no_bound = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 1.0]], **NUMBERS)
+    sides = torch.tensor([0.0, 1.0, torch.inf], **NUMBERS)
+    more = [EYE, q, torch.cat([no_bound, G]), torch.cat([sides, h])]
+    for found, gradients, verdicts in both_ways(("G", "h"), more):
+        assert verdicts == ["trusted"]
+        assert_equal([found, *gradients[:2]], [y, *expected[:2]])
+        assert not bool(gradients[2][:3].any()) and not bool(gradients[3][:3].any())
+    node = QPNode("G", "h")
+    node.solver = InteriorPoint()
+    found = DeclarativeLayer(node, policy="raise")(*more)
+    assert_equal([found], [y], 2**20)
+    never = [EYE, q, no_bound, torch.tensor([-1.0, 1.0, 1.0], **NUMBERS)]
+    for _, _, verdicts in both_ways(("G", "h"), never, "mask"):
+        assert verdicts == ["invalid"]
+
+
+def test_integers_are_numbers_too() -> None:
+    xs = [EYE.long(), torch.tensor([1.0, -2.0], **NUMBERS), torch.tensor([0, 0])]
+    for y, gradients, verdicts in both_ways(("lower",), xs):
+        assert verdicts == ["trusted"]
+        assert_equal([y, gradients[0]], [torch.tensor([0.0, 2.0], **NUMBERS), -y.sign() * 2.0])
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes", "message"),
+    [
+        ((), [(2, 2), (3,)], r"Q has shape \(2, 2\) .* beside q \(3,\); expected \(3, 3\)"),
+        ((), [(2, 3), (2,)], r"Q has shape \(2, 3\)"),
+        ((), [(0, 0), (0,)], "q has no entries"),
+        (("G", "h"), [(2, 2), (2,), (1, 3), (1,)], r"G has shape \(1, 3\) .*expected \(1, 2\)"),
+        (("G", "h"), [(2, 2), (2,), (2, 2), (1,)], r"h has shape \(1,\) .* beside G \(2, 2\)"),
+        (("lower",), [(2, 2), (2,), (1,)], r"lower has shape \(1,\)"),
+    ],
+)
+def test_a_call_refuses_shapes_that_do_not_fit(
+    names: tuple[str, ...], sizes: list[tuple[int, ...]], message: str
+) -> None:
+    layer = DeclarativeLayer(QPNode(*names))
+    with pytest.raises(InputError, match=message):
+        layer(*(torch.ones(size, **NUMBERS) for size in sizes))
+
+
+def test_a_call_refuses_what_is_no_tensor() -> None:
+    with pytest.raises(InputError, match="lower is a float"):
+        DeclarativeLayer(QPNode("lower"))(EYE, NONE, 0.0)
