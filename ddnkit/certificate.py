@@ -801,6 +801,11 @@ def _not_unique(certificate: Certificate) -> str:
             f"nearly not unique: relative curvature {_least(least)}, so that half of the digits of the "
             "gradient or more are lost; add a term that singles one solution out, or use float64"
         )
+    if bool((least < -certificate._rounding).any()):
+        return (
+            f"not convex: relative curvature {_least(least)}, so that there may be a lower minimum "
+            "elsewhere; add to the curvature"
+        )
     return (
         f"not unique: relative curvature {_least(least)}; the solution has no gradient; "
         "add a term that singles one out"

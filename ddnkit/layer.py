@@ -222,6 +222,10 @@ class DeclarativeLayer(nn.Module):
             problem, source = with_stand_ins(problem, ~good)
             point = y[source]
         (found,) = solution_of(MultiplierEquation(call, problem), *problem.operands, point)
+        if self.policy == "mask" and problem.active_set is not None:
+            # They depend on the inputs by themselves too, and not through y alone.
+            clear = (problem.active_set.margin > 0).unsqueeze(-1)
+            found = torch.where(clear, found, found.detach())
         if good is not None:
             fill = 0.0 if self.policy == "mask" else torch.nan
             found = found.detach() if call.nothing_derived else found

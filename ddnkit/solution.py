@@ -75,7 +75,8 @@ class Solution:
         aux: tensors to keep for the backward pass (such as a factorisation); passed to
             `DeclarativeNode.adjoint` as the keyword ``aux``.
         uniqueness: least curvature of the problem over its largest, (B,), where the solver knows it;
-            at rounding level the solution is one of several and has no gradient.
+            at rounding level the solution is one of several and has no gradient; negative, there may be a
+            lower minimum elsewhere.
         multipliers: ν (B, p) of `Problem.all_constraints` and λ ≥ 0 (B, q) of `Problem.inequalities`, in
             L = f − νᵀh + λᵀg, where the solver knows them.
         branch: from which of several starting points it was reached, (B,), where there were several.

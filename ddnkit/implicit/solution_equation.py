@@ -418,8 +418,9 @@ class MultiplierEquation(_AtSolution):
             rest = [] if g is None else [torch.zeros_like(g)]
             return torch.cat([found[:, :p], *rest], dim=-1)
         of_active = -found[:, p : p + active.count]
-        # Of a weakly active one rounding may be below zero.
-        of_active = torch.where(active.active, of_active, 0.0).clamp(min=0)
+        of_active = torch.where(active.active, of_active, 0.0)
+        # Of a weakly active one rounding may be below zero, which makes no difference to its derivative.
+        of_active = of_active + (of_active.clamp(min=0) - of_active).detach()
         of_all = torch.zeros_like(g).detach().index_add(1, active.rows, of_active)
         return torch.cat([found[:, :p], of_all], dim=-1)
 

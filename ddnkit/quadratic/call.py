@@ -100,19 +100,19 @@ def in_matrices(
         kinks = bool(weak.any())
         if kinks and not _settle(program, solved, weak, node.degenerate):
             return None
-        y = y.clone() if y is solved.y else y
-        y = y.reshape(*batch_shape, -1)
+        # The caller may write on what is returned, in place too, which views of an operation do not allow.
+        y = y.reshape(*batch_shape, -1).clone()
+        w = solved.w.reshape(*batch_shape, -1)
+        w = w.to(dtype, copy=True) if multipliers else w
     measured = layer.certify == "fast"
     shown = LateCertificate(_Shown(program, solved, tolerance, dtype, batch_shape, measured))
     layer.show(shown)
     state = _State(layer, node.names, program, solved, shown, tolerance, kinks and measured)
-    # The caller may write on what is returned.
-    w = solved.w.to(dtype, copy=multipliers).reshape(*batch_shape, -1)
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         y, w = _InMatrices.apply(state, [y, w], *inputs)
     if not multipliers:
         return y
-    nu, lam, lower, upper = program.multipliers(w.reshape(size, -1))
+    nu, lam, lower, upper = program.multipliers(w.reshape(size, -1), solved.rows)
     shaped = [
         None if x is None else x.reshape(*batch_shape, x.shape[1]) for x in (nu, lam, lower, upper)
     ]

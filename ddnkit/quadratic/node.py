@@ -109,6 +109,10 @@ class QPNode(DeclarativeNode):
         if not problem.batch_size or not self.is_plain:
             return super().solve_problem(problem, start)
         program = self.program(problem.inputs, problem.batch_size)
+        if start is not None and start.shape != program.q.shape:
+            raise InputError(
+                f"QPNode: start has shape {tuple(start.shape)}, but y has {tuple(program.q.shape)}"
+            )
         found = solve(program, None if start is None else start.detach().double())
         solution = self._solution(program, found, _dtype_of(problem.inputs))
         rest = (~found.done).nonzero()[:, 0]
@@ -168,14 +172,18 @@ class QPNode(DeclarativeNode):
 
     def _solution(self, program: QuadraticProgram, found: Solved, dtype: torch.dtype) -> Solution:
         unsolved = torch.where(found.done, int(Status.CONVERGED), int(Status.UNKNOWN))
-        nu, lam, lower, upper = program.multipliers(found.w)
+        nu, lam, lower, upper = program.multipliers(found.w, found.rows)
         # `Problem.inequalities` has both bounds, infinite where there are none.
         ends = [torch.zeros_like(found.y) if x is None else x for x in (lower, upper)]
         lam = torch.cat([lam, *ends], dim=1)
         multipliers = (nu.to(dtype), lam.to(dtype))
+        uniqueness = found.curvature
+        if uniqueness is not None:
+            uniqueness = torch.where(uniqueness < 0, uniqueness, torch.inf).to(dtype)
         return Solution(
-            found.y.to(dtype), unsolved, found.rounds, "block_pivoting", multipliers=multipliers
-        )
+            found.y.to(dtype), unsolved, found.rounds, "block_pivoting",
+            multipliers=multipliers, uniqueness=uniqueness,
+        )  # fmt: skip
 
     def _solve_rest(
         self, problem: Problem, solution: Solution, items: Tensor, start: Tensor | None

@@ -95,6 +95,29 @@ class QuadraticProgram:
         """Of Q's diagonal, what a pivot of Q is above where Q is definite whatever its rounding."""
         return 16 * self.Q.shape[1] * self.eps
 
+    def negative_curvature(self) -> Tensor:
+        """Of Q along the equations, the least curvature relative to the largest, (B,); 0 where none is
+        negative beyond the data's rounding.
+
+        In units of y in which the curvature of each unknown is 1, or −1.
+        """
+        diagonal = self.Q.diagonal(dim1=1, dim2=2).abs()
+        unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
+        H = unit.unsqueeze(2) * self.Q * unit.unsqueeze(1)
+        if self.equations:
+            A = self.C[:, : self.equations] * unit.unsqueeze(1)
+            length = _norm(A).unsqueeze(2)
+            _, sizes, rows = torch.linalg.svd(A / torch.where(length > 0, length, 1.0))
+            real = torch.zeros_like(rows[:, :, 0])
+            real[:, : sizes.shape[1]] = (sizes > 64 * self.eps * sizes.shape[1]).to(real)
+            along = rows * (1 - real).unsqueeze(2)
+            H = along @ H @ along.mT
+        values = torch.linalg.eigvalsh(H)
+        size = values.abs().amax(dim=1)
+        relative = torch.where(size > 0, values[:, 0] / size, 0.0)
+        rounding = 64 * H.shape[1] * self.eps
+        return torch.where(relative < -rounding, relative, 0.0).expand(len(self.q))
+
     @property
     def pinned(self) -> bool:
         """Whether a lower bound is an upper one somewhere: neither has a derivative of its own there."""
@@ -111,19 +134,25 @@ class QuadraticProgram:
             return self.high
         return torch.where(down, self.low, self.high)
 
-    def multipliers(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """ν of the equations, in L = f − νᵀh, λ of the inequalities, and those of lower and upper bounds,
-        from the multipliers w (B, r) of the rows."""
+    def multipliers(
+        self, w: Tensor, rows: ActiveRows
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """ν, λ of the inequalities, and those of lower and upper bounds, in L = f − νᵀh + λᵀg, from the
+        multipliers w (B, r) of the rows."""
         first = self.first_bound
         of_bounds, lower, upper = w[:, first:], None, None
         if self.sign < 0:
-            lower = of_bounds
+            lower = _lifted(of_bounds)
         elif self.sign > 0:
-            upper = of_bounds
+            upper = _lifted(of_bounds)
         if self.low is not None:
-            # Of a row with two sides the sign tells which one holds.
-            lower, upper = (-of_bounds).clamp_min(0.0), of_bounds.clamp_min(0.0)
-        return -w[:, : self.equations], w[:, self.equations : first], lower, upper
+            assert rows.down is not None
+            # Of a row whose sides are one the sign tells which one holds.
+            same = self.low[:, first:] == self.high[:, first:]
+            down = torch.where(same, of_bounds < 0, rows.down[:, first:])
+            lower = _lifted(torch.where(down, -of_bounds, 0.0))
+            upper = _lifted(torch.where(down, 0.0, of_bounds))
+        return -w[:, : self.equations], _lifted(w[:, self.equations : first]), lower, upper
 
     def rows_of(
         self, nu: Tensor, lam: Tensor, lower: Tensor | None, upper: Tensor | None
@@ -142,6 +171,11 @@ class QuadraticProgram:
 
 def _roundoff(x: Tensor) -> float:
     return float(torch.finfo(x.dtype).eps) if x.is_floating_point() else 0.0
+
+
+def _lifted(multiplier: Tensor) -> Tensor:
+    """Of a weakly active row rounding may be below zero, which makes no difference to its derivative."""
+    return multiplier + (multiplier.clamp_min(0.0) - multiplier).detach()
 
 
 def _joined(rows: list[Tensor], Q: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class Solved:
         figures: at y, in the precision in which it was solved.
         done: which items are solved to rounding, (B,). Of others y is near the solution, or NaN.
         rounds: how many systems were solved for each item, (B,).
+        curvature: below 0 for items with inequalities that are not convex, which are not solved; (B,), None
+            where each is known to be convex.
     """
 
     y: Tensor
@@ -51,6 +53,7 @@ class Solved:
     figures: Figures
     done: Tensor
     rounds: Tensor
+    curvature: Tensor | None = None
 
 
 def solve(program: QuadraticProgram, start: Tensor | None = None) -> Solved:
@@ -115,8 +118,18 @@ def _refined(
 def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> None:
     """The same for these items, in ``solved``, by an interior point."""
     part = program.of(items)
-    near = find_near(part)
     p, r = part.equations, part.C.shape[1]
+    if r > p:
+        # A minimum need not be the least one there.
+        curvature = torch.zeros_like(solved.figures.stationarity)
+        curvature[items] = _curvature_of(part)
+        if bool((curvature < 0).any()):
+            solved.curvature = curvature
+            items = items[curvature[items] == 0]
+            if not len(items):
+                return
+            part = program.of(items)
+    near = find_near(part)
     holds = near.multiplier > near.slack
     held = torch.ones(len(items), r, dtype=torch.bool, device=items.device)
     down = None if part.low is None else torch.zeros_like(held)
@@ -156,6 +169,17 @@ def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> Non
             below = ~held & (value < part.low - size)
             down = (down[left] & held) | below
             held = held | below
+
+
+def _curvature_of(program: QuadraticProgram) -> Tensor:
+    """As `QuadraticProgram.negative_curvature`; 0 of items that are no numbers, or overflow."""
+    sound = program.Q.isfinite().all(dim=(1, 2)) & program.C.isfinite().all(dim=(1, 2))
+    sound = sound.expand(len(program.q))
+    found = torch.zeros_like(program.q[:, 0])
+    ready = sound.nonzero()[:, 0]
+    if len(ready):
+        found[ready] = program.of(ready).negative_curvature().nan_to_num(0.0)
+    return found
 
 
 def _factors_of(program: QuadraticProgram, rows: ActiveRows) -> tuple[Factors, Tensor]:

@@ -574,3 +574,76 @@ def test_a_call_refuses_shapes_that_do_not_fit(
 def test_a_call_refuses_what_is_no_tensor() -> None:
     with pytest.raises(InputError, match="lower is a float"):
         DeclarativeLayer(QPNode("lower"))(EYE, NONE, 0.0)
+
+
+def test_programs_that_are_not_convex_are_told() -> None:
+    names = ("lower", "upper")
+    Q = torch.diag_embed(torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, 1e10]], **NUMBERS))
+    # The two bounds of the first unknown are both minima of the second item.
+    xs = [Q, torch.tensor([0.1, -0.2], **NUMBERS), -EYE.sum(dim=0), EYE.sum(dim=0)]
+    for _, gradients, verdicts in both_ways(names, xs, "nan"):
+        assert verdicts == ["trusted", "invalid", "invalid"]
+        assert gradients[0].isnan().flatten(1).all(dim=1).tolist() == [False, True, True]
+    layer = DeclarativeLayer(QPNode(*names), policy="raise")
+    with pytest.raises(UntrustedGradientError, match=r"not convex: relative curvature -1.0e\+00"):
+        layer(Q[1], xs[1].clone().requires_grad_(), *xs[2:]).sum().backward()
+    # Along the equation this one is, and its only minimum the least one; so is each with equations alone.
+    A, b = torch.tensor([[1.0, 0.0], [2.0, 0.0]], **NUMBERS), torch.tensor([1.0, 2.0], **NUMBERS)
+    expected = torch.tensor([1.0, 0.2], **NUMBERS)
+    for rows in (1, 2):
+        for given in (("A", "b", "lower"), ("A", "b")):
+            program_of = [Q[1], xs[1], A[:rows], b[:rows], xs[2]][: 2 + len(given)]
+            for y, _, verdicts in both_ways(given, program_of):
+                assert verdicts == ["trusted"]
+                assert_equal([y], [expected])
+
+
+def test_rounding_of_a_semidefinite_matrix_is_no_negative_curvature() -> None:
+    for dtype in (torch.float64, torch.float32):
+        factor = torch.randn(16, 3, 6, dtype=dtype)
+        q = torch.randn(16, 6, dtype=dtype)
+        ends = torch.ones(6, dtype=dtype)
+        for y, _, verdicts in both_ways(("lower", "upper"), [factor.mT @ factor, q, -ends, ends]):
+            assert verdicts == ["trusted"] * 16 and bool((y.abs() <= 1.0).all())
+
+
+@pytest.mark.parametrize("policy", ["nan", "mask", "raise"])
+def test_multipliers_at_a_kink_have_the_derivative_of_what_the_node_chooses(policy: str) -> None:
+    # Rounding of a multiplier that is zero may have either sign.
+    for degenerate, slope in (("warn", 1.0), ("least_norm", 1.0), ("one_sided", 0.0)):
+        failing = degenerate == "warn"
+        if failing and policy == "raise":
+            continue
+        for short in (True, False):
+            node = QPNode("lower", "upper")
+            node.degenerate = degenerate
+            layer = DeclarativeLayer(node, policy=policy)
+            layer.short.on = short
+            q = AT_A_KINK[1].clone().requires_grad_()
+            _, multipliers = layer(AT_A_KINK[0], q, *AT_A_KINK[2:], return_multipliers=True)
+            assert multipliers.lower is not None and multipliers.upper is not None
+            assert bool((multipliers.lower >= 0).all() and (multipliers.upper >= 0).all())
+            (found,) = torch.autograd.grad(multipliers.lower[0].sum(), q)
+            expected = torch.full((3,), slope, **NUMBERS)
+            if failing:
+                expected = torch.full((3,), torch.nan if policy == "nan" else 0.0, **NUMBERS)
+            assert torch.equal(found[0].isnan(), expected.isnan())
+            assert_equal([found[0].nan_to_num()], [expected.nan_to_num()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_work_in_place_on_the_solution(dtype: torch.dtype) -> None:
+    xs = [x.to(dtype).requires_grad_() for x in inputs_of(("G", "h"))]
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+    expected = torch.autograd.grad(2 * layer(*xs).sum(), xs)
+    for multipliers in (False, True):
+        found = layer(*xs, return_multipliers=multipliers)
+        y = found[0] if multipliers else found
+        assert_equal(list(torch.autograd.grad(y.mul_(2).sum(), xs)), list(expected))
+
+
+@pytest.mark.parametrize("size", [(4,), (4, 3)])
+def test_a_start_of_another_shape_is_refused(size: tuple[int, ...]) -> None:
+    layer = DeclarativeLayer(QPNode("G", "h"))
+    with pytest.raises(InputError, match=r"start has shape .* but y has \(4, 4\)"):
+        layer(*inputs_of(("G", "h")), start=torch.zeros(size, **NUMBERS))
