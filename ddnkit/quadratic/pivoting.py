@@ -5,7 +5,7 @@ For a set S of rows that hold, M_SS w_S = c_S − t_S. Rows of S with a multipli
 it, and others that are violated enter, all at once; where nothing is to be changed, y is the solution, to
 rounding. Mostly that takes 3 to 8 rounds, whatever the size. It may come back to a set that it had before: an
 item in which the number of wrong rows has not fallen for some rounds exchanges one row at a time, the last,
-until it has; this comes to an end for every M that is positive definite.
+until it has. What has not come to an end after 20 rounds in all is left to an interior point.
 
 M is singular where rows depend on each other. An S whose M_SS is not definite is solved with a little added
 to the diagonal, and the S that is found counts only where M_SS is definite.
@@ -27,6 +27,7 @@ from .program import (
     QuadraticProgram,
     RowFactors,
     cholesky_solve,
+    eye,
     is_clear,
     times,
 )
@@ -35,7 +36,8 @@ from .program import (
 _FREE = 8
 #: Rounds that the number of wrong rows may go without falling.
 _PATIENCE = 4
-_MOST, _MOST_PER_ROW = 40, 4
+#: Further rounds, after which an interior point is sooner done: mostly with more rows than unknowns.
+_MOST = 12
 #: Of a row's scale, what counts as violated.
 _EDGE = 1e-13
 #: What is added to the diagonal where M_SS is not definite, relative.
@@ -78,12 +80,35 @@ def pivot(program: QuadraticProgram, start: ActiveRows | None = None) -> Pivoted
         found = torch.cholesky_solve(right, L)
         of_q, W = found[:, :, 0], found[:, :, 1:]
     M, c = C @ W, -times(C, of_q)
+    if not bool(definite.all()):
+        M, c, start = _at_rest(program, definite, M, c, start)
     run = _Run(program, M, c, start)
     run.iterate()
     rows = ActiveRows(run.held, run.down)
     y = -(of_q + times(W, run.w))
     done = run.done & definite & run.factors.is_clear(LEAST_PIVOT) & y.isfinite().all(dim=1)
     return Pivoted(y, run.w, rows, Factors(L, W, run.factors), done, run.rounds)
+
+
+def _at_rest(
+    program: QuadraticProgram,
+    definite: Tensor,
+    M: Tensor,
+    c: Tensor,
+    start: ActiveRows | None,
+) -> tuple[Tensor, Tensor, ActiveRows | None]:
+    """M, c and start with which items whose Q is not definite have nothing to exchange."""
+    own = definite.reshape(-1, 1)
+    size = max(len(M), len(definite))
+    M = torch.where(own.unsqueeze(2), M.expand(size, -1, -1), eye(M.shape[1], M))
+    inside = torch.minimum(torch.zeros_like(c), program.high)
+    if program.low is not None:
+        inside = torch.maximum(inside, program.low)
+    c = torch.where(own, c, inside.nan_to_num())
+    if start is not None:
+        down = start.down
+        start = ActiveRows(start.held & own, None if down is None else down & own)
+    return M, c, start
 
 
 class _Run:
@@ -112,12 +137,11 @@ class _Run:
             self.held, self.down = start.held, start.down
         if self.fixed is not None:
             self.held = self.held | self.fixed
-        batch, r = c.shape
+        batch = len(c)
         self.w = c
         self.factors: RowFactors
         self.done = torch.zeros(batch, dtype=torch.bool, device=c.device)
         self.rounds = torch.zeros(batch, dtype=torch.long, device=c.device)
-        self.limit = _MOST + _MOST_PER_ROW * r
 
     def iterate(self) -> None:
         """All items, then those that are left."""
@@ -147,7 +171,7 @@ class _Run:
         best = torch.full_like(items, held.shape[1] + 1)
         patience = torch.zeros_like(items)
         last = torch.arange(held.shape[1], device=held.device)
-        for _ in range(self.limit):
+        for _ in range(_MOST):
             w, _, after, after_down = self._exchange(part, held, down)
             wrong = after != held
             count = wrong.sum(dim=1)

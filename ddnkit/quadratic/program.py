@@ -223,14 +223,14 @@ class RowFactors:
             if most <= r - r // 8:
                 self.index = _rows_in_order(held, most)
         if self.index is None:
-            matrix = torch.where(held.unsqueeze(1) & held.unsqueeze(2), M, _eye(r, M))
+            matrix = torch.where(held.unsqueeze(1) & held.unsqueeze(2), M, eye(r, M))
         else:
             real = held.gather(1, self.index)
             rows, columns = self.index.unsqueeze(2), self.index.unsqueeze(1)
             items = torch.arange(len(held), device=M.device).reshape(-1, 1, 1)
             matrix = M[0][rows, columns] if len(M) < len(held) else M[items, rows, columns]
             both = real.unsqueeze(1) & real.unsqueeze(2)
-            matrix = torch.where(both, matrix, _eye(matrix.shape[1], M))
+            matrix = torch.where(both, matrix, eye(matrix.shape[1], M))
         if lift:
             matrix = matrix + torch.diag_embed(lift * matrix.diagonal(dim1=1, dim2=2))
         self._diagonal = matrix.diagonal(dim1=1, dim2=2)
@@ -252,7 +252,7 @@ class RowFactors:
         """K for all rows, (B, r, r)."""
         if self.index is None:
             return self.K
-        whole = _eye(self.held.shape[1], self.K).expand(len(self.K), -1, -1).clone()
+        whole = eye(self.held.shape[1], self.K).expand(len(self.K), -1, -1).clone()
         items = torch.arange(len(whole), device=whole.device).reshape(-1, 1, 1)
         whole[items, self.index.unsqueeze(2), self.index.unsqueeze(1)] = self.K
         return whole
@@ -268,7 +268,8 @@ def is_clear(L: Tensor, diagonal: Tensor, least: float) -> Tensor:
     return (L.diagonal(dim1=1, dim2=2).square() > least * diagonal).all(dim=1)
 
 
-def _eye(size: int, like: Tensor) -> Tensor:
+def eye(size: int, like: Tensor) -> Tensor:
+    """The identity, of the type of another matrix."""
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 

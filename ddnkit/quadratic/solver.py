@@ -27,7 +27,7 @@ from .program import (
     times,
 )
 
-_ROUNDS = 4
+_ROUNDS = 8
 #: An entry's residual beside its own terms may be so many roundings.
 _UNEVEN = 1e4
 
@@ -139,6 +139,11 @@ def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> Non
         held = held | down
     if part.fixed is not None:
         held = held | part.fixed
+    # How clear it is that a row holds.
+    ratio = near.multiplier / near.slack
+    ratio = ratio[:, : r - p] if down is None else torch.maximum(*ratio.split(r - p, dim=1))
+    sure = torch.full_like(program.high[items], torch.inf)
+    sure[:, p:] = ratio
     solved.y[items] = torch.where(near.found.unsqueeze(1), near.y, torch.nan)
     solved.rounds[items] += near.steps
     _separate(solved, len(program.q))
@@ -158,17 +163,31 @@ def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> Non
         solved.rounds[items] += 1
         if not len(left):
             return
-        items, part = items[left], part.of(left)
-        y, w, held, wrong = y[left], w[left], held[left], wrong[left]
+        items, part, sure = items[left], part.of(left), sure[left]
+        y, w, held, wrong, clear = y[left], w[left], held[left], wrong[left], clear[left]
         value = times(part.C, y)
         size = 1e-9 * times(part.C.abs(), y.abs())
         above = ~held & (value > part.high + size)
+        # Of rows that depend on each other, as where one too many seems to hold, nothing else is to be told.
+        least = _least_sure(part, held, sure)
+        some = clear | ~least.any(dim=1)
+        wrong = torch.where(some.unsqueeze(1), wrong, least)
+        above = above & some.unsqueeze(1)
+        # If it comes back, another one leaves.
+        sure = torch.where(least & ~some.unsqueeze(1), torch.inf, sure)
         held = (held & ~wrong) | above
         if down is not None:
             assert part.low is not None
-            below = ~held & (value < part.low - size)
+            below = ~held & (value < part.low - size) & some.unsqueeze(1)
             down = (down[left] & held) | below
             held = held | below
+
+
+def _least_sure(program: QuadraticProgram, held: Tensor, sure: Tensor) -> Tensor:
+    """The row of each item that holds least surely, besides those that always do, (B, r)."""
+    free = held if program.fixed is None else held & ~program.fixed
+    among = torch.where(free, sure, torch.inf)
+    return free & (among == among.amin(dim=1, keepdim=True)) & (among < torch.inf)
 
 
 def _curvature_of(program: QuadraticProgram) -> Tensor:

@@ -647,3 +647,45 @@ def test_a_start_of_another_shape_is_refused(size: tuple[int, ...]) -> None:
     layer = DeclarativeLayer(QPNode("G", "h"))
     with pytest.raises(InputError, match=r"start has shape .* but y has \(4, 4\)"):
         layer(*inputs_of(("G", "h")), start=torch.zeros(size, **NUMBERS))
+
+
+def test_many_more_rows_than_unknowns_take_no_more_rounds() -> None:
+    # Exchanged one at a time, as many as there are rows and more.
+    data = program(6, 10, 0, 120)
+    given = {"Q": data["Q"] @ data["Q"].mT, "q": data["q"], "G": data["G"], "h": data["h"]}
+    found = solve_in_matrices(QuadraticProgram.from_data(given, 6))
+    assert bool(found.done.all()) and int(found.rounds.max()) <= 60
+
+
+def test_a_vertex_at_which_a_further_row_nearly_holds() -> None:
+    # An interior point that is near takes it for one that holds: five rows in four unknowns.
+    batch, n = 32, 4
+    rows, y = torch.randn(batch, n, n, **NUMBERS), torch.randn(batch, n, 1, **NUMBERS)
+    further = (torch.rand(batch, 1, n, **NUMBERS) + 0.1) @ rows
+    slack = further.norm(dim=2) * 10.0 ** torch.linspace(-9, -6, batch, **NUMBERS).unsqueeze(1)
+    strength = torch.rand(batch, n, 1, **NUMBERS) + 0.2
+    given = {
+        "Q": torch.zeros(1, n, n, **NUMBERS),
+        "q": -(rows.mT @ strength).squeeze(-1),
+        "G": torch.cat([rows, further], dim=1),
+        "h": torch.cat([(rows @ y).squeeze(-1), (further @ y).squeeze(-1) + slack], dim=1),
+    }
+    found = solve_in_matrices(QuadraticProgram.from_data(given, batch))
+    assert bool(found.done.all())
+    assert bool(found.rows.held[:, :n].all()) and not bool(found.rows.held[:, n].any())
+
+
+def test_singular_items_leave_the_others_their_rounds() -> None:
+    Q, q, lower = inputs_of(("lower",), batch=8, n=6)
+    quadratic = {"Q": Q, "q": q, "lower": lower}
+    alone = solve_in_matrices(QuadraticProgram.from_data(quadratic, 8))
+    assert bool(alone.done.all())
+    # A linear program with a minimum, no number, and no minimum.
+    Q, q = Q.clone(), q.clone()
+    Q[1:4], q[1] = 0.0, q[1].abs() + 0.1
+    Q[2, 0, 0], q[3] = torch.nan, -q[3].abs() - 0.1
+    found = solve_in_matrices(QuadraticProgram.from_data({"Q": Q, "q": q, "lower": lower}, 8))
+    assert found.done.tolist() == [True, True, False, False, True, True, True, True]
+    others = found.done & (torch.arange(8) != 1)
+    assert int(found.rounds[others].max()) <= int(alone.rounds.max())
+    assert_equal([found.y[others], found.y[1]], [alone.y[others], lower[1]])
