@@ -93,7 +93,9 @@ def in_matrices(
         figures = solved.figures
         tolerance = layer.tolerance if layer.tolerance is not None else node.tolerance
         tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
-        fine = solved.done & is_settled(figures, dtype)
+        fine = solved.done
+        if dtype is not torch.float64:
+            fine = fine & is_settled(figures, dtype)
         if SETTLED * torch.finfo(dtype).eps > tolerance or not bool(fine.all()):
             return None
         weak = figures.clear <= sharp_edge(dtype)

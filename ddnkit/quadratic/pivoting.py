@@ -68,14 +68,14 @@ class Pivoted:
 def pivot(program: QuadraticProgram, start: ActiveRows | None = None) -> Pivoted:
     """Solve each item; from the set of rows ``start``, or from those that the unconstrained y violates."""
     Q, C, q = program.Q, program.C, program.q
-    n, r, batch = Q.shape[1], C.shape[1], len(q)
+    n, r, batch = Q.shape[1], C.shape[1], q.shape[0]
     L, info = torch.linalg.cholesky_ex(Q)
     definite = (info == 0) & is_clear(L, Q.diagonal(dim1=1, dim2=2), program.least_pivot)
-    if len(Q) == 1 and len(C) == 1:
+    if Q.shape[0] == 1 and C.shape[0] == 1:
         W = torch.cholesky_solve(C.mT, L)
         of_q = cholesky_solve(q, L)
     else:
-        both = max(len(Q), len(C), batch)
+        both = max(Q.shape[0], C.shape[0], batch)
         right = torch.cat([q.unsqueeze(2), C.mT.expand(both, n, r)], dim=2)
         found = torch.cholesky_solve(right, L)
         of_q, W = found[:, :, 0], found[:, :, 1:]
@@ -137,19 +137,20 @@ class _Run:
             self.held, self.down = start.held, start.down
         if self.fixed is not None:
             self.held = self.held | self.fixed
-        batch = len(c)
+        batch = c.shape[0]
         self.w = c
         self.factors: RowFactors
+        self.identity = eye(c.shape[1], c)
         self.done = torch.zeros(batch, dtype=torch.bool, device=c.device)
         self.rounds = torch.zeros(batch, dtype=torch.long, device=c.device)
 
     def iterate(self) -> None:
         """All items, then those that are left."""
-        held, down, round = self.held, self.down, 0
+        held, down, round, lifted = self.held, self.down, 0, True
         large = self.c.shape[0] > 1 and self.c.shape[1] ** 2 * self.c.shape[0] >= _LARGE
         while True:
             round += 1
-            w, factors, after, after_down = self._exchange(self, held, down)
+            w, factors, after, after_down, lifted = self._exchange(self, held, down, lifted)
             if round == _FREE or torch.equal(after, held):
                 break
             if large and round >= 3:
@@ -172,7 +173,7 @@ class _Run:
         patience = torch.zeros_like(items)
         last = torch.arange(held.shape[1], device=held.device)
         for _ in range(_MOST):
-            w, _, after, after_down = self._exchange(part, held, down)
+            w, _, after, after_down, _ = self._exchange(part, held, down, True)
             wrong = after != held
             count = wrong.sum(dim=1)
             finished = count == 0
@@ -206,12 +207,19 @@ class _Run:
                 down = torch.where(changed, after_down, down)
 
     def _exchange(
-        self, of: _Run | _Part, held: Tensor, down: Tensor | None
-    ) -> tuple[Tensor, RowFactors, Tensor, Tensor | None]:
-        """w and the factors for the rows that hold, and which rows ought to hold."""
-        factors = RowFactors(of.M, held)
+        self, of: _Run | _Part, held: Tensor, down: Tensor | None, lifts: bool
+    ) -> tuple[Tensor, RowFactors, Tensor, Tensor | None, bool]:
+        """w and the factors for rows that hold, which ones ought to hold, and whether some depend on others.
+
+        Args:
+            lifts: whether to look for these, and add to the diagonal. Where the first set has none, the next
+                ones mostly have none either; what comes of one that has is another set to go on from, and is
+                never taken for a solution.
+        """
+        factors = RowFactors(of.M, held, identity=self.identity)
         used = factors
-        if bool(factors.info.any()):
+        lifts = lifts and bool(factors.info.any())
+        if lifts:
             used = RowFactors(of.M, held, _ADDED)
         target = of.high
         if down is not None:
@@ -231,7 +239,7 @@ class _Run:
             after_down = torch.where(held, down, below)
         if of.fixed is not None:
             after = after | of.fixed
-        return w, factors, after, after_down
+        return w, factors, after, after_down, lifts
 
 
 class _Part:

@@ -187,7 +187,8 @@ def _joined(rows: list[Tensor], Q: Tensor) -> Tensor:
 
 def times(matrices: Tensor, v: Tensor) -> Tensor:
     """Matrices (b, p, m) times vectors (B, m)."""
-    if len(matrices) == 1 and len(v) > 1:
+    # Not by `len`, which goes through Python and takes as long as a small product.
+    if matrices.shape[0] == 1 and v.shape[0] > 1:
         return v @ matrices[0].mT
     return torch.bmm(matrices, v.unsqueeze(-1)).squeeze(-1)
 
@@ -211,29 +212,34 @@ class RowFactors:
         K: (B, s, s); rows that stand for none of S are those of the identity. held: S, (B, r).
         index: which rows these are, (B, s), in order; None where they are all of them, s = r.
         info: what the factorisation says, (B,), not 0 where it failed.
+
+    Args:
+        lift: what is added to the diagonal, relative. identity: (r, r), where there is one already.
     """
 
-    __slots__ = ("K", "_diagonal", "held", "index", "info")
+    __slots__ = ("K", "held", "index", "info")
 
-    def __init__(self, M: Tensor, held: Tensor, lift: float = 0.0):
-        r = M.shape[1]
+    def __init__(
+        self, M: Tensor, held: Tensor, lift: float = 0.0, identity: Tensor | None = None
+    ) -> None:
+        size, r = held.shape
         self.held, self.index = held, None
-        if r * r * len(held) >= _LARGE:
+        if r * r * size >= _LARGE:
             most = int(held.sum(dim=1).max())
             if most <= r - r // 8:
                 self.index = _rows_in_order(held, most)
         if self.index is None:
-            matrix = torch.where(held.unsqueeze(1) & held.unsqueeze(2), M, eye(r, M))
+            identity = eye(r, M) if identity is None else identity
+            matrix = torch.where(held.unsqueeze(1) & held.unsqueeze(2), M, identity)
         else:
             real = held.gather(1, self.index)
             rows, columns = self.index.unsqueeze(2), self.index.unsqueeze(1)
-            items = torch.arange(len(held), device=M.device).reshape(-1, 1, 1)
-            matrix = M[0][rows, columns] if len(M) < len(held) else M[items, rows, columns]
+            items = torch.arange(size, device=M.device).reshape(-1, 1, 1)
+            matrix = M[0][rows, columns] if M.shape[0] < size else M[items, rows, columns]
             both = real.unsqueeze(1) & real.unsqueeze(2)
             matrix = torch.where(both, matrix, eye(matrix.shape[1], M))
         if lift:
             matrix = matrix + torch.diag_embed(lift * matrix.diagonal(dim1=1, dim2=2))
-        self._diagonal = matrix.diagonal(dim1=1, dim2=2)
         self.K, self.info = torch.linalg.cholesky_ex(matrix)
 
     def solve(self, right: Tensor) -> Tensor:
@@ -246,7 +252,8 @@ class RowFactors:
 
     def is_clear(self, least: float) -> Tensor:
         """Whether each pivot is above ``least`` times its diagonal, (B,)."""
-        return (self.info == 0) & is_clear(self.K, self._diagonal, least)
+        diagonal = self.K.square().sum(dim=2)
+        return (self.info == 0) & is_clear(self.K, diagonal, least)
 
     def unpacked(self) -> Tensor:
         """K for all rows, (B, r, r)."""
@@ -304,7 +311,7 @@ class Factors:
 
 def cholesky_solve(right: Tensor, L: Tensor) -> Tensor:
     """For one right side (B, n) of each item, factors (b, n, n)."""
-    if len(L) == 1 and len(right) > 1:
+    if L.shape[0] == 1 and right.shape[0] > 1:
         return torch.cholesky_solve(right.mT, L[0]).mT
     return torch.cholesky_solve(right.unsqueeze(-1), L).squeeze(-1)
 
@@ -362,7 +369,7 @@ def figures_at(program: QuadraticProgram, y: Tensor, w: Tensor, rows: ActiveRows
     strength = _relative(w.abs() * lengths, times(parts, of_slope))
     clear = torch.where(held, strength, _relative(room, of_row))
     # 0 ≤ 0 says nothing of y.
-    clear = clear.masked_fill((parts.sum(dim=2) == 0) & ~held, torch.inf)
+    clear = clear.masked_fill((lengths == 0) & ~held, torch.inf)
     if program.fixed is not None:
         clear = clear.masked_fill(program.fixed, torch.inf)
     return Figures(stationarity, uneven, error.amax(dim=1), clear)
