@@ -25,8 +25,8 @@ from . import Prepare
 
 #: To which the other libraries solve.
 _TIGHT = 1e-10
-#: Calls from whose median the shares of a call are told.
-_CALLS = 5
+#: Calls from whose median the shares of a call are told; of large ones it is one.
+_CALLS, _LARGE = 5, 1e6
 
 Solve = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -229,7 +229,7 @@ def _shares(xs: Sequence[Tensor], v: Tensor) -> list[float]:
         found = timed("solve", lambda: solve(program))
         timed("certificate", lambda: figures_at(program, found.y, found.w, found.rows))
 
-    for _ in range(_CALLS):
+    for _ in range(_CALLS if xs[0].numel() < _LARGE else 1):
         with torch.no_grad():
             parts()
         timed("all", whole)
