@@ -208,6 +208,8 @@ class _Shown:
         )  # fmt: skip
         self.tolerance, self.dtype, self.batch_shape = tolerance, dtype, batch_shape
         self.inequalities = program.C.shape[1] > program.equations
+        # The rows may be an input itself, which its owner may write on before anybody asks.
+        self.version = program.C._version
 
     def __call__(self, residual: Tensor | None) -> Certificate:
         figures: Figures = self.figures
@@ -227,12 +229,18 @@ class _Shown:
             self.tolerance,
             "block_pivoting",
             adjoint_residual=None if residual is None else residual.to(self.dtype),
-            licq=_licq(self.C, self.rows).to(self.dtype),
+            licq=self._licq(),
             active_margin=figures.margin.to(self.dtype) if self.inequalities else None,
             settled=torch.ones_like(self.rounds, dtype=torch.bool),
             form="dense",
         )
         return certificate.reshape(self.batch_shape)
+
+    def _licq(self) -> Tensor | None:
+        """None where the rows are not there any more."""
+        if self.C._version != self.version:
+            return None
+        return _licq(self.C, self.rows).to(self.dtype)
 
 
 def _licq(C: Tensor, rows: ActiveRows) -> Tensor:

@@ -60,11 +60,14 @@ class QuadraticProgram:
         k = given["G"].shape[1] if "G" in given else 0
         lower, upper = given.get("lower"), given.get("upper")
         sign, low, fixed = 0, None, None
-        if lower is not None or upper is not None:
-            sign = 1 if upper is not None else -1
-            eye = torch.eye(n, dtype=q.dtype, device=q.device)
-            rows.append((eye if sign > 0 else -eye).unsqueeze(0))
-            sides.append((upper if upper is not None else -lower).expand(size, n))  # type: ignore[operator]
+        bound = upper
+        if upper is not None:
+            sign = 1
+        elif lower is not None:
+            sign, bound = -1, -lower
+        if bound is not None:
+            rows.append(sign * eye(n, q).unsqueeze(0))
+            sides.append(bound.expand(size, n))
         high = sides[0] if len(sides) == 1 else torch.cat(sides or [q[:, :0]], dim=1)
         C = rows[0] if len(rows) == 1 else _joined(rows, Q)
         if p:
@@ -159,9 +162,10 @@ class QuadraticProgram:
     ) -> Tensor:
         """w (B, r) of these multipliers: the reverse of `multipliers`."""
         parts = [-nu, lam]
-        if self.sign:
-            both = lower is not None and upper is not None
-            parts.append(upper - lower if both else lower if upper is None else upper)  # type: ignore
+        if lower is not None and upper is not None:
+            parts.append(upper - lower)
+        else:
+            parts += [x for x in (lower, upper) if x is not None]
         return torch.cat(parts, dim=1)
 
     def slope(self, y: Tensor, w: Tensor) -> Tensor:

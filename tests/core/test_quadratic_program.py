@@ -409,6 +409,15 @@ def test_the_solution_may_be_written_on() -> None:
     assert torch.equal(found, expected)
 
 
+def test_rows_that_were_written_on_are_not_measured_afterwards() -> None:
+    xs = inputs_of(("G", "h"))
+    layer = DeclarativeLayer(QPNode("G", "h"))
+    layer(*xs)
+    xs[2].zero_()
+    assert layer.certificate is not None and layer.certificate.licq is None
+    assert layer.certificate.verdicts() == ["trusted"] * 4
+
+
 def test_nothing_is_measured_where_nobody_asks() -> None:
     xs = [x.clone().requires_grad_() for x in AT_A_KINK]
     layer = DeclarativeLayer(QPNode("lower", "upper"), policy="raise", certify="off")
