@@ -3,7 +3,8 @@
 The eager way (`ddnkit.implicit`) evaluates, measures and differentiates a node's functions, whatever they
 are. Of a quadratic program all of that is known beforehand: a call solves it, measures the solution by its
 matrices, and keeps the factors for the gradient (`adjoint`). As in other short calls (`ddnkit.programs`),
-only what is clear is taken: items solved to rounding, by rows that do not depend on each other. What is not
+only what is clear is taken: items solved to rounding, by rows that do not depend on each other, or do so
+without harm. What is not
 goes the eager way from the solution that was found, and with it every word that is to be said; so do
 transforms of torch.func, forward mode and derivatives of derivatives.
 
@@ -77,17 +78,21 @@ def in_matrices(
         clear = solved.done
         if dtype is not torch.float64:
             clear = clear & is_settled(solved.figures, dtype)
-        if program.low is not None and _ends_move(node, xs):
+        if program.low is not None and _any_moves(node, xs, ("lower", "upper")):
             clear = clear & ~program.pinned
         weak = solved.figures.clear <= sharp_edge(dtype)
-        settled, kinks = solved, bool(weak.any())
+        settled, kinks, follows = solved, bool(weak.any()), None
         if kinks:
             weak = weak & clear.unsqueeze(1)
-            settled, can = _settle(program, solved, weak, node.degenerate)
+            if not multipliers and not _any_moves(node, xs, node.names[2:]):
+                settled, weak, follows = _without_followers(program, solved, weak)
+            settled, can = _settle(program, settled, weak, node.degenerate)
             clear = clear & can
     measured = layer.certify == "fast"
     if bool(clear.all()):
-        shown = LateCertificate(_Shown(program, settled, tolerance, dtype, batch_shape, measured))
+        make = _Shown(program, settled, tolerance, dtype, batch_shape, measured)
+        make.dependent = follows
+        shown = LateCertificate(make)
         layer.show(shown)
         state = State(layer, node.names, program, settled, shown, tolerance, kinks and measured)
         y, found = _outputs(state, inputs, batch_shape, multipliers)
@@ -101,6 +106,7 @@ def in_matrices(
     program, settled = program.of(items), settled.of(items)
     make = _Shown(program, settled, tolerance, dtype, items.shape, measured)
     make.finite = _finite(node, first, len(items))
+    make.dependent = None if follows is None else follows[items]
     shown = LateCertificate(make)
     whole = JoinedCertificate([shown, None], [items, others], batch_shape)
     kinks = kinks and measured and bool(weak[items].any())
@@ -142,10 +148,9 @@ def _are_plain(node: QPNode, layer: DeclarativeLayer, xs: Sequence[Any]) -> bool
     return dtype in (torch.float64, torch.float32)
 
 
-def _ends_move(node: QPNode, xs: Sequence[Tensor]) -> bool:
-    """Whether a derivative of bounds may be asked for."""
-    ends = zip(node.names, xs, strict=True)
-    return any(x.requires_grad for name, x in ends if name in ("lower", "upper"))
+def _any_moves(node: QPNode, xs: Sequence[Tensor], names: Sequence[str]) -> bool:
+    """Whether a derivative of one of these inputs may be asked for."""
+    return any(x.requires_grad for name, x in zip(node.names, xs, strict=True) if name in names)
 
 
 def _of(inputs: Sequence[Tensor], items: Tensor) -> list[Tensor]:
@@ -202,6 +207,40 @@ def _settle(
     return solved, factors.is_clear(LEAST_PIVOT)
 
 
+def _without_followers(
+    program: QuadraticProgram, solved: Solved, weak: Tensor
+) -> tuple[Solved, Tensor, Tensor]:
+    """Without rows that are weakly active only as they follow from those that hold, where no derivative of
+    rows is asked for: these count as clear. What is weak then, and which items had some.
+
+    Let rows S hold, all of them with clear multipliers, and let a further row be a combination of them. Then
+    ∇f·d = 0 with C_S d ≤ 0 holds for d in the kernel of C_S alone, on which the row does not change: S gives
+    the derivative for Q and q, whichever multipliers the rows share.
+    """
+    held = solved.rows.held
+    items = (weak.any(dim=1) & ~(weak & held).any(dim=1)).nonzero()[:, 0]
+    none = torch.zeros_like(solved.done)
+    if not len(items):
+        return solved, weak, none
+    C = program.of(items).C.expand(len(items), -1, -1)
+    length = torch.linalg.vector_norm(C, dim=2, keepdim=True)
+    unit = C / torch.where(length > 0, length, 1.0)
+    rows = torch.where(held[items].unsqueeze(2), unit, 0.0)
+    K, info = torch.linalg.cholesky_ex(
+        rows @ rows.mT + torch.diag_embed((~held[items]).to(C.dtype))
+    )
+    left = unit
+    for _ in range(3):  # each takes off what rounding has left
+        left = left - torch.cholesky_solve(rows @ left.mT, K).mT @ rows
+    off = torch.linalg.vector_norm(left, dim=2)
+    within = (off <= SETTLED * torch.finfo(C.dtype).eps) & (info == 0).unsqueeze(1)
+    follows = torch.zeros_like(weak).index_copy(0, items, weak[items] & within)
+    figures = solved.figures
+    clear = figures.clear.masked_fill(follows, torch.inf)
+    solved = replace(solved, figures=replace(figures, clear=clear))
+    return solved, weak & ~follows, follows.any(dim=1)
+
+
 class _Shown:
     """Makes the certificate of a call, when it is asked for."""
 
@@ -221,6 +260,7 @@ class _Shown:
         self.tolerance, self.dtype, self.batch_shape = tolerance, dtype, batch_shape
         self.inequalities = program.C.shape[1] > program.equations
         self.finite: Mapping[str, Tensor] = {}
+        self.dependent: Tensor | None = None
         # The rows may be an input itself, which its owner may write on before anybody asks.
         self.version = program.C._version
 
@@ -254,7 +294,8 @@ class _Shown:
         """None where the rows are not there any more."""
         if self.C._version != self.version:
             return None
-        return _licq(self.C, self.rows).to(self.dtype)
+        found = _licq(self.C, self.rows).to(self.dtype)
+        return found if self.dependent is None else found.masked_fill(self.dependent, 0.0)
 
 
 def _licq(C: Tensor, rows: ActiveRows) -> Tensor:

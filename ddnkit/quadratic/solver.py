@@ -209,8 +209,12 @@ def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> Non
 def _least_sure(program: QuadraticProgram, held: Tensor, sure: Tensor) -> Tensor:
     """The row of each item that holds least surely, besides those that always do, (B, r)."""
     free = held if program.fixed is None else held & ~program.fixed
+    if not held.shape[1]:
+        return held
     among = torch.where(free, sure, torch.inf)
-    return free & (among == among.amin(dim=1, keepdim=True)) & (among < torch.inf)
+    # One of those that are alike, as a row that is stated twice.
+    place = torch.arange(among.shape[1], device=among.device)
+    return free & (among < torch.inf) & (place == among.argmin(dim=1, keepdim=True))
 
 
 def _curvature_of(program: QuadraticProgram) -> Tensor:

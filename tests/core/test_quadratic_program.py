@@ -827,6 +827,38 @@ def test_a_batch_in_parts_has_second_derivatives() -> None:
     assert gradgradcheck(lambda Q, q: layer(Q, q, G[:3], h[:3]), chosen, fast_mode=True)
 
 
+def test_dependent_rows_that_stay_as_they_are_keep_the_direct_call() -> None:
+    Q, q, G, h = with_odd_item("dependent")
+    G[3, 1], h[3, 1] = -G[3, 0], -h[3, 0]  # the first row, as an equation
+    found = []
+    for short in (True, False):
+        sizes: list[int] = []
+        layer = watched("raise", sizes)
+        layer.short.on = short
+        chosen = [Q.clone().requires_grad_(), q.clone().requires_grad_()]
+        y = layer(*chosen, G, h)
+        found.append([y.detach(), *torch.autograd.grad((y * y).sum(), chosen)])
+        assert sizes == ([] if short else [5])
+        assert layer.certificate is not None and layer.certificate.licq is not None
+        assert not bool(layer.certificate.licq[[1, 3]].any())
+    assert_equal(*found)
+    # A kink beside them is told, by whichever way.
+    q[1] = -1 / 3
+    layer = watched("raise", [])
+    with pytest.raises(UntrustedGradientError, match="weakly active"):
+        layer(Q, q.requires_grad_(), G, h).sum().backward()
+
+
+def test_a_singular_item_without_constraints_leaves_the_others_as_they_are() -> None:
+    Q = torch.eye(3, **NUMBERS).repeat(2, 1, 1)
+    Q[1, 2, 2] = 0.0
+    layer = DeclarativeLayer(QPNode(), policy="nan")
+    y = layer(Q, -torch.ones(2, 3, **NUMBERS))
+    assert torch.equal(y[0], torch.ones(3, **NUMBERS)) and bool(y[1].isnan().any())
+    assert layer.certificate is not None
+    assert layer.certificate.verdicts() == ["trusted", "invalid"]
+
+
 def test_what_was_solved_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     call, node = (importlib.import_module(f"ddnkit.quadratic.{name}") for name in ("call", "node"))
     solved = []
