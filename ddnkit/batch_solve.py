@@ -270,6 +270,8 @@ def with_stand_ins(problem: Problem, aside: Tensor) -> tuple[Problem, Tensor]:
         problem = problem.with_kinks(problem.kinks.of_items(source))
     if problem.active_set is not None and not is_wrapped(source):
         problem = problem.with_active_set(problem.active_set.of_items(source))
+    if problem.known is not None:
+        problem = problem.with_known(problem.known.of_items(source))
     if problem.selection is not None and not is_wrapped(source):
         problem = problem.with_selection(problem.selection.of_items(source))
     return problem, source

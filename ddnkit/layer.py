@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .backward.form import BackwardForm, as_form
 from .backward.unrolled import Unrolled
 from .batch_solve import finite_inputs, solve, solve_apart, with_stand_ins
+from .batched_inputs import batched_inputs
 from .captured import Captured, attributes, is_tracked, is_wrapped, running_statistics
 from .certificate import Certificate, LateCertificate, validated_certify, validated_policy
 from .errors import InputError
@@ -25,12 +26,13 @@ from .implicit.call import Call
 from .implicit.function import solution_of
 from .implicit.own_adjoint import Comparisons
 from .implicit.solution_equation import MeasuredEquation, MultiplierEquation, SolutionEquation
+from .joined_certificate import Part
 from .members import read, refuse_unnamed_batch, sample_dims, validated_tolerance
 from .node import DeclarativeNode
 from .problem import Problem, flat
 from .programs.short_calls import ShortCalls
 from .recording import as_one_step
-from .solution import Multipliers
+from .solution import Multipliers, Solution
 from .sparse import as_dense
 from .structure import Structure
 from .transforms import under_transform
@@ -124,25 +126,37 @@ class DeclarativeLayer(nn.Module):
             return _outside_graph()(self, xs, start, return_multipliers)
         if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in xs):
             xs = tuple(as_dense(x) if isinstance(x, Tensor) else x for x in xs)
+        known = None
         if self.node._direct_call is not None:
             found = self.node._direct_call(self, xs, start, return_multipliers)
-            if found is not None:
+            if isinstance(found, Solution):
+                known = found
+            elif found is not None:
                 return found
         if start is None and not return_multipliers:
             y = self.short.call(self, xs)
             if y is not None:
                 return y
-        return self._call(xs, start, return_multipliers)
+        return self._call(xs, start, return_multipliers, known)
 
     def eager(self, xs: Sequence[Any], start: Any = None) -> Any:
         """What a call gives, by the node's functions as they stand, whatever programs there are."""
         return self._call(xs, start)
 
-    def _call(self, xs: Sequence[Any], start: Any, multipliers: bool = False) -> Any:
+    def _call(
+        self,
+        xs: Sequence[Any],
+        start: Any,
+        multipliers: bool = False,
+        known: Solution | None = None,
+        part: Part | None = None,
+    ) -> Any:
         kept = running_statistics(self.node)
         try:
             return as_one_step(
-                "a layer", (xs, start), lambda: self._solve_batch(xs, start, multipliers)
+                "a layer",
+                (xs, start),
+                lambda: self._solve_batch(xs, start, multipliers, known, part),
             )
         except InputError:
             # A call that is refused has not happened.
@@ -150,12 +164,19 @@ class DeclarativeLayer(nn.Module):
                 buffer.copy_(value)
             raise
 
-    def _solve_batch(self, xs: Sequence[Any], start: Any, multipliers: bool = False) -> Any:
+    def _solve_batch(
+        self,
+        xs: Sequence[Any],
+        start: Any,
+        multipliers: bool = False,
+        known: Solution | None = None,
+        part: Part | None = None,
+    ) -> Any:
         _refuse_tracing(xs)
         if torch.is_inference_mode_enabled():
             # Certificates and solvers differentiate, which inference mode would make zero silently.
             with torch.inference_mode(False), torch.no_grad():
-                return self._solve_batch(xs, start, multipliers)
+                return self._solve_batch(xs, start, multipliers, known, part)
         self._takes.refuse(self.node, len(xs))
         if self.batch_dims is None and self.node.input_dims is None:
             if self._sample_dims is None:
@@ -179,9 +200,11 @@ class DeclarativeLayer(nn.Module):
             start=start,
             show=self._show,
             comparisons=self.comparisons,
-            first=self.certificate is None,
+            first=self.shown is None,
             wanted=[self.looks_for_hidden and is_tracked(x) for x in problem.operands],
             moving=[is_tracked(x) for x in problem.operands],
+            known=known,
+            part=part,
         )
         if isinstance(self.form, Unrolled):
             if self.node.selection is not None:
@@ -387,68 +410,3 @@ def _refuse_tracing(xs: Sequence[Any]) -> None:
             "torch.func.linearize): what it computes depends on the values of its inputs. Export the "
             "rest of the network, use torch.func.jvp in place of linearize, and torch.compile for speed"
         )
-
-
-def batched_inputs(
-    node: DeclarativeNode, xs: Sequence[Any], batch_dims: int | None
-) -> tuple[list[Any], torch.Size]:
-    """The inputs with exactly one batch dimension in front and one floating dtype, and the batch shape."""
-    tensors = [x for x in xs if isinstance(x, Tensor)]
-    if not tensors:
-        raise InputError(f"{type(node).__name__} was given no tensor")
-    for x in tensors:
-        if x.is_complex():
-            raise InputError(f"{type(node).__name__}: complex inputs are not supported")
-        if x.device != tensors[0].device:
-            raise InputError(
-                f"{type(node).__name__}: inputs on {tensors[0].device} and {x.device}; "
-                "bring them to one device"
-            )
-    floating = [x.dtype for x in tensors if x.is_floating_point()]
-    dtype = torch.float64 if torch.float64 in floating else torch.float32
-    lead = [_leading(node, i, x, len(xs), batch_dims) for i, x in enumerate(xs)]
-    try:
-        batch_shape = torch.broadcast_shapes(*(s for s in lead if s is not None))
-    except RuntimeError:
-        shapes = ", ".join(str(tuple(s)) for s in lead if s is not None)
-        raise InputError(
-            f"{type(node).__name__}: the batch dimensions of the inputs differ: {shapes}"
-        ) from None
-    inputs: list[Any] = []
-    for x, shape in zip(xs, lead, strict=True):
-        if shape is None:
-            inputs.append(x)
-            continue
-        own = x.shape[len(shape) :]
-        x = x.clone() if x.is_inference() else x
-        x = x.to(dtype) if x.is_floating_point() else x
-        inputs.append(x.expand(batch_shape + own).reshape(batch_shape.numel(), *own))
-    return inputs, batch_shape
-
-
-def _leading(
-    node: DeclarativeNode, index: int, x: Any, count: int, batch_dims: int | None
-) -> torch.Size | None:
-    if not isinstance(x, Tensor):
-        return None
-    name = type(node).__name__
-    if batch_dims is not None or node.input_dims is None:
-        lead = batch_dims or 0
-        if x.ndim < lead:
-            raise InputError(
-                f"{name}: input {index} has shape {tuple(x.shape)}, fewer dimensions than "
-                f"batch_dims = {lead}"
-            )
-        return x.shape[:lead]
-    if len(node.input_dims) != count:
-        raise InputError(
-            f"{name}.input_dims names {len(node.input_dims)} inputs, but {count} were given"
-        )
-    own = node.input_dims[index]
-    if own is None or x.ndim < own:
-        raise InputError(
-            f"{name}: input {index} has shape {tuple(x.shape)}, but input_dims = "
-            f"{tuple(node.input_dims)} asks for "
-            + ("no tensor there" if own is None else f"at least {own} dimensions")
-        )
-    return x.shape[: x.ndim - own]

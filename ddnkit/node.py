@@ -174,7 +174,8 @@ class DeclarativeNode(abc.ABC):
     precondition: Any = None
 
     # ``_direct_call(layer, xs, start, return_multipliers)``: what a layer's call gives, of a node of ddnkit's
-    # own that solves, certifies and differentiates without the general way; None to have it go that way.
+    # own that solves, certifies and differentiates without the general way; None to have it go that way, or
+    # the `Solution` (`Problem.known`) that it goes on from.
     _direct_call: Any = None
 
     # Optional, for `ddnkit bench`: ``bench_inputs(self, *size)``, inputs for a y of that size, and

@@ -50,6 +50,7 @@ class Problem:
             equations then (`ddnkit.active_set`).
         kinks: of the node's functions, where one evaluation has shown some; those that are active
             are constraints (`ddnkit.kinks`).
+        known: what was found of the solution before, which its solve goes on from; None elsewhere.
         selection: what makes it the problem of the solution of least norm, where the node's solutions are
             a set (`ddnkit.selection`); active_set is then that of this problem.
     """
@@ -65,6 +66,7 @@ class Problem:
         self.kinks: Kinks | None = None
         self.active_set: ActiveSet | None = None
         self.selection: Selection | None = None
+        self.known: Solution | None = None
         self._traces: list[Trace] | None = None
         self._wide = False
         # What one evaluation has shown, shared by all that is made from this problem.
@@ -120,6 +122,10 @@ class Problem:
     def with_active_set(self, active_set: ActiveSet | None) -> Problem:
         """The same batch, whose active inequality constraints are known."""
         return self._replace(active_set=active_set)
+
+    def with_known(self, solution: Solution | None) -> Problem:
+        """The same batch, of whose solution something is known: for a solve alone."""
+        return self._replace(known=solution)
 
     def with_selection(self, selection: Selection | None) -> Problem:
         """The problem of the one of its solutions that is meant, see `selection`."""
@@ -234,19 +240,7 @@ class Problem:
     @staticmethod
     def item_solution(solution: Solution) -> Solution:
         """The Solution of a batch of one, without its batch dimension."""
-        status, iterations, unique = solution.status, solution.iterations, solution.uniqueness
-        known, branch, gap = solution.multipliers, solution.branch, solution.branch_gap
-        return dataclasses.replace(
-            solution,
-            y=solution.y[0],
-            status=status[0] if isinstance(status, Tensor) else status,
-            iterations=iterations[0] if isinstance(iterations, Tensor) else iterations,
-            aux={key: value[0] for key, value in solution.aux.items()},
-            uniqueness=None if unique is None else unique[0],
-            multipliers=None if known is None else (known[0][0], known[1][0]),
-            branch=None if branch is None else branch[0],
-            branch_gap=None if gap is None else gap[0],
-        )
+        return solution.of_items(0)
 
     def start(self) -> Tensor:
         """(B, *y): the node's initial point of each item. Settles the structure of y."""

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,6 +115,18 @@ class Solution:
 
         status, iterations = expand(self.status), expand(self.iterations)
         return dataclasses.replace(self, y=y, status=status, iterations=iterations)
+
+    def of_items(self, items: Any) -> Solution:
+        """Those of some items of the batch, by whatever a tensor is indexed with."""
+
+        def part(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(part, value))
+            return value[items] if isinstance(value, Tensor) else value
+
+        parts = {name: part(value) for name, value in vars(self).items() if name != "aux"}
+        aux = {name: value[items] for name, value in self.aux.items()}
+        return dataclasses.replace(self, **parts, aux=aux)
 
 
 class Multipliers(NamedTuple):

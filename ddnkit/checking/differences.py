@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..batched_inputs import batched_inputs
 from ..captured import Captured
 from ..certificate import Certificate
-from ..layer import batched_inputs
 from ..problem import Problem
 from .gradients import differentiable, move_inputs
 from .subject import SolvedBatch, Subject

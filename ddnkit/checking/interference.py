@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backward.form import BackwardForm
-from ..layer import batched_inputs
+from ..batched_inputs import batched_inputs
 from ..problem import pull_back
 from . import gradients
 from .cases import sample

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..backward.form import BackwardForm, resolve_form
 from ..batch_solve import solve
+from ..batched_inputs import batched_inputs
 from ..captured import Captured, attributes, versions
 from ..certificate import Certificate, measure, tolerance_of
 from ..errors import DdnkitError, InputError
 from ..implicit.own_adjoint import Comparisons
 from ..late_operands import captured_tensors, reject_changed_state
-from ..layer import DeclarativeLayer, batched_inputs
+from ..layer import DeclarativeLayer
 from ..manifold import check_shapes
 from ..members import read
 from ..node import DeclarativeNode

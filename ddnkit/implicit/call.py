@@ -23,6 +23,7 @@ from ..captured import Captured, versions
 from ..certificate import Certificate, act, complaint, measure, tolerance_of
 from ..errors import InputError
 from ..fixed_point import FixedPointNode
+from ..joined_certificate import Part
 from ..kinks import kinks_of
 from ..late_operands import (
     captured_tensors,
@@ -74,6 +75,9 @@ class Call(LinearSystems):
         aside: items (B,) that were solved as copies of others (see `ddnkit.batch_solve`), or None.
         underived: items (B,) that have no derivative, and are no numbers that others could be computed
             beside; None where there are none, or where that is not to be waited for.
+
+    Args:
+        known: what was found of the solution before. part: of which batch its items are a part, if they are.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class Call(LinearSystems):
         first: bool = False,
         wanted: Sequence[bool] = (),
         moving: Sequence[bool] = (),
+        known: Solution | None = None,
+        part: Part | None = None,
     ):
         super().__init__(form)
         self.policy = policy
@@ -119,7 +125,8 @@ class Call(LinearSystems):
         self._y: Held | None = None
         self._prepared: tuple[list[tuple[int, int, torch.Size]], Any, TangentSolve] | None = None
         self._name, self._raises_weak = "", False
-        self._warned: set[str | None] = set()
+        self._known, self._part = known, part
+        self._warned: set[str | None] = set() if part is None else part.whole.told
 
     def complete(self, problem: Problem, outputs: Sequence[Tensor] = ()) -> Problem:
         """The problem, with the parts of y, the active constraints and the active kinks of its solution.
@@ -241,7 +248,10 @@ class Call(LinearSystems):
             start = start.expand(*lead, *start.shape).flatten(0, len(lead))
         finite = finite_inputs(problem, start)
         held = [Held(x) for x in problem.operands]
-        found, solution, self.aside = solve_apart(problem, start, finite, policy=self.policy)
+        found, solution, self.aside = solve_apart(
+            problem.with_known(self._known), start, finite, policy=self.policy
+        )
+        found = found.with_known(None)
         refuse_work_in_place(problem, held, "solve")
         evaluation = None
         if found.batch_size and not self.nothing_sound:
@@ -329,7 +339,8 @@ class Call(LinearSystems):
     def _conclude(self, certificate: Certificate, backward: bool) -> None:
         before = self._shown
         self.certificate = certificate
-        self._shown = certificate.reshape(self._shape)
+        part = self._part
+        self._shown = certificate.reshape(self._shape) if part is None else part.take(certificate)
         self._show(self._shown, before if backward else None)
         weak = backward and self._raises_weak and bool((certificate.weakly_active).any())
         if self.policy in ("raise", "warn") or weak:

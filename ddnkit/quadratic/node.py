@@ -15,7 +15,7 @@ from ..problem import Problem
 from ..solution import Solution, Status
 from .call import in_matrices
 from .program import QuadraticProgram
-from .solver import Solved, solve
+from .solver import solve
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer
@@ -108,14 +108,19 @@ class QPNode(DeclarativeNode):
         """All items at once in matrices; those that this does not solve by the node's solver, from there."""
         if not problem.batch_size or not self.is_plain:
             return super().solve_problem(problem, start)
-        program = self.program(problem.inputs, problem.batch_size)
-        if start is not None and start.shape != program.q.shape:
-            raise InputError(
-                f"QPNode: start has shape {tuple(start.shape)}, but y has {tuple(program.q.shape)}"
-            )
-        found = solve(program, None if start is None else start.detach().double())
-        solution = self._solution(program, found, _dtype_of(problem.inputs))
-        rest = (~found.done).nonzero()[:, 0]
+        if problem.known is not None:
+            every = torch.arange(problem.batch_size, device=problem.known.y.device)
+            solution = problem.known.of_items(every)
+        else:
+            program = self.program(problem.inputs, problem.batch_size)
+            if start is not None and start.shape != program.q.shape:
+                raise InputError(
+                    f"QPNode: start has shape {tuple(start.shape)}, but y has {tuple(program.q.shape)}"
+                )
+            found = solve(program, None if start is None else start.detach().double())
+            solution = found.solution(program, _dtype_of(problem.inputs))
+        assert isinstance(solution.status, Tensor)
+        rest = (solution.status != int(Status.CONVERGED)).nonzero()[:, 0]
         if len(rest):
             self._solve_rest(problem, solution, rest, start)
         return solution
@@ -169,21 +174,6 @@ class QPNode(DeclarativeNode):
                 raise InputError(
                     f"QPNode: {name} has shape {shape} (for one item) beside {beside}; expected {expected}"
                 )
-
-    def _solution(self, program: QuadraticProgram, found: Solved, dtype: torch.dtype) -> Solution:
-        unsolved = torch.where(found.done, int(Status.CONVERGED), int(Status.UNKNOWN))
-        nu, lam, lower, upper = program.multipliers(found.w, found.rows)
-        # `Problem.inequalities` has both bounds, infinite where there are none.
-        ends = [torch.zeros_like(found.y) if x is None else x for x in (lower, upper)]
-        lam = torch.cat([lam, *ends], dim=1)
-        multipliers = (nu.to(dtype), lam.to(dtype))
-        uniqueness = found.curvature
-        if uniqueness is not None:
-            uniqueness = torch.where(uniqueness < 0, uniqueness, torch.inf).to(dtype)
-        return Solution(
-            found.y.to(dtype), unsolved, found.rounds, "block_pivoting",
-            multipliers=multipliers, uniqueness=uniqueness,
-        )  # fmt: skip
 
     def _solve_rest(
         self, problem: Problem, solution: Solution, items: Tensor, start: Tensor | None

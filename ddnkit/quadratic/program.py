@@ -122,9 +122,10 @@ class QuadraticProgram:
         return torch.where(relative < -rounding, relative, 0.0).expand(len(self.q))
 
     @property
-    def pinned(self) -> bool:
-        """Whether a lower bound is an upper one somewhere: neither has a derivative of its own there."""
-        return self.low is not None and bool((self.low == self.high).any())
+    def pinned(self) -> Tensor:
+        """Of which items a lower bound is an upper one (B,): neither has a derivative of its own there."""
+        none = torch.zeros_like(self.q[:, 0], dtype=torch.bool)
+        return none if self.low is None else (self.low == self.high).any(dim=1)
 
     @property
     def first_bound(self) -> int:
@@ -268,6 +269,13 @@ class RowFactors:
         whole[items, self.index.unsqueeze(2), self.index.unsqueeze(1)] = self.K
         return whole
 
+    def of(self, items: Tensor) -> RowFactors:
+        """Those of some items."""
+        part = RowFactors.__new__(RowFactors)
+        part.K, part.held, part.info = self.K[items], self.held[items], self.info[items]
+        part.index = None if self.index is None else self.index[items]
+        return part
+
     def put(self, items: Tensor, other: RowFactors, of: Tensor) -> None:
         """Have those of ``other`` for its items ``of`` in the place of these items'."""
         self.K, self.index = self.unpacked(), None
@@ -302,6 +310,12 @@ class Factors:
     def __init__(self, L: Tensor, W: Tensor, rows: RowFactors):
         self.L, self.W, self.rows = L, W, rows
 
+    def of(self, items: Tensor) -> Factors:
+        """Those of some items."""
+        batch = len(self.rows.held)
+        L, W = (x if len(x) == 1 and batch > 1 else x[items] for x in (self.L, self.W))
+        return Factors(L, W, self.rows.of(items))
+
     def solve(self, C: Tensor, first: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor]:
         """z (B, n) and μ (B, r), zero off S, with  Q z + Cᵀμ = first,  C_S z = second (None for 0)."""
         return self.solve_from(C, cholesky_solve(first, self.L), second)
@@ -335,6 +349,12 @@ class Figures:
     uneven: Tensor
     feasibility: Tensor
     clear: Tensor
+
+    def of(self, items: Tensor) -> Figures:
+        """Those of some items."""
+        return Figures(
+            self.stationarity[items], self.uneven[items], self.feasibility[items], self.clear[items]
+        )
 
     @property
     def margin(self) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..solution import SETTLED
+from ..solution import SETTLED, Solution, Status
 from .interior_point import find_near
 from .pivoting import LEAST_PIVOT, pivot
 from .program import (
@@ -54,6 +54,29 @@ class Solved:
     done: Tensor
     rounds: Tensor
     curvature: Tensor | None = None
+
+    def of(self, items: Tensor) -> Solved:
+        """Those of some items, indices."""
+        return Solved(
+            self.y[items], self.w[items], self.rows.of(items), self.factors.of(items),
+            self.figures.of(items), self.done[items], self.rounds[items],
+            None if self.curvature is None else self.curvature[items],
+        )  # fmt: skip
+
+    def solution(self, program: QuadraticProgram, dtype: torch.dtype) -> Solution:
+        """What a solver returns of it: "unknown" of items that are not done, whose y may be near."""
+        status = torch.where(self.done, int(Status.CONVERGED), int(Status.UNKNOWN))
+        nu, lam, lower, upper = program.multipliers(self.w, self.rows)
+        # `Problem.inequalities` has both bounds, infinite where there are none.
+        ends = [torch.zeros_like(self.y) if x is None else x for x in (lower, upper)]
+        multipliers = (nu.to(dtype), torch.cat([lam, *ends], dim=1).to(dtype))
+        uniqueness = self.curvature
+        if uniqueness is not None:
+            uniqueness = torch.where(uniqueness < 0, uniqueness, torch.inf).to(dtype)
+        return Solution(
+            self.y.to(dtype), status, self.rounds.clone(), "block_pivoting",
+            multipliers=multipliers, uniqueness=uniqueness,
+        )  # fmt: skip
 
 
 def solve(program: QuadraticProgram, start: Tensor | None = None) -> Solved:
@@ -186,8 +209,12 @@ def _solve_rest(program: QuadraticProgram, solved: Solved, items: Tensor) -> Non
 def _least_sure(program: QuadraticProgram, held: Tensor, sure: Tensor) -> Tensor:
     """The row of each item that holds least surely, besides those that always do, (B, r)."""
     free = held if program.fixed is None else held & ~program.fixed
+    if not held.shape[1]:
+        return held
     among = torch.where(free, sure, torch.inf)
-    return free & (among == among.amin(dim=1, keepdim=True)) & (among < torch.inf)
+    # One of those that are alike, as a row that is stated twice.
+    place = torch.arange(among.shape[1], device=among.device)
+    return free & (among < torch.inf) & (place == among.argmin(dim=1, keepdim=True))
 
 
 def _curvature_of(program: QuadraticProgram) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import warnings
 
@@ -698,3 +699,180 @@ def test_singular_items_leave_the_others_their_rounds() -> None:
     others = found.done & (torch.arange(8) != 1)
     assert int(found.rounds[others].max()) <= int(alone.rounds.max())
     assert_equal([found.y[others], found.y[1]], [alone.y[others], lower[1]])
+
+
+#: What may be wrong with an item.
+ODD = ("dependent", "infeasible", "unbounded", "nan", "nonconvex")
+
+
+def with_odd_item(kind: str, item: int = 1) -> list[Tensor]:
+    """Programs of which one is not as the others: min |y − x|²/2, the first of two rows active."""
+    Q = torch.eye(3, **NUMBERS).expand(5, 3, 3).clone()
+    x = torch.linspace(1.0, 2.0, 15, **NUMBERS).reshape(5, 3)
+    G = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]], **NUMBERS).expand(5, 2, 3).clone()
+    h = torch.tensor([1.0, 5.0], **NUMBERS).expand(5, 2).clone()
+    q = -x
+    if kind == "dependent":
+        G[item, 1], h[item, 1] = 2 * G[item, 0], 2 * h[item, 0]
+    elif kind == "infeasible":
+        G[item, 1], h[item, 1] = -G[item, 0], -h[item, 0] - 1
+    elif kind == "unbounded":
+        Q[item, 2, 2], G[item, :, 2] = 0.0, -1.0
+    elif kind == "nan":
+        q[item, 0] = torch.nan
+    elif kind == "nonconvex":
+        Q[item, 2, 2] = -0.5
+    return [Q, q, G, h]
+
+
+def value_and_gradients(layer: DeclarativeLayer, xs: list[Tensor]) -> list[Tensor]:
+    xs = [x.clone().requires_grad_() for x in xs]
+    y = layer(*xs)
+    return [
+        y.detach(),
+        *torch.autograd.grad((torch.linspace(-1, 2, y.shape[-1], **NUMBERS) * y).sum(), xs),
+    ]
+
+
+def watched(policy: str, sizes: list[int]) -> DeclarativeLayer:
+    """A layer that notes how many items it solves the general way."""
+
+    class Watched(DeclarativeLayer):
+        def _solve_batch(self, xs, *args):  # type: ignore[no-untyped-def]
+            sizes.append(len(xs[1]))
+            return super()._solve_batch(xs, *args)
+
+    layer = Watched(QPNode("G", "h"), policy=policy)
+    layer.looks_for_hidden = False
+    return layer
+
+
+@pytest.mark.parametrize(("kind", "policy"), list(zip(ODD, ["nan", "mask"] * 3, strict=False)))
+def test_an_odd_item_leaves_the_others_their_direct_call(kind: str, policy: str) -> None:
+    xs, sizes = with_odd_item(kind), []
+    layer = watched(policy, sizes)
+    found = value_and_gradients(layer, xs)
+    assert sizes == [1]
+    certificate, alone = layer.certificate, watched(policy, [])
+    assert certificate is not None
+    for i in range(5):
+        expected = value_and_gradients(alone, [x[i : i + 1] for x in xs])
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a[i].isnan(), b[0].isnan())
+            assert_equal([a[i].nan_to_num()], [b[0].nan_to_num()])
+        of_item = alone.certificate
+        assert of_item is not None
+        assert certificate.verdicts()[i] == of_item.verdicts()[0]
+        assert certificate.status[i] == of_item.status[0]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("dependent", "nan") else pytest.param(kind, marks=pytest.mark.long)
+        for kind in ODD
+    ],
+)
+def test_what_is_said_of_an_odd_item_is_said_of_the_whole_batch(kind: str) -> None:
+    xs = [x.reshape(1, 5, *x.shape[1:]) for x in with_odd_item(kind)]
+    said = []
+    for short in (True, False):
+        layer = watched("warn", [])
+        layer.short.on = short
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            value_and_gradients(layer, xs)
+        said.append([str(w.message).split(":")[:2] for w in told])
+        assert layer.certificate is not None and layer.certificate.stationarity.shape == (1, 5)
+    assert said[0] == said[1] and "1 of 5" in str(said[0])
+    assert kind != "nan" or "item (0, 1): " in str(told[0].message)
+    raising = watched("raise", [])
+    with pytest.raises(UntrustedGradientError, match="1 of 5"):
+        value_and_gradients(raising, xs)
+    assert raising.certificate is not None
+    assert raising.certificate.verdicts().count("trusted") == 4
+
+
+def test_an_odd_item_and_a_kink_are_said_in_one_warning() -> None:
+    xs = with_odd_item("dependent")
+    xs[1][3] = -torch.full((3,), 1 / 3, **NUMBERS)  # the minimum is on the first row
+    layer = watched("warn", [])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        value_and_gradients(layer, xs)
+    assert ["2 of 5" in str(w.message) for w in told] == [True]
+    assert layer.certificate is not None
+    assert layer.certificate.weakly_active.tolist() == [False, True, False, True, False]
+
+
+def test_a_batch_in_parts_shares_inputs_and_has_multipliers() -> None:
+    xs = with_odd_item("infeasible")
+    xs[0] = xs[0][0]
+    both = []
+    for short in (True, False):
+        layer = DeclarativeLayer(QPNode("G", "h"), policy="mask")
+        layer.short.on = short
+        values, gradients = values_and_gradients(layer, xs)
+        sound = torch.arange(5) != 1
+        both.append([*(x[sound] for x in values), gradients[0], *(x[sound] for x in gradients[1:])])
+    assert_equal(*both)
+
+
+@pytest.mark.long
+def test_a_batch_in_parts_has_second_derivatives() -> None:
+    # Rows that depend on each other are harmless where they stay as they are.
+    Q, q, G, h = with_odd_item("dependent")
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="raise")
+    chosen = (Q[:3].requires_grad_(), q[:3].requires_grad_())
+    assert gradgradcheck(lambda Q, q: layer(Q, q, G[:3], h[:3]), chosen, fast_mode=True)
+
+
+def test_dependent_rows_that_stay_as_they_are_keep_the_direct_call() -> None:
+    Q, q, G, h = with_odd_item("dependent")
+    G[3, 1], h[3, 1] = -G[3, 0], -h[3, 0]  # the first row, as an equation
+    found = []
+    for short in (True, False):
+        sizes: list[int] = []
+        layer = watched("raise", sizes)
+        layer.short.on = short
+        chosen = [Q.clone().requires_grad_(), q.clone().requires_grad_()]
+        y = layer(*chosen, G, h)
+        found.append([y.detach(), *torch.autograd.grad((y * y).sum(), chosen)])
+        assert sizes == ([] if short else [5])
+        assert layer.certificate is not None and layer.certificate.licq is not None
+        assert not bool(layer.certificate.licq[[1, 3]].any())
+    assert_equal(*found)
+    # A kink beside them is told, by whichever way.
+    q[1] = -1 / 3
+    layer = watched("raise", [])
+    with pytest.raises(UntrustedGradientError, match="weakly active"):
+        layer(Q, q.requires_grad_(), G, h).sum().backward()
+
+
+def test_a_singular_item_without_constraints_leaves_the_others_as_they_are() -> None:
+    Q = torch.eye(3, **NUMBERS).repeat(2, 1, 1)
+    Q[1, 2, 2] = 0.0
+    layer = DeclarativeLayer(QPNode(), policy="nan")
+    y = layer(Q, -torch.ones(2, 3, **NUMBERS))
+    assert torch.equal(y[0], torch.ones(3, **NUMBERS)) and bool(y[1].isnan().any())
+    assert layer.certificate is not None
+    assert layer.certificate.verdicts() == ["trusted", "invalid"]
+
+
+def test_what_was_solved_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, node = (importlib.import_module(f"ddnkit.quadratic.{name}") for name in ("call", "node"))
+    solved = []
+    for module in (call, node):
+        original = module.solve
+
+        def counted(program, start=None, original=original):  # type: ignore[no-untyped-def]
+            solved.append(len(program.q))
+            return original(program, start)
+
+        monkeypatch.setattr(module, "solve", counted)
+    layer = DeclarativeLayer(QPNode("G", "h"), policy="nan")
+    xs = with_odd_item("infeasible")
+    layer(*xs)
+    assert solved == [5]
+    layer(*(x[1:2] for x in xs))
+    assert solved == [5, 1]
