@@ -36,7 +36,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..lagrangian import constraint_jacobian, inequality_jacobian, lagrangian_hessian, row_basis
+from ..lagrangian import (
+    constraint_jacobian,
+    inequality_jacobian,
+    lagrangian_hessian,
+    least_squares_multipliers,
+    row_basis,
+)
 from ..linalg.items import apply
 from ..problem import Problem, flat
 from .no_solution import falls_along
@@ -417,6 +423,16 @@ def held_near(program: Program, point: Point, near: float) -> Held:
     lower = program.fixed | lower
     upper = ~lower & (program.upper - point.y <= near * sizes) & ~program.open_upper
     return Held(point.g >= -near * program.sizes_of_rows(point.G, point.y), lower, upper)
+
+
+def multipliers_of(program: Program, point: Point, held: Held) -> Multipliers:
+    """Those of the held constraints by least squares: without them a linear f has no curvature."""
+    free = ~(held.lower | held.upper)
+    rows = torch.cat([point.A, -point.G * held.g.unsqueeze(2)], dim=1) * free.unsqueeze(1)
+    found = least_squares_multipliers(rows, torch.where(free, point.gradient, 0.0))
+    nu, lam = found.split([point.h.shape[1], point.g.shape[1]], dim=1)
+    none = torch.zeros_like(point.y)
+    return Multipliers(nu, torch.where(held.g, lam.clamp_min(0), 0.0), none, none)
 
 
 def into_bounds(program: Program, start: Tensor) -> Tensor:

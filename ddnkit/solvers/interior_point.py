@@ -52,6 +52,7 @@ from .constrained import (
     into_bounds,
     is_minimum,
     lowest_curvature,
+    multipliers_of,
     polish,
     size_of,
     units_of,
@@ -265,8 +266,7 @@ class _Run:
         y = program.within(self.start)
         point = program.at(y)
         held = held_near(program, point, self.eps**0.4)
-        zeros = Multipliers(*(torch.zeros_like(x) for x in vars(state.multipliers).values()))
-        found = polish(program, point, zeros, held, state.error)
+        found = polish(program, point, multipliers_of(program, point, held), held, state.error)
         H = program.hessian(found.y, found.multipliers)
         held = held_at(program, program.at(found.y), found.multipliers, H)
         solved = (found.error <= self.eps**0.8) & (state.status == _RUNNING)

@@ -677,3 +677,27 @@ def test_where_f_is_constant_any_point_within_will_do():
     y = layer(C, d)
     assert (layer.certificate.status == Status.CONVERGED).all()
     assert ((C @ y.unsqueeze(2)).squeeze(2) < d).all()
+
+
+def test_a_linear_objective_has_its_curvature_from_the_constraints():
+    """min cᵀy with y₁y₂ ≥ 1 and y ≥ 0."""
+
+    class Hyperbola(DeclarativeNode):
+        input_dims = (1,)
+        bounds = (0.0, None)
+
+        def objective(self, c, y):
+            return c @ y
+
+        def inequality_constraints(self, c, y):
+            return 1 - y[0] * y[1]
+
+        def initial_point(self, c):
+            return 2 + 0 * c
+
+    c = 0.5 + torch.rand(20, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    expected = (c.flip(1) / c).sqrt()
+    for solver in (SLSQP(), TrustConstr(), InteriorPoint()):
+        solution = solver.solve(Problem(Hyperbola(), (c,), len(c)))
+        assert solution.statuses() == [Status.CONVERGED] * len(c)
+        assert torch.allclose(solution.y, expected, rtol=0, atol=PROMISED)
