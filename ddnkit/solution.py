@@ -45,7 +45,8 @@ _CAUSES = {
     ),
     Status.STALLED: (
         "(a) no step decreases the objective any more: the tolerance is below what the dtype can "
-        "reach, (b) objective and gradient disagree, (c) the step size is too large"
+        "reach, (b) objective and gradient disagree, (c) the step size is too large, (d) a function has "
+        "kinks, such as |y|, where solutions lie: write |y| as p + q with y = p − q, p ≥ 0 and q ≥ 0"
     ),
     Status.TIME_LIMIT: "(a) the time limit is too short for this size, (b) slow convergence",
     Status.NON_FINITE: (

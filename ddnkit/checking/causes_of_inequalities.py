@@ -18,6 +18,7 @@ from ..certificate import Certificate, measure, tolerance_of
 from ..lagrangian import constraint_jacobian, inequality_jacobian, least_squares_multipliers
 from ..linalg.items import apply
 from ..problem import Problem, flat
+from ..solution import Status
 from .findings import Cause, Findings, Point
 from .landscape import nearest_minimum, relative_distance
 from .report import Comparison, Diagnosis
@@ -33,6 +34,8 @@ _OF_SOLUTION = (
     Comparison.SOLUTION,
     Comparison.ACTIVE_SET,
 )
+#: How a solver ends where it finds no step, or no end of them.
+_AT_REST = (Status.STALLED, Status.MAX_ITERATIONS)
 
 
 def contradictory_bounds(findings: Findings, point: Point) -> Cause | None:
@@ -80,6 +83,31 @@ def start_outside(findings: Findings, point: Point) -> Cause | None:
         "infinite there, so that no iteration can begin",
         "let `initial_point` return a point where the functions are finite (it need not satisfy the "
         "constraints), and state the domain as `bounds`, such as (0.0, None) for a logarithm of y",
+    )
+
+
+def stalls_at_kinks(findings: Findings, point: Point) -> Cause | None:
+    """A solver for smooth functions that came to rest among kinks, and at no solution."""
+    solved, subject = point.solved, findings.subject
+    if subject.has_own_solve or not findings.failures(*_OF_SOLUTION):
+        return None
+    statuses = set(solved.solution.statuses())
+    if not _has_point(findings, point) or statuses.isdisjoint(_AT_REST):
+        return None
+    traces = _bare(solved.problem).record(solved.solution.y).traces
+    steps = [(trace.function, step) for trace in traces for step, _ in trace.kinks]
+    if not steps:
+        return None
+    function, step = steps[0]
+    place = f" ({step.place})" if step.place else ""
+    status = next(status for status in _AT_REST if status in statuses)
+    return Cause(
+        Diagnosis.NOT_SMOOTH,
+        f"not smooth: `{function}` has kinks, by `{step.name}`{place}, and the solver, which is made for "
+        f"smooth functions, came to rest among them with status {status.name}, at no solution",
+        "state it smoothly, by further unknowns and bounds: |y| is p + q with y = p − q, p ≥ 0 and q ≥ 0, so "
+        "that Σ|yᵢ| ≤ r becomes Σ(pᵢ + qᵢ) ≤ r; max yᵢ ≤ r becomes y ≤ r (docs/inequalities.md shows both "
+        "parts in a node); or give the node a `solve` of its own",
     )
 
 

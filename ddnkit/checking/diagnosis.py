@@ -17,6 +17,7 @@ _OF_SOLUTION = (
     causes_of_inequalities.contradictory_bounds,
     causes_of_inequalities.start_outside,
     causes_of_node.not_finite,
+    causes_of_inequalities.stalls_at_kinks,
     causes_of_inequalities.wrong_sign,
     causes_of_inequalities.other_active_set,
     causes_of_node.infeasible,

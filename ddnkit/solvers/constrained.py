@@ -36,7 +36,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..lagrangian import constraint_jacobian, inequality_jacobian, lagrangian_hessian, row_basis
+from ..lagrangian import (
+    constraint_jacobian,
+    inequality_jacobian,
+    lagrangian_hessian,
+    least_squares_multipliers,
+    row_basis,
+)
 from ..linalg.items import apply
 from ..problem import Problem, flat
 from .no_solution import falls_along
@@ -217,8 +223,11 @@ class Program:
         sizes = point.gradient.abs() + apply(point.A.abs().mT, multipliers.nu.abs())
         sizes = sizes + apply(point.G.abs().mT, multipliers.lam)
         sizes = sizes + apply(H.abs(), self.sizes_of_unknowns(point.y))
-        sizes = sizes + multipliers.lower + multipliers.upper
-        return norm(sizes).clamp_min(torch.finfo(sizes.dtype).tiny ** 0.5)
+        sizes = norm(sizes + multipliers.lower + multipliers.upper)
+        # Where f has no slope all multipliers are 0, and those of a barrier are small beside nothing but 1.
+        flat_f = (point.gradient == 0).all(dim=1)
+        sizes = torch.where(flat_f, sizes.clamp_min(1), sizes)
+        return sizes.clamp_min(torch.finfo(sizes.dtype).tiny ** 0.5)
 
     def sizes_of_rows(self, rows: Tensor, y: Tensor) -> Tensor:
         """What constraints with these rows (B, n, m) are divided by, (B, n)."""
@@ -389,6 +398,24 @@ def held_at(program: Program, point: Point, multipliers: Multipliers, H: Tensor)
     return Held(g, lower, upper & ~lower & ~program.open_upper)
 
 
+def held_by_ratio(program: Program, point: Point, multipliers: Multipliers) -> Held:
+    """Those that are nearer to their boundary than their multiplier is to zero, each beside the largest.
+
+    It takes no sizes: near the central path all products of the two are alike.
+    """
+    of_g = norm(point.G).clamp_min(torch.finfo(point.y.dtype).tiny ** 0.5)
+    rooms = [-point.g / of_g, point.y - program.lower, program.upper - point.y]
+    rooms = [r.clamp_min(0).masked_fill(~(r < torch.inf), 0.0) for r in rooms]
+    pulls = [multipliers.lam * of_g, multipliers.lower, multipliers.upper]
+    widest = torch.cat(rooms, dim=1).amax(dim=1, keepdim=True)
+    strongest = torch.cat(pulls, dim=1).amax(dim=1, keepdim=True)
+    g, lower, upper = (
+        pull * widest > room * strongest for room, pull in zip(rooms, pulls, strict=True)
+    )
+    lower = program.fixed | (lower & ~program.open_lower)
+    return Held(g, lower, upper & ~lower & ~program.open_upper)
+
+
 def held_near(program: Program, point: Point, near: float) -> Held:
     """Those that are ``near`` their boundary, where no multipliers are known."""
     sizes = program.sizes_of_unknowns(point.y)
@@ -396,6 +423,16 @@ def held_near(program: Program, point: Point, near: float) -> Held:
     lower = program.fixed | lower
     upper = ~lower & (program.upper - point.y <= near * sizes) & ~program.open_upper
     return Held(point.g >= -near * program.sizes_of_rows(point.G, point.y), lower, upper)
+
+
+def multipliers_of(program: Program, point: Point, held: Held) -> Multipliers:
+    """Those of the held constraints by least squares: without them a linear f has no curvature."""
+    free = ~(held.lower | held.upper)
+    rows = torch.cat([point.A, -point.G * held.g.unsqueeze(2)], dim=1) * free.unsqueeze(1)
+    found = least_squares_multipliers(rows, torch.where(free, point.gradient, 0.0))
+    nu, lam = found.split([point.h.shape[1], point.g.shape[1]], dim=1)
+    none = torch.zeros_like(point.y)
+    return Multipliers(nu, torch.where(held.g, lam.clamp_min(0), 0.0), none, none)
 
 
 def into_bounds(program: Program, start: Tensor) -> Tensor:
@@ -482,7 +519,7 @@ def polish(
         now = program.error(there, signed, H)
         # Entries near an edge may be small, and are to be right in themselves.
         better = going & ((now < best.error) | (edged & (now <= eps**0.8)))
-        best = _where(better, Polished(y, signed, now, step), best)
+        best = chosen(better, Polished(y, signed, now, step), best)
 
         scale = program.sizes_of_slope(there, signed, H).unsqueeze(1)
         violated = there.g / program.sizes_of_rows(there.G, y) > 64 * eps
@@ -562,7 +599,8 @@ def _newton_step(
     return torch.where(free, dy, 0.0), found[:, :p], torch.where(held, -found[:, p:], 0.0)
 
 
-def _where(items: Tensor, one: Polished, other: Polished) -> Polished:
+def chosen(items: Tensor, one: Polished, other: Polished) -> Polished:
+    """The one in some items (B,), the other in the rest."""
     column = items.unsqueeze(1)
     pairs = zip(vars(one.multipliers).values(), vars(other.multipliers).values(), strict=True)
     return Polished(
@@ -636,6 +674,10 @@ def _common_size(
     rooms = torch.cat([(y - program.lower) / unit, (program.upper - y) / unit, away], dim=1)
     room = torch.where(rooms < torch.inf, rooms, 0.0).amax(dim=1)
     size = torch.where(size > 0, size, torch.where(room > 0, room, 1.0))
+    # Between bounds on both sides no y is larger than they are.
+    largest = torch.maximum(program.lower.abs(), program.upper.abs()) / unit
+    largest = largest.nan_to_num(nan=torch.inf).amax(dim=1)
+    size = torch.where(largest > 0, torch.minimum(size, largest), size)
     return torch.where(size.isfinite() & (size > 0), size, 1.0)
 
 

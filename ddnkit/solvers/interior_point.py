@@ -4,6 +4,7 @@
 Each step is Newton's on the conditions of optimality with sᵢλᵢ = τ in the place of sᵢλᵢ = 0, and likewise
 for the bounds, which iterates keep strictly within. A first one with τ = 0 tells how much of the mean of
 sᵢλᵢ a step can take away; from that follow τ and the second-order term of the step that is taken (Mehrotra).
+Where the first could go a part α of its way only, no more than α² of that term is what it tells.
 
 A step is taken whole, up to the boundary, if it leaves no more error than the last few points had. One that
 does not is halved, then given up: the item goes on carefully, with τ fixed, and its steps are shortened
@@ -12,15 +13,18 @@ until a merit function has decreased,
 until the error is down by a tenth. Where the curvature is not positive on the tangent space, it is made so
 (`constrained.System`), and the item goes carefully too, so that no saddle point or maximum attracts it.
 
-Close to a solution the polish takes over (`constrained.polish`). Where it finds none, the iteration goes on
-to a smaller error, and the polish is tried again.
+Close to a solution the polish takes over (`constrained.polish`). Where it finds none with the constraints
+that their sizes tell to be held, it is tried with those that the ratios of sᵢ and λᵢ tell; then the iteration
+goes on to a smaller error, and the polish is tried again. An item that is stuck at a y far from the size of
+its units starts anew there, in units of that y.
 
 *Infeasible.* For weights λ ≥ 0, ν the function λᵀg − νᵀh is nonpositive at each feasible point. Where it is
 positive at y, and its slope v so small that it stays so out to a distance of 1e8 times the size of y, there
 is none within. Multipliers of infeasible problems grow into such weights. *Unbounded* is what `no_solution`
 says, along the way the iterates took.
 
-Source: Nocedal and Wright, *Numerical Optimization*, chapter 19; Mehrotra (1992).
+Source: Nocedal and Wright, *Numerical Optimization*, chapter 19; Mehrotra (1992); Cartis (2009), on the
+weight of the second-order term.
 """
 
 from __future__ import annotations
@@ -40,12 +44,15 @@ from .constrained import (
     Point,
     Program,
     System,
+    chosen,
     falls_without_bound,
     held_at,
+    held_by_ratio,
     held_near,
     into_bounds,
     is_minimum,
     lowest_curvature,
+    multipliers_of,
     polish,
     size_of,
     units_of,
@@ -70,6 +77,8 @@ _LONGEST_STEP = 100
 _PART_OF_CURVATURE = 0.1
 _ESCAPE = 0.1
 _PATIENCE = 25
+#: A y of so many of its units, or one over so many, asks for others.
+_OUTGROWN = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +133,7 @@ class InteriorPoint(IterativeSolver):
             if warm:
                 run.polish_start()
             run.iterate()
+            run.iterate_in_other_units()
             status = run.verdict()
         multipliers = run.state.multipliers
         every = (multipliers.nu, run.program.rows_of_multipliers(multipliers))
@@ -192,7 +202,7 @@ class _Run:
         double = y.dtype == torch.float64
         self.tolerance = (1e-9 if double else 1e-5) if tolerance is None else tolerance
         #: at which errors a polish is tried
-        self.stops = (self.eps**0.45, self.eps**0.75, self.eps**0.75)
+        self.stops = (self.eps**0.45, self.eps**0.75, self.eps**0.9)
         program = Program(problem, y)
         unit = units_of(program, flat(y))
         self.program, self.start = program.in_units(unit), flat(y) / unit
@@ -256,8 +266,7 @@ class _Run:
         y = program.within(self.start)
         point = program.at(y)
         held = held_near(program, point, self.eps**0.4)
-        zeros = Multipliers(*(torch.zeros_like(x) for x in vars(state.multipliers).values()))
-        found = polish(program, point, zeros, held, state.error)
+        found = polish(program, point, multipliers_of(program, point, held), held, state.error)
         H = program.hessian(found.y, found.multipliers)
         held = held_at(program, program.at(found.y), found.multipliers, H)
         solved = (found.error <= self.eps**0.8) & (state.status == _RUNNING)
@@ -283,6 +292,31 @@ class _Run:
                 self._polish(waiting, turn == len(self.stops) - 1)
             self._restore(turn == len(self.stops) - 1)
 
+    def iterate_in_other_units(self) -> None:
+        """Again from where they got stuck, those items whose y has far outgrown its units, or is far below.
+
+        Relative residuals then say little: a bound counts as held, or the barrier as down, too soon.
+        """
+        state = self.state
+        size = norm(state.y) / state.y.shape[1] ** 0.5
+        stuck = (state.status == int(Status.STALLED)) & (size < torch.inf)
+        items = (stuck & ((size > _OUTGROWN) | (size < 1 / _OUTGROWN))).nonzero()[:, 0]
+        if not len(items) or self.deadline.passed:
+            return
+        program, part = self.program.of(items), state.of(items)
+        y = program.shaped(part.y)
+        other = _Run(program.problem, y, self.tolerance, self.limit, self.deadline)
+        other.state.iterations = part.iterations
+        other.iterate()
+        found, ratio = other.state, other.program.unit / program.unit
+        found.y, found.lower, found.upper = (
+            found.y * ratio,
+            found.lower / ratio,
+            found.upper / ratio,
+        )
+        solved = (found.status == int(Status.CONVERGED)).nonzero()[:, 0]
+        state.put(items[solved], found.of(solved))
+
     def _polish(self, items: Tensor, last: bool) -> None:
         program, part = self.program.of(items), self.state.of(items)
         start = self.start[items]
@@ -292,6 +326,12 @@ class _Run:
         error = program.error(point, part.multipliers, H)
         found = polish(program, point, part.multipliers, held, error)
         sound = found.error <= self.eps**0.8
+        if not bool(sound.all()):
+            held = held_by_ratio(program, point, part.multipliers)
+            other = polish(program, point, part.multipliers, held, found.error)
+            better = other.error < found.error
+            found = chosen(better, other, found)
+            sound = found.error <= self.eps**0.8
         # Residuals beside a y or multipliers without bounds are small whatever they are.
         far = norm(found.y) > size_of(start) / self.eps**0.6
         pull = torch.cat(
@@ -509,7 +549,7 @@ def _advance(program: Program, state: _State, point: Point, stop: float, eps: fl
     second = [first.s * first.lam, first.y * first.lower, -first.y * first.upper]
     bold = (~state.careful).unsqueeze(1)
     rests = [
-        product + torch.where(bold, more, 0.0) - torch.where(there, target, 0.0)
+        product + torch.where(bold, long.square() * more, 0.0) - torch.where(there, target, 0.0)
         for product, more, there in zip(
             products, second, (s > 0, has_lower, has_upper), strict=True
         )

@@ -24,6 +24,7 @@ from .constrained import (
     falls_without_bound,
     held_near,
     into_bounds,
+    multipliers_of,
     polish,
     units_of,
 )
@@ -237,7 +238,7 @@ def _polished(
     best, at, least = y, multipliers, torch.full_like(point.value, torch.inf)
     for power in _NEAR:
         held = held_near(program, point, torch.finfo(y.dtype).eps ** power)
-        found = polish(program, point, multipliers, held, least)
+        found = polish(program, point, multipliers_of(program, point, held), held, least)
         best, at, least = found.y, found.multipliers, found.error
         if bool(least <= torch.finfo(y.dtype).eps ** 0.8):
             break

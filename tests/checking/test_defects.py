@@ -407,6 +407,39 @@ class MissingMultipliers(WithMultipliers):
         return nu, lower
 
 
+class AbsoluteValues(DeclarativeNode):
+    """The point of Σ|yᵢ| ≤ 1 nearest to x, as it is on paper."""
+
+    input_dims = (1,)
+
+    def objective(self, x, y):
+        return ((y - x) ** 2).sum() / 2
+
+    def inequality_constraints(self, x, y):
+        return y.abs().sum() - 1
+
+    def initial_point(self, x):
+        return torch.zeros_like(x)
+
+    def sample_inputs(self):
+        return (torch.tensor([2.0, -0.3, 1.4, 0.2]) + 0.1 * torch.rand(4, dtype=torch.float64),)
+
+
+class InParts(AbsoluteValues):
+    """The same by y = p − q, where p and q have a curvature each: one of them is 0 at the minimum."""
+
+    bounds = (0.0, None)
+
+    def objective(self, x, y):
+        return ((y["p"] - x) ** 2 + (y["q"] + x) ** 2).sum() / 2
+
+    def inequality_constraints(self, x, y):
+        return (y["p"] + y["q"]).sum() - 1
+
+    def initial_point(self, x):
+        return {"p": torch.zeros_like(x), "q": torch.zeros_like(x)}
+
+
 INEQUALITY_PAIRS = [
     (OtherSign, OnBall, "inequality_sign", "wrong sign"),
     (OneOtherSign, OnBall, "inequality_sign", "inequality constraint 1"),
@@ -436,6 +469,13 @@ INEQUALITY_PAIRS = [
     ),
     pytest.param(
         CrossedAndClamped, Uncrossed, "bounds_contradict", "`bounds`", marks=pytest.mark.long
+    ),
+    pytest.param(
+        AbsoluteValues,
+        InParts,
+        "not_smooth",
+        "`inequality_constraints` has kinks, by `abs`",
+        marks=pytest.mark.long,
     ),
     (ZeroMultipliers, WithMultipliers, "wrong_multipliers", "λ of the lower bound of entry"),
     (OtherConvention, WithMultipliers, "wrong_multipliers", "ν of equality constraint 0"),

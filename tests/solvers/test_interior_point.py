@@ -584,3 +584,120 @@ def test_a_class_with_inequalities_that_names_no_solver_has_this_one():
 
     assert (Bounded.solver, Plain.solver, Named.solver) == ("interior_point", "newton", "slsqp")
     assert InteriorPoint.takes_inequalities and not Picard.takes_inequalities
+
+
+class Margin(DeclarativeNode):
+    """The dual of a support vector machine: min ½yᵀKy − Σy with labelsᵀy = 0 and 0 ≤ y ≤ C."""
+
+    input_dims = (2, 1, 0)
+
+    def objective(self, K, labels, C, y):
+        return y @ K @ y / 2 - y.sum()
+
+    def equality_constraints(self, K, labels, C, y):
+        return labels @ y
+
+    def bounds(self, K, labels, C):
+        return 0.0, C
+
+    def initial_point(self, K, labels, C):
+        return torch.zeros_like(labels)
+
+
+def machines(n, rank, C, scale=1.0, count=20):
+    draw = torch.Generator().manual_seed(n)
+    X = scale * torch.randn(count, n, rank, generator=draw, dtype=DOUBLE)
+    labels = torch.randn(count, n, generator=draw, dtype=DOUBLE).sign()
+    labels[:, 0], labels[:, 1] = 1.0, -1.0
+    rows = labels.unsqueeze(2) * X
+    return rows @ rows.mT, labels, torch.full((count,), C, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize(
+    ("n", "C", "scale"),
+    [(20, 0.1, 1.0), (20, 1e3, 1.0), (25, 0.1, 0.01)],
+)
+def test_support_vector_machines_of_low_rank_are_solved_whatever_the_box(n, C, scale):
+    K, labels, box = machines(n, 2, C, scale)
+    layer = DeclarativeLayer(Margin(), policy="mask")
+    y = layer(K, labels, box)
+    assert (layer.certificate.status == Status.CONVERGED).all()
+    # By how much f could fall at most, by its slope and some ν, as it is convex.
+    slope = (K @ y.unsqueeze(2)).squeeze(2) - 1
+    free = (y > 0) & (y < C)
+    nu = (labels * slope * free).sum(dim=1, keepdim=True) / free.sum(dim=1, keepdim=True).clamp(1)
+    rest = torch.where(free.any(dim=1, keepdim=True), slope - labels * nu, 0.0)
+    gap = torch.maximum(rest * y, rest * (y - C)).sum(dim=1)
+    terms = (K.abs() @ y.unsqueeze(2)).squeeze(2) + 1
+    assert (gap <= PROMISED * C * terms.sum(dim=1)).all()
+
+
+class Transport(DeclarativeNode):
+    """min cᵀy over plans y ≥ 0 with row sums and column sums 1."""
+
+    bounds = (0.0, None)
+
+    def objective(self, c, y):
+        return (c * y).sum()
+
+    def equality_constraints(self, c, y):
+        return torch.cat([y.sum(dim=0) - 1, y.sum(dim=1) - 1])
+
+    def initial_point(self, c):
+        return torch.ones_like(c)
+
+
+def test_linear_programs_with_several_solutions_end_at_one():
+    draw = torch.Generator().manual_seed(0)
+    c = torch.randint(0, 4, (20, 4, 4), generator=draw).to(DOUBLE)
+    solution = InteriorPoint().solve(Problem(Transport(), (c,), len(c)))
+    assert (solution.status == Status.CONVERGED).all()
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    least = c[:, torch.arange(4), orders].sum(dim=2).amin(dim=1)
+    assert torch.allclose((c * solution.y).sum(dim=(1, 2)), least, rtol=0, atol=PROMISED)
+
+
+def test_where_f_is_constant_any_point_within_will_do():
+    class Anywhere(DeclarativeNode):
+        input_dims = (2, 1)
+
+        def objective(self, C, d, y):
+            return 0 * y.sum()
+
+        def inequality_constraints(self, C, d, y):
+            return C @ y - d
+
+        def initial_point(self, C, d):
+            return 10 + 0 * C[0]
+
+    draw = torch.Generator().manual_seed(0)
+    C = torch.rand(20, 9, 3, generator=draw, dtype=DOUBLE) - 0.5
+    d = torch.rand(20, 9, generator=draw, dtype=DOUBLE)
+    layer = DeclarativeLayer(Anywhere(), policy="mask")
+    y = layer(C, d)
+    assert (layer.certificate.status == Status.CONVERGED).all()
+    assert ((C @ y.unsqueeze(2)).squeeze(2) < d).all()
+
+
+def test_a_linear_objective_has_its_curvature_from_the_constraints():
+    """min cᵀy with y₁y₂ ≥ 1 and y ≥ 0."""
+
+    class Hyperbola(DeclarativeNode):
+        input_dims = (1,)
+        bounds = (0.0, None)
+
+        def objective(self, c, y):
+            return c @ y
+
+        def inequality_constraints(self, c, y):
+            return 1 - y[0] * y[1]
+
+        def initial_point(self, c):
+            return 2 + 0 * c
+
+    c = 0.5 + torch.rand(20, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    expected = (c.flip(1) / c).sqrt()
+    for solver in (SLSQP(), TrustConstr(), InteriorPoint()):
+        solution = solver.solve(Problem(Hyperbola(), (c,), len(c)))
+        assert solution.statuses() == [Status.CONVERGED] * len(c)
+        assert torch.allclose(solution.y, expected, rtol=0, atol=PROMISED)

@@ -25,10 +25,7 @@ each_minimiser = pytest.mark.parametrize("solver", MINIMISERS)
 # SLSQP's BFGS matrix serves badly where the solution is not unique or hardly so.
 ALL = [n for n in testing.bank() if n.unique and n.well_conditioned and "ETF" not in n.label]
 BANK = [node for node in ALL if not node.has_inequalities]
-#: But the one whose linear objective takes a first step to the bounds, where its constraint has no slope.
-INEQUALITIES = [
-    node for node in ALL if node.has_inequalities and not isinstance(node, testing.GeometricProgram)
-]
+INEQUALITIES = [node for node in ALL if node.has_inequalities]
 
 
 class QP(DeclarativeNode):
