@@ -79,6 +79,7 @@ class ActiveSet:
             the node has not chosen what to do then.
         violation: of g ≤ 0 where it is not active (B,), relative.
         size: of y (B,), by which it is told how far an active constraint is from 0.
+        touching: in which items (B,) constraints all but touch, so that the margin is 0; None: not looked at.
     """
 
     rows: Tensor
@@ -86,6 +87,7 @@ class ActiveSet:
     margin: Tensor
     violation: Tensor
     size: Tensor
+    touching: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -94,7 +96,7 @@ class ActiveSet:
 
     def of_items(self, items: Any) -> ActiveSet:
         """Those of some items of the batch."""
-        parts = {name: value for name, value in vars(self).items() if name != "rows"}
+        parts = {k: v for k, v in vars(self).items() if k != "rows" and v is not None}
         return replace(self, **{name: value[items] for name, value in parts.items()})
 
     def with_mask(self, active: Tensor) -> ActiveSet:
@@ -183,14 +185,14 @@ def active_set(
     active = strong | (weak & equations if let_go else weak)
     inactive = torch.ones_like(near)
     inactive[:, rows] = ~(strong | weak)
+    meet = _nearly_touching(problem, y, rows, G, strong, size, edge)
     return ActiveSet(
         rows=rows,
         active=active,
-        margin=clear.amin(dim=1).masked_fill(
-            _nearly_touching(problem, y, rows, G, strong, size, edge), 0.0
-        ),
+        margin=clear.amin(dim=1).masked_fill(meet, 0.0),
         violation=torch.where(inactive & (g > 0), distance, 0.0).amax(dim=1),
         size=size,
+        touching=meet,
     )
 
 

@@ -391,3 +391,38 @@ def test_an_error_that_is_smaller_than_the_slack_or_the_multiplier_tells_which(
     assert tracked.grad is not None
     expected = torch.tensor([slope, 1.0, 0.0], dtype=torch.float64)
     assert (tracked.grad - expected).abs().max() < rounding(torch.float64, 16)
+
+
+class Cone(Projection):
+    """‖y‖ ≤ 1, which has a kink where it is far from active."""
+
+    def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.norm() - 1
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x / x.norm().clamp(min=1)
+
+
+def test_a_kink_of_a_constraint_that_is_not_active_is_none_of_the_solution() -> None:
+    x = torch.tensor([[0.0, 0.0], [1e-12, 0.0], [0.1, 0.2]], dtype=torch.float64)
+    layer, tracked = DeclarativeLayer(Cone(), policy="raise"), x.requires_grad_()
+    J = torch.func.vmap(torch.func.jacrev(layer))(tracked.detach())
+    layer(tracked).sum().backward()
+    assert layer.certificate.verdicts() == ["trusted"] * 3
+    assert (J - torch.eye(2)).abs().max() < rounding(torch.float64, 16)
+
+
+def test_one_in_an_active_constraint_still_is() -> None:
+    class Tip(Cone):
+        """The tip of a cone, at the origin."""
+
+        def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.stack([y.norm() - 1, y.norm() + y[0]])
+
+        def solve(self, x: Tensor) -> Tensor:
+            return 0 * x
+
+    layer = DeclarativeLayer(Tip(), policy="raise")
+    x = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(UntrustedGradientError):
+        layer(x).sum().backward()
