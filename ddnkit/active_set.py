@@ -39,10 +39,17 @@ from .lagrangian import (
 )
 from .linalg.items import apply
 from .linalg.kkt import without_bad_items
-from .linalg.rows import rows_of
+from .linalg.rows import rows_of, unit_rows
 from .perturbation import STEP, perturb
 from .problem import Problem, flat
-from .qualification import are_dependent, moves_apart, touching
+from .qualification import (
+    are_dependent,
+    are_equations,
+    do_not_meet,
+    moves_apart,
+    null_projector,
+    touching,
+)
 from .solution import SETTLED
 from .solution_size import moved_operands, size_of_solution
 
@@ -51,6 +58,8 @@ EDGE = 10
 _PROBES = 3
 #: A relative move in which what bends is told from what does not.
 _FAR_ENOUGH = 1e-2
+#: Of the way from y onto a constraint.
+_ONTO = 1 - 2**-10
 
 
 def sharp_edge(dtype: torch.dtype) -> float:
@@ -70,6 +79,7 @@ class ActiveSet:
             the node has not chosen what to do then.
         violation: of g ≤ 0 where it is not active (B,), relative.
         size: of y (B,), by which it is told how far an active constraint is from 0.
+        touching: in which items (B,) constraints all but touch, so that the margin is 0; None: not looked at.
     """
 
     rows: Tensor
@@ -77,6 +87,7 @@ class ActiveSet:
     margin: Tensor
     violation: Tensor
     size: Tensor
+    touching: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -85,7 +96,7 @@ class ActiveSet:
 
     def of_items(self, items: Any) -> ActiveSet:
         """Those of some items of the batch."""
-        parts = {name: value for name, value in vars(self).items() if name != "rows"}
+        parts = {k: v for k, v in vars(self).items() if k != "rows" and v is not None}
         return replace(self, **{name: value[items] for name, value in parts.items()})
 
     def with_mask(self, active: Tensor) -> ActiveSet:
@@ -148,35 +159,40 @@ def active_set(
         held, limit = torch.where(use, close, held), torch.where(use, sharp, limit)
         refused = refused & ~use
     small = held & (distance[:, rows] > limit)
+    lost, beyond = _moved_onto_the_rows(problem, y, gradient, rows, strong, strong & small)
+    strong = strong & ~lost
     noise, level = _on_the_boundary(problem, y, gradient, rows, g[:, rows], G, strong, small, limit)
     strong = strong & ~level
-    weak = held & ~strong & ~refused & (~small | noise | level)
-    follows, apart = _dependence(problem, y, rows, G, strong, weak, size, derived)
+    weak = held & ~strong & ~refused & (~small | noise | level | (lost & ~beyond))
+    scales = _sums(y, g[:, rows], G, distance[:, rows])
+    dependence = _dependence(problem, y, g[:, rows], scales, rows, G, strong, weak, size, derived)
+    follows, equations, apart = dependence
     weak = weak & ~follows
     chosen = problem.node.degenerate in ("one_sided", "least_norm") or tolerance == torch.inf
     clear = distance.clone()
     of_weak = torch.inf if chosen else 0.0
     told = torch.where(strong, relative, distance[:, rows])
     # That y is no minimum is told by its slope, and the rest would only confuse.
-    told = told.masked_fill(follows | refused, torch.inf)
-    clear[:, rows] = told.masked_fill(weak | apart, of_weak)
+    told = told.masked_fill(follows | refused | equations, torch.inf)
+    clear[:, rows] = told.masked_fill((weak & ~equations) | apart, of_weak)
     if strongly:
         kept = strong.any(dim=0)
         rows, strong, relative = rows[kept], strong[:, kept], relative[:, kept]
         clear = torch.where(strong, relative, torch.inf)
         margin = clear.amin(dim=1) if clear.shape[1] else torch.full_like(size, torch.inf)
         return ActiveSet(rows, strong, margin, torch.zeros_like(size), size)
-    active = strong if problem.node.degenerate == "one_sided" else strong | weak
+    let_go = problem.node.degenerate == "one_sided"
+    active = strong | (weak & equations if let_go else weak)
     inactive = torch.ones_like(near)
     inactive[:, rows] = ~(strong | weak)
+    meet = _nearly_touching(problem, y, rows, G, strong, size, edge)
     return ActiveSet(
         rows=rows,
         active=active,
-        margin=clear.amin(dim=1).masked_fill(
-            _nearly_touching(problem, y, rows, G, strong, size, edge), 0.0
-        ),
+        margin=clear.amin(dim=1).masked_fill(meet, 0.0),
         violation=torch.where(inactive & (g > 0), distance, 0.0).amax(dim=1),
         size=size,
+        touching=meet,
     )
 
 
@@ -233,47 +249,64 @@ def _relative_multipliers(
         held = held & ~dropped
 
 
+def _sums(y: Tensor, g: Tensor, G: Tensor, distance: Tensor) -> Tensor:
+    """What slacks g (B, k) of rows G are sums of, (B, k): their terms for y, and what data make of them."""
+    of_data = torch.where(distance > 0, g.abs() / distance, 0.0)
+    return torch.maximum(apply(G.abs(), flat(y).abs()), of_data)
+
+
 def _dependence(
     problem: Problem,
     y: Tensor,
+    g: Tensor,
+    scales: Tensor,
     rows: Tensor,
     G: Tensor,
     strong: Tensor,
     weak: Tensor,
     size: Tensor,
     derived: Sequence[bool] | None,
-) -> tuple[Tensor, Tensor]:
-    """Which weakly active constraints (B, k) follow from the others that hold, and which of those that hold
-    depend on others here and do not for other operands."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which weakly active constraints (B, k) follow from the others that hold, which of those that hold are
+    equations whatever their multipliers, and which depend on others here and do not for other operands.
+
+    Args:
+        g, scales: of these rows, and what they are sums of, (B, k).
+    """
     none = torch.zeros_like(weak)
     if not len(rows) or not len(y):
-        return none, none
+        return none, none, none
     bare = problem.with_active_set(None)
     A = constraint_jacobian(bare, y)
-    equations = 0 if A is None else A.shape[1]
+    first = 0 if A is None else A.shape[1]
     stacked = G if A is None else torch.cat([A, G], dim=1)
     stacked = torch.where(stacked.isfinite(), stacked, 0.0)
-    there = torch.cat(
-        [torch.ones_like(stacked[:, :equations, 0], dtype=torch.bool), strong | weak], 1
-    )
+    there = torch.cat([torch.ones_like(stacked[:, :first, 0], dtype=torch.bool), strong | weak], 1)
     items = are_dependent(stacked, there).nonzero()[:, 0]
     if not len(items):
-        return none, none
-    some = _items(bare, items)
-    parts = some, y[items], stacked[items], there[items], rows
-    apart = none.index_put((items,), moves_apart(*parts, derived))
-    follows = none
-    if bool((weak[items] & ~apart[items]).any()):
+        return none, none, none
+    some, point, A, there = _items(bare, items), y[items], stacked[items], there[items]
+    strong, weak, size = strong[items], weak[items], size[items]
+    N = null_projector(A, there)
+    h = some.all_constraints(point)
+    values, scales = g[items], scales[items]
+    if h is not None:
+        values = torch.cat([h, values], dim=1)
+        scales = torch.cat([apply(A[:, :first].abs(), flat(point).abs()), scales], dim=1)
+    off = do_not_meet(torch.where(there, values, 0.0), scales, A, N, point, size)[:, first:]
+    apart = (off & there[:, first:]) | moves_apart(some, point, A, N, there, rows, derived)
+    equations = are_equations(N, first) & there[:, first:]
+    follows = torch.zeros_like(weak)
+    if bool((weak & ~apart).any()):
         # In the span of those that hold strongly, around y as well.
-        held = torch.cat([there[items][:, :equations], strong[items]], dim=1)
-        Q = row_basis(stacked[items] * held.unsqueeze(-1))
-        own = G[items] / G[items].norm(dim=-1, keepdim=True).clamp_min(torch.finfo(G.dtype).tiny)
+        Q = row_basis(A * torch.cat([there[:, :first], strong], dim=1).unsqueeze(-1))
+        own, _ = unit_rows(A[:, first:])
         within = (own - own @ Q @ Q.mT).norm(dim=-1) <= torch.finfo(y.dtype).eps ** 0.5
-        held = strong[items] | (weak[items] & within)
-        kept = ActiveSet(rows, held, *[size[items]] * 3)
-        meet = touching(some.with_active_set(kept), y[items], size[items]) > 0
-        follows = none.index_put((items,), weak[items] & within & ~meet.unsqueeze(1))
-    return follows & ~apart, apart
+        kept = ActiveSet(rows, strong | (weak & within), size, size, size)
+        meet = touching(some.with_active_set(kept), point, size) > 0
+        follows = weak & within & ~meet.unsqueeze(1) & ~apart
+    at = (items,)
+    return none.index_put(at, follows), none.index_put(at, equations), none.index_put(at, apart)
 
 
 def _items(problem: Problem, items: Tensor) -> Problem:
@@ -284,6 +317,45 @@ def _items(problem: Problem, items: Tensor) -> Problem:
         for x, own in zip(problem.operands, flags, strict=True)
     ]
     return problem.resize(operands, len(items), [True] * len(operands))
+
+
+def _moved_onto_the_rows(
+    problem: Problem, y: Tensor, gradient: Tensor, rows: Tensor, strong: Tensor, doubted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which of the ``doubted`` among the ``strong`` constraints (B, k) have no multiplier where they hold:
+    (B, k) twice, for those that may or may not be active, and of these for those that are not.
+
+    A slack s of a strong row is an error of y along its gradient a, which no residual shows: the multiplier
+    takes up whatever ∇f has there. With H the curvature of L, the multiplier at y is
+        λ(s) = λ(0) + s aᵀHa / |a|⁴ + …,
+    of which λ(0), where the row holds, is the solution's. Of y = max(x, 0) + δ with x > 0 it is λ(0) = −x,
+    and λ(δ) = δ: the multiplier is the error. So λ is taken again at y − A⁺r, r being what the rows and
+    equations are off by, a step of Newton's method onto them:
+    * λ(0) ≥ ½ λ(s): active, and s changes little;
+    * λ(0) ≤ −2 λ(s): the straight line through both is zero at ⅔ s or more, where L has its minimum along a:
+      so far from the row that it is not active;
+    * else the error of y is as large as what would tell.
+    Where the slack is small beside y's own entries, this is so already: λ is told beside what a relative
+    change of y makes of it, and s is a smaller one.
+    """
+    if not bool(doubted.any()):
+        return doubted, doubted
+    none = y.new_zeros(len(y))
+    own = 0 if (h := problem.with_active_set(None).constraints(y)) is None else h.shape[1]
+    stated = problem.with_active_set(ActiveSet(rows, strong, none, none, none))
+
+    def multipliers(constraints: ConstraintSet, slope: Tensor) -> Tensor:
+        return -constraints.multipliers(slope)[:, own : own + len(rows)]
+
+    here = constraint_set(stated, y, in_numbers=True)
+    # Not the last bit of the way: a domain may end there, and a logarithm's slope is infinite.
+    there = y - (_ONTO * here.restore(here.values())).reshape(y.shape)
+    known = multipliers(here, flat(gradient))
+    found = multipliers(
+        constraint_set(stated, there, in_numbers=True), flat(problem.gradient(there))
+    )
+    lost = doubted & ~(found >= 0.5 * known)
+    return lost, lost & (found <= -2 * known)
 
 
 def _on_the_boundary(

@@ -111,8 +111,8 @@ class Certificate:
         licq: smallest over largest singular value of the constraints' gradients, each of unit length; 0
             where some are treated as dependent (harmless if they are consistent), unless the margin of
             the others is itself too small; 1 without constraints.
-        touching: 1 for items whose constraints are dependent at y and not around it (`ddnkit.qualification`),
-            so that no constraint qualification holds, else 0; None where none are dependent.
+        touching: 1 for items whose constraints are dependent at y, or all but dependent, and not around it
+            (`ddnkit.qualification`), so that no constraint qualification holds, else 0; None where none are.
         saddle: how negative the smallest curvature is, relative to the largest, if the solution of the
             adjoint system showed that y is a saddle point; 0 for other items; None before the backward
             pass, if it showed nothing, and if y is a minimum.
@@ -481,6 +481,10 @@ def _measure(
             error = torch.maximum(error, problem.kinks.excess)
         if problem.active_set is not None:
             feasibility = torch.maximum(feasibility, problem.active_set.violation)
+            nearly = problem.active_set.touching
+            if nearly is not None and bool(nearly.any()):
+                nearly = nearly.to(y.dtype)
+                touches = nearly if touches is None else torch.maximum(touches, nearly)
     settled = torch.maximum(error, feasibility) <= SETTLED * torch.finfo(error.dtype).eps
     if uneven is not None:
         settled = settled.logical_and_(uneven.logical_not_())
@@ -832,9 +836,10 @@ def _nearly_dependent_constraints(certificate: Certificate) -> str:
 
 def _constraints_touch(certificate: Certificate) -> str:
     return (
-        "the constraints touch: no constraint qualification holds, as their gradients are dependent at y "
-        "and not around it, so that what follows from them is no derivative; (a) two of them only touch "
-        "there, (b) one vanishes together with its gradient, as a square does; state the set otherwise"
+        "the constraints touch: no constraint qualification holds, as their gradients are dependent at y, or "
+        "all but dependent, and not around it, so that what follows from them is no derivative; (a) two of "
+        "them only touch there, (b) one vanishes together with its gradient, as a square does; state the set "
+        "otherwise"
     )
 
 

@@ -163,7 +163,11 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     margin, excess, told, known = y.new_ones(B), y.new_zeros(B), [], []
     unruled = torch.zeros(B, dtype=torch.bool, device=y.device)
     size = size_of_solution(problem, y, _gradient(recorded), tolerance)
+    # What is not active is no part of the problem nearby, kinks and all.
+    free = _are_inactive(problem, y)
     for point in _nearest_kinks(problem, y, recorded.traces, size):
+        if free and point.function == "inequality_constraints":
+            continue
         candidate = point.distance <= tried
         if point.tied is not None:  # the largest itself is always at no distance
             groups = _sum_ties(candidate.to(y.dtype), point)
@@ -247,6 +251,18 @@ def kinks_of(problem: Problem, y: Tensor, recorded: Recorded, tolerance: float) 
     active_of_all = torch.cat(active, dim=1)
     texts = tuple(dict.fromkeys(told))
     return Kinks(columns, active_of_all, margin, excess, texts, unruled, size)
+
+
+def _are_inactive(problem: Problem, y: Tensor) -> bool:
+    """Whether none of the node's own inequality constraints, which bounds are not, may be active in any item.
+
+    One that is active in another item is evaluated for all, and 0 times its second derivative is NaN at such
+    a kink as a norm's.
+    """
+    held, node = problem.active_set, problem.node
+    if held is None or node.selection is not None or node.degenerate == "one_sided":
+        return False
+    return not bool((held.rows < problem.inequality_sizes(y)[0]).any())
 
 
 #: A kink, where it may be active (B, n), and in which entries it is in some item.

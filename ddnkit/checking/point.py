@@ -61,11 +61,12 @@ def compare_solution(findings: Findings, point: Point) -> None:
         return
     point.rank_gained = rank_gained_nearby(solved)
     touching = certificate.touching
-    if touching is not None and not bool((touching > 0).any()):
+    agree = touching is not None and not bool((touching > 0).any())
+    if agree:
         # Dependent, and the set is the same without some of them: as far as it is followed, they agree.
         point.rank_gained = 0.0
     findings.compare(Comparison.CONSTANT_RANK, point.rank_gained, 0.0)
-    if touching is not None and not point.rank_gained:
+    if agree:
         findings.note(
             "dependent constraints",
             "dependent constraints at the solution (LICQ margin 0): they agree, and stay "

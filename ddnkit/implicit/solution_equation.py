@@ -56,7 +56,8 @@ def gradient_of_operands(
     nu = constraints.multipliers(constraints.gradient())
     right = -flat(v)
     found = TangentEquation(call, problem).solve_unmasked(y, nu, right.unsqueeze(0))
-    z, right, own_mu = _mask_dropped(call, *found, right)
+    dropped = _dropped(found[0])
+    z, right, own_mu = _mask_dropped(call, *found, dropped, right)
     chosen = [problem.operands[i] for i in wrt]
     # One pass back through ∇_y L gives Bᵀz and, for μ, G z.
     _, pull = vjp(
@@ -64,14 +65,15 @@ def gradient_of_operands(
     )
     curvature, *gradients = pull(z)
     if not constraints.parametric:
-        return gradients
+        return _fill_dropped(call, problem, wrt, gradients, dropped)
     mu = constraints.multipliers(right - flat(curvature))
     if own_mu.shape[-1]:
         mu = mu + (own_mu - mu).detach()
     _, pull = vjp(
         lambda *values: constraint_set(with_operands_at(problem, wrt, values), y).values(), *chosen
     )
-    return [g + c for g, c in zip(gradients, pull(mu), strict=True)]
+    total = [g + c for g, c in zip(gradients, pull(mu), strict=True)]
+    return _fill_dropped(call, problem, wrt, total, dropped)
 
 
 def _is_numbers(problem: Problem, v: Tensor, wrt: Sequence[int]) -> bool:
@@ -96,28 +98,53 @@ def _in_numbers(
     # Where no constraint moves with these operands, C is zero, and μ without a meaning.
     parts = h.requires_grad
     z, mu = call.solve_system(problem, y, nu, right.unsqueeze(0), multipliers=parts)
+    dropped = _dropped(z)
     z, right, own_mu = _mask_dropped(
-        call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, right
+        call, z, right.unsqueeze(0)[..., :0] if mu is None else mu, dropped, right
     )
     with torch.enable_grad():
         # A manifold's normal part does not depend on θ.
         slope = flat(lagrangian_gradient(moved, variable, constraints.in_lagrangian(nu)))
         curvature, *gradients = pull_back(slope, [variable, *chosen], z)
         if not parts:
-            return gradients
+            return _fill_dropped(call, problem, wrt, gradients, dropped)
         mu = own_mu
         if not mu.shape[-1]:
             mu = constraints.multipliers(right - flat(curvature))
         of_constraints = pull_back(h, chosen, mu)
-    return [g + c for g, c in zip(gradients, of_constraints, strict=True)]
+    total = [g + c for g, c in zip(gradients, of_constraints, strict=True)]
+    return _fill_dropped(call, problem, wrt, total, dropped)
+
+
+def _dropped(z: Tensor) -> Tensor:
+    """The items without a derivative, (1, B, 1) of z (1, B, m)."""
+    return z.isnan().any(dim=-1, keepdim=True)
+
+
+def _fill_dropped(
+    call: LinearSystems,
+    problem: Problem,
+    wrt: Sequence[int],
+    gradients: Sequence[Tensor],
+    dropped: Tensor,
+) -> list[Tensor]:
+    """NaN for such items and what all share, unless the policy "mask" drops them. It does not get to inputs
+    of inequality constraints by itself: those that are not active are no part of what is differentiated."""
+    if problem.active_set is None or call.policy == "mask":
+        return list(gradients)
+    flags, dropped = problem.operands_batched, dropped.reshape(-1)
+    found = []
+    for i, g in zip(wrt, gradients, strict=True):
+        items = dropped.reshape(-1, *[1] * (g.ndim - 1)) if flags[i] else dropped.any()
+        found.append(torch.where(items, torch.nan, g))
+    return found
 
 
 def _mask_dropped(
-    call: LinearSystems, z: Tensor, mu: Tensor, right: Tensor
+    call: LinearSystems, z: Tensor, mu: Tensor, dropped: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z (B, m) of (1, B, m), the right side and the form's μ: for items without a derivative NaN like
     their z, and zero for those that the policy "mask" drops."""
-    dropped = z.isnan().any(dim=-1, keepdim=True)
     fill = torch.nan
     if call.policy == "mask":
         z, right = torch.where(dropped, 0.0, z), torch.where(dropped.squeeze(0), 0.0, right)

@@ -200,9 +200,10 @@ def _by_name(
         down = solved.rows.down
         if down is not None:
             at_low = down[:, first:]
+            none = 0 * of_bounds  # NaN of a failed item, for both
             parts = {
-                "lower": torch.where(at_low, of_bounds, 0.0),
-                "upper": torch.where(at_low, 0.0, of_bounds),
+                "lower": torch.where(at_low, of_bounds, none),
+                "upper": torch.where(at_low, none, of_bounds),
             }
         for name, part in parts.items():
             if needs.get(name):

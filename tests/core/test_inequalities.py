@@ -348,3 +348,81 @@ def test_entries_without_a_bound_do_not_spoil_the_estimate_of_the_error(second: 
     assert layer.certificate is not None and layer.certificate.solution_error is not None
     # dy/dx changes by twice as much as y, which is off by 1e-7; it is doubled.
     assert 1e-7 < float(layer.certificate.solution_error) < 1e-6
+
+
+class OffBound(Projection):
+    """y = max(x, 0) + off: what a solver leaves."""
+
+    bounds = (0.0, None)
+    batched_solve = True
+
+    def __init__(self, off: Tensor):
+        self.off = off
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0) + self.off
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("largest", [1.0, 1e3])
+@pytest.mark.parametrize("share", [0.75, 1.0, 2.0])
+def test_a_multiplier_that_is_the_error_of_y_makes_no_constraint_active(
+    share: float, largest: float, dtype: torch.dtype
+) -> None:
+    # From a rounding of the other entries to a part of the tolerance of them.
+    low, high = {torch.float64: (-15, -7), torch.float32: (-7, -4)}[dtype]
+    small = torch.logspace(low, high, 9, dtype=dtype)
+    x = torch.stack([small, *(torch.full_like(small, a * largest) for a in (1, -1))], dim=1)
+    off = torch.stack([share * small, 0 * small, 0 * small], dim=1)
+    layer, tracked = DeclarativeLayer(OffBound(off), policy="nan"), x.requires_grad_()
+    layer(tracked).sum().backward()
+    assert layer.certificate.verdicts() == ["invalid"] * len(x)
+    assert tracked.grad is not None and tracked.grad.isnan().all()
+
+
+@pytest.mark.parametrize(("at", "slope"), [(10.0, 1.0), (-10.0, 0.0), (-2.0, 0.0)])
+def test_an_error_that_is_smaller_than_the_slack_or_the_multiplier_tells_which(
+    at: float, slope: float
+) -> None:
+    off = torch.tensor([1e-13, 1e-12, 1e-11], dtype=torch.float64).unsqueeze(1) * torch.eye(3)[0]
+    x = at * off + torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    layer, tracked = DeclarativeLayer(OffBound(off), policy="raise"), x.requires_grad_()
+    layer(tracked).sum().backward()
+    assert tracked.grad is not None
+    expected = torch.tensor([slope, 1.0, 0.0], dtype=torch.float64)
+    assert (tracked.grad - expected).abs().max() < rounding(torch.float64, 16)
+
+
+class Cone(Projection):
+    """‖y‖ ≤ 1, which has a kink where it is far from active."""
+
+    def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.norm() - 1
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x / x.norm().clamp(min=1)
+
+
+def test_a_kink_of_a_constraint_that_is_not_active_is_none_of_the_solution() -> None:
+    x = torch.tensor([[0.0, 0.0], [1e-12, 0.0], [0.1, 0.2]], dtype=torch.float64)
+    layer, tracked = DeclarativeLayer(Cone(), policy="raise"), x.requires_grad_()
+    J = torch.func.vmap(torch.func.jacrev(layer))(tracked.detach())
+    layer(tracked).sum().backward()
+    assert layer.certificate.verdicts() == ["trusted"] * 3
+    assert (J - torch.eye(2)).abs().max() < rounding(torch.float64, 16)
+
+
+def test_one_in_an_active_constraint_still_is() -> None:
+    class Tip(Cone):
+        """The tip of a cone, at the origin."""
+
+        def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.stack([y.norm() - 1, y.norm() + y[0]])
+
+        def solve(self, x: Tensor) -> Tensor:
+            return 0 * x
+
+    layer = DeclarativeLayer(Tip(), policy="raise")
+    x = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(UntrustedGradientError):
+        layer(x).sum().backward()

@@ -186,6 +186,97 @@ def test_an_entry_may_be_fixed_by_equal_bounds() -> None:
     assert (x.grad - torch.tensor([0.0, 1.0], **numbers)).abs().max() < rounding(torch.float64, 16)
 
 
+class Clamped(DeclarativeNode):
+    input_dims = (1, 1, 1)
+
+    def objective(self, x: Tensor, lower: Tensor, upper: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (y - x).square().sum()
+
+    def bounds(self, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        return lower, upper
+
+    def solve(self, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(x, lower), upper)
+
+
+@pytest.mark.parametrize("degenerate", ["warn", "one_sided"])
+@pytest.mark.parametrize("x", [3.0, 1.0, 1 + 1e-13, 1 - 1e-7, -1.0])
+def test_a_fixed_entry_has_no_kink_where_it_would_be_there_anyway(
+    x: float, degenerate: str
+) -> None:
+    class Chosen(Clamped):
+        pass
+
+    Chosen.degenerate = degenerate
+    layer = DeclarativeLayer(Chosen(), policy="raise")
+    tracked = torch.tensor([x, 0.5, -7.0], **numbers).requires_grad_()
+    ends = torch.tensor([[1.0, 0.0, -5.0], [1.0, 9.0, -5.0]], **numbers)
+    (gradient,) = torch.autograd.grad(layer(tracked, *ends).sum(), tracked)
+    expected = torch.tensor([0.0, 1.0, 0.0], **numbers)
+    assert (gradient - expected).abs().max() < rounding(torch.float64, 16)
+    assert layer.certificate.verdicts() == ["trusted"]
+    assert layer.certificate.active_margin > 1e-3
+
+
+@pytest.mark.parametrize("x", [3.0, 1.0, -1.0])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_what_moves_one_of_two_equal_bounds_moves_y_to_one_side_alone(x: float, asked: int) -> None:
+    ends = [torch.ones(1, **numbers), torch.ones(1, **numbers)]
+    ends[asked].requires_grad_()
+    layer = DeclarativeLayer(Clamped(), policy="raise")
+    with pytest.raises(UntrustedGradientError, match="do not for other inputs"):
+        layer(torch.tensor([x], **numbers), *ends).sum().backward()
+
+
+class Turning(DeclarativeNode):
+    """y₁ ≤ 0 and y₁ + t y₂ ≤ 0: parallel at t = 0, and y = (0, 0) at x = (1, 0) for all t."""
+
+    input_dims = (1, 0)
+
+    def objective(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (y - x).square().sum()
+
+    def inequality_constraints(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[0], y[0] + t * y[1]])
+
+    def solve(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * torch.tensor([0.0, 1.0], **numbers)
+
+
+def test_two_parallel_constraints_that_an_input_turns_are_a_kink() -> None:
+    layer = DeclarativeLayer(Turning(), policy="raise")
+    x, t = torch.tensor([1.0, 0.0], **numbers), torch.zeros((), **numbers)
+    tracked = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(tracked, t).sum(), tracked)
+    expected = torch.tensor([0.0, 1.0], **numbers)
+    assert (gradient - expected).abs().max() < rounding(torch.float64, 16)
+    with pytest.raises(UntrustedGradientError, match="do not for other inputs"):
+        layer(x, t.requires_grad_()).sum().backward()
+
+
+@pytest.mark.parametrize("apart", [1e-7, 1e-8, 1e-9])
+def test_three_lines_that_all_but_meet_are_no_vertex(apart: float) -> None:
+    class Wedge(Nearest):
+        """The third cuts off the tip; y is on it, and off by as much as the tip is away."""
+
+        def inequality_constraints(self, x: Tensor, y: Tensor) -> Tensor:
+            C = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 0.0]], **numbers)
+            return C @ y - torch.tensor([1.0, 1.0, 1.0 - apart], **numbers)
+
+        def solve(self, x: Tensor) -> Tensor:
+            return torch.tensor([1.0 - 2 * apart, 0.0], **numbers) + 0 * x
+
+    def gradient(x: list[float], policy: str) -> Tensor:
+        tracked = torch.tensor(x, **numbers).requires_grad_()
+        found = DeclarativeLayer(Wedge(), policy=policy)(tracked)
+        return torch.autograd.grad(found.sum(), tracked)[0]
+
+    # That of the vertex would be zero; y₂ follows x₂.
+    with pytest.raises(UntrustedGradientError, match="weakly active"):
+        gradient([3.0, 0.0], "raise")
+    assert gradient([3.0, 0.0], "nan").isnan().all()
+
+
 @pytest.mark.parametrize("beyond", [[0.5, 1.0], [0.1, 1.0], [1.0, 1.0]])
 def test_a_third_constraint_through_a_corner_is_harmless_and_multipliers_are_not_negative(
     beyond: list[float],
