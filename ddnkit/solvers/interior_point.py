@@ -4,7 +4,7 @@
 Each step is Newton's on the conditions of optimality with sᵢλᵢ = τ in the place of sᵢλᵢ = 0, and likewise
 for the bounds, which iterates keep strictly within. A first one with τ = 0 tells how much of the mean of
 sᵢλᵢ a step can take away; from that follow τ and the second-order term of the step that is taken (Mehrotra).
-Where the first could go a part α of its way only, no more than α² of that term is what it tells.
+Where the first could go a part α of its way only, no more than α of that term is what it tells.
 
 A step is taken whole, up to the boundary, if it leaves no more error than the last few points had. One that
 does not is halved, then given up: the item goes on carefully, with τ fixed, and its steps are shortened
@@ -329,7 +329,8 @@ class _Run:
         if not bool(sound.all()):
             held = held_by_ratio(program, point, part.multipliers)
             other = polish(program, point, part.multipliers, held, found.error)
-            better = other.error < found.error
+            # Of two that are none, neither is better: where constraints touch, a small error says little.
+            better = (other.error < found.error) & (other.error <= self.eps**0.8)
             found = chosen(better, other, found)
             sound = found.error <= self.eps**0.8
         # Residuals beside a y or multipliers without bounds are small whatever they are.
@@ -549,7 +550,7 @@ def _advance(program: Program, state: _State, point: Point, stop: float, eps: fl
     second = [first.s * first.lam, first.y * first.lower, -first.y * first.upper]
     bold = (~state.careful).unsqueeze(1)
     rests = [
-        product + torch.where(bold, long.square() * more, 0.0) - torch.where(there, target, 0.0)
+        product + torch.where(bold, long * more, 0.0) - torch.where(there, target, 0.0)
         for product, more, there in zip(
             products, second, (s > 0, has_lower, has_upper), strict=True
         )
