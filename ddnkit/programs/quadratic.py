@@ -3,7 +3,8 @@
     min ½yᵀHy + qᵀy   subject to   A y = b,   C y ≤ d,   l ≤ y ≤ u.
 A step solves the problem with those constraints that hold as equations and without the others. Those with a
 negative multiplier leave, those that are violated enter (a primal-dual active set method). Where nothing
-changes any more, all conditions of optimality hold.
+changes any more, all conditions of optimality hold. Where that comes to dependent constraints, or to no end,
+it begins anew, and one constraint enters or leaves at a time, the worst.
 
 The problem is convex, and has one solution, where H, A and C do not depend on y, which the traced derivatives
 show, and H is positive definite on the null space of A, which the factors of the first step show: nothing
@@ -45,8 +46,8 @@ from .program import Program, trace
 
 #: Of the traced derivatives, which are matrices.
 MOST_UNKNOWNS = 256
-#: Steps, after which the solver is asked.
-_MOST = 16
+#: Steps, after which one at a time is tried, and after which the solver is asked.
+_MOST_AT_ONCE, _MOST = 8, 32
 
 
 class QuadraticProgram(NamedTuple):
@@ -91,7 +92,10 @@ class QuadraticProgram(NamedTuple):
         if any(0 in inputs for inputs in derivatives.made_of):
             return None
         none = torch.zeros_like(Sides.of(problem, start).values(problem, start), dtype=torch.bool)
-        step = trace(_step(problem, start, limits, shape), [start, none, *problem.operands])
+        step = trace(
+            _step(problem, start, limits, shape),
+            [torch.tensor(True), start, none, *problem.operands],
+        )
         return cls(step, node.solver, starts_are_alike(problem), none, wide)
 
     def start(self, problem: Problem) -> Tensor | None:
@@ -102,23 +106,27 @@ class QuadraticProgram(NamedTuple):
 
     def examples(self, y: Tensor, operands: Sequence[Tensor]) -> list[Tensor]:
         """Inputs of the step."""
-        return [self._wide(y), self.none, *map(self._wide, operands)]
+        return [torch.tensor(True), self._wide(y), self.none, *map(self._wide, operands)]
 
     def _wide(self, x: Tensor) -> Tensor:
         return x.double() if self.wide and x.dtype == torch.float32 else x
 
     def solve(self, start: Tensor, operands: Sequence[Tensor]) -> Solution | None:
         """The solution (B, *y) from ``start``; None where the solver is to be asked."""
-        y, held, *operands = self.examples(start.contiguous(), operands)
+        at_once, *begin = self.examples(start.contiguous(), operands)
+        y, held, *operands = begin
         iterations = torch.zeros(len(start), dtype=torch.long)
-        for _ in range(_MOST):
-            flags, y, held, moved = self.step(y, held, *operands)
+        quick = True
+        for turn in range(_MOST):
+            flags, y, held, moved = self.step(at_once, y, held, *operands)
             plain, ended = flags.tolist()
-            if not plain:
-                return None
-            if ended:
+            if plain and ended:
                 status = torch.full((len(start),), int(Status.CONVERGED))
                 return Solution(y.to(start.dtype), status, iterations, InteriorPoint.name)
+            if quick and (not plain or turn == _MOST_AT_ONCE):
+                quick, at_once, (y, held) = False, ~at_once, begin[:2]
+            elif not plain:
+                return None
             iterations = iterations + moved
         return None
 
@@ -140,11 +148,14 @@ def _derivatives(problem: Problem) -> Callable[..., Sequence[Tensor]]:
 def _step(
     problem: Problem, start: Tensor, limits: Limits, shape: Shape
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The function of y, the constraints that hold (B, q), and the operands, that gives: whether all is
-    plain, and all is done; the next y and constraints; and which items go on (B,)."""
+    """The function of whether constraints enter and leave at once, y, those that hold (B, q), and the
+    operands, that gives: whether all is plain, and all is done; the next y and constraints; and which items
+    go on (B,)."""
     sides, near = Sides.of(problem, start), torch.finfo(start.dtype).eps ** 0.5
 
-    def step_once(y: Tensor, held: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+    def step_once(
+        at_once: Tensor, y: Tensor, held: Tensor, *operands: Tensor
+    ) -> tuple[Tensor, ...]:
         here = problem.with_operands(operands)
         at = sides.at_bounds(held)
         free = None if at is None else at.free
@@ -173,7 +184,11 @@ def _step(
             parts.append(mu[:, mu.shape[1] - sides.own :])
         parts += [slope] * sides.lower + [-slope] * sides.upper
         multiplier = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        after = torch.where(held, multiplier > 0, sides.values(here, moved) > 0)
+        wrong = torch.where(held, -multiplier, sides.values(here, moved))
+        leaves = torch.where(held, wrong, 0.0).amax(dim=-1, keepdim=True) > 0
+        worst = torch.where(leaves & ~held, 0.0, wrong)
+        one = (wrong > 0) & (worst == worst.amax(dim=-1, keepdim=True))
+        after = held ^ ((wrong > 0) & (at_once | one))
         size = torch.linalg.vector_norm(flat(moved), dim=-1)
         same = (after == held).all(dim=-1)
         done = same & (torch.linalg.vector_norm(d, dim=-1) <= near * size)
