@@ -7,7 +7,7 @@ the node's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,13 @@ from ..certificate import tolerance_of
 from ..node import DeclarativeNode
 from ..problem import Problem
 from ..solution import Solution
-from .equations import Limits, Shape, at_solution, measure, way_back
+from .equations import Limits, Shape, at_solution, measure, stated, way_back
 from .evaluation import Evaluation
+from .held import Sides, held_solution, margin_of_rows
 from .newton import NewtonProgram
 from .operations import NotAProgramError
 from .program import Program, trace
+from .quadratic import QuadraticProgram
 
 if TYPE_CHECKING:
     from ..layer import DeclarativeLayer
@@ -59,12 +61,14 @@ class CallPrograms:
         form: the backward form that the eager way takes.
         y_shape: of the batch.
         manifold: the node's class of manifold and its settings.
-        newton: what solves, for a node that leaves that to newton.
+        solver: what solves, for a node that leaves that to newton, or a quadratic program to interior_point.
         unknown, untold: status and iterations (B,) of a `solve` of the node's own.
         settled: true for each item: only a y that is solved to rounding is clear.
         own_solve: whether the node's own `solve` takes the batch.
         tolerance: what the certificate's figures are held against.
         copies: whether a call keeps copies of what it was given: where these are small.
+        margin: where there are inequality constraints, licq of what the figures leave for the way back: they
+            give a lower bound of it, and then the margin of the active set.
         compared: how many comparisons the layer had made when one was last due.
     """
 
@@ -76,16 +80,22 @@ class CallPrograms:
     form: str
     y_shape: torch.Size
     manifold: Any
-    newton: NewtonProgram | None
+    solver: NewtonProgram | QuadraticProgram | None
     unknown: Tensor
     untold: Tensor
     settled: Tensor
     own_solve: bool
     tolerance: float
     copies: bool
+    margin: Callable[[Sequence[Tensor]], Tensor] | None = None
     calls: int = 0
     refused: int = 0
     compared: int = 0
+
+    @property
+    def shown(self) -> int:
+        """How many figures there are before what the way back needs."""
+        return FIGURES + (self.margin is not None)
 
     @property
     def derives(self) -> bool:
@@ -138,11 +148,12 @@ def call_programs(
     y = solution.y.contiguous()
     if problem.structure is not None:
         raise NotAProgramError("y has several parts")
-    if node.has_inequalities:
-        raise NotAProgramError("it has inequality constraints")
+    bounded = node.has_inequalities and problem.inequalities(y) is not None
     unknowns = y.shape[1:].numel()
     form = resolve_form(layer.form, problem, unknowns)
     own = form if type(form) is ClosedForm else None
+    if bounded:
+        _refuse_inequalities(problem, y, own is not None)
     if own is None and isinstance(layer.form, Automatic) and unknowns > DENSE_SIZE:
         form = Dense()  # without Python around it, it is the quicker one for longer
     if own is None and (not _is_plain(form) or unknowns > MOST_DIAGONAL):
@@ -198,17 +209,25 @@ def call_programs(
         if not bool(figures(y, *(x.detach().contiguous() for x in operands))[0]):
             raise UnclearError("its figures are not clear")
         asked = tuple(tracked) if torch.is_grad_enabled() else ()
-        return programs(figures=figures, back=None, own=own, tracked=asked, newton=None)
+        return programs(figures=figures, back=None, own=own, tracked=asked, solver=None)
+    shown = FIGURES + bounded
     for shape in _shapes(len(y), unknowns):
-        figures = trace(at_solution(problem, limits, shape), [y, *operands], FIGURES)
+        at_y = at_solution(problem, limits, shape)
+        if bounded:
+            at_y = held_solution(problem, y, limits, shape, tolerance)
+        figures = trace(at_y, [y, *operands], shown)
         found = figures(y, *(x.detach().contiguous() for x in operands))
         if bool(found[0]):
             break
     else:
         raise UnclearError("its figures are not clear")
-    newton = NewtonProgram.of(problem, y, limits, shape)
+    solver: NewtonProgram | QuadraticProgram | None
+    if bounded:
+        solver = QuadraticProgram.of(problem, y, limits, shape)
+    else:
+        solver = NewtonProgram.of(problem, y, limits, shape)
     back = None
-    rest = found[FIGURES:]
+    rest = found[shown:]
 
     def traced_back() -> Program:
         pull = way_back(problem, limits, shape, tracked)
@@ -234,7 +253,14 @@ def call_programs(
         if idle:
             tracked = [k for k in tracked if k not in idle]
             back = traced_back() if tracked else None
-    return programs(figures=figures, back=back, own=None, tracked=tuple(tracked), newton=newton)
+    return programs(
+        figures=figures,
+        back=back,
+        own=None,
+        tracked=tuple(tracked),
+        solver=solver,
+        margin=margin_of_rows(problem, y, shape) if bounded else None,
+    )
 
 
 def _is_plain(form: BackwardForm) -> bool:
@@ -251,6 +277,20 @@ def _shapes(batch: int, unknowns: int) -> list[Shape]:
     return [*([Shape.DIAGONAL] if unknowns > FEW_UNKNOWNS else []), *matrices]
 
 
+def _refuse_inequalities(problem: Problem, y: Tensor, has_adjoint: bool) -> None:
+    """Raise if they are more than a program is made for."""
+    if problem.manifold is not None:
+        raise NotAProgramError("it has inequality constraints on a manifold")
+    if has_adjoint:
+        raise NotAProgramError("it has inequality constraints, and an adjoint of its own")
+    sides, rows = Sides.of(problem, y), stated(problem, y)
+    if not any(sides):
+        raise NotAProgramError("its bounds are none")
+    count = 0 if rows is None else rows.shape[1]
+    if sides.own and (count > MOST_UNKNOWNS or len(y) * count**2 > MOST_ENTRIES):
+        raise NotAProgramError(f"it has {sides.own} inequality constraints")
+
+
 def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
     """Raise if the eager way has more to do than to differentiate."""
     for shown in problem.record(y).traces:
@@ -263,7 +303,8 @@ def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
     ahead: list[Any] = []
     with torch.enable_grad():
         given = [x.requires_grad_() for x in _one_problem([x.detach() for x in problem.inputs], y)]
-        ahead = [x.grad_fn for x in _evaluate(problem.node, given)]
+        values = _evaluate(problem.node, given)
+        ahead = [x.grad_fn for x in values if isinstance(x, Tensor)]
     seen: set[Any] = set()
     while ahead:
         function = ahead.pop()
@@ -275,12 +316,17 @@ def _refuse_what_shows(problem: Problem, y: Tensor) -> None:
         ahead.extend(f for f, _ in function.next_functions)
 
 
-def _evaluate(node: DeclarativeNode, given: Sequence[Tensor]) -> list[Tensor]:
+def _evaluate(node: DeclarativeNode, given: Sequence[Tensor]) -> list[Any]:
+    """The values of the node's functions; of bounds, and of what is none, whatever is returned."""
     *xs, y = given
-    found: list[Tensor | None] = [node.objective(*xs, y=y)]
+    found: list[Any] = [node.objective(*xs, y=y)]
     if node.constrained:
         found.append(node.equality_constraints(*xs, y=y))
-    return [x for x in found if isinstance(x, Tensor)]
+    if node.has_inequalities:
+        found.append(node.inequality_constraints(*xs, y=y))
+        bounds = node.bounds(*xs) if callable(node.bounds) else node.bounds
+        found += [None, None] if bounds is None else bounds
+    return found
 
 
 def manifold_settings(node: DeclarativeNode) -> tuple[type, dict[str, Any]] | None:

@@ -103,11 +103,11 @@ def at_solution(
             A, size = here.rows.A, here.rows.A.abs()
             r = r - times(A.mT, here.rows.nu)
             scale = scale + times(size.mT, here.rows.nu.abs())
-            feasibility = _largest_ratio(here.rows.h, times(size, Y.abs()))
+            feasibility = largest_ratio(here.rows.h, times(size, Y.abs()))
             licq = here.rows.margin
             clear += [here.rows.pivot >= limits.pivot, licq >= limits.margin]
             clear.append(feasibility <= limits.rounding)
-        stationarity = _largest_ratio(r, scale)
+        stationarity = largest_ratio(r, scale)
         system, pivot = factorise(here, shape)
         clear += [stationarity <= limits.rounding, pivot >= limits.pivot]
         # The eager way squares sizes, and says so where there is no number for that.
@@ -132,7 +132,8 @@ def way_back(
         v: Tensor, y: Tensor, rest: Sequence[Tensor], *operands: Tensor
     ) -> tuple[Tensor, ...]:
         here = problem.with_operands(operands)
-        constrained = not isinstance(constraint_set(here, y), Unconstrained)
+        rest, at = without_bounds(here, y, rest)
+        constrained = stated(here, y) is not None
         system = System.of(rest[:-1] if constrained else rest, shape)
         nu = rest[-1] if constrained else None
         right = -flat(v)
@@ -146,6 +147,8 @@ def way_back(
             mu = mu.to(y.dtype)
             error = error - times(A.mT, mu)
             length = torch.linalg.vector_norm(A * D.unsqueeze(1), dim=-1)
+            if here.node.has_inequalities:  # of a row that does not hold
+                length = torch.where(length > 0, length, 1.0)
             off = torch.linalg.vector_norm(times(A, z) / length, dim=-1)
         left = torch.linalg.vector_norm(D * error, dim=-1)
         if mu is not None:
@@ -157,8 +160,10 @@ def way_back(
             for i, x in zip(wrt, moving, strict=True):
                 values[i] = x
             there = problem.with_operands(values)
-            total = (flat(grad(lambda y: _lagrangian(there, y, nu))(y)) * z).sum()
-            h = None if mu is None else there.all_constraints(y)
+            total = (flat(grad(lambda y: lagrangian(there, y, nu))(y)) * z).sum()
+            if at is not None:
+                total = total - (error * at.bound(there, y)).sum()
+            h = None if mu is None else stated(there, y)
             return total if h is None or mu is None else total + (mu * h).sum()
 
         gradients = grad(pairing, argnums=tuple(range(len(wrt))))(*(operands[i] for i in wrt))
@@ -241,7 +246,7 @@ def measure(
             clear = [rows.pivot >= limits.pivot, licq >= limits.margin]
 
             def slope(there: Problem, point: Tensor) -> Tensor:
-                return flat(grad(lambda y: _lagrangian(there, y, rows.nu))(point))
+                return flat(grad(lambda y: lagrangian(there, y, rows.nu))(point))
 
             r, *moved = (slope(*point) for point in points)
             changes = [x - r for x in moved]
@@ -298,14 +303,18 @@ class Local(NamedTuple):
     Attributes:
         gradient: ∇f (B, m).
         hessian: D²_yy L (B, m, m), or its diagonal (B, m).
-        rows: of the constraints, if there are any.
         alone: whether there is nothing beside each entry of the diagonal (B, m), where that was asked for.
+        rows: of the constraints, if there are any; zero for those that do not hold.
+        there: which of the rows hold (B, p), None: all.
+        free: which unknowns are at no bound (B, m), None: all.
     """
 
     gradient: Tensor
     hessian: Tensor
+    alone: Tensor | None
     rows: Rows | None
-    alone: Tensor | None = None
+    there: Tensor | None = None
+    free: Tensor | None = None
 
 
 def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
@@ -317,36 +326,85 @@ def local(problem: Problem, y: Tensor, shape: Shape) -> Local:
     g = objective_gradient(problem, y)
     free = isinstance(constraint_set(problem, y), Unconstrained)
     rows = None if free else _rows(problem, y, g)
-    nu = g[:, :0] if rows is None else rows.nu
+    return Local(g, *hessian(problem, y, None if rows is None else rows.nu, shape), rows)
 
-    def slope(here: Problem, y: Tensor, nu: Tensor) -> Tensor:
-        return flat(grad(lambda y: _lagrangian(here, y, None if rows is None else nu))(y))
 
+def hessian(
+    problem: Problem, y: Tensor, nu: Tensor | None, shape: Shape
+) -> tuple[Tensor, Tensor | None]:
+    """`Local.hessian` and `Local.alone`."""
+
+    def slope(here: Problem, y: Tensor, some: Tensor) -> Tensor:
+        return flat(grad(lambda y: lagrangian(here, y, None if nu is None else some))(y))
+
+    own = flat(y)[:, :0] if nu is None else nu
     if shape is not Shape.DIAGONAL:
-        return Local(g, _jacobian(problem, y, nu, slope), rows)
-    values, pull = vjp(lambda y: slope(problem, y, nu), y)
+        return jacobian(problem, y, own, slope), None
+    values, pull = vjp(lambda y: slope(problem, y, own), y)
     index = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
     pattern = (0.5 + (index * 0.6180339887498949) % 1.0).expand_as(values)
     d, found = flat(pull(torch.ones_like(values))[0]), flat(pull(pattern)[0])
     beside = (found - d * pattern).abs()
     alone = beside <= _ROUNDINGS * torch.finfo(values.dtype).eps * d.abs()
-    return Local(g, d, rows, alone)
+    return d, alone
 
 
 def _rows(problem: Problem, y: Tensor, g: Tensor) -> Rows:
     h = problem.all_constraints(y)
     assert h is not None
-    A = _jacobian(problem, y, h[:, :0], lambda here, y, _: here.all_constraints(y))
+    A = jacobian(problem, y, h[:, :0], lambda here, y, _: here.all_constraints(y))
     return Rows(h, A, *multipliers(A, g))
+
+
+def stated(problem: Problem, y: Tensor) -> Tensor | None:
+    """h, and g without the bounds, of all of them, (B, p + k); None where there are none."""
+    h, k = problem.all_constraints(y), problem.inequality_sizes(y)[0]
+    if not k:
+        return h
+    g = problem.inequalities(y)
+    assert g is not None  # as k tells
+    return g[:, :k] if h is None else torch.cat([h, g[:, :k]], dim=-1)
+
+
+class AtBounds(NamedTuple):
+    """Which unknowns are at a bound.
+
+    Attributes:
+        lower, upper: (B, m).
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """Which are at none."""
+        return ~(self.lower | self.upper)
+
+    def bound(self, problem: Problem, y: Tensor) -> Tensor:
+        """The bounds that they are at, (B, m); 0 for the others."""
+        pair = problem.bounds(y)
+        assert pair is not None  # as there are some to be at
+        upper = torch.where(self.upper, pair[1], 0.0)
+        return torch.where(self.lower, pair[0], upper)
+
+
+def without_bounds(
+    problem: Problem, y: Tensor, rest: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], AtBounds | None]:
+    """What is left at a solution for the way back, without which unknowns are at bounds, and that."""
+    if not any(problem.bound_sides(y)):
+        return rest, None
+    return rest[:-2], AtBounds(*rest[-2:])
 
 
 #: Of an entry of the diagonal, that two products with it may differ by.
 _ROUNDINGS = 64
 
 
-def _lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
-    """Of all items together."""
-    value, h = problem.objective(y).sum(), problem.all_constraints(y)
+def lagrangian(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
+    """Of all items together, for multipliers of `stated`."""
+    value, h = problem.objective(y).sum(), stated(problem, y)
     return value if h is None or nu is None else value - (nu * h).sum()
 
 
@@ -355,6 +413,7 @@ class System(NamedTuple):
 
     Attributes:
         G: (B, m, m), or its diagonal (B, m).
+        D: 0 for an unknown at a bound, which stays there: z is 0, and so are V and what u is made of.
         L: None for a diagonal, whose factor is one.
         A, V, S: None without constraints.
     """
@@ -399,34 +458,51 @@ def factorise(here: Local, shape: Shape) -> tuple[System, Tensor]:
     """The system at y, and the least pivot of its factors (B,)."""
     G, A = here.hessian, None if here.rows is None else here.rows.A
     L: Tensor | None = None
+    free = here.free
     if shape is Shape.DIAGONAL:
         assert here.alone is not None
         D = G.double().rsqrt()
-        clear = (here.alone & (G > 0)).all(dim=-1)
+        positive = G > 0 if free is None else (G > 0) | ~free
+        clear = (here.alone & positive).all(dim=-1)
+        D = D if free is None else torch.where(free, D, 0.0)
         pivot = torch.where(clear, torch.ones_like(D[:, 0]), 0.0)
     else:
         if shape is Shape.TANGENT and A is not None:
             # As much as the curvatures on the diagonal, along each constraint.
+            along = A if free is None else A * free.unsqueeze(-2)
             weight = G.diagonal(dim1=-2, dim2=-1).abs().mean(dim=-1, keepdim=True)
-            weight = weight / torch.linalg.vector_norm(A, dim=-1).square()
-            G = G + A.mT @ (weight.unsqueeze(-1) * A)
+            weight = weight / torch.linalg.vector_norm(along, dim=-1).square()
+            if here.there is not None:
+                weight = torch.where(here.there, weight, 0.0)
+            G = G + along.mT @ (weight.unsqueeze(-1) * along)
         D = G.diagonal(dim1=-2, dim2=-1).double().rsqrt()
-        L, pivot = _cholesky(G.double() * D.unsqueeze(-1) * D.unsqueeze(-2))
+        D = D if free is None else torch.where(free, D, 0.0)
+        scaled = G.double() * D.unsqueeze(-1) * D.unsqueeze(-2)
+        L, pivot = cholesky(scaled if free is None else _with_ones(scaled, ~free))
     if A is None:
         return System(G, D, L), pivot
     V = (A * D.unsqueeze(-2)).mT
     if L is not None:
         V = torch.linalg.solve_triangular(L, V, upper=False)
     S = V.mT @ V
+    if here.there is not None:
+        S = _with_ones(S, ~here.there)
     if S.shape[-1] == 1:
         return System(G, D, L, A, V, S.squeeze(-1)), pivot
     s = S.diagonal(dim1=-2, dim2=-1).rsqrt()
-    F, least = _cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
+    F, least = cholesky(s.unsqueeze(-1) * S * s.unsqueeze(-2))
     # S⁻¹ = (s⁻¹F)⁻ᵀ(s⁻¹F)⁻¹
     return System(G, D, L, A, V, F / s.unsqueeze(-1)), torch.minimum(pivot, least)
 
 
-def _jacobian(
+def _with_ones(M: Tensor, there: Tensor) -> Tensor:
+    """M (B, n, n) with ones added to the diagonal ``there`` (B, n)."""
+    if M.shape[-1] == 1:
+        return M + there.unsqueeze(-1)
+    return M + torch.diag_embed(there.to(M.dtype))
+
+
+def jacobian(
     problem: Problem,
     y: Tensor,
     nu: Tensor,
@@ -449,8 +525,8 @@ def _jacobian(
         return vmap(pull)(basis)[0].reshape(len(found), -1)
 
     dims = (0, 0, *(0 if own else None for own in flags))
-    jacobian: Tensor = vmap(one, in_dims=dims)(y, nu, *problem.operands)
-    return jacobian
+    found: Tensor = vmap(one, in_dims=dims)(y, nu, *problem.operands)
+    return found
 
 
 def times(M: Tensor, x: Tensor) -> Tensor:
@@ -462,7 +538,7 @@ def times(M: Tensor, x: Tensor) -> Tensor:
     return (M @ x.unsqueeze(-1)).squeeze(-1)
 
 
-def _largest_ratio(r: Tensor, scale: Tensor) -> Tensor:
+def largest_ratio(r: Tensor, scale: Tensor) -> Tensor:
     """Of |r| to the sizes of its terms: 0/0 is 0."""
     return (r.abs() / (scale + torch.finfo(r.dtype).tiny)).amax(dim=-1)
 
@@ -482,7 +558,7 @@ def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return nu, one, torch.where(length[:, 0] > 0, one, 0.0)
     unit = A / length.unsqueeze(-1)
     gram = unit @ unit.mT
-    L, pivot = _cholesky(gram)
+    L, pivot = cholesky(gram)
 
     def solve(x: Tensor) -> Tensor:
         return torch.cholesky_solve(times(unit, x).unsqueeze(-1), L).squeeze(-1)
@@ -494,7 +570,7 @@ def multipliers(A: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return nu / length, margin, pivot
 
 
-def _cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
+def cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
     """The factor of M (B, n, n), and its least pivot (B,): 0 where there is no factor."""
     L, failed = torch.linalg.cholesky_ex(M)
     return L, torch.where(failed == 0, L.diagonal(dim1=-2, dim2=-1).amin(dim=-1), 0.0)

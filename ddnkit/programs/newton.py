@@ -10,7 +10,7 @@ iterates are the same up to rounding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,21 +67,20 @@ class NewtonProgram(NamedTuple):
         step = trace(
             _step(problem, limits, shape, tolerance), [start, penalty, running, *problem.operands]
         )
-        together = False
-        if len(start) > 1:
-            with contextlib.suppress(
-                Exception
-            ):  # what a vmap does not take is asked for one by one
-                together = torch.equal(_starts_together(problem), problem.start())
-        return cls(step, node.solver, solver.max_iterations, together)
+        return cls(step, node.solver, solver.max_iterations, starts_are_alike(problem))
 
     def start(self, problem: Problem) -> Tensor | None:
         """Where the solver starts (B, *y); None where it is not the one that was traced."""
         if problem.node.solver != self.solver:
             return None
-        return _starts_together(problem) if self.together else problem.start()
+        return starts_together(problem) if self.together else problem.start()
 
-    def solve(self, start: Tensor, operands: list[Tensor]) -> Solution | None:
+    def examples(self, y: Tensor, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of the step."""
+        penalty = y.new_zeros(len(y))
+        return [y, penalty, penalty == 0, *operands]
+
+    def solve(self, start: Tensor, operands: Sequence[Tensor]) -> Solution | None:
         """The solution (B, *y) from ``start``; None where the solver is to be asked."""
         y, penalty = start.contiguous(), start.new_zeros(len(start))
         running = penalty == 0
@@ -98,7 +97,17 @@ class NewtonProgram(NamedTuple):
         return None
 
 
-def _starts_together(problem: Problem) -> Tensor:
+def starts_are_alike(problem: Problem) -> bool:
+    """Whether `starts_together` gives what the items' starts are one by one."""
+    if problem.batch_size == 1:
+        return False
+    with contextlib.suppress(Exception):  # what a vmap does not take is asked for one by one
+        return torch.equal(starts_together(problem), problem.start())
+    return False
+
+
+def starts_together(problem: Problem) -> Tensor:
+    """The node's initial points (B, *y), by vmap."""
     found: Tensor = torch.vmap(problem.node.initial_point)(*problem.inputs)
     return found
 

@@ -46,12 +46,14 @@ class Program:
         source: the Python text that runs.
         steps: how many operations it calls.
         constant: for each output, its value if it depends on no input.
+        made_of: for each output, the inputs that it depends on.
     """
 
     def __init__(self, code: Code, for_compiler: Code):
         self.steps = len(code.lines)
         self.source = code.source
         self.constant = code.constant_outputs
+        self.made_of = code.inputs_of_outputs
         self._run = code.function()
         self._for_compiler = for_compiler
 

@@ -62,16 +62,20 @@ def by_programs(
             y = solution.y.contiguous()
             if y.shape != programs.y_shape or y.dtype != inputs[0].dtype:
                 return None
-            # What a program of newton's has looked at was the start.
+            # What a solver's program has looked at was the start.
             if outside is None or programs.evaluation.values_count:
                 outside = outside_tensors(programs, node, inputs, y)
             if [x._version for x in given] != versions or (outside and _is_swapped(layer, outside)):
                 return None
             operands = inputs + [plain(x, programs.copies) for x in outside]
             clear, stationarity, feasibility, licq, *rest = programs.figures(y, *operands)
+            late_licq = None
             if not clear.item() or not _ended_well(programs, solution):
                 return None
-            settled, aux = programs.settled, {}
+            settled, margin, aux = programs.settled, None, {}
+            if programs.margin is not None:
+                margin, *rest = rest
+                late_licq = partial(programs.margin, rest)
             if programs.own is not None:
                 (settled,), aux = rest, {k: x.detach() for k, x in solution.aux.items()}
                 rest = list(aux.values())
@@ -86,7 +90,7 @@ def by_programs(
             y = y.reshape(lead + y.shape[1:])
         if shared or len(lead) != 1:
             y = y.clone()
-    figures = stationarity, feasibility, licq, settled
+    figures = stationarity, feasibility, late_licq or licq, settled, margin
     shown = LateCertificate(partial(_certificate, programs, lead, figures, solution))
     layer.show(shown)
     if not programs.derives:
@@ -104,12 +108,12 @@ def by_programs(
 def _certificate(
     programs: CallPrograms,
     lead: torch.Size,
-    figures: tuple[Tensor, Tensor, Tensor, Tensor],
+    figures: tuple[Tensor, Tensor, Tensor | Callable[[], Tensor], Tensor, Tensor | None],
     solution: Solution,
     residual: Tensor | None,
 ) -> Certificate:
     """That of a short call, each figure in memory of its own."""
-    stationarity, feasibility, licq, settled = figures
+    stationarity, feasibility, licq, settled, margin = figures
     certificate = Certificate(
         stationarity,
         feasibility,
@@ -119,8 +123,9 @@ def _certificate(
         solution.solver,
         solution.uniqueness,
         adjoint_residual=residual,
-        licq=licq,
+        licq=licq if isinstance(licq, Tensor) else licq(),
         settled=settled.clone(),
+        active_margin=margin,
         form=programs.form,
     )
     return certificate if len(lead) == 1 else certificate.reshape(lead)
@@ -130,8 +135,8 @@ def solution_of(
     programs: CallPrograms, node: DeclarativeNode, inputs: list[Tensor]
 ) -> tuple[Solution, list[Tensor] | None]:
     """y, and the tensors from outside where they had to be looked for."""
-    newton = programs.newton
-    if newton is None and programs.own_solve:
+    solver = programs.solver
+    if solver is None and programs.own_solve:
         returned = node.solve(*inputs)
         if type(returned) is Tensor and len(returned) == len(inputs[0]):
             return Solution(returned.detach(), programs.unknown, programs.untold), None
@@ -140,10 +145,10 @@ def solution_of(
             return replace(returned, y=returned.y.detach()).batched(len(inputs[0])), None
         raise NotAProgramError("its `solve` returns something else")
     problem = Problem(node, inputs, len(inputs[0]))
-    start = None if newton is None else newton.start(problem)
-    if newton is not None and start is not None:
+    start = None if solver is None else solver.start(problem)
+    if solver is not None and start is not None:
         outside = outside_tensors(programs, node, inputs, start)
-        solution = newton.solve(start, inputs + [plain(x, programs.copies) for x in outside])
+        solution = solver.solve(start, inputs + [plain(x, programs.copies) for x in outside])
         if solution is not None:
             # Nothing of the node's own was called since.
             return solution, outside

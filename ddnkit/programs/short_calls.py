@@ -33,7 +33,6 @@ from ..perturbation import perturb
 from ..several_starts import starts_at_several_points
 from ..transforms import plain_surroundings
 from .call_programs import (
-    FIGURES,
     CallPrograms,
     Signature,
     UnclearError,
@@ -315,11 +314,10 @@ def _examples(
         operands = inputs + [plain(x, copies=False) for x in outside]
     yield programs.figures, [y, *operands]
     if programs.back is not None:
-        rest = programs.figures(y, *operands)[FIGURES:]
+        rest = programs.figures(y, *operands)[programs.shown :]
         yield programs.back, [torch.ones_like(y), y, *rest, *operands]
-    if programs.newton is not None:
-        penalty = y.new_zeros(len(y))
-        yield programs.newton.step, [y, penalty, penalty == 0, *operands]
+    if programs.solver is not None:
+        yield programs.solver.step, programs.solver.examples(y, operands)
 
 
 def _wanted_outside(

@@ -57,6 +57,7 @@ class Code(NamedTuple):
     source: str
     scope: dict[str, Any]
     constant_outputs: list[Tensor | None]
+    inputs_of_outputs: list[set[int]]
 
     def function(self) -> Callable[..., Sequence[Tensor]]:
         """What the text defines."""
@@ -380,16 +381,7 @@ class SimplifiedSteps:
         hidden = [] if shown is None else self.outputs[shown:]
         outputs = self.outputs[: len(self.outputs) - len(hidden)]
         outputs += [self._one.get(x.index, x) if isinstance(x, Ref) else x for x in hidden]
-        needed: set[int] = set()
-        ahead = [x.index for x in outputs if isinstance(x, Ref)]
-        while ahead:
-            k = ahead.pop()
-            if k in needed:
-                continue
-            needed.add(k)
-            step = self.steps[k]
-            if step is not None:
-                ahead += references(step)
+        needed = self._needed(outputs)
         scope: dict[str, Any] = {"full": torch.full, "torch": torch} if for_compiler else {}
         names: dict[int, str] = {}
 
@@ -445,7 +437,25 @@ class SimplifiedSteps:
         body = "".join(f"    {line}\n" for line in lines)
         source = f"def run({given}):\n{body}    return ({''.join(r + ', ' for r in results)})\n"
         constant = [None if isinstance(x, Ref) else x for x in outputs]
-        return Code(lines, source, scope, constant)
+        return Code(lines, source, scope, constant, [self._inputs_of(x) for x in outputs])
+
+    def _inputs_of(self, x: Any) -> set[int]:
+        """Those that a result is made of."""
+        return {k for k in self._needed([x]) if k < self.inputs}
+
+    def _needed(self, results: Sequence[Any]) -> set[int]:
+        """The steps and inputs that results are made of."""
+        needed: set[int] = set()
+        ahead = [x.index for x in results if isinstance(x, Ref)]
+        while ahead:
+            k = ahead.pop()
+            if k in needed:
+                continue
+            needed.add(k)
+            step = self.steps[k]
+            if step is not None:
+                ahead += references(step)
+        return needed
 
     def _numbers_as_tensors(self, target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """A number as the tensor that torch would make of it at each call."""
