@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from covering import mark_others
 from hypothesis import settings
 from rounding import Rounding
 
@@ -36,7 +37,10 @@ def pytest_configure(config):
     settings.load_profile("new" if anew else "same")
 
 
+# Before pytest asks for the marks by `-m`.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    mark_others(items)
     skipped = {}
     if not torch.cuda.is_available():
         skipped["gpu"] = "needs a CUDA device"
