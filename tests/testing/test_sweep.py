@@ -134,7 +134,7 @@ def around(problem):
 
 
 @pytest.mark.parametrize(
-    "problem", some(PROBLEMS.values(), every=6), ids=lambda problem: problem.label
+    "problem", some(PROBLEMS.values(), every=12), ids=lambda problem: problem.label
 )
 def test_gradcheck(problem):
     function, steps = around(problem)
@@ -143,7 +143,7 @@ def test_gradcheck(problem):
 
 @pytest.mark.parametrize(
     "problem",
-    some((problem for problem in PROBLEMS.values() if problem.unique), every=6),
+    some((problem for problem in PROBLEMS.values() if problem.unique), every=12),
     ids=lambda problem: problem.label,
 )
 def test_gradgradcheck(problem):
