@@ -267,7 +267,7 @@ def test_compiled_around_the_layer(backend):
         torch.testing.assert_close(torch.autograd.grad(compiled(x, b), linear.weight)[0], expected)
 
 
-@pytest.mark.parametrize("node", [Curved(), OnSphere()])
+@pytest.mark.parametrize("node", [Curved(), pytest.param(OnSphere(), marks=pytest.mark.long)])
 def test_derivatives_of_torch_func_inside_what_is_compiled(node):
     layer = DeclarativeLayer(node, policy="raise")
     x, b = inputs()

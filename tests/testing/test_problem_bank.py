@@ -404,6 +404,7 @@ def test_equal_singular_values_are_where_differentiating_an_svd_fails():
     assert all(J.isfinite().all() for J in problem.jacobians(Y, y=problem.answer(Y)))
 
 
+@pytest.mark.long  # `tests/checking` checks as many of them
 def test_unique_problems_pass_their_check():
     testing.assert_gradients(testing.EntropicTransport(), examples=2)
     testing.assert_gradients(testing.Brockett(), examples=2)

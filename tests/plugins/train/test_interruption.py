@@ -385,7 +385,12 @@ def test_rows_that_were_edited_are_not_gone_on_from(how: str, run_of: Path, stop
     (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
     assert str(file) in error
     assert file.read_bytes() == edited, "nothing is lost"
-    # Put back, the run goes on; so it does with the row that a kill left beyond the checkpoint.
+
+
+def test_a_row_that_a_kill_left_beyond_the_checkpoint_is_written_anew(
+    run_of: Path, stopped: Path
+) -> None:
+    file = job(run_of) / "metrics.csv"
     content = (job(stopped) / "metrics.csv").read_bytes()
     file.write_bytes(content + content.splitlines()[1].replace(b"2", b"4", 2) + b"\n")
     assert resume(run_of, stopped).exit_code == 0
