@@ -1,12 +1,14 @@
 """What all tests share."""
 
 import contextlib
+import gc
 import os
 import random
 
 import numpy as np
 import pytest
 import torch
+from covering import mark_others
 from hypothesis import settings
 from rounding import Rounding
 
@@ -36,7 +38,10 @@ def pytest_configure(config):
     settings.load_profile("new" if anew else "same")
 
 
+# Before pytest asks for the marks by `-m`.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    mark_others(items)
     skipped = {}
     if not torch.cuda.is_available():
         skipped["gpu"] = "needs a CUDA device"
@@ -46,6 +51,13 @@ def pytest_collection_modifyitems(config, items):
         for name, reason in skipped.items():
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+# What was imported and collected stays to the end: to look for garbage in it, each time that as much
+# again as a tenth of it had been made, took a tenth of the time.
+def pytest_collection_finish(session):
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

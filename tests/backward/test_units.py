@@ -74,17 +74,31 @@ class Softmax(DeclarativeNode):
         return torch.softmax(s, -1)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    form=st.sampled_from(list(FORMS)),
-    dtype=DTYPES,
-    scale=st.sampled_from([1, 5, 10, 20]),
-    policy=st.sampled_from(["raise", "nan", "mask"]),
-    certify=st.sampled_from(["fast", "full"]),
-    size=st.sampled_from([(8, 16), (1, 3), (2, 70)]),
-    seed=st.integers(0, 10**6),
-)
-def test_softmax_at_any_scale(form, dtype, scale, policy, certify, size, seed):
+SOFTMAX = {
+    "form": st.sampled_from(list(FORMS)),
+    "dtype": DTYPES,
+    "scale": st.sampled_from([1, 5, 10, 20]),
+    "policy": st.sampled_from(["raise", "nan", "mask"]),
+    "certify": st.sampled_from(["fast", "full"]),
+    "size": st.sampled_from([(8, 16), (1, 3), (2, 70)]),
+    "seed": st.integers(0, 10**6),
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(**SOFTMAX)
+def test_softmax_at_any_scale(**drawn):
+    check_softmax(**drawn)
+
+
+@pytest.mark.long
+@settings(max_examples=40, deadline=None)
+@given(**SOFTMAX)
+def test_more_of_softmax_at_any_scale(**drawn):
+    check_softmax(**drawn)
+
+
+def check_softmax(form, dtype, scale, policy, certify, size, seed):
     torch.manual_seed(seed)
     s = (scale * torch.randn(size, dtype=torch.float64)).to(dtype)
     # Of a probability that is 0, −y log y has no derivative: that is another case.
@@ -109,6 +123,7 @@ def test_softmax_at_any_scale(form, dtype, scale, policy, certify, size, seed):
 @pytest.mark.parametrize("form", list(FORMS))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("certify", ["fast", "full"])
+@pytest.mark.covering
 def test_what_is_left_of_a_saturated_softmax_has_its_own_digits(form, dtype, certify):
     """The largest probability rounds to 1: its gradient is 1e-15 of what cancels in it."""
     s = torch.tensor([[0.0, -33, -36, -50], [-40, -34, 0, -41]], dtype=dtype, requires_grad=True)

@@ -350,7 +350,7 @@ class TwoWells(DeclarativeNode):
 UNIQUE = [problem for problem in testing.bank() if problem.unique]
 #: The sweep has all of these, too.
 SOME = [
-    problem if index % 2 == 0 else pytest.param(problem, marks=pytest.mark.long)
+    problem if index % 4 == 0 else pytest.param(problem, marks=pytest.mark.long)
     for index, problem in enumerate(UNIQUE)
 ]
 

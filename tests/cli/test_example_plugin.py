@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -135,13 +136,35 @@ def test_a_start_that_solves_it_needs_no_step(name: str, oblique: ModuleType) ->
     assert solution.iterations.tolist() == [0, 0]
 
 
-def test_form_manifold_and_solver_take_part_in_check_and_bench() -> None:
-    check, bench, listed = in_one_process(
-        EXAMPLE,
-        ["check", "repelled_columns", "--examples", "2", "--json"],
-        ["bench", "repelled_columns", "--repeats", "1", "--no-memory", "--json", "-"],
-        ["list", "solvers"],
-    )[0]
+#: A folder, and status, output and errors of commands by name.
+Used = tuple[Path, dict[str, list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
+    """What commands gave that use its parts, by name, and where: one process imports torch for all."""
+    folder = tmp_path_factory.mktemp("used")
+    (folder / "rugged.yaml").write_text(
+        "pipeline: annealing\nsteps: 100\nseeds: 2\nsweep: {temperature: [0.1, 1.0]}\n"
+    )
+    chosen = ["-s", "head=prototypes", "-s", "data={name: rings, classes: 4}", "-s", "sweep={}"]
+    chosen += ["--smoke", "--jobs", "1", "--device", "cpu", "--out", str(folder / "rings")]
+    commands = {
+        "check": ["check", "repelled_columns", "--examples", "2", "--json"],
+        "bench": ["bench", "repelled_columns", "--repeats", "1", "--no-memory", "--json", "-"],
+        "list": ["list", "solvers"],
+        "train": ["run", "digits", *chosen],
+        "anneal": [
+            "run", str(folder / "rugged.yaml"), "--jobs", "1", "--out", str(folder / "annealed"),
+        ],
+        "describe": ["describe", "annealing"],
+    }  # fmt: skip
+    found, _ = in_one_process(EXAMPLE, *commands.values())
+    return folder, dict(zip(commands, found, strict=True))
+
+
+def test_form_manifold_and_solver_take_part_in_check_and_bench(used: Used) -> None:
+    check, bench, listed = (used[1][name] for name in ("check", "bench", "list"))
     # The node is on its manifold, and its solver is chosen by name.
     assert check[0] == 0, check
     data = json.loads(check[1])
@@ -199,33 +222,26 @@ def test_its_metric_has_a_column_in_files_tables_and_figures(tmp_path: Path) -> 
     assert "figures/mean_margin.png" in report
 
 
-def test_its_head_trains_in_a_recipe_on_its_data(tmp_path: Path) -> None:
-    chosen = ["-s", "head=prototypes", "-s", "data={name: rings, classes: 4}", "-s", "sweep={}"]
-    chosen += ["--smoke", "--jobs", "1"]
-    command = ["run", "digits", *chosen, "--device", "cpu", "--out", str(tmp_path / "run")]
-    (ended, *_), *_ = in_one_process(EXAMPLE, command)
-    assert ended[0] == 0, ended
-    (metrics,) = (tmp_path / "run").rglob("metrics.csv")
+def test_its_head_trains_in_a_recipe_on_its_data(used: Used) -> None:
+    folder, found = used
+    assert found["train"][0] == 0, found["train"]
+    (metrics,) = (folder / "rings").rglob("metrics.csv")
     with metrics.open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert losses and min(losses) > 0
 
 
-def test_its_pipeline_runs_a_recipe(tmp_path: Path) -> None:
-    (tmp_path / "rugged.yaml").write_text(
-        "pipeline: annealing\nsteps: 100\nseeds: 2\nsweep: {temperature: [0.1, 1.0]}\n"
-    )
-    command = ["run", str(tmp_path / "rugged.yaml"), "--jobs", "1", "--out", str(tmp_path / "run")]
-    (ended, described), _ = in_one_process(EXAMPLE, command, ["describe", "annealing"])
-    assert ended[0] == 0, ended
-    files = sorted((tmp_path / "run").rglob("metrics.csv"))
+def test_its_pipeline_runs_a_recipe(used: Used) -> None:
+    folder, found = used
+    assert found["anneal"][0] == 0, found["anneal"]
+    files = sorted((folder / "annealed").rglob("metrics.csv"))
     assert len(files) == 4
     for metrics in files:
         with metrics.open() as file:
             lowest = [float(row["lowest"]) for row in csv.DictReader(file)]
         assert len(lowest) == 10 and lowest == sorted(lowest, reverse=True)
-    assert "round(y)" in (tmp_path / "run" / "report.md").read_text()
-    assert "temperature" in described[1]
+    assert "round(y)" in (folder / "annealed" / "report.md").read_text()
+    assert "temperature" in found["describe"][1]
 
 
 @pytest.mark.long

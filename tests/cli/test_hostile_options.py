@@ -198,18 +198,12 @@ def test_an_output_without_room_is_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_check_leaves_nothing_where_it_is_run() -> None:
-    folder = Path("empty")
+def test_check_leaves_nothing_where_it_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("empty").absolute()
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "ddnkit", "check", "quadratic_on_sphere", "--examples", "2"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(main, ["check", "quadratic_on_sphere", "--examples", "2"])
+    assert done.exit_code == 0, done.output
     assert not list(folder.iterdir())
 
 

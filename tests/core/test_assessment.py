@@ -52,6 +52,7 @@ def inputs(seed):
 
 @pytest.mark.parametrize("off", [1e-3, 1e-4, 1e-2])
 @pytest.mark.parametrize(("make", "count"), [(Stopped, 2), (OnSphere, 1)])
+@pytest.mark.covering
 def test_the_bound_holds_for_a_solver_that_stops_early(make, count, off):
     for seed in range(10):
         xs = [x.requires_grad_() for x in inputs(seed)[:count]]
@@ -545,6 +546,7 @@ def posed(dtype, condition, seed):
 @pytest.mark.parametrize("certify", ["fast", "full"])
 @pytest.mark.parametrize("form", ["auto", "dense", "embedded_field", "krylov"])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.covering
 def test_a_float32_node_with_a_matrix_of_its_own_is_solved_in_float64(form, certify, seed):
     node, x, v, right = posed(torch.float32, 1e4, seed)
     layer = DeclarativeLayer(node, form, policy="raise", certify=certify)

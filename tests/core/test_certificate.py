@@ -200,6 +200,7 @@ def _certificate(node):
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("status", list(ddnkit.Status))
+@pytest.mark.covering
 def test_a_solver_that_found_no_solution_is_believed(status, dtype, batch):
     class Says(Projection):
         def solve(self, x):

@@ -109,13 +109,13 @@ def test_projections_have_their_derivatives_to_second_order(
     layer = DeclarativeLayer(kind(), form, policy="raise")
     xs = inputs(kind)
     assert gradcheck(layer, xs)
-    assert gradgradcheck(layer, xs)
+    assert gradgradcheck(layer, xs, fast_mode=True)
     assert set(layer.certificate.verdicts()) == {"trusted"}
 
 
 @pytest.mark.parametrize("kind", SETS)
 def test_they_pass_a_check(kind: type[Projection]) -> None:
-    assert ddnkit.check(kind(), examples=5).ok
+    assert ddnkit.check(kind(), examples=2).ok
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -219,7 +219,7 @@ def test_multipliers_come_with_y_and_differentiate_like_it() -> None:
     left = (y - x - nu - lower).abs().max()
     assert left < rounding(torch.float64, 64) * (1 + x.abs().max())
     assert (lower >= 0).all() and (lower * y).abs().max() == 0
-    assert gradcheck(of_all, (x, b)) and gradgradcheck(of_all, (x, b))
+    assert gradcheck(of_all, (x, b)) and gradgradcheck(of_all, (x, b), fast_mode=True)
     # The price is what the optimal value gains for each unit of the budget.
     value = 0.5 * (y - x).square().sum(dim=1)
     (gain,) = torch.autograd.grad(value.sum(), b)

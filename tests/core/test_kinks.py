@@ -1,6 +1,5 @@
 """Solutions at a kink of the objective or of a constraint: the derivative along it, or none, told."""
 
-import itertools
 import warnings
 
 import pytest
@@ -80,20 +79,10 @@ INPUTS = torch.tensor([[-3.0, 0.4, 3.5, 3.8], [0.6, -0.5, 2.5, 2.2], [1.5, 1.7, 
 FORMS = ("auto", "dense", "krylov", "embedded_field")
 
 
-def often(name, form, dtype):
-    """Of each kink "auto" in float64 and another form in float32; `make test-all` has all of them."""
-    if dtype == torch.float64:
-        return form == "auto"
-    return form == FORMS[1 + list(EXACT).index(name) % 3]
-
-
-@pytest.mark.parametrize(
-    ("name", "form", "dtype"),
-    [
-        pytest.param(*case, marks=() if often(*case) else pytest.mark.long)
-        for case in itertools.product(EXACT, FORMS, (torch.float64, torch.float32))
-    ],
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.covering
 def test_the_derivative_at_a_kink_is_that_along_it(name, form, dtype):
     term, solution = EXACT[name]
     layer = DeclarativeLayer(ByFormula(term, solution), form, policy="raise")
@@ -219,6 +208,7 @@ POOLS_AND_LOSSES = {
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", POOLS_AND_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.covering
 def test_pools_and_losses_have_the_derivative_along_their_kinks(name, dtype):
     term, solution = POOLS_AND_LOSSES[name]
     X = INPUTS.to(dtype)
@@ -456,6 +446,7 @@ def off_by_rounding(x, y):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("held", [1, 3], ids=["one entry", "all of y"])
 @pytest.mark.parametrize("left", [0.0, 1e-20])
+@pytest.mark.covering(2)
 def test_an_argument_that_is_off_by_rounding_where_y_is_zero(certify, dtype, held, left):
     """y is what a solver or rounding has left of 0, which moves by no part of itself."""
 
@@ -537,6 +528,7 @@ class Level(DeclarativeNode):
 )
 @pytest.mark.parametrize("places", [6, 10])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.covering(2)
 def test_a_tie_beside_an_offset_of_the_data(form, certify, places, dtype):
     """The kink changes ∇f by a small part of the terms that meet there, and decides dy/dx all the same."""
     places = places if dtype is torch.float64 else places / 2
@@ -551,6 +543,7 @@ def test_a_tie_beside_an_offset_of_the_data(form, certify, places, dtype):
     ("form", "certify"), [("auto", "fast"), ("krylov", "fast"), ("embedded_field", "full")]
 )
 @pytest.mark.parametrize("off", [0.05, 0.7])
+@pytest.mark.covering
 def test_what_ties_beside_an_offset_alone_is_no_tie(form, certify, off):
     """The third entry is 0.1 below the other two, which is nothing beside what they have in common. Where y
     is off by as much, its slope may be as if it were one of them: right or told."""
@@ -584,6 +577,7 @@ class Pulled(DeclarativeNode):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("roundings", [4, 8, 64])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.covering(2)
 def test_a_kink_that_is_few_roundings_of_an_offset_is_one(dtype, roundings, batch):
     """x − c is exact there, so that a y at c is in the dead zone whatever the terms are rounded to."""
     c = 1024.0
@@ -611,6 +605,7 @@ SQUARED = {
 @pytest.mark.parametrize("c", [0.0, 1024.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", SQUARED)
+@pytest.mark.covering
 def test_a_kink_of_the_slope_alone_is_right_or_told(kind, dtype, c):
     """|a|² has a second derivative at a = 0, where torch says 0; relu(a)² has none."""
     term, slope = SQUARED[kind]
@@ -638,6 +633,7 @@ def test_a_kink_of_the_slope_alone_is_right_or_told(kind, dtype, c):
 
 @pytest.mark.parametrize("form", ["auto", "krylov", "embedded_field"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.covering
 def test_a_bound_is_of_the_problem_in_which_ties_are_held(form, dtype):
     node = ByFormula(
         lambda y: torch.stack([y, -y]).amax(dim=0).sum(),

@@ -118,6 +118,7 @@ SOUND = [
 @pytest.mark.parametrize("objective", SOUND)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.covering
 def test_sound_nodes_have_their_gradient_and_no_alarm(objective, dtype, batch):
     inner = DeclarativeLayer(node(lambda self, x, y: square(x, y)), policy="raise")
     layer = DeclarativeLayer(node(objective, inner=inner), policy="raise")
@@ -153,6 +154,7 @@ def by_copying_into_a_view(y):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("logs", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.covering(2)
 def test_kinks_of_work_in_place_and_beside_a_log_are_seen(term, batch, logs, dtype):
     def objective(self, x, y):
         f = square(x, y) + term(y)

@@ -173,6 +173,7 @@ def at(points: list[Any], scale: float) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.covering
 def test_projections_are_right_inside_outside_and_with_ties(case: Case, scale: float) -> None:
     x, r = at(case.smooth, scale)
     layer = DeclarativeLayer(case.node(), policy="raise")
@@ -188,6 +189,7 @@ def test_projections_are_right_inside_outside_and_with_ties(case: Case, scale: f
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.covering
 def test_projections_are_right_on_the_boundary_and_its_kinks_are_told(
     case: Case, scale: float
 ) -> None:
@@ -240,6 +242,7 @@ def at_a_kink(name: str, n: int, count: int) -> Tensor:
 
 @pytest.mark.parametrize("scale", [*SCALES, 3.7])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "HalfSpace"])
+@pytest.mark.covering
 def test_no_kink_of_drawn_points_is_missed(name: str, scale: float) -> None:
     layer = DeclarativeLayer(CASES[name].node(), policy="nan")
     r = torch.tensor(scale, dtype=torch.float64)
@@ -319,6 +322,7 @@ class InCircleAndEllipse(Projection):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("beside", [0.0, *(10.0**-k for k in range(12))])
+@pytest.mark.covering
 def test_constraints_that_touch_are_told_or_the_gradient_is_right(
     beside: float, scale: float
 ) -> None:

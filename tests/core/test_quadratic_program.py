@@ -275,6 +275,7 @@ def test_several_batch_dimensions() -> None:
     assert layer.certificate is not None and layer.certificate.stationarity.shape == (2, 2)
 
 
+@pytest.mark.long  # `test_multipliers.py` has the same with every kind of row active
 def test_multipliers_have_their_derivatives() -> None:
     xs = [x.requires_grad_() for x in inputs_of(("A", "b", "G", "h", "lower", "upper"), 2, 3)]
     layer = DeclarativeLayer(QPNode("A", "b", "G", "h", "lower", "upper"), policy="raise")

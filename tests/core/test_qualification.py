@@ -109,6 +109,7 @@ class WrittenBelow(Nearest):
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("kind", [Written, WrittenBelow])
+@pytest.mark.covering
 def test_one_constraint_in_two_forms_is_harmless(kind: type[Nearest], offset: float) -> None:
     class Moved(kind):  # type: ignore[misc, valid-type]
         """The circle's centre is far from the origin, beside its radius."""

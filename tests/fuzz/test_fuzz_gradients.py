@@ -1,4 +1,4 @@
-"""Drawn gradients of all known problems: a few hundred here, ten thousand in `make fuzz`."""
+"""Drawn gradients of all known problems: two of each, three more if long, ten thousand in `make fuzz`."""
 
 import collections
 import os
@@ -33,16 +33,29 @@ def summary():
     print(f"  worst relative error {worst:.1e}: {drawn}")
 
 
+def so_many(examples):
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=ASKED is None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
 @pytest.mark.parametrize("problem", PROBLEMS)
-@settings(
-    max_examples=-(-CASES // len(PROBLEMS)),
-    deadline=None,
-    database=None,
-    derandomize=ASKED is None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@so_many(2)
 @given(data=st.data())
 def test_drawn_gradients_are_exact(problem, data):
+    drawn = data.draw(cases(problem))
+    PASSED.append((drawn, Fuzzed(drawn).check()))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("problem", PROBLEMS)
+@so_many(-(-CASES // len(PROBLEMS)))
+@given(data=st.data())
+def test_more_drawn_gradients_are_exact(problem, data):
     drawn = data.draw(cases(problem))
     PASSED.append((drawn, Fuzzed(drawn).check()))

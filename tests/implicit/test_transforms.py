@@ -114,7 +114,12 @@ def test_derivatives_of_first_and_second_order_in_both_directions(node, form):
     nondet = rounding(torch.float64, 30)
     assert gradcheck(layer, xs, check_forward_ad=True, nondet_tol=nondet)
     assert gradgradcheck(
-        layer, xs, check_fwd_over_rev=True, check_rev_over_rev=True, nondet_tol=nondet
+        layer,
+        xs,
+        check_fwd_over_rev=True,
+        check_rev_over_rev=True,
+        nondet_tol=nondet,
+        fast_mode=True,
     )
 
 
@@ -262,7 +267,7 @@ def test_compiled_around_the_layer(backend):
         torch.testing.assert_close(torch.autograd.grad(compiled(x, b), linear.weight)[0], expected)
 
 
-@pytest.mark.parametrize("node", [Curved(), OnSphere()])
+@pytest.mark.parametrize("node", [Curved(), pytest.param(OnSphere(), marks=pytest.mark.long)])
 def test_derivatives_of_torch_func_inside_what_is_compiled(node):
     layer = DeclarativeLayer(node, policy="raise")
     x, b = inputs()

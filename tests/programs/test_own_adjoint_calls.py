@@ -186,6 +186,7 @@ def frames(d, C, lead):
 )
 @pytest.mark.parametrize("lead", [(), (3,)])
 @pytest.mark.parametrize("step", [1e-8, 1e-7])
+@pytest.mark.covering
 def test_the_figures_are_those_of_the_certificate(node, made, lead, step):
     node = off(node, step)
     layer, other, xs = short(node), eager(node), made(lead)

@@ -1334,8 +1334,8 @@ def test_what_the_functions_keep_is_of_the_last_call():
     ("base", "keeps"),
     [
         (Projection, "value"),
-        (ByNewton, "y"),
-        pytest.param(Projection, "y", marks=pytest.mark.long),
+        (Projection, "y"),
+        pytest.param(ByNewton, "y", marks=pytest.mark.long),
         pytest.param(ByNewton, "value", marks=pytest.mark.long),
     ],
 )

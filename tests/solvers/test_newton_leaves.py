@@ -162,6 +162,7 @@ def curvature(problem, y):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.covering
 def test_ends_in_a_minimum(case, scale, dtype):
     x = torch.tensor([scale], dtype=dtype)
     start = torch.tensor([case.start], dtype=dtype)

@@ -99,6 +99,7 @@ class NoRoot(Node):
     ],
     ids=lambda v: str(v) if isinstance(v, torch.dtype) else type(v).__name__,
 )
+@pytest.mark.covering
 def test_contradictory_constraints_are_infeasible(solver, node, nearest, dtype):
     solution = solver(max_iterations=50).solve(case(node, dtype))
     assert solution.statuses() == [Status.INFEASIBLE]

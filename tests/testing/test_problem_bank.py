@@ -33,6 +33,13 @@ def only(condition):
 every_problem = only(lambda problem: True)
 
 
+def seeds(count):
+    """One for `make test`."""
+    return pytest.mark.parametrize(
+        "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, count))]
+    )
+
+
 def solution(problem, xs):
     with torch.no_grad():
         y = problem.solve(*xs)
@@ -120,17 +127,17 @@ def test_jacobians_have_the_shapes_of_y_and_input(problem):
     assert found == [join_parts(y).shape + x.shape for x in tensors(xs)]
 
 
+@seeds(3)
 @only(lambda problem: problem.analytic)
-def test_jacobians_are_central_differences_through_the_solution(problem):
-    for seed in range(3):
-        xs = testing.sample(problem, seed)
-        jacobians = problem.jacobians(*xs, y=solution(problem, xs))
-        for directions in sampled_directions(xs):
-            directions = problem.feasible_directions(xs, directions)
-            found = central_difference(
-                lambda t, xs=xs, u=directions: join_parts(solution(problem, moved(xs, u, t)))
-            )
-            assert_near(found, slope(jacobians, directions), OF_DIFFERENCES)
+def test_jacobians_are_central_differences_through_the_solution(problem, seed):
+    xs = testing.sample(problem, seed)
+    jacobians = problem.jacobians(*xs, y=solution(problem, xs))
+    for directions in sampled_directions(xs):
+        directions = problem.feasible_directions(xs, directions)
+        found = central_difference(
+            lambda t, u=directions: join_parts(solution(problem, moved(xs, u, t)))
+        )
+        assert_near(found, slope(jacobians, directions), OF_DIFFERENCES)
 
 
 @only(lambda problem: not problem.analytic)
@@ -207,17 +214,17 @@ def test_answer_is_what_is_solved(problem):
         torch.testing.assert_close(join_parts(solution(problem, xs)), answer)
 
 
+@seeds(2)
 @only(lambda problem: problem.unique)
-def test_any_solver_can_start_from_the_initial_point(problem):
+def test_any_solver_can_start_from_the_initial_point(problem, seed):
     name = "interior_point" if problem.has_inequalities else "newton"
     solver = ddnkit.registry.get("solvers", name)()
-    for seed in range(2):
-        xs = testing.sample(problem, seed)
-        found = solver.solve(ddnkit.Problem.single(problem, xs))
-        assert found.statuses() == [ddnkit.Status.CONVERGED]
-        expected = join_parts(solution(problem, xs))
-        # Its last step was at most eps^{2/3} = 4e-11 long, promised, and quadratic convergence did more.
-        torch.testing.assert_close(found.y[0], expected, rtol=1e-8, atol=1e-10)
+    xs = testing.sample(problem, seed)
+    found = solver.solve(ddnkit.Problem.single(problem, xs))
+    assert found.statuses() == [ddnkit.Status.CONVERGED]
+    expected = join_parts(solution(problem, xs))
+    # Its last step was at most eps^{2/3} = 4e-11 long, promised, and quadratic convergence did more.
+    torch.testing.assert_close(found.y[0], expected, rtol=1e-8, atol=1e-10)
 
 
 @only(lambda problem: problem.analytic and problem.unique)
@@ -397,6 +404,7 @@ def test_equal_singular_values_are_where_differentiating_an_svd_fails():
     assert all(J.isfinite().all() for J in problem.jacobians(Y, y=problem.answer(Y)))
 
 
+@pytest.mark.long  # `tests/checking` checks as many of them
 def test_unique_problems_pass_their_check():
     testing.assert_gradients(testing.EntropicTransport(), examples=2)
     testing.assert_gradients(testing.Brockett(), examples=2)

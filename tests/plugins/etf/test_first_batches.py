@@ -64,6 +64,7 @@ def head_of(d, dtype, settings):
         pytest.param(16, torch.float64, marks=pytest.mark.long),
     ],
 )
+@pytest.mark.covering
 def test_the_nearest_head_trains_on_from_any_first_batch(settings, d, dtype):
     given = SETTINGS[settings]
     for kind in KINDS:

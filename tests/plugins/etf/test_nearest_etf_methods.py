@@ -60,6 +60,7 @@ def gradients(H, P, V, delta, reduced, method, dtype):
         (300, 300, 1e-1, True),
     ],
 )
+@pytest.mark.covering
 def test_float32_against_float64(d, C, delta, reduced, kind, method):
     H, P = class_means(d, C, kind) if d >= C else (torch.randn(d, C), torch.randn(d, C))
     H = H / H.norm()

@@ -167,6 +167,7 @@ VECTORS = [
     ],
     ids=lambda value: str(value) if isinstance(value, torch.dtype) else type(value).__name__,
 )
+@pytest.mark.covering
 def test_reaches_the_solution_on_the_sphere(solver, node, x, dtype, tolerance):
     if solver in DERIVATIVE_FREE:
         tolerance = 5e-3

@@ -47,6 +47,7 @@ def test_agd_trains_it_as_it_is(name):
     ("name", "settings"),
     [("resnet18", {}), ("resnet18", {"stem": "cifar"}), ("vgg11", {}), ("vgg13", {})],
 )
+@pytest.mark.covering
 def test_image_sizes(name, settings, side, channels):
     if side == 224 and settings:
         side = 64  # a whole 224×224 image without a stem takes seconds
