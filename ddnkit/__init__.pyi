@@ -16,7 +16,7 @@ from .errors import (
 from .fixed_point import FixedPointNode
 from .importing import import_object
 from .layer import DeclarativeLayer
-from .manifold import Manifold
+from .manifold import Manifold, gaussian
 from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
 from .problem import Problem
@@ -71,6 +71,7 @@ __all__ = [
     "bench",
     "check",
     "component",
+    "gaussian",
     "import_object",
     "load_target",
     "nearest_choice",

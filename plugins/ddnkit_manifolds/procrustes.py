@@ -42,7 +42,7 @@ from ddnkit.linalg import (
 from ddnkit.solvers import check_settings, choice
 
 from . import procrustes_products
-from .manifolds import Stiefel
+from .orthonormal import Stiefel
 from .riemannian import reason_to_decline
 
 #: Below this ratio of singular values AᵀA has lost too much of the least one; an SVD of A has not.

@@ -1,4 +1,4 @@
-"""The Stiefel manifold and the unit sphere.
+"""Matrices with orthonormal columns: the Stiefel and Grassmann manifolds, rotations and rigid motions.
 
 St(d, C) = {U in R^{d×C} : UᵀU = I}. Two descriptions of its constraints are in use, both by independent
 functions:
@@ -18,10 +18,6 @@ functions:
 Source: Birtea, Caşu and Comănescu, *First order optimality conditions and steepest descent
 algorithm on orthogonal Stiefel manifolds*; Absil, Mahony and Sepulchre, *Optimization Algorithms
 on Matrix Manifolds* (retraction).
-
-S^{n−1} = {y in Rⁿ : yᵀy = 1}. `Sphere.constraint` is yᵀy − 1, with gradient 2y. As on the Stiefel manifold
-(of which this is the case C = 1) the multiplier field uses j = ½(yᵀy − 1): ∇j = y, ∇²j = I, and
-    σ(y) = ⟨∇f, y⟩,      ∇f − σ y  is tangent.
 """
 
 from __future__ import annotations
@@ -29,25 +25,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ddnkit import InputError, Manifold
+from ddnkit import InputError, Manifold, gaussian
 from ddnkit.linalg import departure_from_orthonormal
 
 
-class Stiefel(Manifold):
-    """Matrices with orthonormal columns: UᵀU = I, U of shape (..., d, C), d ≥ C.
+class _Orthonormal(Manifold):
+    """Matrices with orthonormal columns, and what else a subclass says of them."""
 
-    Metric: the Euclidean one of R^{d×C}. Multipliers have shape (..., C, C), symmetric.
-
-    Example: ``Stiefel().project(A)`` with A (8, 64, 10) gives eight matrices (8, 64, 10).
-
-    Raises:
-        InputError: where a point has fewer than two dimensions or more columns than rows.
-    """
-
-    name = "stiefel"
     event_dims = 2
-    normal_by_rows = True
-    closed_form_solvers = ("procrustes",)
 
     def constraint(self, y: Tensor) -> Tensor:
         """rvech(UᵀU − I), shape (..., C(C+1)/2), row-major lower triangle."""
@@ -105,74 +90,143 @@ class Stiefel(Manifold):
         return _orthonormalise(gaussian(shape, generator, like))
 
 
-class Sphere(Manifold):
-    """Unit vectors: yᵀy = 1, y of shape (..., n). Multipliers have shape (..., 1).
+class Stiefel(_Orthonormal):
+    """Matrices with orthonormal columns: UᵀU = I, U of shape (..., d, C), d ≥ C.
 
-    Example: ``Sphere().project(x)`` with x (8, 3) gives eight unit vectors (8, 3).
+    Metric: the Euclidean one of R^{d×C}. Multipliers have shape (..., C, C), symmetric.
+
+    Example: ``Stiefel().project(A)`` with A (8, 64, 10) gives eight matrices (8, 64, 10).
+
+    Raises:
+        InputError: where a point has fewer than two dimensions or more columns than rows.
     """
 
-    name = "sphere"
-    event_dims = 1
+    name = "stiefel"
+    event_dims = 2
+    normal_by_rows = True
+    closed_form_solvers = ("procrustes",)
 
-    def constraint(self, y: Tensor) -> Tensor:
-        """yᵀy − 1, shape (..., 1)."""
-        return _inner(y, y) - 1
 
-    def constraint_jacobian(self, y: Tensor) -> Tensor:
-        """2yᵀ, shape (..., 1, n)."""
-        return 2 * y.unsqueeze(-2)
+class Grassmann(_Orthonormal):
+    """Subspaces of R^d of dimension C, each given by an orthonormal basis U of shape (..., d, C).
+
+    A quotient of the Stiefel manifold: U and UQ, Q orthogonal, are bases of the same subspace, and the
+    objective must not tell them apart. Horizontal vectors are those with UᵀZ = 0.
+
+    Source: Edelman, Arias and Smith, *The geometry of algorithms with orthogonality constraints*.
+    """
+
+    name = "grassmann"
+    normal_by_rows = True
+
+    def vertical(self, y: Tensor) -> Tensor:
+        """U Ω for a basis of skew matrices Ω, (..., C(C−1)/2, d, C)."""
+        return y.unsqueeze(-3) @ skew_basis(y)
+
+    def tangent(self, y: Tensor, vector: Tensor) -> Tensor:
+        """vector − U Uᵀ vector."""
+        return vector - y @ (y.mT @ vector)
+
+
+class SpecialOrthogonal(_Orthonormal):
+    """Rotations: UᵀU = I and det U = 1, U of shape (..., n, n).
+
+    One of the two components of the orthogonal group, in the metric of R^{n×n}.
+    """
+
+    name = "special_orthogonal"
 
     def infeasibility(self, y: Tensor) -> Tensor:
-        """|yᵀy − 1|, shape (...)."""
-        return (_inner(y, y) - 1).abs().squeeze(-1)
+        """‖UᵀU − I‖_F / √n, and at least 1 for a reflection."""
+        far = super().infeasibility(y)
+        return torch.where(torch.linalg.det(y.to(lapack_dtype(y.dtype))) < 0, far.clamp_min(1), far)
 
     def project(self, y: Tensor) -> Tensor:
-        """y / ‖y‖; the first unit vector where y = 0, to which every point is nearest."""
-        # Divided by its largest entry first, a vector of any finite size keeps its direction.
-        largest = y.abs().amax(dim=-1, keepdim=True)
-        first = torch.zeros_like(y)
-        first[..., 0] = 1
-        # NaN is not zero: it has to stay NaN, or a solver would take the first unit vector for its iterate.
-        scaled = torch.where(largest == 0, first, y / torch.where(largest == 0, 1, largest))
-        return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-
-    def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
-        """(y + tangent) / ‖y + tangent‖."""
-        return self.project(y + tangent)
-
-    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
-        """σ(y) = ⟨∇f, y⟩, shape (..., 1)."""
-        return _inner(gradient, y)
-
-    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
-        """σ y, shape (..., n)."""
-        return multipliers * y
-
-    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
-        """σ z for the direction z, shape (..., n)."""
-        return multipliers * direction
+        """The nearest rotation; some nearest one where several are."""
+        _check_shape(y.shape)
+        left, _, right = torch.linalg.svd(y.to(lapack_dtype(y.dtype)), full_matrices=False)
+        sign = torch.linalg.det(left @ right).sign()
+        left = torch.cat([left[..., :-1], left[..., -1:] * sign[..., None, None]], dim=-1)
+        return (left @ right).to(y.dtype)
 
     def random(
         self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
     ) -> Tensor:
-        """A uniformly distributed unit vector of the given shape (..., n)."""
-        return self.project(gaussian(shape, generator, like))
+        """A rotation of the Haar (rotation-invariant) distribution, of the given shape (..., n, n)."""
+        y = super().random(shape, generator=generator, like=like)
+        sign = torch.linalg.det(y.to(lapack_dtype(y.dtype))).sign().to(y.dtype)
+        return torch.cat([y[..., :-1], y[..., -1:] * sign[..., None, None]], dim=-1)
+
+    def exponential(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """U exp(Uᵀ tangent): the geodesic from U in the direction of a tangent vector."""
+        turn = y.mT @ tangent
+        return y @ torch.linalg.matrix_exp((turn - turn.mT) / 2)
+
+
+class SpecialEuclidean(Manifold):
+    """Rigid motions x ↦ R x + t of R^n, as matrices [R | t] of shape (..., n, n + 1).
+
+    R is a rotation, in the metric of the matrices. Multipliers are those of R.
+    """
+
+    name = "special_euclidean"
+    event_dims = 2
+    _rotations = SpecialOrthogonal()
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """rvech(RᵀR − I)."""
+        return self._rotations.constraint(y[..., :-1])
+
+    def infeasibility(self, y: Tensor) -> Tensor:
+        """That of R."""
+        return self._rotations.infeasibility(y[..., :-1])
+
+    def project(self, y: Tensor) -> Tensor:
+        """The nearest rotation, and the same t."""
+        return torch.cat([self._rotations.project(y[..., :-1]), y[..., -1:]], dim=-1)
+
+    def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """That of R, and t + tangent."""
+        R = self._rotations.retract(y[..., :-1], tangent[..., :-1])
+        return torch.cat([R, y[..., -1:] + tangent[..., -1:]], dim=-1)
+
+    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """Those of R, (..., n, n)."""
+        return self._rotations.multipliers(y[..., :-1], gradient[..., :-1])
+
+    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
+        """[R Σ | 0]."""
+        return torch.nn.functional.pad(y[..., :-1] @ multipliers, (0, 1))
+
+    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
+        """[Z Σ | 0]."""
+        return torch.nn.functional.pad(direction[..., :-1] @ multipliers, (0, 1))
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """A Haar rotation and a standard normal t."""
+        R = self._rotations.random((*shape[:-1], shape[-1] - 1), generator=generator, like=like)
+        return torch.cat([R, gaussian((*shape[:-1], 1), generator, like)], dim=-1)
+
+    def exponential(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """Of the product metric: that of R, and t + tangent."""
+        R = self._rotations.exponential(y[..., :-1], tangent[..., :-1])
+        return torch.cat([R, y[..., -1:] + tangent[..., -1:]], dim=-1)
+
+
+def skew_basis(y: Tensor) -> Tensor:
+    """The skew matrices E_pq − E_qp, p > q, of the order of y's columns, (C(C−1)/2, C, C)."""
+    C = y.shape[-1]
+    rows, columns = torch.tril_indices(C, C, offset=-1, device=y.device)
+    units = torch.eye(C, dtype=y.dtype, device=y.device)
+    first = units[rows].unsqueeze(-1) * units[columns].unsqueeze(-2)
+    return first - first.mT
 
 
 def lapack_dtype(dtype: torch.dtype) -> torch.dtype:
     """``dtype`` itself, or float32 where factorisations do not exist in it (half precision)."""
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def gaussian(shape: tuple[int, ...], generator: Generator | None, like: Tensor) -> Tensor:
-    """Standard normal numbers in dtype and on device of ``like``, drawn where the generator is."""
-    device = like.device if generator is None else generator.device
-    drawn = torch.randn(shape, generator=generator, dtype=lapack_dtype(like.dtype), device=device)
-    return drawn.to(device=like.device, dtype=like.dtype)
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=-1, keepdim=True)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
