@@ -10,6 +10,7 @@ from .errors import (
     DdnkitWarning,
     InputError,
     PluginError,
+    UnsupportedProblemError,
     UntrustedGradientError,
     nearest_choice,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "SystemSolve",
     "Table",
     "TangentSolve",
+    "UnsupportedProblemError",
     "UntrustedGradientError",
     "bench",
     "check",

@@ -238,7 +238,8 @@ class Manifold(abc.ABC):
             InputError: it has points of one part.
         """
         raise InputError(
-            f"a y of several parts cannot be on {self!r}; a product of manifolds takes one for each part"
+            f"a y of several parts cannot be on {self!r}: a product of manifolds takes one for each part "
+            "(ddnkit_manifolds.Product); or write its constraints as `equality_constraints`"
         )
 
     def equations(self, y: Tensor) -> Tensor:
