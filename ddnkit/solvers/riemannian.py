@@ -200,16 +200,17 @@ class Run(abc.ABC):
         return Point(self.problem, y, second=self.second)
 
     def measure(self) -> Tensor:
-        """What ‖∇f less its normal part‖ is small against, (B,): by how much it changes, for a relative
-        change of size one, with the data and y.""" y, problem = self.point.y, self.problem step, scale =
-        STEP[y.dtype], torch.zeros_like(self.point.slope) sigma = self.manifold.multipliers(y,
-        self.point.euclidean) here = self.manifold.less_normal(self.point.euclidean, y, sigma) for probe in
-        range(_PROBES):
+        """What ‖∇f less its normal part‖ is small against, (B,): how much a relative change of data and y, of
+        size one, changes it."""
+        y, problem = self.point.y, self.problem
+        step, scale = STEP[y.dtype], torch.zeros_like(self.point.slope)
+        sigma = self.manifold.multipliers(y, self.point.euclidean)
+        here = self.manifold.less_normal(self.point.euclidean, y, sigma)
+        flags = problem.operands_batched
+        for probe in range(_PROBES):
             operands = [
                 perturb(x, step, k + 1, probe) if own else x
-                for k, (x, own) in enumerate(
-                    zip(problem.operands, problem.operands_batched, strict=True)
-                )
+                for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
             ]
             moved, there = problem.with_operands(operands), perturb(y, step, 0, probe)
             slope = self.manifold.less_normal(moved.gradient(there), there, sigma)

@@ -35,6 +35,7 @@ _TRIALS = 25
 _FIRST_STEP = 0.1
 _SHORTEST, _LONGEST = 0.1, 0.5
 _FAILURES = 2
+_LONGER = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +250,8 @@ class _QuasiNewton(_Descent):
         length = (square * manifold.inner(y, step, step)).sqrt()
         kept = items & (product > self.eps * length)
         rho = torch.where(kept, 1 / product, 0.0)
-        self.gamma = torch.where(kept, product / square, self.gamma)
+        # Where the slope has not bent at all, nothing says how long a step is: longer.
+        self.gamma = torch.where(kept, product / square, torch.where(items, _LONGER * self.gamma, self.gamma))
         self.s = [*s, step][-self.pairs :]
         self.u = [*u, change][-self.pairs :]
         self.rho = [*self.rho, rho][-self.pairs :]

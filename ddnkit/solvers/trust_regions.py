@@ -126,12 +126,15 @@ class _Run(Run):
         self.move(accepted | ~active, there)
 
     def _escape(self, items: Tensor) -> Tensor:
-        """Leave those of ``items`` that a direction of negative curvature leads down from; which they
-        were.""" here, manifold = self.point, self.manifold drawn = relative_changes(here.y,
-        here.y.shape[1:], 1.0, 0, 7).expand_as(here.y) right = manifold.tangent(here.y, drawn) model =
-        _Model(manifold, here.y, here.hessian()) goal = torch.full_like(here.slope, self.eps) looked =
-        model.minimise(right, torch.inf * self.size, items, goal, min(self.most, _LOOKS)) found = items &
-        looked.negative if not bool(found.any()):
+        """Leave those ``items`` from which a direction of negative curvature leads down; which they were."""
+        here, manifold = self.point, self.manifold
+        drawn = relative_changes(here.y, here.y.shape[1:], 1.0, 0, 7).expand_as(here.y)
+        right = manifold.tangent(here.y, drawn)
+        model = _Model(manifold, here.y, here.hessian())
+        goal = torch.full_like(here.slope, self.eps)
+        looked = model.minimise(right, torch.inf * self.size, items, goal, min(self.most, _LOOKS))
+        found = items & looked.negative
+        if not bool(found.any()):
             return found
         length = manifold.inner(here.y, looked.direction, looked.direction).sqrt()
         unit = looked.direction / per_item(torch.where(length > 0, length, 1.0), right)
@@ -183,14 +186,19 @@ class _Model:
         Args:
             goal: (B,), the part of the gradient that may be left. most: products with H.
         """
-        eta, product = torch.zeros_like(gradient), torch.zeros_like(gradient) # Beside a small gradient,
-        what rounding has left of its normal part is not small. To carry it to where # it is projects it,
-        orthogonally in the metric. residual = self.manifold.transport(self.y, self.y, gradient) direction =
-        -residual square = self.inner(residual, residual) target = goal.square() * square # Of η and the
-        direction, which need no product with the metric again. length, mixed, of_direction =
-        torch.zeros_like(square), torch.zeros_like(square), square going, at_radius = items & (square > 0),
-        torch.zeros_like(items) negative, lowest = torch.zeros_like(items), torch.zeros_like(gradient)
-        asked_every = 1 if gradient.device.type == "cpu" else _ASKED_EVERY for k in range(most):
+        eta, product = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        # Beside a small gradient, what rounding has left of its normal part is not small. To carry it to
+        # where it is projects it, orthogonally in the metric.
+        residual = self.manifold.transport(self.y, self.y, gradient)
+        direction = -residual
+        square = self.inner(residual, residual)
+        target = goal.square() * square
+        # Of η and the direction, which need no product with the metric again.
+        length, mixed, of_direction = torch.zeros_like(square), torch.zeros_like(square), square
+        going, at_radius = items & (square > 0), torch.zeros_like(items)
+        negative, lowest = torch.zeros_like(items), torch.zeros_like(gradient)
+        asked_every = 1 if gradient.device.type == "cpu" else _ASKED_EVERY
+        for k in range(most):
             if k % asked_every == 0 and not bool(going.any()):
                 break
             image = self.hessian(direction)
