@@ -20,6 +20,7 @@ from .layer import DeclarativeLayer
 from .manifold import Manifold, gaussian
 from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
+from .parametrization import nearest_point, parametrize
 from .problem import Problem
 from .quadratic.node import QPNode
 from .recipe.pipeline import (
@@ -77,6 +78,8 @@ __all__ = [
     "import_object",
     "load_target",
     "nearest_choice",
+    "nearest_point",
+    "parametrize",
     "peak_resident_memory",
     "published_figures",
     "read_json",

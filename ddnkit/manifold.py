@@ -129,6 +129,8 @@ class Manifold(abc.ABC):
     event_dims: int
     #: whether `normal` takes each row by itself: normal(diag(r) y, σ) = diag(r) normal(y, σ)
     normal_by_rows: bool = False
+    #: whether a point is a matrix with at least as many rows as columns
+    tall: bool = False
     #: names of solvers that minimise some objectives on it in closed form: the solver "riemannian" tries them
     #: first, and `ddnkit check` tells of them
     closed_form_solvers: tuple[str, ...] = ()
@@ -228,6 +230,18 @@ class Manifold(abc.ABC):
         the ``product`` ∇²f·direction; to be overridden with `inner`."""
         sigma = self.multipliers(y, gradient)
         return self.tangent(y, product - self.constraint_curvature(y, sigma, direction))
+
+    # -- free tensors, as `ddnkit.parametrize` takes them -------------------------------------------
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """The point that a free tensor stands for, differentiable in it: the nearest, unless overridden."""
+        from .parametrization import nearest_point
+
+        return nearest_point(self, x)
+
+    def free_of(self, weight: Tensor) -> Tensor:
+        """A free tensor that stands for the point next to a weight."""
+        return self.project(weight)
 
     # -- what the core asks ------------------------------------------------------------------------
 

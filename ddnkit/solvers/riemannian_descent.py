@@ -251,7 +251,9 @@ class _QuasiNewton(_Descent):
         kept = items & (product > self.eps * length)
         rho = torch.where(kept, 1 / product, 0.0)
         # Where the slope has not bent at all, nothing says how long a step is: longer.
-        self.gamma = torch.where(kept, product / square, torch.where(items, _LONGER * self.gamma, self.gamma))
+        self.gamma = torch.where(
+            kept, product / square, torch.where(items, _LONGER * self.gamma, self.gamma)
+        )
         self.s = [*s, step][-self.pairs :]
         self.u = [*u, change][-self.pairs :]
         self.rho = [*self.rho, rho][-self.pairs :]

@@ -36,6 +36,7 @@ class FixedRank(Manifold):
 
     Args:
         rows: m.
+        rank: r, which `ddnkit.parametrize` needs; elsewhere the shape of y says it.
 
     Example: ``L, R = FixedRank(rows=40).factors(y)``.
 
@@ -46,8 +47,8 @@ class FixedRank(Manifold):
     name = "fixed_rank"
     event_dims = 2
 
-    def __init__(self, rows: int = 1):
-        self.rows = rows
+    def __init__(self, rows: int = 1, rank: int | None = None):
+        self.rows, self.rank = rows, rank
 
     def factors(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """L (..., m, r) and R (..., n, r)."""
@@ -67,6 +68,23 @@ class FixedRank(Manifold):
         left, s, right = torch.linalg.svd(X, full_matrices=False)
         root = s[..., :rank].sqrt().unsqueeze(-2)
         return torch.cat([left[..., :rank] * root, right.mT[..., :rank] * root], dim=-2)
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """The matrix X = L Rᵀ of factors that need not be balanced."""
+        return self.matrix(x)
+
+    def free_of(self, weight: Tensor) -> Tensor:
+        """Balanced factors of the nearest matrix of the `rank`.
+
+        Raises:
+            InputError: no rank was given, or the weight has another number of rows.
+        """
+        if self.rank is None or weight.shape[-2] != self.rows:
+            raise InputError(
+                f"{self!r} for a weight of shape {tuple(weight.shape)}: expected FixedRank(rows="
+                f"{weight.shape[-2]}, rank=…)"
+            )
+        return self.of_matrix(weight, self.rank)
 
     def constraint(self, y: Tensor) -> Tensor:
         """rvech of ½(LᵀL − RᵀR), (..., r(r+1)/2)."""
@@ -116,7 +134,8 @@ class FixedRank(Manifold):
         return self.project(gaussian(shape, generator, like))
 
     def __repr__(self) -> str:
-        return f"FixedRank(rows={self.rows})"
+        rank = "" if self.rank is None else f", rank={self.rank}"
+        return f"FixedRank(rows={self.rows}{rank})"
 
     def _signed(self, y: Tensor) -> Tensor:
         """D y."""

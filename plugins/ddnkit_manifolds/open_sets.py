@@ -39,6 +39,10 @@ class Euclidean(Manifold):
         """0."""
         return torch.zeros_like(self._flat(y)[..., :1].sum(dim=-1))
 
+    def point_of(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
     def project(self, y: Tensor) -> Tensor:
         """y."""
         return y
@@ -97,6 +101,14 @@ class PositiveSimplex(Manifold):
         largest = y.abs().amax(dim=-1, keepdim=True)
         kept = torch.maximum(y, torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, 1.0))
         return kept / kept.sum(dim=-1, keepdim=True)
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """softmax(x)."""
+        return torch.softmax(x, dim=-1)
+
+    def free_of(self, weight: Tensor) -> Tensor:
+        """The logarithm of the projection."""
+        return self.project(weight).log()
 
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
         """The mean of ∇f."""

@@ -28,6 +28,8 @@ from torch import Generator, Tensor
 from ddnkit import InputError, Manifold, gaussian
 from ddnkit.linalg import departure_from_orthonormal
 
+from .polar_map import polar_factor
+
 
 class _Orthonormal(Manifold):
     """Matrices with orthonormal columns, and what else a subclass says of them."""
@@ -104,7 +106,13 @@ class Stiefel(_Orthonormal):
     name = "stiefel"
     event_dims = 2
     normal_by_rows = True
+    tall = True
     closed_form_solvers = ("procrustes",)
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """The polar factor."""
+        _check_shape(x.shape)
+        return polar_factor(self, x)
 
 
 class Grassmann(_Orthonormal):
@@ -118,6 +126,12 @@ class Grassmann(_Orthonormal):
 
     name = "grassmann"
     normal_by_rows = True
+    tall = True
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """The polar factor."""
+        _check_shape(x.shape)
+        return polar_factor(self, x)
 
     def vertical(self, y: Tensor) -> Tensor:
         """U Ω for a basis of skew matrices Ω, (..., C(C−1)/2, d, C)."""

@@ -29,6 +29,10 @@ class Sphere(Manifold):
     name = "sphere"
     event_dims = 1
 
+    def point_of(self, x: Tensor) -> Tensor:
+        """Its projection."""
+        return self.project(x)
+
     def constraint(self, y: Tensor) -> Tensor:
         """yᵀy − 1, shape (..., 1)."""
         return _inner(y, y) - 1
@@ -89,6 +93,10 @@ class Oblique(Manifold):
     event_dims = 2
     _sphere = Sphere()
 
+    def point_of(self, x: Tensor) -> Tensor:
+        """Its projection."""
+        return self.project(x)
+
     def constraint(self, y: Tensor) -> Tensor:
         """‖yⱼ‖² − 1 for each column, (..., C)."""
         return y.square().sum(dim=-2) - 1
@@ -137,6 +145,10 @@ class Hyperbolic(Manifold):
 
     name = "hyperbolic"
     event_dims = 1
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """Its projection."""
+        return self.project(x)
 
     def constraint(self, y: Tensor) -> Tensor:
         """½(⟨y, y⟩ + 1), shape (..., 1)."""

@@ -68,6 +68,14 @@ class SPD(Manifold):
         least = torch.where(least > 0, least, torch.finfo(y.dtype).eps)
         return _sym((vectors * torch.maximum(values, least).unsqueeze(-2)) @ vectors.mT)
 
+    def point_of(self, x: Tensor) -> Tensor:
+        """exp of the symmetric part of x."""
+        return _sym(torch.linalg.matrix_exp(_sym(x)))
+
+    def free_of(self, weight: Tensor) -> Tensor:
+        """The logarithm of the projection."""
+        return _Log(self.project(weight)).value
+
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
         """½(∇f − ∇fᵀ)."""
         return _skew(gradient)
