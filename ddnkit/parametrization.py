@@ -107,6 +107,7 @@ class Nearest(DeclarativeNode):
     """The point of a manifold nearest to x."""
 
     batched_solve = True
+    manifold: Manifold
 
     def __init__(self, manifold: Manifold):
         self.manifold = manifold

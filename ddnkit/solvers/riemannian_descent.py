@@ -8,7 +8,9 @@ transported to the new point. A pair without positive curvature is none. Along a
 the one of Euclidean space with the manifold's inner products.
 
 The step t along the retraction of t d falls by at least 10⁻⁴ t |⟨g, d⟩| (Armijo), found by quadratic
-interpolation from t = 1 (L-BFGS) or from the t with which f falls as it did before (conjugate gradients).
+interpolation from t = 1 (L-BFGS) or from the t with which f falls as it did before (conjugate gradients),
+and then by secants until the slope along it is a tenth of what it was (conjugate gradients; 0.9 of it for
+L-BFGS), a few times at most.
 Near rounding, where f cannot tell, the slope has to fall instead (the approximate condition of Hager and
 Zhang).
 
@@ -36,6 +38,8 @@ _FIRST_STEP = 0.1
 _SHORTEST, _LONGEST = 0.1, 0.5
 _FAILURES = 2
 _LONGER = 10.0
+#: Steps that fall enough are tried again, where the slope is still steep, by the secant, within this factor.
+_REFINED, _FURTHER = 3, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,13 @@ def _tolerance(solver: RiemannianSolver, y: Tensor) -> float:
 
 
 class _Descent(Run, abc.ABC):
-    """Steps along a direction of descent."""
+    """Steps along a direction of descent.
+
+    Attributes:
+        flatness: the part of the slope along the direction that a step may leave.
+    """
+
+    flatness = 0.9
 
     def __init__(self, problem: Problem, y: Tensor, tolerance: float) -> None:
         super().__init__(problem, y, tolerance)
@@ -123,39 +133,47 @@ class _Descent(Run, abc.ABC):
             direction = torch.where(per_item(uphill, direction), steepest, direction)
             slope = manifold.inner(here.y, here.gradient, direction)
         t = self.first_length(direction, slope)
-        going = active & (slope < 0)
-        accepted = torch.zeros_like(active)
-        y, there = here.y, here
-        chosen = torch.zeros_like(t)
-        for _ in range(_TRIALS):
-            trial = manifold.retract(
-                here.y, per_item(torch.where(going, t, 0.0), direction) * direction
-            )
-            y = torch.where(per_item(going, trial), trial, y)
-            there = self.at(y)
+        going, accepted = active & (slope < 0), torch.zeros_like(active)
+        there, chosen = here, torch.zeros_like(t)
+        for trial in range(_TRIALS):
+            moved = per_item(torch.where(going, t, 0.0), direction) * direction
+            y = torch.where(per_item(going, there.y), manifold.retract(here.y, moved), there.y)
+            new = self.at(y)
+            noise = self.noise(new.value)
+            enough = new.value <= here.value + _ARMIJO * t * slope
             # A step that overshoots in rounding leads to a slope that is no smaller.
-            noise = self.noise(there.value)
-            enough = there.value <= here.value + _ARMIJO * t * slope
             blind = (t * slope).abs() <= 4 * noise
-            enough = torch.where(
-                blind, (there.slope < here.slope) & (there.value <= here.value + noise), enough
+            lower = (new.slope < here.slope) & (new.value <= here.value + noise)
+            good = going & new.finite & torch.where(blind, lower, enough)
+            # A longer or shorter one that was tried after a good one has to be better than that.
+            good = good & (~accepted | (new.value < there.value))
+            worse = going & accepted & ~good
+            there = (
+                new
+                if bool((good | ~going).all())
+                else self.at(torch.where(per_item(good, y), y, there.y))
             )
-            good = going & there.finite & enough
-            accepted, chosen = accepted | good, torch.where(good, t, chosen)
-            going = going & ~good
+            chosen, accepted = torch.where(good, t, chosen), accepted | good
+            left = manifold.inner(
+                there.y, there.gradient, manifold.transport(here.y, there.y, direction)
+            )
+            flat_enough = left.abs() <= self.flatness * slope.abs()
+            going = going & ~worse & (~good | (~flat_enough & ~blind & (trial < _REFINED)))
             if not bool(going.any()):
                 break
-            fitted = -slope * t.square() / (2 * (there.value - here.value - slope * t))
-            fitted = torch.where(there.finite & (fitted > 0), fitted, 0.0)
-            t = torch.where(
-                going, torch.minimum(torch.maximum(fitted, _SHORTEST * t), _LONGEST * t), t
-            )
+            # Where the slope along the step vanishes, by the secant; or f, by the parabola.
+            secant = (t * slope / (slope - left)).nan_to_num(0.0, 0.0, 0.0)
+            secant = torch.where(secant > 0, secant, _FURTHER * t)
+            secant = torch.minimum(torch.maximum(secant, t / _FURTHER), _FURTHER * t)
+            fitted = -slope * t.square() / (2 * (new.value - here.value - slope * t))
+            fitted = torch.where(new.finite & (fitted > 0), fitted, 0.0)
+            fitted = torch.minimum(torch.maximum(fitted, _SHORTEST * t), _LONGEST * t)
+            t = torch.where(going, torch.where(good, secant, fitted), t)
         self.failures = torch.where(accepted, 0, self.failures + (active & ~accepted))
         self.restart(active & ~accepted)
         self.failed = active & (self.failures >= _FAILURES)
-        before = here
-        self.move(accepted | ~active, there)
-        self.moved(before, per_item(chosen, direction) * direction, accepted)
+        self.point = there
+        self.moved(here, per_item(chosen, direction) * direction, accepted)
 
     def steepest_length(self) -> Tensor:
         """Of a first step along −g, as a factor of it, (B,)."""
@@ -164,6 +182,8 @@ class _Descent(Run, abc.ABC):
 
 
 class _Conjugate(_Descent):
+    flatness = 0.1
+
     def __init__(self, problem: Problem, y: Tensor, tolerance: float) -> None:
         super().__init__(problem, y, tolerance)
         self._direction = torch.zeros_like(y)

@@ -34,7 +34,7 @@ def polar_factor(manifold: Manifold, A: Tensor) -> Tensor:
     U = (wide @ ((V / s.unsqueeze(-2)) @ V.mT)).to(A.dtype)
     if not (A.requires_grad and torch.is_grad_enabled()):
         return U
-    found: Tensor = _Polar.apply(A, U, V.to(A.dtype), s.to(A.dtype), manifold)  # type: ignore[no-untyped-call]
+    found: Tensor = _Polar.apply(A, U, V.to(A.dtype), s.to(A.dtype), manifold)
     return found
 
 
@@ -46,7 +46,7 @@ class _Polar(torch.autograd.Function):
         return U.clone()
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         A, U, V, s = ctx.saved_tensors
         if torch.is_grad_enabled():  # its derivative is asked for
             (found,) = torch.autograd.grad(nearest_point(ctx.manifold, A), A, v, create_graph=True)
