@@ -88,12 +88,12 @@ class _Brockett(_Node):
 
 class _Completion(_Node):
     def __init__(self, n: int):
-        self.manifold = FixedRank(rows=n)
+        self.manifold = self.factors_of = FixedRank(rows=n)
 
     def objective(
         self, rows: Tensor, columns: Tensor, values: Tensor, start: Tensor, y: Tensor
     ) -> Tensor:
-        L, R = self.manifold.factors(y)
+        L, R = self.factors_of.factors(y)
         return ((L[rows] * R[columns]).sum(dim=-1) - values).square().sum()
 
 
