@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep figures lint code-figures format docs clean
+.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep figures manifolds lint code-figures format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
@@ -50,6 +50,9 @@ sweep: $(VENV)/.installed  ## docs/sweep.md: every known problem through every b
 
 figures: $(VENV)/.installed  ## docs/active_set.png, of docs/inequalities.md
 	$(BIN)/python tools/inequality_figures.py
+
+manifolds: $(VENV)/.installed  ## docs/manifolds/, a page for each manifold
+	$(BIN)/python tools/manifold_pages.py
 
 lint: $(VENV)/.installed-test  ## style, types, and the arrows between packages
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ class Product(Manifold):
             raise InputError(
                 f"{self!r} takes a y of {len(self.manifolds)} parts; it has {len(shapes)}"
             )
-        return _Parts(self.manifolds, tuple(tuple(shape) for shape in shapes))
+        return Parts(self.manifolds, tuple(tuple(shape) for shape in shapes))
 
     def constraint(self, y: Tensor) -> Tensor:
         """Of a y of several parts alone."""
@@ -49,7 +49,7 @@ class Product(Manifold):
         return f"Product({', '.join(map(repr, self.manifolds))})"
 
 
-class _Parts(Manifold):
+class Parts(Manifold):
     """A product on the vector (..., m) in which the parts are laid end to end; multipliers likewise."""
 
     name = "product"
