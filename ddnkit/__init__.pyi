@@ -1,6 +1,8 @@
 from . import bench, registry, testing
 from .backward.form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
 from .certificate import Certificate
+from .checking.manifold_report import ManifoldReport
+from .checking.manifolds import check_manifold
 from .checking.report import CheckReport
 from .checking.run import check
 from .checking.target import load_target
@@ -52,6 +54,7 @@ __all__ = [
     "InputError",
     "Job",
     "Manifold",
+    "ManifoldReport",
     "Multipliers",
     "Paper",
     "Pipeline",
@@ -70,6 +73,7 @@ __all__ = [
     "UntrustedGradientError",
     "bench",
     "check",
+    "check_manifold",
     "component",
     "gaussian",
     "import_object",
