@@ -1,6 +1,8 @@
 from . import bench, registry, testing
 from .backward.form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
 from .certificate import Certificate
+from .checking.manifold_report import ManifoldReport
+from .checking.manifolds import check_manifold
 from .checking.report import CheckReport
 from .checking.run import check
 from .checking.target import load_target
@@ -54,6 +56,7 @@ __all__ = [
     "InputError",
     "Job",
     "Manifold",
+    "ManifoldReport",
     "Multipliers",
     "Paper",
     "Pipeline",
@@ -73,6 +76,7 @@ __all__ = [
     "UntrustedGradientError",
     "bench",
     "check",
+    "check_manifold",
     "component",
     "gaussian",
     "import_object",

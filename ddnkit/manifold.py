@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -35,6 +35,14 @@ from torch import Generator, Tensor
 
 from .errors import DdnkitError, InputError
 from .importing import describe_error
+
+#: Points of 0, 1, 2 and 3 dimensions.
+_USUAL_SHAPES = {
+    0: ((),),
+    1: ((5,), (4,), (6,), (3,)),
+    2: ((5, 3), (3, 3), (3, 4), (3, 5), (6, 2), (4, 4)),
+    3: ((2, 4, 3), (2, 3, 3)),
+}
 
 
 def check_shapes(manifold: Manifold, y: Tensor) -> None:
@@ -135,6 +143,12 @@ class Manifold(abc.ABC):
     #: first, and `ddnkit check` tells of them
     closed_form_solvers: tuple[str, ...] = ()
 
+    @property
+    def sample_shapes(self) -> Iterable[Any]:
+        """Shapes of a point, of which `ddnkit check` takes the first that `random` does; an attribute may
+        override it. Of a product those of its parts."""
+        return _USUAL_SHAPES.get(self.event_dims, ((2,) * self.event_dims,))
+
     # -- to be written -----------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -177,7 +191,7 @@ class Manifold(abc.ABC):
         return torch.linalg.vector_norm(step, dim=-1) / torch.where(size > 0, size, 1.0)
 
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
-        """σ(y) for the Euclidean gradient of a function, in this manifold's own shape; (..., p) by default."""
+        """σ(y) for the Euclidean gradient of a function, in the manifold's own shape; (..., p) by default."""
         return _least_squares(self.constraint_jacobian(y), self._flat(gradient))
 
     def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Matrices of fixed rank, as products of two factors.
 
-X = L Rᵀ in R^{m×n} of rank r is given by y = [L; R], stacked, (m + n, r). (L T, R T⁻ᵀ) is the same X for every
-regular T. Of these the balanced factors are taken,
+X = L Rᵀ in R^{m×n} of rank r is given by y = [L; R], stacked, (m + n, r). (L T, R T⁻ᵀ) is the same X for
+every regular T. Of these the balanced factors are taken,
     j(y) = ½(LᵀL − RᵀR) = 0,
-which leaves T orthogonal, a gauge whose vertical directions are yΩ, Ω skew. Balanced factors of X have singular
-values that are the roots of X's: a problem in them is as well conditioned as it can be.
+which leaves T orthogonal, a gauge whose vertical directions are yΩ, Ω skew. Balanced factors of X have
+singular values that are the roots of X's: a problem in them is as well conditioned as it can be.
 
 With M = LᵀL + RᵀR, D = diag(I, −I) and symmetric multipliers S,
     Σᵢ σᵢ ∇jᵢ(y) = D y S,      Σᵢ σᵢ ∇²jᵢ[Z] = D Z S,
@@ -41,7 +41,7 @@ class FixedRank(Manifold):
     Example: ``L, R = FixedRank(rows=40).factors(y)``.
 
     Raises:
-        InputError: where a point has no row beside the ``rows``, or fewer rows than its rank.
+        InputError: where either factor of a point has fewer rows than its rank.
     """
 
     name = "fixed_rank"
@@ -50,11 +50,17 @@ class FixedRank(Manifold):
     def __init__(self, rows: int = 1, rank: int | None = None):
         self.rows, self.rank = rows, rank
 
+    @property
+    def sample_shapes(self) -> tuple[tuple[int, int]]:
+        """L with these rows, R with one more, of rank two if there is such a matrix."""
+        return ((2 * self.rows + 1, min(self.rows, 2)),)
+
     def factors(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """L (..., m, r) and R (..., n, r)."""
-        if y.ndim < 2 or not self.rows < y.shape[-2]:
+        if y.ndim < 2 or not y.shape[-1] <= min(self.rows, y.shape[-2] - self.rows):
             raise InputError(
-                f"a point of {self!r} is [L; R], (..., {self.rows} + n, r); got shape {tuple(y.shape)}"
+                f"a point of {self!r} is [L; R], (..., {self.rows} + n, r), r ≤ {self.rows} and r ≤ n; "
+                f"got shape {tuple(y.shape)}"
             )
         return y[..., : self.rows, :], y[..., self.rows :, :]
 
@@ -102,7 +108,13 @@ class FixedRank(Manifold):
         root, inverse = _roots(L.mT @ L)
         middle, _ = _roots(root @ (R.mT @ R) @ root)
         T, inverse_of_T = _roots(inverse @ middle @ inverse)
-        return torch.cat([L @ T, R @ inverse_of_T], dim=-2)
+        L, R = L @ T, R @ inverse_of_T
+        # The roots are off by the condition of the Gram matrices. A step of Newton's method is not:
+        # (I + X)A(I + X) = (I − X)B(I − X) to first order.
+        A, B = L.mT @ L, R.mT @ R
+        X = _lyapunov(A + B, B - A)
+        X = torch.where(X.isfinite(), X, 0.0)
+        return torch.cat([L + L @ X, R - R @ X], dim=-2)
 
     def vertical(self, y: Tensor) -> Tensor:
         """y Ω for a basis of skew matrices Ω, (..., r(r−1)/2, m + n, r)."""

@@ -2,7 +2,8 @@
 
 The positive simplex {y > 0, Σᵢ yᵢ = 1} has the Fisher metric ⟨u, v⟩ = Σᵢ uᵢvᵢ/yᵢ, in which it is a part of a
 sphere (of 2√y) and its boundary is not far away, but steps are relative to each entry. With g = ∇f and
-λ = ⟨y, g⟩ the gradient is y∘(g − λ); the derivative of a vector field ξ along z has the Christoffel term −½ z∘ξ/y.
+λ = ⟨y, g⟩ the gradient is y∘(g − λ); the derivative of a vector field ξ along z has the Christoffel term
+−½ z∘ξ/y.
 
 Source: Amari, *Information Geometry and Its Applications*, chapter 2.
 """
@@ -76,8 +77,8 @@ class Euclidean(Manifold):
 class PositiveSimplex(Manifold):
     """Probability vectors with positive entries: y > 0, Σᵢ yᵢ = 1, y of shape (..., n).
 
-    Metric: Fisher's. Multipliers have shape (..., 1). A solution on the boundary is none of the open set: a node
-    whose entries may be zero has ``bounds = (0.0, None)`` instead.
+    Metric: Fisher's. Multipliers have shape (..., 1). A solution on the boundary is none of the open set: a
+    node whose entries may be zero has ``bounds = (0.0, None)`` instead.
     """
 
     name = "positive_simplex"

@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 from ddnkit import InputError, Manifold, gaussian
 from ddnkit.linalg import departure_from_orthonormal
 
+from .matrix_exponential import matrix_exponential
 from .polar_map import polar_factor
 
 
@@ -174,7 +175,7 @@ class SpecialOrthogonal(_Orthonormal):
     def exponential(self, y: Tensor, tangent: Tensor) -> Tensor:
         """U exp(Uᵀ tangent): the geodesic from U in the direction of a tangent vector."""
         turn = y.mT @ tangent
-        return y @ torch.linalg.matrix_exp((turn - turn.mT) / 2)
+        return y @ matrix_exponential((turn - turn.mT) / 2)
 
 
 class SpecialEuclidean(Manifold):

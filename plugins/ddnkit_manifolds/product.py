@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class Product(Manifold):
     Args:
         manifolds: one for each part; `Euclidean` for a part that is free.
 
-    Example, rotation and translation of a pose: ``manifold = Product(SpecialOrthogonal(), Euclidean())``, with an
+    Example, a rotation and a translation: ``manifold = Product(SpecialOrthogonal(), Euclidean())``, with an
     `initial_point` that returns ``(R, t)``.
 
     Raises:
@@ -30,6 +31,15 @@ class Product(Manifold):
 
     def __init__(self, *manifolds: Manifold):
         self.manifolds = manifolds
+
+    @property
+    def sample_shapes(self) -> Iterator[tuple[Any, ...]]:
+        """Those of the parts, in all combinations."""
+        if not self.manifolds:
+            raise InputError(
+                f"{self!r} has no parts; one with parts is checked as FILE.py:NAME, NAME = Product(...)"
+            )
+        return itertools.product(*(m.sample_shapes for m in self.manifolds))
 
     def of_parts(self, shapes: Sequence[Sequence[int]]) -> Manifold:
         """The product on the vector of the parts."""

@@ -13,8 +13,9 @@ A derivative by the implicit function theorem does not depend on the metric; a s
   are exp(log Y + t DZ).
 
 Source: Bhatia, *Positive Definite Matrices*, chapter 6; Arsigny, Fillard, Pennec and Ayache, *Geometric means
-in a novel vector space structure on symmetric positive-definite matrices*; Jeuris, Vandebril and Vandereycken,
-*A survey and comparison of contemporary algorithms for computing the matrix geometric mean* (the retraction).
+in a novel vector space structure on symmetric positive-definite matrices*; Jeuris, Vandebril and
+Vandereycken, *A survey and comparison of contemporary algorithms for computing the matrix geometric mean*
+(the retraction).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from torch import Generator, Tensor
 from torch.func import grad
 
 from ddnkit import InputError, Manifold, gaussian, nearest_choice
+
+from .matrix_exponential import matrix_exponential
 
 _METRICS = ("affine_invariant", "log_euclidean")
 
@@ -119,7 +122,7 @@ class SPD(Manifold):
         along = log.derivative(direction)
 
         def paired(s: Tensor) -> Tensor:
-            first = grad(lambda s: (torch.linalg.matrix_exp(s) * S).sum())(s)
+            first = grad(lambda s: (matrix_exponential(s) * S).sum())(s)
             return (first * along).sum()
 
         return log.inverse(log.inverse(_sym(product)) + _sym(grad(paired)(log.value)))
@@ -132,7 +135,7 @@ class SPD(Manifold):
         return _sym(y + tangent + tangent @ solved / 2)
 
     def transport(self, y: Tensor, to: Tensor, vector: Tensor) -> Tensor:
-        """E V Eᵀ with E = (to Y⁻¹)^½ along the geodesic; in the log-Euclidean metric D⁻¹ at ``to`` of D at y."""
+        """E V Eᵀ with E = (to Y⁻¹)^½ along the geodesic; in the log-Euclidean metric D⁻¹D of the two."""
         if self.metric == "log_euclidean":
             return _Log(to).inverse(_Log(y).derivative(vector))
         root, inverse = _roots(y)
@@ -146,9 +149,9 @@ class SPD(Manifold):
         exp(log Y + DZ)."""
         if self.metric == "log_euclidean":
             log = _Log(y)
-            return _sym(torch.linalg.matrix_exp(log.value + log.derivative(tangent)))
+            return _sym(matrix_exponential(log.value + log.derivative(tangent)))
         root, inverse = _roots(y)
-        middle = torch.linalg.matrix_exp(_sym(inverse @ tangent @ inverse))
+        middle = matrix_exponential(_sym(inverse @ tangent @ inverse))
         return _sym(root @ middle @ root)
 
     def random(
@@ -156,7 +159,7 @@ class SPD(Manifold):
     ) -> Tensor:
         """exp of a symmetric matrix with normal entries of variance 1/n, of the given shape (..., n, n)."""
         drawn = gaussian(shape, generator, like).to(_wide(like.dtype))
-        drawn = torch.linalg.matrix_exp(_sym(drawn) / max(shape[-1], 1) ** 0.5)
+        drawn = matrix_exponential(_sym(drawn) / max(shape[-1], 1) ** 0.5)
         return _sym(drawn).to(like.dtype)
 
     def __repr__(self) -> str:
