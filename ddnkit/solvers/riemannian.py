@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,16 +32,20 @@ from .no_solution import Depth
 from .residual import norm
 
 RUNNING = -1
+_SMALL = 64
 _PROBES = 2
 _ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
 class Riemannian(Solver):
-    """Solves  min f(x, y) over y on a manifold: in closed form where that is possible, else by trust regions.
+    """Solves  min f(x, y) over y on a manifold: in closed form where that is possible, else by a Newton method.
 
     The default of a node on a manifold and under no further constraints. The manifold names the closed forms
-    (`Manifold.closed_form_solvers`), which look whether the objective is one of theirs.
+    (`Manifold.closed_form_solvers`), which look whether the objective is one of theirs. Up to 64 unknowns,
+    where the whole Hessian costs no more than a few products with it, `newton` is next, of which short calls
+    have programs; what it does not solve, all else, and what is steered by a metric of the manifold's own, is
+    solved by trust regions along it.
     """
 
     name = "riemannian"
@@ -51,13 +55,45 @@ class Riemannian(Solver):
         return reason_to_decline(problem)
 
     def solve(self, problem: Problem, start: Tensor | None = None) -> Solution:
-        """By the first that takes the problem."""
+        """By the first that takes the problem, and each item that it leaves unsolved by the last."""
         # Settles the structure of y, without which a product is no manifold.
         start = problem.start() if start is None else start
+        found = self._in_closed_form(problem, start)
+        if found is not None:
+            return found
+        last = as_solver("riemannian_trust_regions")
+        if not takes_newton(problem.manifold, start):
+            return last.solve(problem, start)
+        found = as_solver("newton").solve(problem, start)
+        status, iterations = torch.as_tensor(found.status), torch.as_tensor(found.iterations)
+        left = (status != Status.CONVERGED).expand(len(start))
+        if not bool(left.any()):
+            return found
+        other = last.solve(problem, start)
+        return replace(
+            other if bool(left.all()) else found,
+            y=torch.where(per_item(left, found.y), other.y.to(found.y), found.y),
+            status=torch.where(left, torch.as_tensor(other.status), status),
+            iterations=torch.where(left, torch.as_tensor(other.iterations), iterations),
+        )
+
+    def iterates_by_newton(self, problem: Problem, start: Tensor) -> bool:
+        """Whether Newton's method is what solves the problem from there, where it solves it."""
+        return (
+            takes_newton(problem.manifold, start) and self._in_closed_form(problem, start) is None
+        )
+
+    def _in_closed_form(self, problem: Problem, start: Tensor) -> Solution | None:
         for name in problem.manifold.closed_form_solvers:
             with contextlib.suppress(UnsupportedProblemError):
                 return as_solver(name).solve(problem, start)
-        return as_solver("riemannian_trust_regions").solve(problem, start)
+        return None
+
+
+def takes_newton(manifold: Manifold, start: Tensor) -> bool:
+    """Whether a problem is small, and on a manifold in the metric of the space around it."""
+    plain = type(manifold).gradient is Manifold.gradient
+    return start.shape[1:].numel() <= _SMALL and plain
 
 
 @dataclass(frozen=True, kw_only=True)

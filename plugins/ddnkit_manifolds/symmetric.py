@@ -73,7 +73,7 @@ class SPD(Manifold):
 
     def point_of(self, x: Tensor) -> Tensor:
         """exp of the symmetric part of x."""
-        return _sym(torch.linalg.matrix_exp(_sym(x)))
+        return _sym(matrix_exponential(_sym(x)))
 
     def free_of(self, weight: Tensor) -> Tensor:
         """The logarithm of the projection."""
