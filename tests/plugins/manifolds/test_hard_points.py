@@ -142,6 +142,16 @@ def test_many_small_probabilities_keep_their_digits(n):
     assert found is not None and found < 1e-8
 
 
+@pytest.mark.parametrize("form", ["auto", "krylov"])
+def test_small_probabilities_are_as_unique_as_large_ones(form):
+    x, a = torch.tensor([[0.0, 7.0, 20.0, -40.0], [1.0, -1.0, 0.5, 2.0]], dtype=torch.float64)
+    x.requires_grad_()
+    layer = ddnkit.DeclarativeLayer(Softmax(a), form, policy="raise", certify="full")
+    y = layer(x).log()
+    (weights(y) * y).sum().backward()
+    assert layer.certificate.curvature > 0.1 and layer.certificate.error_bound < 1e-8
+
+
 # -- gaps that close -------------------------------------------------------------------------------
 
 GAPS = [1e-2, 1e-6, 1e-8, 1e-10, 1e-12, 0.0]
