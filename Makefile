@@ -45,8 +45,9 @@ fuzz: $(VENV)/.installed-test  ## every backward form at more seeds, more than t
 	DDNKIT_DRAW=random DDNKIT_SWEEP_SEEDS=$(SEEDS) DDNKIT_FUZZ_CASES=$(CASES) DDNKIT_FUZZ_NODES=$(NODES) $(BIN)/python -m pytest -s -q tests/testing/test_sweep.py tests/fuzz
 	DDNKIT_DRAW=random $(PYTEST) $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
 
-sweep: $(VENV)/.installed  ## docs/sweep.md: every known problem through every backward form
+sweep: $(VENV)/.installed  ## docs/sweep.md, docs/manifold_sweep.md: every known problem through every backward form
 	$(BIN)/python -m ddnkit.testing.sweeping --seeds $(SEEDS) --markdown docs/sweep.md
+	$(BIN)/python tools/manifold_table.py
 
 figures: $(VENV)/.installed  ## docs/active_set.png, of docs/inequalities.md
 	$(BIN)/python tools/inequality_figures.py

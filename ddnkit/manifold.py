@@ -18,7 +18,8 @@ not tell such points apart has no curvature along them: y is determined up to th
 cuts each class near y in one point, and on it the solution is a function of the data. As equations of a
 point, a manifold therefore has those of the slice beside its own: linear ones, with multipliers of zero.
 What does not tell the points of a class apart has the same derivatives, of every order, whichever slice
-is taken; of what does, the derivative is the one for a y that moves horizontally.
+is taken; of what does, the derivative is the one for a y that moves horizontally. An objective or constraint
+of the node that does is told (`ddnkit.gauge`).
 
 Source: Absil, Mahony and Sepulchre, *Optimization Algorithms on Matrix Manifolds*, chapters 3 to 5.
 """

@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from ddnkit import InputError, Manifold, gaussian
 
-from .orthonormal import skew_basis
+from .orthonormal import lapack_dtype, skew_basis
 
 
 class FixedRank(Manifold):
@@ -98,9 +98,14 @@ class FixedRank(Manifold):
         return (y.mT @ self._signed(y))[..., rows, columns] / 2
 
     def infeasibility(self, y: Tensor) -> Tensor:
-        """‖LᵀL − RᵀR‖_F / ‖LᵀL + RᵀR‖_F."""
-        size = torch.linalg.matrix_norm(y.mT @ y)
-        return torch.linalg.matrix_norm(y.mT @ self._signed(y)) / torch.where(size > 0, size, 1.0)
+        """‖LᵀL − RᵀR‖_F / ‖LᵀL + RᵀR‖_F; at least 1 where the rank is less than r, to rounding."""
+        gram = (y.mT @ y).to(lapack_dtype(y.dtype))
+        size = torch.linalg.matrix_norm(gram)
+        far = torch.linalg.matrix_norm(y.mT @ self._signed(y)) / torch.where(size > 0, size, 1.0)
+        # Twice the singular values of X where the factors are balanced.
+        values = torch.linalg.eigvalsh(gram.nan_to_num())
+        least = max(self.rows, y.shape[-2] - self.rows) * torch.finfo(y.dtype).eps * values[..., -1]
+        return torch.where(values[..., 0] > least, far, far.clamp_min(1)).to(y.dtype)
 
     def project(self, y: Tensor) -> Tensor:
         """Balanced factors of the same matrix, and y itself where they are. Not the nearest."""
