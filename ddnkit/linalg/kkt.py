@@ -273,10 +273,18 @@ def unit_curvature(G: Tensor, A: Tensor | None = None, noise: Tensor | None = No
 
 
 def tangent_part(G: Tensor, A: Tensor, eps: float) -> Tensor:
-    """P G P (B, m, m) for the projector P on the null space of A (B, p, m)."""
+    """P G P (B, m, m) for the projector P on the null space of A (B, p, m), its diagonal 0 where that is
+    nothing but rounding."""
     Q = rows_of(A, eps).basis()
-    tangent = G - Q @ (Q.mT @ G)
-    return tangent - (tangent @ Q) @ Q.mT
+    return _without_rounding(G, torch.eye(G.shape[-1], dtype=G.dtype, device=G.device) - Q @ Q.mT)
+
+
+def _without_rounding(G: Tensor, P: Tensor) -> Tensor:
+    tangent, sizes = P @ G @ P, P.abs() @ G.abs() @ P.abs()
+    left = 8 * torch.finfo(G.dtype).eps * sizes.diagonal(dim1=-2, dim2=-1)
+    own = tangent.diagonal(dim1=-2, dim2=-1)
+    own.masked_fill_(own.abs() <= left, 0.0)
+    return tangent
 
 
 def _with_neighbours(h: Tensor, G: Tensor, A: Tensor | None) -> Tensor:
@@ -598,22 +606,35 @@ class TangentInverse:
     In one unit, P G P + ‖G‖ (I − P) is regular exactly where G is on the tangent space, and maps that
     space to itself. Where the curvatures are not of one unit, P gives its null space, and `KKTInverse`
     solves for the rows that span it: the system and its solution are the same.
+
+    Args:
+        noise, tangent_units: see `KKTInverse`.
     """
 
-    def __init__(self, G: Tensor, P: Tensor, *, noise: Tensor | None = None):
+    def __init__(
+        self,
+        G: Tensor,
+        P: Tensor,
+        *,
+        noise: Tensor | None = None,
+        tangent_units: bool = False,
+    ):
         wide = wide_dtype(G)
         self.given = G.dtype
         self.G, self.P = G.to(wide), P.to(wide)
         self.good = finite_items(self.G, self.P)
         G, P = without_bad_items(self.G, self.P)
         self.scaled: KKTInverse | None = None
-        if not bool((curvature_ratio(P @ G @ P) <= ONE_UNIT).all()):
+        of_units = _without_rounding(G, P) if tangent_units else G
+        if not bool((curvature_ratio(of_units) <= ONE_UNIT).all()):
             eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
             values, vectors = torch.linalg.eigh(eye - (P + P.mT) / 2)
             normal = vectors * (values > 0.5).unsqueeze(-2)
             most = max(int((values > 0.5).sum(dim=-1).max()), 1) if len(G) else 1
             rows = normal.mT[..., -most:, :]
-            self.scaled = KKTInverse(self.G.to(self.given), rows, noise=noise, tangent_units=True)
+            self.scaled = KKTInverse(
+                self.G.to(self.given), rows, noise=noise, tangent_units=tangent_units
+            )
             return
         eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
         self.unit = power_of_two(G.flatten(1)).reshape(-1, 1, 1)

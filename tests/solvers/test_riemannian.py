@@ -308,4 +308,29 @@ def test_a_closed_form_comes_first():
     U, _, Vh = torch.linalg.svd(A[:, :, :3], full_matrices=False)
     torch.testing.assert_close(layer(A), U @ Vh)
     assert layer.certificate.solver == "procrustes"
-    assert solved(Brockett(), A, "riemannian")[1].solver == "riemannian_trust_regions"
+    # The whole Hessian of twelve unknowns is cheap, and short calls have Newton's programs; not of 80, nor in
+    # another metric.
+    large = torch.randn(1, 40, 40, dtype=torch.float64)
+    assert solved(Brockett(), A, "riemannian")[1].solver == "newton"
+    assert solved(Brockett(), large, "riemannian")[1].solver == "riemannian_trust_regions"
+    assert solved(Stein(), A, "riemannian")[1].solver == "riemannian_trust_regions"
+
+
+def test_what_newton_leaves_unsolved_is_solved_along_the_manifold():
+    class Walled(Node):
+        """Without a value off the sphere, where Newton's steps lead."""
+
+        manifold = Sphere()
+
+        def objective(self, A, y):
+            inside = (y.square().sum() - 1).abs() < 1e-3
+            return torch.where(inside, y @ sym(A) @ y, torch.nan)
+
+        def initial_point(self, A):
+            return Sphere().project(A[0])
+
+    A = drawn()
+    problem, found = solved(Walled(), A, "riemannian")
+    assert found.status.tolist() == [Status.CONVERGED] * 4
+    least = torch.linalg.eigvalsh(sym(A))[:, 0]
+    torch.testing.assert_close(problem.objective(found.y), least)
