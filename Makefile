@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep figures lint code-figures format docs clean
+.PHONY: run test test-long test-all test-kernels test-rounding test-versions fuzz sweep figures manifolds lint code-figures format docs clean
 
 run: $(VENV)/.installed  ## train the three heads on 100 classes of real images
 	$(BIN)/ddnkit run recipes/digit_pairs.yaml
@@ -45,11 +45,15 @@ fuzz: $(VENV)/.installed-test  ## every backward form at more seeds, more than t
 	DDNKIT_DRAW=random DDNKIT_SWEEP_SEEDS=$(SEEDS) DDNKIT_FUZZ_CASES=$(CASES) DDNKIT_FUZZ_NODES=$(NODES) $(BIN)/python -m pytest -s -q tests/testing/test_sweep.py tests/fuzz
 	DDNKIT_DRAW=random $(PYTEST) $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
 
-sweep: $(VENV)/.installed  ## docs/sweep.md: every known problem through every backward form
+sweep: $(VENV)/.installed  ## docs/sweep.md, docs/manifold_sweep.md: every known problem through every backward form
 	$(BIN)/python -m ddnkit.testing.sweeping --seeds $(SEEDS) --markdown docs/sweep.md
+	$(BIN)/python tools/manifold_table.py
 
 figures: $(VENV)/.installed  ## docs/active_set.png, of docs/inequalities.md
 	$(BIN)/python tools/inequality_figures.py
+
+manifolds: $(VENV)/.installed  ## docs/manifolds/, a page for each manifold
+	$(BIN)/python tools/manifold_pages.py
 
 lint: $(VENV)/.installed-test  ## style, types, and the arrows between packages
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 from . import bench, registry, testing
 from .backward.form import BackwardForm, SystemSolution, SystemSolve, TangentSolve
 from .certificate import Certificate
+from .checking.manifold_report import ManifoldReport
+from .checking.manifolds import check_manifold
 from .checking.report import CheckReport
 from .checking.run import check
 from .checking.target import load_target
@@ -10,15 +12,17 @@ from .errors import (
     DdnkitWarning,
     InputError,
     PluginError,
+    UnsupportedProblemError,
     UntrustedGradientError,
     nearest_choice,
 )
 from .fixed_point import FixedPointNode
 from .importing import import_object
 from .layer import DeclarativeLayer
-from .manifold import Manifold
+from .manifold import Manifold, gaussian
 from .memory import peak_resident_memory, reset_peak_resident_memory
 from .node import DeclarativeNode
+from .parametrization import nearest_point, parametrize
 from .problem import Problem
 from .quadratic.node import QPNode
 from .recipe.pipeline import (
@@ -52,6 +56,7 @@ __all__ = [
     "InputError",
     "Job",
     "Manifold",
+    "ManifoldReport",
     "Multipliers",
     "Paper",
     "Pipeline",
@@ -67,13 +72,18 @@ __all__ = [
     "SystemSolve",
     "Table",
     "TangentSolve",
+    "UnsupportedProblemError",
     "UntrustedGradientError",
     "bench",
     "check",
+    "check_manifold",
     "component",
+    "gaussian",
     "import_object",
     "load_target",
     "nearest_choice",
+    "nearest_point",
+    "parametrize",
     "peak_resident_memory",
     "published_figures",
     "read_json",

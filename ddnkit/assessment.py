@@ -35,6 +35,7 @@ from .backward.form import BackwardForm
 from .backward.precision import SAME_OPERATOR, float64_problem, perturb_by_rounding, uncertainty
 from .backward.tangent_operator import Projector, hessian_operator, matrix_of
 from .certificate import TOLERANCE, Certificate
+from .gauge import vertical_direction
 from .implicit.solution_equation import gradient_of_operands
 from .implicit.tangent_equation import LinearSystems
 from .kinks import kinks_of
@@ -164,6 +165,21 @@ def solution_error(
     return torch.where(rough, torch.where(error.isnan(), torch.inf, error), 0.0)
 
 
+def curvature_along_gauge(problem: Problem, y: Tensor, nu: Tensor) -> Tensor | None:
+    """‖P G w‖ relative to the size of G, (B,), at a solution (`ddnkit.gauge`); None without a gauge."""
+    w = vertical_direction(problem, y)
+    if w is None:
+        return None
+    constraints, G = constraint_set(problem, y, in_numbers=True), hessian_operator(problem, y, nu)
+    product = G(w)
+    along = (w * product).sum(dim=-1)
+    found = torch.hypot(constraints.project(product).norm(dim=-1), along)
+    probe = flat(_probe(y, 0))
+    of_probe = G(probe).norm(dim=-1) / probe.norm(dim=-1)
+    size = torch.maximum(product.norm(dim=-1), of_probe)
+    return (found / torch.where(found > 0, size, 1.0)).detach()
+
+
 def _for_each_item(problem: Problem) -> Problem:
     """The problem with its floating operands, also those that all items share, for each item by itself."""
     size, flags, operands = problem.batch_size, list(problem.operands_batched), problem.operands
@@ -226,7 +242,7 @@ def _least_visible(y: Tensor) -> float:
 
 def _units(problem: Problem, y: Tensor, nu: Tensor, curvature: Tensor) -> Tensor | None:
     """Units of curvature 1, where y's own do not tell the least curvature, and rounding is not what does."""
-    if bool((curvature >= _least_visible(y)).all()) or not constraint_set(problem, y).any_units:
+    if bool((curvature >= _least_visible(y)).all()):
         return None
     h = _diagonal(problem, y, nu)
     noise = uncertainty(_diagonal, h, problem, y, nu, torch.finfo(y.dtype).eps)

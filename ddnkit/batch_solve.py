@@ -97,11 +97,11 @@ def _with_structure(problem: Problem, y: Any, batch_dims: int) -> Problem:
 
 
 def _refuse_parts_on_manifold(problem: Problem) -> None:
-    if problem.structure is not None and problem.manifold is not None:
-        raise InputError(
-            f"{type(problem.node).__name__}: a y of several parts cannot be on a manifold; write its "
-            "constraints as `equality_constraints`"
-        )
+    if problem.structure is not None:
+        try:
+            _ = problem.manifold
+        except InputError as error:
+            raise InputError(f"{type(problem.node).__name__}: {error}") from error
 
 
 def _join_parts(problem: Problem, solution: Solution, batch_dims: int) -> Solution:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import DdnkitWarning, InputError, UntrustedGradientError, nearest_choice
+from .gauge import slope_along_gauge
 from .lagrangian import (
     ConstraintSet,
     OnManifold,
@@ -140,6 +141,10 @@ class Certificate:
             (`ddnkit.selection`), relative; 0 where they are one; None where no solution is selected.
         kink_margin: how far inside of its range the slope of each active kink is (`ddnkit.kinks`): 1
             where none is active, 0 or less where the solution has no derivative; None without kinks.
+        told_apart: how much the node tells points apart that mean the same on its manifold (`ddnkit.gauge`):
+            slope of the Lagrangian, backward error as the stationarity, or of a constraint, along the gauge,
+            and from the backward pass on curvature there, relative to all of it, above the square root of
+            the tolerance; None without one.
         hidden: relative difference of torch's derivatives of ∇_y L from finite differences; None where
             no operation hides anything from torch.
         at_kinks, hidden_by: texts that describe the two.
@@ -173,6 +178,7 @@ class Certificate:
     branch_gap: Tensor | None = None
     selection_error: Tensor | None = None
     kink_margin: Tensor | None = None
+    told_apart: Tensor | None = None
     hidden: Tensor | None = None
     at_kinks: tuple[str, ...] = ()
     hidden_by: tuple[str, ...] = ()
@@ -249,6 +255,8 @@ class Certificate:
         if self.kink_margin is not None:
             none = -torch.finfo(self.kink_margin.dtype).tiny
             figures.append(_Figure(-self.kink_margin, none, none, _at_a_kink))
+        if self.told_apart is not None:
+            figures.append(_Figure(self.told_apart, tolerance, loose, _told_apart))
         if self.hidden is not None:
             limits = _HIDDEN_PASSES[self.hidden.dtype], _HIDDEN_PASSES[self.hidden.dtype]
             figures.append(_Figure(self.hidden, *limits, _hidden_input))
@@ -332,6 +340,8 @@ class Certificate:
             parts.append(f"selection off by {_worst(self.selection_error)} nearby")
         if self.kink_margin is not None and bool((self.kink_margin < 1).any()):
             parts.append(f"margin at a kink {_least(self.kink_margin)}")
+        if self.told_apart is not None and bool((self.told_apart > self.tolerance).any()):
+            parts.append(f"same points told apart by {_worst(self.told_apart)}")
         if self.solution_error is not None:
             parts.append(f"solution off by {_worst(self.solution_error)}")
         if self.hidden is not None:
@@ -467,14 +477,14 @@ def _measure(
 ) -> Certificate:
     y = solution.y
     tolerance = tolerance_of(problem, y, tolerance)
-    uneven = touches = None
+    uneven = touches = apart = None
     if problem.batch_size == 0 or (aside is not None and bool(aside.all())):
         error = feasibility = licq = y.new_zeros(problem.batch_size)
     elif not measured:
         error = feasibility = licq = y.new_full((problem.batch_size,), torch.nan)
     else:
         gradient = problem.gradient(y) if evaluation is None else evaluation.gradient()
-        error, feasibility, licq, touches, uneven = _backward_errors(
+        error, feasibility, licq, touches, uneven, apart = _backward_errors(
             problem, y, gradient, tolerance
         )
         if problem.kinks is not None:
@@ -498,6 +508,7 @@ def _measure(
             x.masked_fill(aside, torch.nan) for x in (error, feasibility, licq)
         )
         uniqueness = None if uniqueness is None else uniqueness.masked_fill(aside, torch.nan)
+        apart = None if apart is None else apart.masked_fill(aside, torch.nan)
         branch = None if branch is None else branch.masked_fill(aside, -1)
         gap = None if gap is None else gap.masked_fill(aside, torch.inf)
     return Certificate(
@@ -509,6 +520,7 @@ def _measure(
         branch=branch,
         branch_gap=gap,
         kink_margin=None if problem.kinks is None else problem.kinks.margin_of(error <= tolerance),
+        told_apart=apart,
         at_kinks=() if problem.kinks is None else problem.kinks.told,
         measured=measured,
     )  # fmt: skip
@@ -516,7 +528,7 @@ def _measure(
 
 def _backward_errors(
     problem: Problem, y: Tensor, gradient: Tensor, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     step = STEP[y.dtype]
     constraints = constraint_set(problem, y, in_numbers=True)
     feasibility = constraints.off_manifold()
@@ -586,7 +598,12 @@ def _backward_errors(
     if constraints.any_units and of_each is not None:
         uneven = (residual.abs() > settled_each(y) / step * of_each.abs()).any(dim=-1)
     touches = _touching(problem, y, gradient, constraints, licq, tolerance)
-    return _ratio(residual.norm(dim=-1), scale), feasibility, licq, touches, uneven
+    error, apart = _ratio(residual.norm(dim=-1), scale), None
+    along = slope_along_gauge(problem, flat(gradient), constraints, nu, scale)
+    if along is not None:
+        # Multipliers of the slice, which are zero, would hide it from the residual.
+        error, apart = torch.maximum(error, along[0]), torch.maximum(*along)
+    return error, feasibility, licq, touches, uneven, apart
 
 
 def _touching(
@@ -753,6 +770,9 @@ def _not_stationary(certificate: Certificate) -> str:
             "objective's domain, for example because an entry of a logarithm or a barrier has underflowed "
             "to 0: use float64, (b) the solver diverged"
         )
+    apart = certificate.told_apart
+    if apart is not None and bool((apart > certificate.tolerance).any()):
+        return _told_apart(certificate)
     return (
         f"not stationary: backward error {_worst(certificate.stationarity)} {_limit(certificate)}; "
         "(a) the solver stopped early, (b) it solves another problem than the objective states"
@@ -784,6 +804,15 @@ def _adjoint_differs(certificate: Certificate) -> str:
 
 def _at_a_kink(certificate: Certificate) -> str:
     return f"not smooth at the solution: {'; '.join(certificate.at_kinks)}"
+
+
+def _told_apart(certificate: Certificate) -> str:
+    assert certificate.told_apart is not None
+    return (
+        f"points that mean the same on the manifold are told apart, by {_worst(certificate.told_apart)} "
+        f"{_limit(certificate)}; (a) objective or constraints are not invariant under the manifold's gauge, "
+        "(b) y is meant as it is, and on the manifold without one"
+    )
 
 
 def _hidden_input(certificate: Certificate) -> str:

@@ -35,6 +35,10 @@ class PluginWarning(UserWarning):
     """A plugin or its distribution was set aside, or is known by another name; the rest works."""
 
 
+class UnsupportedProblemError(InputError):
+    """A problem is of another kind than the solver takes, as the solver has found on looking at it."""
+
+
 class UntrustedGradientError(DdnkitError):
     """The policy is ``raise`` and a solution or its gradient failed its certificate."""
 

@@ -44,7 +44,7 @@ def constraint_jacobian(problem: Problem, y: Tensor) -> Tensor | None:
             # Items are independent: the gradient of a sum over the batch keeps each one's own row.
             parts.append(_rows(own.sum(dim=0), variable))
     if problem.manifold is not None:
-        parts.append(problem.manifold.constraint_jacobian(y.detach()))
+        parts.append(problem.manifold.equation_rows(y.detach()))
     return merge_equal(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)) if parts else None
 
 

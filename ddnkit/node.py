@@ -44,7 +44,8 @@ class DeclarativeNode(abc.ABC):
     #: The constraint set of y, if it is a manifold.
     manifold: Manifold | None = None
     #: What solves the problem where `solve` is not overridden: a registered name or a Solver. A class with
-    #: inequality constraints or bounds that names none has "interior_point".
+    #: inequality constraints or bounds that names none has "interior_point", one with a manifold and no
+    #: equations beside it "riemannian".
     solver: str | Solver = "newton"
     #: True: `solve` and `adjoint` take the whole batch at once, with one batch dimension in front.
     batched_solve: bool = False
@@ -68,14 +69,23 @@ class DeclarativeNode(abc.ABC):
     preferred_backward: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **named: Any) -> None:
-        """Newton's method takes no inequalities: a class that has some, and names no solver, has another."""
+        """Newton's method takes no inequalities and knows no manifold: a class that has some, and names no
+        solver, has another."""
         super().__init_subclass__(**named)
         own = cls.__mro__[: cls.__mro__.index(DeclarativeNode)]
-        names_solver = any("solver" in vars(kind) for kind in own)
-        if not names_solver and any(
-            name in vars(kind) for kind in own for name in ("inequality_constraints", "bounds")
-        ):
+        stated = {name for kind in own for name in vars(kind)}
+        # What this method has set on a class of which this is a subclass was named by nobody.
+        if any("solver" in vars(kind) and "_chosen_solver" not in vars(kind) for kind in own):
+            return
+        if stated & {"inequality_constraints", "bounds"}:
             cls.solver = "interior_point"
+        elif "equality_constraints" in stated:
+            cls.solver = DeclarativeNode.solver
+        elif cls.manifold is not None:
+            cls.solver = "riemannian"
+        else:
+            return
+        cls._chosen_solver = True
 
     def __new__(cls, *args: Any, **named: Any) -> Any:
         """Says which member is missing, and which of the class's own was likely meant."""
@@ -172,6 +182,9 @@ class DeclarativeNode(abc.ABC):
     #: Optional. ``precondition(*xs, y, v) -> v``: a symmetric positive definite approximation of the
     #: inverse Hessian of the Lagrangian of one problem, for the backward form "krylov".
     precondition: Any = None
+
+    # Whether `solver` is the one that `__init_subclass__` has chosen for the class.
+    _chosen_solver: ClassVar[bool]
 
     # ``_direct_call(layer, xs, start, return_multipliers)``: what a layer's call gives, of a node of ddnkit's
     # own that solves, certifies and differentiates without the general way; None to have it go that way, or

@@ -79,8 +79,11 @@ class Problem:
 
     @property
     def manifold(self) -> Any:
-        """The node's manifold, or None."""
-        return self.node.manifold
+        """The node's manifold, or None; of a y of several parts, that of the vector they are laid in."""
+        manifold = self.node.manifold
+        if manifold is None or self.structure is None:
+            return manifold
+        return manifold.of_parts(self.structure.shapes)
 
     def item(self, index: int) -> tuple[Any, ...]:
         """The inputs of one instance."""
@@ -395,11 +398,11 @@ class Problem:
         return list(self._shown["sides"]) if self.inequalities(y) is not None else [False, False]
 
     def all_constraints(self, y: Tensor) -> Tensor | None:
-        """h with the manifold's independent constraints appended, shape (B, p), or None."""
+        """h with the manifold's independent equations appended, shape (B, p), or None."""
         own = self.constraints(y)
         if self.manifold is None:
             return own
-        manifold = self.manifold.constraint(y)
+        manifold = self.manifold.equations(y)
         return manifold if own is None else torch.cat([own, manifold], dim=-1)
 
     def fixed_point(self, y: Tensor) -> Tensor:

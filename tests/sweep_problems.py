@@ -4,6 +4,7 @@ import torch
 from ddnkit_etf import NearestETF
 from ddnkit_etf.simplex import reduce
 from ddnkit_manifolds import Sphere, Stiefel
+from ddnkit_manifolds import testing as on_manifolds
 
 import ddnkit
 from ddnkit import testing
@@ -280,4 +281,5 @@ def more_problems():
         EquilibriumOfParts(),
         PartsWithAdjoint(),
         PenaltyOfModule(),
+        *on_manifolds.bank(),
     ]

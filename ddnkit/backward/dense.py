@@ -38,13 +38,15 @@ Solve = Callable[[Tensor], SystemSolution]
 
 class System(NamedTuple):
     """G (B, m, m), A (B, p, m) or None, the rounding that y and the operands are known to, and what the
-    entries of G are uncertain by: how that is measured, and the figures where they must be."""
+    entries of G are uncertain by: how that is measured, and the figures where they must be; whether a
+    manifold is among the constraints."""
 
     G: Tensor
     A: Tensor | None
     eps: float
     measure: Callable[[], Tensor]
     noise: Tensor | None = None
+    on_manifold: bool = False
 
 
 class Dense(BackwardForm):
@@ -80,6 +82,7 @@ class Dense(BackwardForm):
         inverse = KKTInverse(
             system.G,
             system.A,
+            tangent_units=system.on_manifold,
             singular=self.singular,
             schur=self.schur,
             noise=system.noise,
@@ -146,7 +149,7 @@ def system_at(problem: Problem, y: Tensor, eps: float) -> System:
     def measure() -> Tensor:
         return uncertainty(lagrangian_hessian, G, problem, y, nu, eps)
 
-    return System(G, A, eps, measure)
+    return System(G, A, eps, measure, on_manifold=problem.manifold is not None)
 
 
 def _in_float64(problem: Problem, y: Tensor) -> System | None:

@@ -43,7 +43,7 @@ def diagonal_solve(
     Args:
         operator: products with G in y's dtype, where there is one already.
     """
-    if y.numel() == 0 or not constraint_set(problem, y).any_units:
+    if y.numel() == 0 or not _few_rows(problem, y):
         return None
     G = hessian_operator(problem, y, nu) if operator is None else operator
     ones = torch.ones_like(flat(y))
@@ -64,6 +64,15 @@ def diagonal_solve(
         if not bool((noise * NOISE_FACTOR < g).all()):
             return None
     return _solve_of(instance, point, g, G, eps, felt=eps if instance is problem else 0.0)
+
+
+def _few_rows(problem: Problem, y: Tensor) -> bool:
+    """Whether the constraint gradients may be kept: a manifold has products without them, and is not made to
+    keep more of their Gram matrix than a vector has entries."""
+    manifold = problem.manifold
+    if manifold is None or constraint_set(problem, y).parametric:
+        return True
+    return int(manifold.equations(y).shape[-1]) ** 2 <= flat(y).shape[1]
 
 
 def row_sums(problem: Problem, y: Tensor, nu: Tensor | None) -> Tensor:
@@ -96,7 +105,9 @@ def _solve_of(
 ) -> SystemSolve | None:
     wide = wide_dtype(g)
     D = g.to(wide).rsqrt()
-    A = constraint_set(problem, y, in_numbers=True).A
+    A = own = constraint_set(problem, y, in_numbers=True).A
+    if A is None and problem.manifold is not None:
+        A = problem.manifold.equation_rows(y)
     rows = lost = None
     good = torch.ones_like(D[:, 0], dtype=torch.bool)
     if A is None:
@@ -130,6 +141,7 @@ def _solve_of(
         sound = good & r.isfinite().all(dim=-1)
         residual = torch.where(sound, residual, torch.nan)
         z = D * z
+        mu = mu[..., :0] if own is None else mu  # a manifold's own, which nobody asks for
         return SystemSolution(z.to(r.dtype), residual.to(r.dtype), mu.to(r.dtype), doubt)
 
     return SystemSolve(solve)

@@ -42,7 +42,11 @@ class EmbeddedField(BackwardForm):
         elif not bool((curvature_ratio(G) <= ONE_UNIT).all()):
             # The dense form projects on the tangent space too, in units of curvature 1.
             return Dense().tangent_solve(problem, y, nu)
-        inverse = TangentInverse(G, matrix_of(Projector(problem, y), flat(y)))
+        inverse = TangentInverse(
+            G,
+            matrix_of(Projector(problem, y), flat(y)),
+            tangent_units=isinstance(constraints, OnManifold),
+        )
         return inverse if y.dtype != torch.float32 else _InEnoughDigits(inverse, problem, y)
 
 

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lagrangian import constraint_set
 from ..linalg.kkt import HESSIAN_ROUNDINGS, NOISE_FACTOR, relative
 from ..linalg.krylov import conjugate_gradient, minres
 from ..linalg.lanczos import extreme_eigenvalues
@@ -207,7 +206,7 @@ def _units(problem: Problem, y: Tensor, nu: Tensor, G: Operator) -> Tensor | Non
     ranges far, the diagonal is worth its price: a product with G for each unknown, O(m) memory.
     """
     like = flat(y)
-    if like.shape[-1] > MOST_UNITS or not like.numel() or not constraint_set(problem, y).any_units:
+    if like.shape[-1] > MOST_UNITS or not like.numel():
         return None
     image = torch.zeros_like(like)
     for k in range(3):  # one of them may by chance cancel in an entry

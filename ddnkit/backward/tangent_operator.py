@@ -22,7 +22,8 @@ class Projector:
     P v = v − Q Qᵀv for an orthonormal basis Q of it; constraints may be dependent. Called, it is
     applied twice: what rounding leaves of the normal part (of a basis, or of a point that is on its
     manifold to rounding) is removed by the second. With `unit` (B, m) of the unknowns, in those: the
-    constraint gradients are A·unit then. `eps`: what they are known to, where that is less than y's dtype.
+    constraint gradients are A·unit then, a manifold's too, whose own projection is in one unit.
+    `eps`: what they are known to, where that is less than y's dtype.
     """
 
     def __init__(
@@ -33,7 +34,10 @@ class Projector:
         self.A = self._constraints.A
         if self.A is not None and unit is not None:
             self.A = self.A * unit.unsqueeze(-2)
-        self._basis = None if self.A is None else row_basis(self.A, eps)
+        rows = self.A
+        if rows is None and unit is not None and problem.manifold is not None:
+            rows = problem.manifold.equation_rows(y) * unit.unsqueeze(-2)
+        self._basis = None if rows is None else row_basis(rows, eps)
 
     def multipliers(self, v: Tensor) -> Tensor:
         """μ (..., B, p) that minimises ‖v − Aᵀμ‖, with nothing for a manifold's own constraints."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import causes_of_gradient, causes_of_inequalities, causes_of_node
+from .causes_of_manifold import wrong_manifold
 from .findings import Cause, Findings
 from .report import Diagnosis
 
@@ -50,7 +51,10 @@ def diagnose(findings: Findings) -> list[Cause]:
     """
     if findings.ok:
         return []
-    return next(causes for causes in _in_order(findings) if causes)
+    of_manifold, enough = wrong_manifold(findings)
+    if enough:
+        return of_manifold
+    return of_manifold + next(causes for causes in _in_order(findings) if causes)
 
 
 def _in_order(findings: Findings) -> Iterator[list[Cause]]:

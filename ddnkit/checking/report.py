@@ -44,6 +44,7 @@ class Diagnosis(str, enum.Enum):
     """What may be wrong with a node, each under a word that a script may rely on."""
 
     DOES_NOT_RUN = "does_not_run"
+    WRONG_MANIFOLD = "wrong_manifold"
     STALE_ANSWER = "stale_answer"
     STALE_GRADIENT = "stale_gradient"
     EARLIER_CALLS = "depends_on_earlier_calls"

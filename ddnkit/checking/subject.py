@@ -29,6 +29,7 @@ from ..problem import Problem, flat
 from ..recording import Held
 from ..solution import Solution, Status
 from ..structure import Structure
+from .manifold_report import ManifoldReport
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Subject:
         asked: the caller named the forms: an error of any of them is a failure.
         local: a local minimum is what `solve` is meant to return.
         takes: what the node's class says of its inputs.
+        manifold_reports: of checks of its manifold, by the shape of y.
     """
 
     node: DeclarativeNode
@@ -70,6 +72,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.takes = read(self.node)
+        self.manifold_reports: dict[tuple[int, ...], ManifoldReport] = {}
         self._pristine = _copy(self.node)
 
     @property

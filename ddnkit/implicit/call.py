@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..active_set import active_set
-from ..assessment import assess, error_bound, solution_error
+from ..assessment import assess, curvature_along_gauge, error_bound, solution_error
 from ..backward.closed_form import copy_aliases
 from ..backward.form import BackwardForm, TangentSolve, resolve_form, system_solution
 from ..batch_solve import finite_inputs, may_look, solve_apart, with_stand_ins
@@ -440,7 +440,23 @@ class Call(LinearSystems):
                     "a function of right sides, or a ddnkit.SystemSolve"
                 )
             self._prepared = key, point, prepared
+            self._look_along_gauge(problem, y, nu)
         return self._prepared[2]
+
+    def _look_along_gauge(self, problem: Problem, y: Tensor, nu: Tensor) -> None:
+        """What only a derivative needs: no curvature in directions in which y means the same."""
+        certificate = self.certificate
+        if certificate is None or certificate.told_apart is None or self.certify == "off":
+            return
+        if len(y) != len(certificate.stationarity):
+            return
+        found = curvature_along_gauge(self.complete(problem), y, nu)
+        if found is not None:
+            # At a point that is no solution it says nothing, and near one by a multiple of how near.
+            clear = certificate.solved & (found > certificate.tolerance**0.5)
+            found = torch.where(clear, found, 0.0)
+            worse = torch.maximum(certificate.told_apart, found)
+            self.certificate = dataclasses.replace(certificate, told_apart=worse)
 
     def shortcut(self, problem: Problem, wrt: Sequence[int]) -> list[int]:
         """Those of the operands whose gradient the form knows a shorter way to: inputs alone."""

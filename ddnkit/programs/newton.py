@@ -22,6 +22,7 @@ from ..problem import Problem, flat
 from ..solution import Solution, Status
 from ..solver import as_solver
 from ..solvers.newton import Newton
+from ..solvers.riemannian import Riemannian
 from .equations import Limits, Shape, factorise, local, multipliers, times
 from .program import Program, trace
 
@@ -59,6 +60,8 @@ class NewtonProgram(NamedTuple):
         if type(node).solve is not DeclarativeNode.solve:
             return None
         solver = as_solver(node.solver)
+        if type(solver) is Riemannian and solver.iterates_by_newton(problem, start):
+            solver = as_solver(Newton.name)
         if type(solver) is not Newton or solver.max_time is not None:
             return None
         eps = torch.finfo(start.dtype).eps

@@ -16,8 +16,11 @@ from .newton import Newton
 from .no_solution import Depth, falls_along, least_violation
 from .picard import Picard
 from .residual import ConstraintProducts, Scales
+from .riemannian import Riemannian, reason_to_decline
+from .riemannian_descent import RiemannianConjugateGradient, RiemannianLBFGS
 from .scipy_minimisers import SLSQP, TrustConstr
 from .scipy_root import Root
+from .trust_regions import RiemannianTrustRegions
 
 __all__ = [
     "LBFGS",
@@ -29,6 +32,10 @@ __all__ = [
     "IterativeSolver",
     "Newton",
     "Picard",
+    "Riemannian",
+    "RiemannianConjugateGradient",
+    "RiemannianLBFGS",
+    "RiemannianTrustRegions",
     "Root",
     "Scales",
     "TrustConstr",
@@ -41,5 +48,6 @@ __all__ = [
     "least_squares_multipliers",
     "least_violation",
     "number",
+    "reason_to_decline",
     "whole_number",
 ]

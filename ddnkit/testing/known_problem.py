@@ -57,12 +57,17 @@ class KnownProblem(DeclarativeNode):
     def sample_inputs(self) -> tuple[Any, ...]:
         """One random instance."""
 
+    def observed(self, y: Any) -> Any:
+        """What is looked at of a solution, with any batch dimensions before: y itself, or what is the same
+        for every y that solves the problem. `jacobians` are then those of it, in the place of y's."""
+        return y
+
     def answer(self, *xs: Any, **named: Any) -> Any:
         """The solution of one problem in closed form; None where there is none."""
         return None
 
     def jacobians(self, *xs: Any, **named: Any) -> tuple[Tensor, ...]:
-        """dy/dxᵢ at the solution y, for each tensor input, of shape y.shape + xᵢ.shape."""
+        """dy/dxᵢ at the solution y, for each tensor input, of shape y.shape + xᵢ.shape; of `observed` y."""
         raise NotImplementedError(f"{self.label} has no analytic Jacobian (analytic = False)")
 
     def parameter_jacobians(self, *xs: Any, **named: Any) -> dict[str, Tensor]:

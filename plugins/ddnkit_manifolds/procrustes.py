@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddnkit import InputError, Problem, Solution, Solver, Status
+from ddnkit import InputError, Problem, Solution, Solver, Status, UnsupportedProblemError
 from ddnkit.linalg import (
     gram,
     polar_adjoint,
@@ -39,11 +39,10 @@ from ddnkit.linalg import (
     precision,
     product,
 )
-from ddnkit.solvers import check_settings, choice
+from ddnkit.solvers import check_settings, choice, reason_to_decline
 
 from . import procrustes_products
-from .manifolds import Stiefel
-from .riemannian import reason_to_decline
+from .orthonormal import Stiefel
 
 #: Below this ratio of singular values AᵀA has lost too much of the least one; an SVD of A has not.
 _LEAST_BY_GRAM = 1e-5
@@ -338,7 +337,7 @@ class _LinearPart(NamedTuple):
         wrong = off > _GRADIENT_ROUNDINGS * torch.finfo(U.dtype).eps * size
         if bool(wrong.any()):
             worst = float((off / size)[wrong].max())
-            raise InputError(
+            raise UnsupportedProblemError(
                 f"solver 'procrustes' cannot solve {type(problem.node).__name__}: its objective is not "
                 f"½c‖y‖² − ⟨A, y⟩ + const: its gradient is {worst:.0e} off what that would have. "
                 "Other solvers on this manifold take any smooth objective: 'newton', say, or 'trust_regions'"

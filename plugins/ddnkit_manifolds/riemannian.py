@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddnkit import Problem, Status
-from ddnkit.solvers import Deadline, IterativeSolver, number
+from ddnkit.solvers import Deadline, IterativeSolver, number, reason_to_decline
 
 #: Solvers iterate to this part of their tolerance. A solution is then one still when it is started
 #: from, where the scale that gradients are relative to may be smaller than at the first start.
@@ -31,18 +31,6 @@ class RiemannianSolver(IterativeSolver):
     def unsupported(self, problem: Problem) -> str | None:
         """Needs a manifold and no further constraints."""
         return reason_to_decline(problem)
-
-
-def reason_to_decline(problem: Problem) -> str | None:
-    """Why a solver that keeps to the node's manifold cannot take the problem, or None if it can."""
-    name = type(problem.node).__name__
-    if problem.manifold is None:
-        return f"{name} has no manifold; this solver needs one"
-    if not problem.batch_size or not problem.node.constrained:
-        return None
-    if problem.constraints(problem.start()) is None:
-        return None
-    return f"{name} has equality_constraints beside its manifold; this solver keeps to the manifold alone"
 
 
 class Progress:

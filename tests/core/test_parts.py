@@ -93,7 +93,7 @@ def test_parts_on_a_manifold_are_refused():
     class OnSphere(Pair):
         manifold = Sphere()
 
-    with pytest.raises(InputError, match="`equality_constraints`"):
+    with pytest.raises(InputError, match="a product of manifolds takes one for each part"):
         DeclarativeLayer(OnSphere())(torch.randn(3))
 
 

@@ -28,7 +28,7 @@ ITEMS = 2
 
 
 class SolutionMap:
-    """y(θ) as a vector (m,), its parts end to end; θ: the tensor inputs, then the node's parameters.
+    """`observed` y(θ) as a vector (m,), its parts end to end; θ: tensor inputs, then the node's parameters.
 
     For inputs with a batch dimension, and the parameters shared, (B, m).
 
@@ -46,7 +46,7 @@ class SolutionMap:
         *,
         policy: str = "raise",
     ) -> None:
-        self.xs = tuple(xs)
+        self.xs, self._observed = tuple(xs), problem.observed
         batch_dims = 1 if problem.input_dims is None else None
         self.one = DeclarativeLayer(problem, form, policy=policy)
         self.many = DeclarativeLayer(problem, form, policy=policy, batch_dims=batch_dims)
@@ -66,7 +66,7 @@ class SolutionMap:
         given = dict(zip(self._names, operands[self.inputs :], strict=True))
         xs = self.arguments(operands)
         y = torch.func.functional_call(layer, given, xs) if given else layer(*xs)
-        y = join_parts(y, lead)
+        y = join_parts(self._observed(y), lead)
         return y.reshape(*y.shape[:lead], -1)
 
     def arguments(self, operands: Sequence[Tensor]) -> tuple[Any, ...]:

@@ -141,7 +141,9 @@ def _can_be_mapped(trial: Trial) -> bool:
 
     def alone(w: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
         def y(*theta: Tensor) -> Tensor:
-            return join_parts(trial.case.problem.solve(*trial.f.arguments(theta))).reshape(-1)
+            problem = trial.case.problem
+            y = problem.solve(*trial.f.arguments(theta))
+            return join_parts(problem.observed(y)).reshape(-1)
 
         gradients: tuple[Tensor, ...] = vjp(y, *theta)[1](w)
         return gradients

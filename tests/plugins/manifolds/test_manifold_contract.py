@@ -2,16 +2,47 @@
 
 import pytest
 import torch
-from bounds import factorised, infeasibility
-from ddnkit_manifolds import Sphere, Stiefel
+from bounds import condition, factorised, infeasibility
+from ddnkit_manifolds import (
+    SPD,
+    Euclidean,
+    FixedRank,
+    Grassmann,
+    Hyperbolic,
+    Oblique,
+    PositiveSimplex,
+    Product,
+    SpecialEuclidean,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddnkit import InputError, registry
+from ddnkit import InputError, check_manifold, registry
 
 MANIFOLDS = {
     "stiefel": (Stiefel(), [(5, 3), (4, 4), (6, 1)]),
     "sphere": (Sphere(), [(5,), (2,), (7,)]),
+}
+#: All that are registered, at shapes that `ddnkit check` is made at.
+EVERY = {
+    "sphere": [(Sphere(), (5,)), (Sphere(), (2,)), (Sphere(), (1,))],
+    "stiefel": [(Stiefel(), (5, 3)), (Stiefel(), (3, 3)), (Stiefel(), (6, 1))],
+    "grassmann": [(Grassmann(), (6, 2)), (Grassmann(), (5, 1))],
+    "oblique": [(Oblique(), (4, 3)), (Oblique(), (2, 5))],
+    "special_orthogonal": [(SpecialOrthogonal(), (3, 3)), (SpecialOrthogonal(), (2, 2))],
+    "special_euclidean": [(SpecialEuclidean(), (3, 4)), (SpecialEuclidean(), (2, 3))],
+    "spd": [(SPD(), (3, 3)), (SPD("log_euclidean"), (3, 3)), (SPD(), (1, 1))],
+    "fixed_rank": [(FixedRank(4), (9, 2)), (FixedRank(3), (6, 3)), (FixedRank(), (4, 1))],
+    "positive_simplex": [(PositiveSimplex(), (5,)), (PositiveSimplex(), (2,))],
+    "hyperbolic": [(Hyperbolic(), (4,)), (Hyperbolic(), (2,))],
+    "euclidean": [(Euclidean(), (4,)), (Euclidean(2), (4, 2)), (Euclidean(0), ())],
+    "product": [
+        (Product(SpecialOrthogonal(), Euclidean(), Grassmann()), [(3, 3), (3,), (5, 2)]),
+        (Product(Sphere(), PositiveSimplex()), None),
+    ],
 }
 each_manifold = pytest.mark.parametrize("name", MANIFOLDS)
 drawn = settings(
@@ -191,3 +222,59 @@ def test_no_point_of_the_sphere_is_nearest_to_what_is_no_number():
     y = Sphere().project(torch.tensor([[torch.nan, 1.0], [3.0, 4.0]]))
     assert y[0].isnan().all()
     assert torch.allclose(y[1], torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_manifold_is_what_it_must_be(name):
+    for manifold, shape in EVERY[name]:
+        report = check_manifold(manifold, shape)
+        assert report.ok and not report.wrong, str(report)
+        assert report.points == 18
+        assert {"constraint", "tangent", "constraint_curvature"} <= {
+            row.method for row in report.rows
+        }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("name", EVERY)
+def test_each_manifold_is_what_it_must_be_at_more_points(name, seed):
+    for manifold, shape in EVERY[name]:
+        report = check_manifold(manifold, shape, seed=seed, examples=1)
+        assert report.ok, str(report)
+
+
+def test_each_registered_manifold_is_among_these():
+    own = {name for name in registry.names("manifolds") if ":" not in name}
+    assert own <= set(EVERY)
+    for name in own:
+        assert type(EVERY[name][0][0]) is registry.get("manifolds", name)
+
+
+def test_balanced_factors_of_a_badly_conditioned_product_are_balanced_to_rounding():
+    manifold = FixedRank(3)
+    factors = torch.randn(200, 6, 3, generator=torch.Generator().manual_seed(0), dtype=like.dtype)
+    y = manifold.project(factors)
+    assert manifold.infeasibility(y).max() < factorised(like.dtype, 3)
+    exact = manifold.matrix(factors)
+    apart = torch.linalg.matrix_norm(manifold.matrix(y) - exact) / torch.linalg.matrix_norm(exact)
+    # Of T and its inverse, whose condition is at most the root of that of the product.
+    assert (apart < factorised(like.dtype, 3, condition=condition(exact))).all()
+
+
+@pytest.mark.parametrize("angle", [0.01, 0.0464, 0.2, 2.0])
+def test_a_single_turn_goes_as_far_as_it_says(angle):
+    # `torch.linalg.matrix_exp` of a single matrix is off by 2e-10 at the second.
+    y, turn = torch.eye(2, dtype=like.dtype), torch.tensor([[0.0, -angle], [angle, 0.0]]).to(like)
+    U = SpecialOrthogonal().exponential(y, turn)
+    angle = turn[1, 0]
+    right = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).reshape(2, 2)
+    torch.testing.assert_close(U, right, rtol=0, atol=factorised(like.dtype, 2))
+    S = SPD().exponential(torch.eye(1, dtype=like.dtype), angle.reshape(1, 1))
+    torch.testing.assert_close(S, angle.exp().reshape(1, 1), rtol=factorised(like.dtype, 1), atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 1)])
+def test_factors_with_fewer_rows_than_their_rank_are_refused(shape):
+    with pytest.raises(InputError, match="r ≤ 2"):
+        FixedRank(2).random(shape, like=like)

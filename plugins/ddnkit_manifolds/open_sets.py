@@ -1,0 +1,153 @@
+"""Sets without a curved constraint: Euclidean space, and probability vectors with positive entries.
+
+The positive simplex {y > 0, Σᵢ yᵢ = 1} has the Fisher metric ⟨u, v⟩ = Σᵢ uᵢvᵢ/yᵢ, in which it is a part of a
+sphere (of 2√y) and its boundary is not far away, but steps are relative to each entry. With g = ∇f and
+λ = ⟨y, g⟩ the gradient is y∘(g − λ); the derivative of a vector field ξ along z has the Christoffel term
+−½ z∘ξ/y.
+
+Source: Amari, *Information Geometry and Its Applications*, chapter 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ddnkit import Manifold, gaussian
+
+
+class Euclidean(Manifold):
+    """R^n, or all tensors of `dims` dimensions: no constraint; for the parts of a product that have none.
+
+    Args:
+        dims: how many trailing dimensions a point has.
+    """
+
+    name = "euclidean"
+
+    def __init__(self, dims: int = 1):
+        self.event_dims = dims
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """Nothing, (..., 0)."""
+        return self._flat(y)[..., :0]
+
+    def constraint_jacobian(self, y: Tensor) -> Tensor:
+        """Nothing, (..., 0, m)."""
+        return self._flat(y).unsqueeze(-2)[..., :0, :]
+
+    def infeasibility(self, y: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(self._flat(y)[..., :1].sum(dim=-1))
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
+    def project(self, y: Tensor) -> Tensor:
+        """y."""
+        return y
+
+    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """Nothing, (..., 0)."""
+        return self._flat(gradient)[..., :0]
+
+    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(y)
+
+    def less_normal(self, vector: Tensor, y: Tensor, multipliers: Tensor) -> Tensor:
+        """A copy of the vector."""
+        return vector.clone()
+
+    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(direction)
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """Standard normal numbers."""
+        return gaussian(shape, generator, like)
+
+    def __repr__(self) -> str:
+        return f"Euclidean({'' if self.event_dims == 1 else self.event_dims})"
+
+
+class PositiveSimplex(Manifold):
+    """Probability vectors with positive entries: y > 0, Σᵢ yᵢ = 1, y of shape (..., n).
+
+    Metric: Fisher's. Multipliers have shape (..., 1). A solution on the boundary is none of the open set: a
+    node whose entries may be zero has ``bounds = (0.0, None)`` instead.
+    """
+
+    name = "positive_simplex"
+    event_dims = 1
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """Σᵢ yᵢ − 1, (..., 1)."""
+        return y.sum(dim=-1, keepdim=True) - 1
+
+    def constraint_jacobian(self, y: Tensor) -> Tensor:
+        """A row of ones, (..., 1, n)."""
+        return torch.ones_like(y).unsqueeze(-2)
+
+    def infeasibility(self, y: Tensor) -> Tensor:
+        """|Σᵢ yᵢ − 1|; at least 1 where an entry is not positive."""
+        far = (y.sum(dim=-1) - 1).abs()
+        return torch.where((y > 0).all(dim=-1), far, far.clamp_min(1))
+
+    def project(self, y: Tensor) -> Tensor:
+        """Entries of at least ε of the largest, divided by their sum. Not the nearest."""
+        largest = y.abs().amax(dim=-1, keepdim=True)
+        kept = torch.maximum(y, torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, 1.0))
+        return kept / kept.sum(dim=-1, keepdim=True)
+
+    def point_of(self, x: Tensor) -> Tensor:
+        """softmax(x)."""
+        return torch.softmax(x, dim=-1)
+
+    def free_of(self, weight: Tensor) -> Tensor:
+        """The logarithm of the projection."""
+        return self.project(weight).log()
+
+    def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """The mean of ∇f."""
+        return gradient.mean(dim=-1, keepdim=True)
+
+    def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
+        """σ in every entry."""
+        return multipliers.expand_as(y).clone()
+
+    def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
+        """0: the constraint is linear."""
+        return torch.zeros_like(direction)
+
+    def inner(self, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Σᵢ uᵢvᵢ/yᵢ."""
+        return (u * v / y).sum(dim=-1)
+
+    def gradient(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """y∘(∇f − ⟨y, ∇f⟩)."""
+        return y * (gradient - (y * gradient).sum(dim=-1, keepdim=True))
+
+    def hessian(self, y: Tensor, gradient: Tensor, product: Tensor, direction: Tensor) -> Tensor:
+        """The tangent part of y∘∇²f[z] + ½ z∘(∇f − ⟨y, ∇f⟩)."""
+        relative = gradient - (y * gradient).sum(dim=-1, keepdim=True)
+        return self.transport(y, y, y * product + direction * relative / 2)
+
+    def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
+        """y∘exp(z/y), divided by its sum."""
+        power = tangent / y
+        grown = y * (power - power.amax(dim=-1, keepdim=True)).exp()
+        return self.project(grown)
+
+    def transport(self, y: Tensor, to: Tensor, vector: Tensor) -> Tensor:
+        """v − (Σᵢ vᵢ) to: the projection that is orthogonal in the metric."""
+        return vector - vector.sum(dim=-1, keepdim=True) * to
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """The softmax of standard normal numbers, of the given shape (..., n)."""
+        return torch.softmax(gaussian(shape, generator, like), dim=-1)
