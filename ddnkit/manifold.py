@@ -248,11 +248,9 @@ class Manifold(abc.ABC):
 
     # -- free tensors, as `ddnkit.parametrize` takes them -------------------------------------------
 
-    def point_of(self, x: Tensor) -> Tensor:
-        """The point that a free tensor stands for, differentiable in it: the nearest, unless overridden."""
-        from .parametrization import nearest_point
-
-        return nearest_point(self, x)
+    def point_of(self, x: Tensor) -> Tensor | None:
+        """The point that a free tensor stands for, differentiable in it; None: the nearest one."""
+        return None
 
     def free_of(self, weight: Tensor) -> Tensor:
         """A free tensor that stands for the point next to a weight."""

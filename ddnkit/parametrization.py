@@ -64,6 +64,12 @@ def parametrize(
     return module
 
 
+def point_of(manifold: Manifold, x: Tensor) -> Tensor:
+    """The point that a free tensor stands for: `Manifold.point_of`, or the nearest."""
+    found = manifold.point_of(x)
+    return nearest_point(manifold, x) if found is None else found
+
+
 class OnManifold(torch.nn.Module):
     """The point of a manifold that a free tensor stands for, as a parametrization."""
 
@@ -77,7 +83,8 @@ class OnManifold(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The point."""
-        return self.manifold.point_of(x.mT).mT if self.transposed else self.manifold.point_of(x)
+        point = point_of(self.manifold, x.mT if self.transposed else x)
+        return point.mT if self.transposed else point
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """`Manifold.free_of`."""
