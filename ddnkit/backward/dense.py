@@ -82,7 +82,7 @@ class Dense(BackwardForm):
         inverse = KKTInverse(
             system.G,
             system.A,
-            tangent_units=system.on_manifold,
+            across=system.on_manifold,
             singular=self.singular,
             schur=self.schur,
             noise=system.noise,

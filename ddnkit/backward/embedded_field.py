@@ -45,7 +45,7 @@ class EmbeddedField(BackwardForm):
         inverse = TangentInverse(
             G,
             matrix_of(Projector(problem, y), flat(y)),
-            tangent_units=isinstance(constraints, OnManifold),
+            across=isinstance(constraints, OnManifold),
         )
         return inverse if y.dtype != torch.float32 else _InEnoughDigits(inverse, problem, y)
 

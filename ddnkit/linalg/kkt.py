@@ -272,19 +272,15 @@ def unit_curvature(G: Tensor, A: Tensor | None = None, noise: Tensor | None = No
     return h.rsqrt()
 
 
-def tangent_part(G: Tensor, A: Tensor, eps: float) -> Tensor:
-    """P G P (B, m, m) for the projector P on the null space of A (B, p, m), its diagonal 0 where that is
-    nothing but rounding."""
-    Q = rows_of(A, eps).basis()
-    return _without_rounding(G, torch.eye(G.shape[-1], dtype=G.dtype, device=G.device) - Q @ Q.mT)
+def units_across(D: Tensor, G: Tensor) -> Tensor:
+    """Units in which no entry of D G D is larger than 1, from D (B, m) in which the diagonal is 1.
 
-
-def _without_rounding(G: Tensor, P: Tensor) -> Tensor:
-    tangent, sizes = P @ G @ P, P.abs() @ G.abs() @ P.abs()
-    left = 8 * torch.finfo(G.dtype).eps * sizes.diagonal(dim1=-2, dim2=-1)
-    own = tangent.diagonal(dim1=-2, dim2=-1)
-    own.masked_fill_(own.abs() <= left, 0.0)
-    return tangent
+    On a tangent space with a minimum nothing else is possible. Across it G may be indefinite: of a function
+    of a symmetric matrix, the curvature of the entry (i, j) alone says nothing, that of (i, j) with (j, i)
+    all. As covariant as D.
+    """
+    largest = (D.unsqueeze(-1) * G * D.unsqueeze(-2)).abs().amax(dim=-1)
+    return D / largest.clamp_min(1).sqrt()
 
 
 def _with_neighbours(h: Tensor, G: Tensor, A: Tensor | None) -> Tensor:
@@ -316,8 +312,7 @@ class KKTInverse:
         measure: measures it, where the rounding of G's largest entries, grown by the units, might make a
             singular system look regular.
         eps: what the entries of A are known to; None: the rounding of G's dtype.
-        tangent_units: the units are those of P G P, not of G: for a manifold's constraints, across which an
-            objective may have any curvature (of a symmetric matrix, that of entries apart).
+        across: the units are those of `units_across`: for a manifold's constraints.
     """
 
     def __init__(
@@ -325,7 +320,7 @@ class KKTInverse:
         G: Tensor,
         A: Tensor | None,
         *,
-        tangent_units: bool = False,
+        across: bool = False,
         singular: str = "minimum_norm",
         schur: bool = False,
         noise: Tensor | None = None,
@@ -349,9 +344,13 @@ class KKTInverse:
             self.schur = False
             self._prepare_damped()
             return
-        in_units = tangent_part(G, A, self._eps) if tangent_units and self.p else G
+
+        def units(noise: Tensor | None) -> Tensor:
+            D = unit_curvature(G, A, noise)
+            return units_across(D, G) if across else D
+
         if noise is None:
-            self._scale(G, A, unit_curvature(in_units, A))
+            self._scale(G, A, units(None))
             ratio = curvature_ratio_of_units(self.D)
             by_cholesky = self._by_cholesky(
                 ratio if measure is not None else torch.ones_like(ratio)
@@ -364,7 +363,7 @@ class KKTInverse:
                 self.inverse = self._revealing(singular, None)
         if noise is not None:
             noise = torch.where(self.good.reshape(-1, 1, 1), noise.to(wide), 0.0)
-            D = unit_curvature(in_units, A, noise.diagonal(dim1=-2, dim2=-1))
+            D = units(noise.diagonal(dim1=-2, dim2=-1))
             self._scale(G, A, D)
             scaled = (D.unsqueeze(-1) * noise * D.unsqueeze(-2)).flatten(1).norm(dim=1)
             self.inverse = self._revealing(singular, scaled)
@@ -608,7 +607,7 @@ class TangentInverse:
     solves for the rows that span it: the system and its solution are the same.
 
     Args:
-        noise, tangent_units: see `KKTInverse`.
+        noise, across: see `KKTInverse`.
     """
 
     def __init__(
@@ -617,7 +616,7 @@ class TangentInverse:
         P: Tensor,
         *,
         noise: Tensor | None = None,
-        tangent_units: bool = False,
+        across: bool = False,
     ):
         wide = wide_dtype(G)
         self.given = G.dtype
@@ -625,16 +624,13 @@ class TangentInverse:
         self.good = finite_items(self.G, self.P)
         G, P = without_bad_items(self.G, self.P)
         self.scaled: KKTInverse | None = None
-        of_units = _without_rounding(G, P) if tangent_units else G
-        if not bool((curvature_ratio(of_units) <= ONE_UNIT).all()):
+        if not bool((curvature_ratio(G) <= ONE_UNIT).all()):
             eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
             values, vectors = torch.linalg.eigh(eye - (P + P.mT) / 2)
             normal = vectors * (values > 0.5).unsqueeze(-2)
             most = max(int((values > 0.5).sum(dim=-1).max()), 1) if len(G) else 1
             rows = normal.mT[..., -most:, :]
-            self.scaled = KKTInverse(
-                self.G.to(self.given), rows, noise=noise, tangent_units=tangent_units
-            )
+            self.scaled = KKTInverse(self.G.to(self.given), rows, noise=noise, across=across)
             return
         eye = torch.eye(G.shape[-1], dtype=wide, device=G.device)
         self.unit = power_of_two(G.flatten(1)).reshape(-1, 1, 1)

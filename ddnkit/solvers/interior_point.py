@@ -4,7 +4,7 @@
 Each step is Newton's on the conditions of optimality with sᵢλᵢ = τ in the place of sᵢλᵢ = 0, and likewise
 for the bounds, which iterates keep strictly within. A first one with τ = 0 tells how much of the mean of
 sᵢλᵢ a step can take away; from that follow τ and the second-order term of the step that is taken (Mehrotra).
-Where the first could go a part α of its way only, no more than α of that term is what it tells.
+Where the first could go less than a tenth of its way, the term counts by so much less.
 
 A step is taken whole, up to the boundary, if it leaves no more error than the last few points had. One that
 does not is halved, then given up: the item goes on carefully, with τ fixed, and its steps are shortened
@@ -77,6 +77,8 @@ _LONGEST_STEP = 100
 _PART_OF_CURVATURE = 0.1
 _ESCAPE = 0.1
 _PATIENCE = 25
+#: The second-order term counts in whole from one over so much of the first step's way on.
+_TRUSTED = 10
 #: A y of so many of its units, or one over so many, asks for others.
 _OUTGROWN = 100
 
@@ -549,8 +551,10 @@ def _advance(program: Program, state: _State, point: Point, stop: float, eps: fl
     target = torch.where(state.careful, state.tau, part * tau).unsqueeze(1)
     second = [first.s * first.lam, first.y * first.lower, -first.y * first.upper]
     bold = (~state.careful).unsqueeze(1)
+    # Of a first step that goes nowhere, the second-order term says nothing.
+    trusted = (_TRUSTED * long).clamp_max(1)
     rests = [
-        product + torch.where(bold, long * more, 0.0) - torch.where(there, target, 0.0)
+        product + torch.where(bold, trusted * more, 0.0) - torch.where(there, target, 0.0)
         for product, more, there in zip(
             products, second, (s > 0, has_lower, has_upper), strict=True
         )

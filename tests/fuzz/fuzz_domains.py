@@ -202,7 +202,14 @@ def _mild(s):
 
 
 #: By class, the nearest in a problem's line of ancestors; `freely` for all others.
+def outward(problem, xs, s, t, noise):
+    # Beyond a bound that is active: no smaller.
+    (x,) = xs
+    return [max(_mild(s), 1.0) * x]
+
+
 MOVES = {
+    "PoseWithin": outward,
     "Polynomial": scaled,
     "LinearOnScaledCircle": circle,
     "QuadraticOnSphere": direction,

@@ -68,7 +68,7 @@ class Fuzzed:
     """A drawn case made real.
 
     Attributes:
-        f: y(θ) by the form; theta: θ; other: θ of another instance, for batches.
+        f: y(θ), what is observed of it, by the form; theta: θ; other: θ of another instance, for batches.
         jacobians: J of each operand, (m, *θ).
         v, u: the incoming gradient, and a direction of the operands.
         gradient: vᵀJ by autograd.
@@ -93,7 +93,8 @@ class Fuzzed:
         self.u = (*feasible, *directions[count:])
         self.v = drawn.size_of_v * self._direction_of_y()
         wanted = [*leaves, *(p for p in self.f.one.parameters() if p.requires_grad)]
-        self.gradient = torch.autograd.grad(testing.join_parts(y).reshape(-1), wanted, self.v)
+        seen = testing.join_parts(self.problem.observed(y)).reshape(-1)
+        self.gradient = torch.autograd.grad(seen, wanted, self.v)
 
     def check(self):
         """The worst error; fails if it is above the tolerance."""
