@@ -13,7 +13,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.utils import parametrize as torch_parametrize
 
 from .errors import InputError
@@ -71,9 +71,7 @@ class OnManifold(torch.nn.Module):
         super().__init__()
         self.manifold = manifold
         #: whether the matrix is seen from the other side
-        self.transposed = (
-            manifold.event_dims == 2 and manifold.tall and weight.shape[-2] < weight.shape[-1]
-        )
+        self.transposed = manifold.tall and weight.shape[-2] < weight.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """The point."""
@@ -122,15 +120,47 @@ class Nearest(DeclarativeNode):
         return self.manifold.project(x)
 
 
+class _Set(Manifold):
+    """The points of a quotient, each for itself: to be near one is no matter of what it stands for."""
+
+    name = "set"
+
+    def __init__(self, quotient: Manifold):
+        self._quotient, self.event_dims = quotient, quotient.event_dims
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """The quotient's."""
+        return self._quotient.constraint(y)
+
+    def project(self, y: Tensor) -> Tensor:
+        """The quotient's."""
+        return self._quotient.project(y)
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """The quotient's."""
+        return self._quotient.random(shape, generator=generator, like=like)
+
+
 @functools.lru_cache(maxsize=32)
 def _layer(kind: type[Manifold], settings: tuple[tuple[str, Any], ...]) -> DeclarativeLayer:
     manifold = kind.__new__(kind)
     vars(manifold).update(settings)
-    return DeclarativeLayer(Nearest(manifold))
+    return _layer_of(manifold)
+
+
+def _layer_of(manifold: Manifold) -> DeclarativeLayer:
+    quotient = type(manifold).vertical is not Manifold.vertical
+    return DeclarativeLayer(Nearest(_Set(manifold) if quotient else manifold))
 
 
 def nearest_point(manifold: Manifold, x: Tensor) -> Tensor:
     """The nearest point, differentiated by the implicit function theorem."""
     settings = tuple(sorted(vars(manifold).items()))
-    found: Tensor = _layer(type(manifold), settings)(x)
+    try:
+        layer = _layer(type(manifold), settings)
+    except TypeError:  # a setting that cannot be hashed
+        layer = _layer_of(manifold)
+    found: Tensor = layer(x)
     return found

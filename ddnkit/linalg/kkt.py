@@ -273,10 +273,22 @@ def unit_curvature(G: Tensor, A: Tensor | None = None, noise: Tensor | None = No
 
 
 def tangent_part(G: Tensor, A: Tensor, eps: float) -> Tensor:
-    """P G P (B, m, m) for the projector P on the null space of A (B, p, m)."""
+    """P G P (B, m, m) for the projector P on the null space of A (B, p, m).
+
+    With M = I + |Q||Q|ᵀ, the rounding of its entries is below m ε (M|G|M), and what is within that is 0: an
+    unknown that no tangent vector moves has no curvature, and what is left of one would be its unit.
+    """
     Q = rows_of(A, eps).basis()
     tangent = G - Q @ (Q.mT @ G)
-    return tangent - (tangent @ Q) @ Q.mT
+    tangent = tangent - (tangent @ Q) @ Q.mT
+    m, known = G.shape[-1], torch.finfo(G.dtype).eps
+    least = tangent.diagonal(dim1=-2, dim2=-1).abs().amin(dim=-1)
+    # M is at most 1 + m: elsewhere no entry of the diagonal can be within the bound.
+    if bool((least > m * (1 + m) ** 2 * known * G.abs().sum(dim=(-2, -1))).all()):
+        return tangent
+    left = G.abs() + Q.abs() @ (Q.abs().mT @ G.abs())
+    left = left + (left @ Q.abs()) @ Q.abs().mT
+    return torch.where(tangent.abs() > m * known * left, tangent, 0.0)
 
 
 def _with_neighbours(h: Tensor, G: Tensor, A: Tensor | None) -> Tensor:

@@ -130,8 +130,7 @@ class Grassmann(_Orthonormal):
 
     def point_of(self, x: Tensor) -> Tensor:
         """The polar factor."""
-        _check_shape(x.shape)
-        return polar_factor(self, x)
+        return Stiefel().point_of(x)
 
     def vertical(self, y: Tensor) -> Tensor:
         """U Ω for a basis of skew matrices Ω, (..., C(C−1)/2, d, C)."""

@@ -18,8 +18,8 @@ class Product(Manifold):
     Args:
         manifolds: one for each part; `Euclidean` for a part that is free.
 
-    Example, rotation and translation of a pose: ``manifold = Product(SpecialOrthogonal(), Euclidean())``, with an
-    `initial_point` that returns ``(R, t)``.
+    Example, rotation and translation of a pose: ``manifold = Product(SpecialOrthogonal(), Euclidean())``,
+    with an `initial_point` that returns ``(R, t)``.
 
     Raises:
         InputError: where y has another number of parts.
@@ -184,3 +184,8 @@ class _Parts(Manifold):
             blocks.append(torch.nn.functional.pad(block, (at, total - at - size)))
             at += size
         return torch.cat(blocks, dim=-2)
+
+
+def packed(manifolds: Sequence[Manifold], shapes: Sequence[Sequence[int]]) -> Manifold:
+    """The product whose points are vectors, with parts of these shapes laid end to end."""
+    return _Parts(manifolds, tuple(tuple(shape) for shape in shapes))
