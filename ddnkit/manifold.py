@@ -177,7 +177,7 @@ class Manifold(abc.ABC):
         return torch.linalg.vector_norm(step, dim=-1) / torch.where(size > 0, size, 1.0)
 
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
-        """σ(y) for the Euclidean gradient of a function, in this manifold's own shape; (..., p) by default."""
+        """σ(y) for the Euclidean gradient of a function, in the manifold's own shape; (..., p) by default."""
         return _least_squares(self.constraint_jacobian(y), self._flat(gradient))
 
     def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:

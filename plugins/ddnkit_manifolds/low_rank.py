@@ -1,10 +1,10 @@
 """Matrices of fixed rank, as products of two factors.
 
-X = L Rᵀ in R^{m×n} of rank r is given by y = [L; R], stacked, (m + n, r). (L T, R T⁻ᵀ) is the same X for every
-regular T. Of these the balanced factors are taken,
+X = L Rᵀ in R^{m×n} of rank r is given by y = [L; R], stacked, (m + n, r). (L T, R T⁻ᵀ) is the same X for
+every regular T. Of these the balanced factors are taken,
     j(y) = ½(LᵀL − RᵀR) = 0,
-which leaves T orthogonal, a gauge whose vertical directions are yΩ, Ω skew. Balanced factors of X have singular
-values that are the roots of X's: a problem in them is as well conditioned as it can be.
+which leaves T orthogonal, a gauge whose vertical directions are yΩ, Ω skew. Balanced factors of X have
+singular values that are the roots of X's: a problem in them is as well conditioned as it can be.
 
 With M = LᵀL + RᵀR, D = diag(I, −I) and symmetric multipliers S,
     Σᵢ σᵢ ∇jᵢ(y) = D y S,      Σᵢ σᵢ ∇²jᵢ[Z] = D Z S,
@@ -77,12 +77,17 @@ class FixedRank(Manifold):
         """Balanced factors of the nearest matrix of the `rank`.
 
         Raises:
-            InputError: no rank was given, or the weight has another number of rows.
+            InputError: no rank was given, or one that the weight cannot have, or it has another number of rows.
         """
         if self.rank is None or weight.shape[-2] != self.rows:
             raise InputError(
                 f"{self!r} for a weight of shape {tuple(weight.shape)}: expected FixedRank(rows="
                 f"{weight.shape[-2]}, rank=…)"
+            )
+        if not 1 <= self.rank <= min(weight.shape[-2:]):
+            raise InputError(
+                f"{self!r}: a matrix of shape {tuple(weight.shape[-2:])} has a rank of 1 to "
+                f"{min(weight.shape[-2:])}"
             )
         return self.of_matrix(weight, self.rank)
 

@@ -15,7 +15,9 @@ import functools
 import torch
 from torch import Generator, Tensor
 
-from ddnkit import DeclarativeLayer, DeclarativeNode, Manifold, gaussian
+from ddnkit import DeclarativeLayer, DeclarativeNode, InputError, Manifold, gaussian
+
+_SWEEPS = 8
 
 
 class Euclidean(Manifold):
@@ -231,8 +233,8 @@ class Birkhoff(Manifold):
 
     name = "birkhoff"
     event_dims = 2
-    #: sweeps of Sinkhorn's iteration at most; one that is near needs few
-    _sweeps = 1000
+    #: of so many sweeps of Sinkhorn's iteration and a step of Newton's, at most; one that is near needs one
+    _rounds = 100
 
     def constraint(self, y: Tensor) -> Tensor:
         """The sums of the rows, and of the columns but the last, less 1; (..., 2n − 1)."""
@@ -248,17 +250,30 @@ class Birkhoff(Manifold):
         return torch.zeros_like(direction)
 
     def project(self, y: Tensor) -> Tensor:
-        """Of positive entries, rows and columns divided by their sums until both are 1. Not the nearest."""
-        n, eps = y.shape[-1], torch.finfo(y.dtype).eps
+        """Of positive entries, rows and columns scaled so that their sums are 1. Not the nearest."""
+        eps = torch.finfo(y.dtype).eps
+        if y.shape[-2] != y.shape[-1]:
+            raise InputError(f"doubly stochastic matrices are square; got shape {tuple(y.shape)}")
         largest = y.abs().amax(dim=(-2, -1), keepdim=True)
-        kept = torch.maximum(y, eps * torch.where(largest > 0, largest, 1.0))
-        for sweep in range(self._sweeps):
-            kept = kept / kept.sum(dim=-2, keepdim=True)
-            rows = kept.sum(dim=-1, keepdim=True)
-            kept = kept / rows
-            # Looked at now and then: on an accelerator a look costs more than a sweep.
-            if sweep % 8 == 7 and bool(((rows - 1).abs() <= n * eps).all()):
+        return self.scaled(torch.maximum(y, eps * torch.where(largest > 0, largest, 1.0)))
+
+    def scaled(self, kept: Tensor) -> Tensor:
+        """diag(a) Y diag(b), doubly stochastic, of a Y with positive entries."""
+        n, eps = kept.shape[-1], torch.finfo(kept.dtype).eps
+        for _ in range(self._rounds):
+            for _ in range(_SWEEPS):
+                kept = kept / kept.sum(dim=-2, keepdim=True)
+                kept = kept / kept.sum(dim=-1, keepdim=True)
+            far = (kept.sum(dim=-2) - 1).abs().amax(dim=-1)
+            if bool((far <= n * eps).all()):
                 break
+            # y∘exp(Jᵀc) with (J diag(y) Jᵀ) c = −j(y): a step of Newton's, taken where it is one ahead.
+            J = self.constraint_jacobian(kept)
+            weighted = J * self._flat(kept).unsqueeze(-2)
+            c = torch.linalg.solve_ex(J @ weighted.mT, -self.constraint(kept).unsqueeze(-1))[0]
+            ahead = kept * (J.mT @ c).reshape(kept.shape).exp()
+            better = self.infeasibility(ahead) < far
+            kept = torch.where(better[..., None, None], ahead, kept)
         return kept
 
     def point_of(self, x: Tensor) -> Tensor:
@@ -267,8 +282,10 @@ class Birkhoff(Manifold):
         return found
 
     def free_of(self, weight: Tensor) -> Tensor:
-        """The logarithm of the projection."""
-        return self.project(weight).log()
+        """The logarithm of the projection of entries of at least a thousandth of the largest, as few sweeps
+        are enough for."""
+        least = weight.abs().amax(dim=(-2, -1), keepdim=True) / 1000
+        return self.project(torch.maximum(weight, least)).log()
 
     def gradient(self, y: Tensor, gradient: Tensor) -> Tensor:
         """y∘(∇f − α1ᵀ − 1βᵀ)."""
@@ -320,7 +337,7 @@ class _Scaled(DeclarativeNode):
 
     def solve(self, x: Tensor) -> Tensor:
         """By the sums in turn."""
-        return self.manifold.project((x - x.amax(dim=(-2, -1), keepdim=True)).exp())
+        return self.manifold.scaled((x - x.amax(dim=(-2, -1), keepdim=True)).exp())
 
 
 @functools.cache

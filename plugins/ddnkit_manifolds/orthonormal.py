@@ -58,7 +58,7 @@ class _Orthonormal(Manifold):
     def project(self, y: Tensor) -> Tensor:
         """The polar factor of y, the nearest point; some nearest point where y is rank-deficient."""
         _check_shape(y.shape)
-        left, _, right = torch.linalg.svd(y.to(lapack_dtype(y.dtype)), full_matrices=False)
+        left, right = _svd(y)
         return (left @ right).to(y.dtype)
 
     def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class SpecialOrthogonal(_Orthonormal):
     def project(self, y: Tensor) -> Tensor:
         """The nearest rotation; some nearest one where several are."""
         _check_shape(y.shape)
-        left, _, right = torch.linalg.svd(y.to(lapack_dtype(y.dtype)), full_matrices=False)
+        left, right = _svd(y)
         sign = torch.linalg.det(left @ right).sign()
         left = torch.cat([left[..., :-1], left[..., -1:] * sign[..., None, None]], dim=-1)
         return (left @ right).to(y.dtype)
@@ -257,6 +257,14 @@ def _lower_triangle(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gram_minus_identity(y: Tensor) -> Tensor:
     return y.mT @ y - torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+
+
+def _svd(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular vectors from the left and, as rows, from the right; NaN of what is no number."""
+    known = y.isfinite().flatten(-2).all(dim=-1)[..., None, None]
+    safe = torch.where(known, y, 0.0).to(lapack_dtype(y.dtype))
+    left, _, right = torch.linalg.svd(safe, full_matrices=False)
+    return torch.where(known, left, torch.nan), right
 
 
 def _orthonormalise(y: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ A derivative by the implicit function theorem does not depend on the metric; a s
   are exp(log Y + t DZ).
 
 Source: Bhatia, *Positive Definite Matrices*, chapter 6; Arsigny, Fillard, Pennec and Ayache, *Geometric means
-in a novel vector space structure on symmetric positive-definite matrices*; Jeuris, Vandebril and Vandereycken,
-*A survey and comparison of contemporary algorithms for computing the matrix geometric mean* (the retraction).
+in a novel vector space structure on symmetric positive-definite matrices*; Jeuris, Vandebril and
+Vandereycken, *A survey and comparison of contemporary algorithms for computing the matrix geometric mean* (the
+retraction).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class SPD(Manifold):
         return _sym(y + tangent + tangent @ solved / 2)
 
     def transport(self, y: Tensor, to: Tensor, vector: Tensor) -> Tensor:
-        """E V Eᵀ with E = (to Y⁻¹)^½ along the geodesic; in the log-Euclidean metric D⁻¹ at ``to`` of D at y."""
+        """E V Eᵀ with E = (to Y⁻¹)^½, along the geodesic; log-Euclidean: D⁻¹ at ``to`` of D at y."""
         if self.metric == "log_euclidean":
             return _Log(to).inverse(_Log(y).derivative(vector))
         root, inverse = _roots(y)
