@@ -77,7 +77,7 @@ class FixedRank(Manifold):
         """Balanced factors of the nearest matrix of the `rank`.
 
         Raises:
-            InputError: no rank was given, or one that the weight cannot have, or it has another number of rows.
+            InputError: no rank was given, or one that the weight cannot have, or it has other rows.
         """
         if self.rank is None or weight.shape[-2] != self.rows:
             raise InputError(

@@ -14,8 +14,8 @@ A derivative by the implicit function theorem does not depend on the metric; a s
 
 Source: Bhatia, *Positive Definite Matrices*, chapter 6; Arsigny, Fillard, Pennec and Ayache, *Geometric means
 in a novel vector space structure on symmetric positive-definite matrices*; Jeuris, Vandebril and
-Vandereycken, *A survey and comparison of contemporary algorithms for computing the matrix geometric mean* (the
-retraction).
+Vandereycken, *A survey and comparison of contemporary algorithms for computing the matrix geometric mean*
+(the retraction).
 """
 
 from __future__ import annotations
