@@ -13,10 +13,11 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.utils import parametrize as torch_parametrize
 
-from .errors import InputError
+from .errors import DdnkitError, InputError
+from .importing import describe_error
 from .layer import DeclarativeLayer
 from .manifold import Manifold
 from .node import DeclarativeNode
@@ -28,8 +29,9 @@ def parametrize(
     """Have a weight of ``module`` on a manifold, or be a node's solution, from now on; in training too.
 
     ``module.NAME`` is then a point, and ``module.parametrizations.NAME.original`` the free tensor that is
-    trained. It starts at the point next to the weight. A matrix with more columns than rows has orthonormal
-    rows, where it cannot have orthonormal columns. Dimensions in front of the manifold's own are a batch.
+    trained. It starts at the point next to the weight, at one of them where there are several. A matrix with
+    more columns than rows has orthonormal rows, where it cannot have orthonormal columns. Dimensions in front
+    of the manifold's own are a batch.
 
     Args:
         module: whose weight it is; returned.
@@ -39,13 +41,18 @@ def parametrize(
     Example: ``ddnkit.parametrize(torch.nn.Linear(64, 64), "weight", Stiefel())``, an orthogonal layer.
 
     Raises:
-        InputError: there is no such weight, it has too few dimensions, or ``by`` is neither.
+        InputError: there is no such weight, it is not one of real numbers, has too few dimensions or another
+            shape than the manifold or the node can have, or ``by`` is neither.
     """
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         known = [key for key, _ in module.named_parameters(recurse=False)]
         raise InputError(
             f"{type(module).__name__} has no weight {name!r}; it has {', '.join(known) or 'none'}"
+        )
+    if not weight.is_floating_point():
+        raise InputError(
+            f"{name!r} of {type(module).__name__} is of {weight.dtype}; what is trained is real"
         )
     if isinstance(by, Manifold):
         if weight.ndim < by.event_dims:
@@ -60,6 +67,7 @@ def parametrize(
         raise InputError(
             f"a weight is parametrized by a ddnkit.Manifold or a DeclarativeNode, not {by!r}"
         )
+    _try(mapped, weight, f"{name!r} of {type(module).__name__}", by)
     torch_parametrize.register_parametrization(module, name, mapped, unsafe=True)
     return module
 
@@ -70,6 +78,31 @@ def point_of(manifold: Manifold, x: Tensor) -> Tensor:
     return nearest_point(manifold, x) if found is None else found
 
 
+def _try(
+    mapped: torch.nn.Module, weight: Tensor, whose: str, by: DeclarativeNode | Manifold
+) -> None:
+    """Refuse now what would fail in the module's forward."""
+    found: Any
+    try:
+        with torch.no_grad():
+            found = mapped(
+                mapped.right_inverse(weight) if isinstance(mapped, OnManifold) else weight
+            )
+    except DdnkitError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{whose}, of shape {tuple(weight.shape)}, cannot be parametrized by {by!r}: "
+            f"{describe_error(error)}"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != weight.shape:
+        kind = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"{whose} has shape {tuple(weight.shape)}; {by!r} makes {kind} of it, and a weight "
+            "keeps its shape"
+        )
+
+
 class OnManifold(torch.nn.Module):
     """The point of a manifold that a free tensor stands for, as a parametrization."""
 
@@ -77,9 +110,7 @@ class OnManifold(torch.nn.Module):
         super().__init__()
         self.manifold = manifold
         #: whether the matrix is seen from the other side
-        self.transposed = (
-            manifold.event_dims == 2 and manifold.tall and weight.shape[-2] < weight.shape[-1]
-        )
+        self.transposed = manifold.tall and weight.shape[-2] < weight.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """The point."""
@@ -106,8 +137,9 @@ class SolutionOf(torch.nn.Module):
         self.layer = DeclarativeLayer(node)
 
     def forward(self, x: Tensor) -> Any:
-        """The solution for x."""
-        return self.layer(x)
+        """The solution for x, in its dtype."""
+        found = self.layer(x)
+        return found.to(x.dtype) if isinstance(found, Tensor) else found
 
 
 class Nearest(DeclarativeNode):
@@ -129,15 +161,47 @@ class Nearest(DeclarativeNode):
         return self.manifold.project(x)
 
 
+class _Set(Manifold):
+    """The points of a quotient, each for itself: to be near one is no matter of what it stands for."""
+
+    name = "set"
+
+    def __init__(self, quotient: Manifold):
+        self._quotient, self.event_dims = quotient, quotient.event_dims
+
+    def constraint(self, y: Tensor) -> Tensor:
+        """The quotient's."""
+        return self._quotient.constraint(y)
+
+    def project(self, y: Tensor) -> Tensor:
+        """The quotient's."""
+        return self._quotient.project(y)
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """The quotient's."""
+        return self._quotient.random(shape, generator=generator, like=like)
+
+
 @functools.lru_cache(maxsize=32)
 def _layer(kind: type[Manifold], settings: tuple[tuple[str, Any], ...]) -> DeclarativeLayer:
     manifold = kind.__new__(kind)
     vars(manifold).update(settings)
-    return DeclarativeLayer(Nearest(manifold))
+    return _layer_of(manifold)
+
+
+def _layer_of(manifold: Manifold) -> DeclarativeLayer:
+    quotient = type(manifold).vertical is not Manifold.vertical
+    return DeclarativeLayer(Nearest(_Set(manifold) if quotient else manifold))
 
 
 def nearest_point(manifold: Manifold, x: Tensor) -> Tensor:
-    """The nearest point, differentiated by the implicit function theorem."""
+    """The nearest point, differentiated by the implicit function theorem; in the dtype of x."""
     settings = tuple(sorted(vars(manifold).items()))
-    found: Tensor = _layer(type(manifold), settings)(x)
-    return found
+    try:
+        layer = _layer(type(manifold), settings)
+    except TypeError:  # a setting that cannot be hashed
+        layer = _layer_of(manifold)
+    found: Tensor = layer(x)
+    return found.to(x.dtype)

@@ -258,6 +258,13 @@ class Problem:
             raise InputError(
                 f"{type(self.node).__name__}.initial_point returned dtype {start.dtype}; y must be floating"
             )
+        manifold = self.manifold
+        if manifold is not None and start.ndim != manifold.event_dims + 1:
+            raise InputError(
+                f"{type(self.node).__name__}.initial_point returned shape {tuple(start.shape[1:])}; a point "
+                f"of {manifold!r} has {manifold.event_dims} dimensions (ddnkit_manifolds.Copies is for several "
+                "points as one y)"
+            )
         return start
 
     # -- values ---------------------------------------------------------------------------------

@@ -83,12 +83,17 @@ class FixedRank(Manifold):
         """Balanced factors of the nearest matrix of the `rank`.
 
         Raises:
-            InputError: no rank was given, or the weight has another number of rows.
+            InputError: no rank was given, or one that the weight cannot have, or it has other rows.
         """
         if self.rank is None or weight.shape[-2] != self.rows:
             raise InputError(
                 f"{self!r} for a weight of shape {tuple(weight.shape)}: expected FixedRank(rows="
                 f"{weight.shape[-2]}, rank=…)"
+            )
+        if not 1 <= self.rank <= min(weight.shape[-2:]):
+            raise InputError(
+                f"{self!r}: a matrix of shape {tuple(weight.shape[-2:])} has a rank of 1 to "
+                f"{min(weight.shape[-2:])}"
             )
         return self.of_matrix(weight, self.rank)
 

@@ -59,7 +59,7 @@ class _Orthonormal(Manifold):
     def project(self, y: Tensor) -> Tensor:
         """The polar factor of y, the nearest point; some nearest point where y is rank-deficient."""
         _check_shape(y.shape)
-        left, _, right = torch.linalg.svd(y.to(lapack_dtype(y.dtype)), full_matrices=False)
+        left, right = _svd(y)
         return (left @ right).to(y.dtype)
 
     def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
@@ -131,8 +131,7 @@ class Grassmann(_Orthonormal):
 
     def point_of(self, x: Tensor) -> Tensor:
         """The polar factor."""
-        _check_shape(x.shape)
-        return polar_factor(self, x)
+        return Stiefel().point_of(x)
 
     def vertical(self, y: Tensor) -> Tensor:
         """U Ω for a basis of skew matrices Ω, (..., C(C−1)/2, d, C)."""
@@ -159,7 +158,7 @@ class SpecialOrthogonal(_Orthonormal):
     def project(self, y: Tensor) -> Tensor:
         """The nearest rotation; some nearest one where several are."""
         _check_shape(y.shape)
-        left, _, right = torch.linalg.svd(y.to(lapack_dtype(y.dtype)), full_matrices=False)
+        left, right = _svd(y)
         sign = torch.linalg.det(left @ right).sign()
         left = torch.cat([left[..., :-1], left[..., -1:] * sign[..., None, None]], dim=-1)
         return (left @ right).to(y.dtype)
@@ -259,6 +258,14 @@ def _lower_triangle(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gram_minus_identity(y: Tensor) -> Tensor:
     return y.mT @ y - torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+
+
+def _svd(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular vectors from the left and, as rows, from the right; NaN of what is no number."""
+    known = y.isfinite().flatten(-2).all(dim=-1)[..., None, None]
+    safe = torch.where(known, y, 0.0).to(lapack_dtype(y.dtype))
+    left, _, right = torch.linalg.svd(safe, full_matrices=False)
+    return torch.where(known, left, torch.nan), right
 
 
 def _orthonormalise(y: Tensor) -> Tensor:

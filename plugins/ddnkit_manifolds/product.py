@@ -194,3 +194,8 @@ class Parts(Manifold):
             blocks.append(torch.nn.functional.pad(block, (at, total - at - size)))
             at += size
         return torch.cat(blocks, dim=-2)
+
+
+def packed(manifolds: Sequence[Manifold], shapes: Sequence[Sequence[int]]) -> Manifold:
+    """The product whose points are vectors, with parts of these shapes laid end to end."""
+    return Parts(manifolds, tuple(tuple(shape) for shape in shapes))

@@ -17,7 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ddnkit import Manifold, gaussian
+from ddnkit import Manifold, gaussian, nearest_point
+
+from .polar_map import transformed
 
 
 class Sphere(Manifold):
@@ -30,7 +32,9 @@ class Sphere(Manifold):
     event_dims = 1
 
     def point_of(self, x: Tensor) -> Tensor:
-        """Its projection."""
+        """Its projection; the layer of the nearest point, which tells it, where x = 0 has none."""
+        if transformed() or not bool(x.any(dim=-1).all()):
+            return nearest_point(self, x)
         return self.project(x)
 
     def constraint(self, y: Tensor) -> Tensor:
@@ -94,8 +98,8 @@ class Oblique(Manifold):
     _sphere = Sphere()
 
     def point_of(self, x: Tensor) -> Tensor:
-        """Its projection."""
-        return self.project(x)
+        """Its projection, each column as of the sphere."""
+        return self._sphere.point_of(x.mT).mT
 
     def constraint(self, y: Tensor) -> Tensor:
         """‖yⱼ‖² − 1 for each column, (..., C)."""

@@ -135,7 +135,7 @@ class SPD(Manifold):
         return _sym(y + tangent + tangent @ solved / 2)
 
     def transport(self, y: Tensor, to: Tensor, vector: Tensor) -> Tensor:
-        """E V Eᵀ with E = (to Y⁻¹)^½ along the geodesic; in the log-Euclidean metric D⁻¹D of the two."""
+        """E V Eᵀ with E = (to Y⁻¹)^½, along the geodesic; log-Euclidean: D⁻¹ at ``to`` of D at y."""
         if self.metric == "log_euclidean":
             return _Log(to).inverse(_Log(y).derivative(vector))
         root, inverse = _roots(y)

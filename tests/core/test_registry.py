@@ -29,7 +29,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         registry.get("manifolds", "stiefl")
     with pytest.raises(PluginError, match=r"'manifold'.*'manifolds'"):
         registry.names("manifold")
-    with pytest.raises(PluginError, match=r"'qqq'.*sphere, stiefel"):
+    with pytest.raises(PluginError, match=r"'qqq'.*sphere, stereographic, stiefel"):
         registry.get("manifolds", "qqq")
 
 
