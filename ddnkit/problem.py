@@ -261,9 +261,9 @@ class Problem:
         manifold = self.manifold
         if manifold is not None and start.ndim != manifold.event_dims + 1:
             raise InputError(
-                f"{type(self.node).__name__}.initial_point returned shape {tuple(start.shape[1:])}; a point "
-                f"of {manifold!r} has {manifold.event_dims} dimensions (ddnkit_manifolds.Copies is for several "
-                "points as one y)"
+                f"{type(self.node).__name__}.initial_point returned shape {tuple(start.shape[1:])}; a "
+                f"point of {manifold!r} has {manifold.event_dims} dimensions (ddnkit_manifolds.Copies is for "
+                "several points as one y)"
             )
         return start
 

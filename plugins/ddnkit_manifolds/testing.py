@@ -18,11 +18,13 @@ from ddnkit.testing import ClosedFormProblem, KnownProblem
 from ddnkit.testing.matrices import polar_factor, polar_jacobian
 from ddnkit.testing.parts import join_parts
 
+from .copies import Copies
 from .low_rank import FixedRank
-from .open_sets import Euclidean, PositiveSimplex
+from .open_sets import Birkhoff, Euclidean, Positive, PositiveSimplex
 from .orthonormal import Grassmann, SpecialEuclidean, SpecialOrthogonal, Stiefel
 from .product import Product
 from .spheres import Hyperbolic, Oblique, Sphere
+from .stereographic import Stereographic
 from .symmetric import SPD
 
 
@@ -450,6 +452,103 @@ class SoftmaxOnSimplex(_ByFormula):
         return (torch.randn(4, dtype=torch.float64),)
 
 
+class Exponential(_ByFormula):
+    """min Σ yₖ (log yₖ − 1) − xᵀy over positive y: exp(x)."""
+
+    manifold = Positive()
+    input_dims = (1,)
+
+    def objective(self, x: Tensor, y: Tensor) -> Tensor:
+        """Σ yₖ (log yₖ − 1) − xᵀy."""
+        return (y * (y.log() - 1)).sum() - x @ y
+
+    def initial_point(self, x: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(x)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """exp(x)."""
+        return x.exp()
+
+    def sample_inputs(self) -> tuple[Tensor, ...]:
+        """x (3,) normal."""
+        return (torch.randn(3, dtype=torch.float64),)
+
+
+class PointOfBall(_ByFormula):
+    """min ½‖y − x‖² over the ball model of hyperbolic space, for x in it: x."""
+
+    manifold = Stereographic()
+    input_dims = (1,)
+
+    def objective(self, x: Tensor, y: Tensor) -> Tensor:
+        """½‖y − x‖²."""
+        return (y - x).square().sum() / 2
+
+    def initial_point(self, x: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(x)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """x."""
+        return x.clone()
+
+    def sample_inputs(self) -> tuple[Tensor, ...]:
+        """x (3,) of length ½ at most."""
+        x = torch.randn(3, dtype=torch.float64)
+        return (x / (1 + x.norm()) / 2,)
+
+
+class EntropicPairs(_ByFormula):
+    """min Σ yᵢⱼ log yᵢⱼ − ⟨X, y⟩ over doubly stochastic 2×2 matrices.
+
+    They have one freedom, p = y₁₁ = y₂₂, for which 2 log(p/(1 − p)) = x₁₁ + x₂₂ − x₁₂ − x₂₁.
+    """
+
+    manifold = Birkhoff()
+    input_dims = (2,)
+
+    def objective(self, X: Tensor, y: Tensor) -> Tensor:
+        """Σ yᵢⱼ log yᵢⱼ − ⟨X, y⟩."""
+        return (y * y.log()).sum() - (X * y).sum()
+
+    def initial_point(self, X: Tensor) -> Tensor:
+        """All equal."""
+        return torch.full_like(X, 0.5)
+
+    def answer(self, X: Tensor) -> Tensor:
+        """p by the logistic function."""
+        signs = X.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
+        return torch.sigmoid(signs * (signs * X).sum(dim=(-2, -1), keepdim=True) / 2)
+
+    def sample_inputs(self) -> tuple[Tensor, ...]:
+        """X (2, 2) normal."""
+        return (torch.randn(2, 2, dtype=torch.float64),)
+
+
+class NearestUnitRows(_ByFormula):
+    """min ½‖y − x‖² over matrices with rows of length 1, as copies of a sphere: each row over its length."""
+
+    manifold = Copies(Sphere())
+    input_dims = (2,)
+
+    def objective(self, x: Tensor, y: Tensor) -> Tensor:
+        """½‖y − x‖²."""
+        return (y - x).square().sum() / 2
+
+    def initial_point(self, x: Tensor) -> Tensor:
+        """The answer."""
+        return self.answer(x)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """Each row over its length."""
+        return x / x.norm(dim=-1, keepdim=True)
+
+    def sample_inputs(self) -> tuple[Tensor, ...]:
+        """x (2, 3) normal."""
+        return (torch.randn(2, 3, dtype=torch.float64),)
+
+
 # -- products --------------------------------------------------------------------------------------
 
 
@@ -578,6 +677,10 @@ def bank() -> list[KnownProblem]:
         GeometricMean(),
         TruncatedSVD(),
         SoftmaxOnSimplex(),
+        Exponential(),
+        PointOfBall(),
+        EntropicPairs(),
+        NearestUnitRows(),
         Pose(),
         PoseAround(),
         PoseWithin(),

@@ -208,8 +208,18 @@ def outward(problem, xs, s, t, noise):
     return [max(_mild(s), 1.0) * x]
 
 
+def inward(problem, xs, s, t, noise):
+    # Within a ball: no larger.
+    (x,) = xs
+    return [min(_mild(s), 1.0) * x]
+
+
 MOVES = {
     "PoseWithin": outward,
+    "Exponential": logits,
+    "PointOfBall": inward,
+    "EntropicPairs": logits,
+    "NearestUnitRows": scaled,
     "SteinLoss": scaled,
     "GeometricMean": scaled,
     "RayleighQuotient": scaled,

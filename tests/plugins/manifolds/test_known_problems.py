@@ -28,6 +28,9 @@ def test_every_manifold_has_a_problem():
     found = set().union(*map(manifolds_of, BANK))
     public = [getattr(ddnkit_manifolds, name) for name in ddnkit_manifolds.__all__]
     for part in public:
+        # The image of a map is whatever the map is: test_wrapped.py has some.
+        if part is ddnkit_manifolds.Image:
+            continue
         if inspect.isclass(part) and issubclass(part, ddnkit.Manifold):
             assert part in found, part
 
