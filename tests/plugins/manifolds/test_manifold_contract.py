@@ -5,16 +5,19 @@ import torch
 from bounds import condition, factorised, infeasibility
 from ddnkit_manifolds import (
     SPD,
+    Birkhoff,
     Euclidean,
     FixedRank,
     Grassmann,
     Hyperbolic,
     Oblique,
+    Positive,
     PositiveSimplex,
     Product,
     SpecialEuclidean,
     SpecialOrthogonal,
     Sphere,
+    Stereographic,
     Stiefel,
 )
 from hypothesis import HealthCheck, given, settings
@@ -38,6 +41,13 @@ EVERY = {
     "fixed_rank": [(FixedRank(4), (9, 2)), (FixedRank(3), (6, 3)), (FixedRank(), (4, 1))],
     "positive_simplex": [(PositiveSimplex(), (5,)), (PositiveSimplex(), (2,))],
     "hyperbolic": [(Hyperbolic(), (4,)), (Hyperbolic(), (2,))],
+    "birkhoff": [(Birkhoff(), (3, 3)), (Birkhoff(), (2, 2))],
+    "positive": [(Positive(), (4,)), (Positive(), (1,))],
+    "stereographic": [
+        (Stereographic(), (3,)),
+        (Stereographic(2.0), (2,)),
+        (Stereographic(0.0), (3,)),
+    ],
     "euclidean": [(Euclidean(), (4,)), (Euclidean(2), (4, 2)), (Euclidean(0), ())],
     "product": [
         (Product(SpecialOrthogonal(), Euclidean(), Grassmann()), [(3, 3), (3,), (5, 2)]),
