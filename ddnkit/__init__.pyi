@@ -38,6 +38,7 @@ from .recipe.settings import Component, Doubt, Settings, component
 from .run.files import read_json, read_table, read_yaml, replace_file
 from .solution import Adjoint, Multipliers, Solution, Status
 from .solver import Solver
+from .transforms import under_transform
 
 __version__: str
 __all__ = [
@@ -94,4 +95,5 @@ __all__ = [
     "reset_peak_resident_memory",
     "settings_from",
     "testing",
+    "under_transform",
 ]

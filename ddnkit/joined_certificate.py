@@ -20,7 +20,7 @@ _NOTHING_AGAINST = {
     "uniqueness": torch.inf, "adjoint_residual": 0.0, "touching": 0.0, "saddle": 0.0, "curvature": torch.inf,
     "condition": 1.0, "error_bound": 0.0, "solution_error": 0.0, "adjoint_difference": 0.0,
     "active_margin": torch.inf, "branch": 0, "branch_gap": torch.inf, "selection_error": 0.0,
-    "kink_margin": 1.0, "hidden": 0.0, "licq": torch.nan,
+    "kink_margin": 1.0, "hidden": 0.0, "told_apart": 0.0, "licq": torch.nan, "settled": False,
 }  # fmt: skip
 
 

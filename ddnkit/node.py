@@ -77,15 +77,13 @@ class DeclarativeNode(abc.ABC):
         # What this method has set on a class of which this is a subclass was named by nobody.
         if any("solver" in vars(kind) and "_chosen_solver" not in vars(kind) for kind in own):
             return
+        chosen = DeclarativeNode.solver
         if stated & {"inequality_constraints", "bounds"}:
-            cls.solver = "interior_point"
-        elif "equality_constraints" in stated:
-            cls.solver = DeclarativeNode.solver
-        elif cls.manifold is not None:
-            cls.solver = "riemannian"
-        else:
-            return
-        cls._chosen_solver = True
+            chosen = "interior_point"
+        elif cls.manifold is not None and "equality_constraints" not in stated:
+            chosen = "riemannian"
+        if chosen != cls.solver:
+            cls.solver, cls._chosen_solver = chosen, True
 
     def __new__(cls, *args: Any, **named: Any) -> Any:
         """Says which member is missing, and which of the class's own was likely meant."""

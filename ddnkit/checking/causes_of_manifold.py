@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..layer import batched_inputs
+from ..batched_inputs import batched_inputs
 from ..problem import Problem
 from .findings import Cause, Findings
 from .manifold_report import ManifoldReport

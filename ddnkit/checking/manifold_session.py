@@ -47,7 +47,7 @@ _NOTHING = "not checked"
 _CLOSE = 1e-6
 
 
-class Broken(Exception):  # noqa: N818
+class BrokenMethodError(Exception):
     """A method gave nothing that a comparison could go on with; that is recorded."""
 
 
@@ -111,7 +111,7 @@ class Session:
         """What a method returns: a finite tensor of that shape, in the dtype of ``like`` or of the first.
 
         Raises:
-            Broken: it does not; that is recorded.
+            BrokenMethodError: it does not; that is recorded.
         """
         like = named.get("like", given[0])
         found = self.call(method, *given, **named)
@@ -130,7 +130,7 @@ class Session:
         """What a method returns; an error in it, or an argument that it changes, is recorded.
 
         Raises:
-            Broken: it raised.
+            BrokenMethodError: it raised.
         """
         tensors = [x for x in (*given, *named.values()) if isinstance(x, Tensor)]
         before = [(x, x.clone()) for x in tensors]
@@ -160,17 +160,17 @@ class Session:
         """Record what leaves nothing to compare.
 
         Raises:
-            Broken: always.
+            BrokenMethodError: always.
         """
         self._judge((method,), compared, float("nan"), 0.0, gave, expected, hint)
-        raise Broken(method)
+        raise BrokenMethodError(method)
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
         """What is in it ends where a method gives nothing to go on with."""
         try:
             yield
-        except Broken:
+        except BrokenMethodError:
             return
 
     # -- judging -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from ..importing import describe_error
 from .manifold_draw import SECOND_ORDER, STEPS, Draw, longest
-from .manifold_session import Broken
+from .manifold_session import BrokenMethodError
 from .manifold_truth import Truth, jacobian, land
 
 #: A gradient so much shorter than around is none.
@@ -90,7 +90,7 @@ class SameSet(Draw):
         try:
             jacobian(self._constraint, self.single(y))
             torch.func.vjp(session.manifold.constraint, y)
-        except Broken:
+        except BrokenMethodError:
             raise
         except Exception as error:
             session.broken(

@@ -41,7 +41,7 @@ from ..manifold import Manifold
 from .manifold_metric import Metric
 from .manifold_normals import Normals
 from .manifold_report import ManifoldReport
-from .manifold_session import METHODS, Broken, Session
+from .manifold_session import METHODS, BrokenMethodError, Session
 from .manifold_set import SameSet
 from .manifold_tangents import Tangents
 
@@ -181,7 +181,7 @@ def _keeps_float32(session: Session, point: tuple[int, ...]) -> None:
 
     def kept(method: str, *given: Any, **named: Any) -> Any:
         if method in session.wrong or not callable(getattr(session.manifold, method, None)):
-            raise Broken(method)
+            raise BrokenMethodError(method)
         found = session.call(method, *given, **named)
         if isinstance(found, Tensor):
             session.judge(

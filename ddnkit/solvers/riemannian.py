@@ -26,6 +26,7 @@ from ..manifold import Manifold
 from ..perturbation import STEP, perturb
 from ..problem import Problem, derivative, flat
 from ..solution import Solution, Status
+from ..solution_size import moved_operands
 from ..solver import Solver, as_solver
 from .iterative import Deadline, IterativeSolver, number
 from .no_solution import Depth
@@ -97,7 +98,7 @@ def takes_newton(manifold: Manifold, start: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RiemannianSolver(IterativeSolver):
+class ManifoldSolver(IterativeSolver):
     """Solves  min f(x, y) over y on a manifold  by steps along it.
 
     Args:
@@ -242,13 +243,9 @@ class Run(abc.ABC):
         step, scale = STEP[y.dtype], torch.zeros_like(self.point.slope)
         sigma = self.manifold.multipliers(y, self.point.euclidean)
         here = self.manifold.less_normal(self.point.euclidean, y, sigma)
-        flags = problem.operands_batched
         for probe in range(_PROBES):
-            operands = [
-                perturb(x, step, k + 1, probe) if own else x
-                for k, (x, own) in enumerate(zip(problem.operands, flags, strict=True))
-            ]
-            moved, there = problem.with_operands(operands), perturb(y, step, 0, probe)
+            moved = problem.with_operands(moved_operands(problem, probe))
+            there = perturb(y, step, 0, probe)
             slope = self.manifold.less_normal(moved.gradient(there), there, sigma)
             change = norm(flat(slope - here)) / step
             scale = torch.maximum(scale, torch.where(change.isfinite(), change, 0.0))

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from .iterative import whole_number
-from .riemannian import Point, RiemannianSolver, Run, per_item
+from .riemannian import ManifoldSolver, Point, Run, per_item
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 _ARMIJO = 1e-4
@@ -43,7 +43,7 @@ _REFINED, _FURTHER = 3, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RiemannianConjugateGradient(RiemannianSolver):
+class RiemannianConjugateGradient(ManifoldSolver):
     """Solves  min f(x, y) over y on a manifold  by nonlinear conjugate gradients.
 
     First-order: gradients alone, O(m) memory.
@@ -57,12 +57,12 @@ class RiemannianConjugateGradient(RiemannianSolver):
     max_iterations: int = 2000
 
     def start(self, problem: Problem, y: Tensor) -> Run:
-        """See `RiemannianSolver.start`."""
+        """See `ManifoldSolver.start`."""
         return _Conjugate(problem, y, _tolerance(self, y))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RiemannianLBFGS(RiemannianSolver):
+class RiemannianLBFGS(ManifoldSolver):
     """Solves  min f(x, y) over y on a manifold  by L-BFGS.
 
     First-order: gradients alone, O(m·history) memory.
@@ -78,11 +78,11 @@ class RiemannianLBFGS(RiemannianSolver):
     history: int = whole_number(10, least=1)
 
     def start(self, problem: Problem, y: Tensor) -> Run:
-        """See `RiemannianSolver.start`."""
+        """See `ManifoldSolver.start`."""
         return _QuasiNewton(problem, y, _tolerance(self, y), self.history)
 
 
-def _tolerance(solver: RiemannianSolver, y: Tensor) -> float:
+def _tolerance(solver: ManifoldSolver, y: Tensor) -> float:
     # To half of it, so that what was a solution is one still when started from.
     return (_TOLERANCE[y.dtype] if solver.tolerance is None else solver.tolerance) / 2
 

@@ -30,7 +30,7 @@ from ..manifold import Manifold
 from ..perturbation import relative_changes
 from ..problem import Problem
 from .iterative import whole_number
-from .riemannian import RiemannianSolver, Run, per_item
+from .riemannian import ManifoldSolver, Run, per_item
 
 _FIRST_RADIUS = 0.5
 _SHRINK, _GROW = 0.25, 2.0
@@ -44,7 +44,7 @@ _ASKED_EVERY = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class RiemannianTrustRegions(RiemannianSolver):
+class RiemannianTrustRegions(ManifoldSolver):
     """Solves  min f(x, y) over y on a manifold  by trust regions with truncated conjugate gradients.
 
     Matrix-free: O(m) memory. Second-order: the error of a solution is of the size of rounding. A maximum or
@@ -61,7 +61,7 @@ class RiemannianTrustRegions(RiemannianSolver):
     max_inner: int | None = whole_number(None, least=1)
 
     def start(self, problem: Problem, y: Tensor) -> Run:
-        """See `RiemannianSolver.start`."""
+        """See `ManifoldSolver.start`."""
         tolerance = (
             torch.finfo(y.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
         )

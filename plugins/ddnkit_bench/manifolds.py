@@ -87,13 +87,15 @@ class _Brockett(_Node):
 
 
 class _Completion(_Node):
+    manifold: FixedRank
+
     def __init__(self, n: int):
-        self.manifold = self.factors_of = FixedRank(rows=n)
+        self.manifold = FixedRank(rows=n)
 
     def objective(
         self, rows: Tensor, columns: Tensor, values: Tensor, start: Tensor, y: Tensor
     ) -> Tensor:
-        L, R = self.factors_of.factors(y)
+        L, R = self.manifold.factors(y)
         return ((L[rows] * R[columns]).sum(dim=-1) - values).square().sum()
 
 

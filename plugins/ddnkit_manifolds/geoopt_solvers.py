@@ -33,7 +33,7 @@ from torch import Tensor
 from ddnkit import Manifold, Problem, Solution, Status
 from ddnkit.solvers import choice, number, whole_number
 
-from .orthonormal import lapack_dtype
+from .matrices import lapack_dtype
 from .riemannian import (
     Progress,
     RiemannianSolver,

@@ -25,7 +25,8 @@ from torch import Generator, Tensor
 
 from ddnkit import InputError, Manifold, gaussian
 
-from .orthonormal import lapack_dtype, skew_basis
+from .matrices import lapack_dtype, roots
+from .orthonormal import skew_basis
 
 
 class FixedRank(Manifold):
@@ -115,9 +116,9 @@ class FixedRank(Manifold):
     def project(self, y: Tensor) -> Tensor:
         """Balanced factors of the same matrix, and y itself where they are. Not the nearest."""
         L, R = self.factors(y)
-        root, inverse = _roots(L.mT @ L)
-        middle, _ = _roots(root @ (R.mT @ R) @ root)
-        T, inverse_of_T = _roots(inverse @ middle @ inverse)
+        root, inverse = roots(L.mT @ L)
+        middle, _ = roots(root @ (R.mT @ R) @ root)
+        T, inverse_of_T = roots(inverse @ middle @ inverse)
         L, R = L @ T, R @ inverse_of_T
         # The roots are off by the condition of the Gram matrices. A step of Newton's method is not:
         # (I + X)A(I + X) = (I − X)B(I − X) to first order.
@@ -176,10 +177,3 @@ def _lyapunov(M: Tensor, C: Tensor) -> Tensor:
         both.flatten(-2).flatten(-3, -2), C.flatten(-2).unsqueeze(-1)
     )[0]
     return found.reshape(C.shape)
-
-
-def _roots(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Y^½ and Y^−½ of a symmetric positive definite matrix."""
-    values, vectors = torch.linalg.eigh((y + y.mT) / 2)
-    root = values.clamp_min(torch.finfo(y.dtype).tiny).sqrt().unsqueeze(-2)
-    return (vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT

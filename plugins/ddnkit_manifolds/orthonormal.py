@@ -28,7 +28,7 @@ from torch import Generator, Tensor
 from ddnkit import InputError, Manifold, gaussian
 from ddnkit.linalg import departure_from_orthonormal
 
-from .matrix_exponential import matrix_exponential
+from .matrices import lapack_dtype, matrix_exponential
 from .polar_map import polar_factor
 
 
@@ -236,11 +236,6 @@ def skew_basis(y: Tensor) -> Tensor:
     units = torch.eye(C, dtype=y.dtype, device=y.device)
     first = units[rows].unsqueeze(-1) * units[columns].unsqueeze(-2)
     return first - first.mT
-
-
-def lapack_dtype(dtype: torch.dtype) -> torch.dtype:
-    """``dtype`` itself, or float32 where factorisations do not exist in it (half precision)."""
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddnkit import Manifold, nearest_point
+from ddnkit import Manifold, nearest_point, under_transform
 from ddnkit.linalg import polar_adjoint
 
 #: 1/κ² from which AᵀA is good enough for float64, κ²ε being 2e-10 then in a gradient, and below, where it is
@@ -26,15 +26,9 @@ _LEAST_SQUARE = {torch.float64: 1e-6}
 _LEAST_SQUARE_BELOW = 1e-8
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func or a forward derivative is at work, and no number can be seen."""
-    stack = torch._C._functorch.peek_interpreter_stack()
-    return stack is not None or torch.autograd.forward_ad._current_level >= 0
-
-
 def polar_factor(manifold: Manifold, A: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns, (..., d, C), of one with d ≥ C."""
-    if transformed() or not A.is_floating_point() or not A.numel():
+    if under_transform() or not A.is_floating_point() or not A.numel():
         return nearest_point(manifold, A) if A.numel() else A
     wide = A.detach().to(torch.float64)
     found = _factors(wide, A.dtype)

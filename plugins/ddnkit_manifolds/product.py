@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Generator, Tensor
@@ -47,13 +48,24 @@ class Product(Manifold):
             raise InputError(
                 f"{self!r} takes a y of {len(self.manifolds)} parts; it has {len(shapes)}"
             )
-        return Parts(self.manifolds, tuple(tuple(shape) for shape in shapes))
+        return packed(self.manifolds, shapes)
 
     def constraint(self, y: Tensor) -> Tensor:
         """Of a y of several parts alone."""
-        raise InputError(f"{self!r} takes a y of {len(self.manifolds)} parts; it is one tensor")
+        self._refuse_one()
 
-    project = random = constraint  # type: ignore[assignment]
+    def project(self, y: Tensor) -> Tensor:
+        """Of a y of several parts alone."""
+        self._refuse_one()
+
+    def random(
+        self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
+    ) -> Tensor:
+        """Of a y of several parts alone."""
+        self._refuse_one()
+
+    def _refuse_one(self) -> NoReturn:
+        raise InputError(f"{self!r} takes a y of {len(self.manifolds)} parts; it is one tensor")
 
     def __repr__(self) -> str:
         return f"Product({', '.join(map(repr, self.manifolds))})"
@@ -198,4 +210,10 @@ class Parts(Manifold):
 
 def packed(manifolds: Sequence[Manifold], shapes: Sequence[Sequence[int]]) -> Manifold:
     """The product whose points are vectors, with parts of these shapes laid end to end."""
-    return Parts(manifolds, tuple(tuple(shape) for shape in shapes))
+    return _packed(tuple(manifolds), tuple(tuple(shape) for shape in shapes))
+
+
+@functools.lru_cache(maxsize=64)
+def _packed(manifolds: tuple[Manifold, ...], shapes: tuple[tuple[int, ...], ...]) -> Manifold:
+    # A problem asks for it again and again, and it finds out the shapes of multipliers but once.
+    return Parts(manifolds, shapes)

@@ -17,9 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ddnkit import Manifold, gaussian, nearest_point
-
-from .polar_map import transformed
+from ddnkit import Manifold, gaussian, nearest_point, under_transform
 
 
 class Sphere(Manifold):
@@ -33,7 +31,7 @@ class Sphere(Manifold):
 
     def point_of(self, x: Tensor) -> Tensor:
         """Its projection; the layer of the nearest point, which tells it, where x = 0 has none."""
-        if transformed() or not bool(x.any(dim=-1).all()):
+        if under_transform() or not bool(x.any(dim=-1).all()):
             return nearest_point(self, x)
         return self.project(x)
 

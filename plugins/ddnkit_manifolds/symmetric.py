@@ -26,7 +26,7 @@ from torch.func import grad
 
 from ddnkit import InputError, Manifold, gaussian, nearest_choice
 
-from .matrix_exponential import matrix_exponential
+from .matrices import lapack_dtype, matrix_exponential, roots, skew_part, symmetric_part
 
 _METRICS = ("affine_invariant", "log_euclidean")
 
@@ -53,27 +53,27 @@ class SPD(Manifold):
         """(yᵢⱼ − yⱼᵢ)/2 for i > j, row by row, (..., n(n−1)/2)."""
         n = y.shape[-1]
         rows, columns = torch.tril_indices(n, n, offset=-1, device=y.device)
-        return _skew(y)[..., rows, columns]
+        return skew_part(y)[..., rows, columns]
 
     def infeasibility(self, y: Tensor) -> Tensor:
         """How far from symmetric, relative to ‖y‖, or how negative, relative to the largest eigenvalue."""
         size = torch.linalg.matrix_norm(y)
-        skew = torch.linalg.matrix_norm(_skew(y)) / torch.where(size > 0, size, 1.0)
-        values = torch.linalg.eigvalsh(_sym(y).nan_to_num())
+        skew = torch.linalg.matrix_norm(skew_part(y)) / torch.where(size > 0, size, 1.0)
+        values = torch.linalg.eigvalsh(symmetric_part(y).nan_to_num())
         least, largest = values[..., 0], values.abs().amax(dim=-1)
         negative = torch.where(least > 0, 0.0, -least / torch.where(largest > 0, largest, 1.0))
         return torch.maximum(skew, torch.where(largest > 0, negative, 1.0))
 
     def project(self, y: Tensor) -> Tensor:
         """The nearest symmetric matrix with eigenvalues of at least ε times the largest."""
-        values, vectors = torch.linalg.eigh(_sym(y))
+        values, vectors = torch.linalg.eigh(symmetric_part(y))
         least = torch.finfo(y.dtype).eps * values.abs().amax(dim=-1, keepdim=True)
         least = torch.where(least > 0, least, torch.finfo(y.dtype).eps)
-        return _sym((vectors * torch.maximum(values, least).unsqueeze(-2)) @ vectors.mT)
+        return symmetric_part((vectors * torch.maximum(values, least).unsqueeze(-2)) @ vectors.mT)
 
     def point_of(self, x: Tensor) -> Tensor:
         """exp of the symmetric part of x."""
-        return _sym(matrix_exponential(_sym(x)))
+        return symmetric_part(matrix_exponential(symmetric_part(x)))
 
     def free_of(self, weight: Tensor) -> Tensor:
         """The logarithm of the projection."""
@@ -81,11 +81,11 @@ class SPD(Manifold):
 
     def multipliers(self, y: Tensor, gradient: Tensor) -> Tensor:
         """½(∇f − ∇fᵀ)."""
-        return _skew(gradient)
+        return skew_part(gradient)
 
     def normal(self, y: Tensor, multipliers: Tensor) -> Tensor:
         """The skew matrix itself."""
-        return _skew(multipliers)
+        return skew_part(multipliers)
 
     def constraint_curvature(self, y: Tensor, multipliers: Tensor, direction: Tensor) -> Tensor:
         """0: the constraint is linear."""
@@ -93,7 +93,7 @@ class SPD(Manifold):
 
     def tangent(self, y: Tensor, vector: Tensor) -> Tensor:
         """½(V + Vᵀ)."""
-        return _sym(vector)
+        return symmetric_part(vector)
 
     def inner(self, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Of the metric."""
@@ -106,7 +106,7 @@ class SPD(Manifold):
 
     def gradient(self, y: Tensor, gradient: Tensor) -> Tensor:
         """Of the metric."""
-        S = _sym(gradient)
+        S = symmetric_part(gradient)
         if self.metric == "log_euclidean":
             log = _Log(y)
             return log.inverse(log.inverse(S))
@@ -114,9 +114,9 @@ class SPD(Manifold):
 
     def hessian(self, y: Tensor, gradient: Tensor, product: Tensor, direction: Tensor) -> Tensor:
         """Of the metric."""
-        S = _sym(gradient)
+        S = symmetric_part(gradient)
         if self.metric == "affine_invariant":
-            return y @ _sym(product) @ y + _sym(direction @ S @ y)
+            return y @ symmetric_part(product) @ y + symmetric_part(direction @ S @ y)
         # In S = log Y the function is f(exp S), with the Hessian product Dexp[∇²f[Z]] + D²exp[DZ][∇f].
         log = _Log(y)
         along = log.derivative(direction)
@@ -125,42 +125,44 @@ class SPD(Manifold):
             first = grad(lambda s: (matrix_exponential(s) * S).sum())(s)
             return (first * along).sum()
 
-        return log.inverse(log.inverse(_sym(product)) + _sym(grad(paired)(log.value)))
+        return log.inverse(
+            log.inverse(symmetric_part(product)) + symmetric_part(grad(paired)(log.value))
+        )
 
     def retract(self, y: Tensor, tangent: Tensor) -> Tensor:
         """Y + Z + ½ Z Y⁻¹Z, or exp(log Y + DZ)."""
         if self.metric == "log_euclidean":
             return self.exponential(y, tangent)
         solved = torch.cholesky_solve(tangent, torch.linalg.cholesky_ex(y)[0])
-        return _sym(y + tangent + tangent @ solved / 2)
+        return symmetric_part(y + tangent + tangent @ solved / 2)
 
     def transport(self, y: Tensor, to: Tensor, vector: Tensor) -> Tensor:
         """E V Eᵀ with E = (to Y⁻¹)^½, along the geodesic; log-Euclidean: D⁻¹ at ``to`` of D at y."""
         if self.metric == "log_euclidean":
             return _Log(to).inverse(_Log(y).derivative(vector))
-        root, inverse = _roots(y)
-        values, vectors = torch.linalg.eigh(_sym(inverse @ to @ inverse))
+        root, inverse = roots(y)
+        values, vectors = torch.linalg.eigh(symmetric_part(inverse @ to @ inverse))
         middle = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
         E = root @ middle @ inverse
-        return _sym(E @ vector @ E.mT)
+        return symmetric_part(E @ vector @ E.mT)
 
     def exponential(self, y: Tensor, tangent: Tensor) -> Tensor:
         """The geodesic from y in the direction of a tangent vector: Y^½ exp(Y^−½ Z Y^−½) Y^½, or
         exp(log Y + DZ)."""
         if self.metric == "log_euclidean":
             log = _Log(y)
-            return _sym(matrix_exponential(log.value + log.derivative(tangent)))
-        root, inverse = _roots(y)
-        middle = matrix_exponential(_sym(inverse @ tangent @ inverse))
-        return _sym(root @ middle @ root)
+            return symmetric_part(matrix_exponential(log.value + log.derivative(tangent)))
+        root, inverse = roots(y)
+        middle = matrix_exponential(symmetric_part(inverse @ tangent @ inverse))
+        return symmetric_part(root @ middle @ root)
 
     def random(
         self, shape: tuple[int, ...], *, generator: Generator | None = None, like: Tensor
     ) -> Tensor:
         """exp of a symmetric matrix with normal entries of variance 1/n, of the given shape (..., n, n)."""
-        drawn = gaussian(shape, generator, like).to(_wide(like.dtype))
-        drawn = matrix_exponential(_sym(drawn) / max(shape[-1], 1) ** 0.5)
-        return _sym(drawn).to(like.dtype)
+        drawn = gaussian(shape, generator, like).to(lapack_dtype(like.dtype))
+        drawn = matrix_exponential(symmetric_part(drawn) / max(shape[-1], 1) ** 0.5)
+        return symmetric_part(drawn).to(like.dtype)
 
     def __repr__(self) -> str:
         return "SPD()" if self.metric == "affine_invariant" else f"SPD({self.metric!r})"
@@ -170,7 +172,7 @@ class _Log:
     """log at Y, and its derivative in Y's eigenvectors."""
 
     def __init__(self, y: Tensor):
-        values, self.vectors = torch.linalg.eigh(_sym(y))
+        values, self.vectors = torch.linalg.eigh(symmetric_part(y))
         values = values.clamp_min(torch.finfo(y.dtype).tiny)
         logs = values.log()
         self.value = (self.vectors * logs.unsqueeze(-2)) @ self.vectors.mT
@@ -189,31 +191,12 @@ class _Log:
 
     def derivative(self, z: Tensor) -> Tensor:
         """D z."""
-        return _sym(
+        return symmetric_part(
             self.vectors @ (self.ratios * (self.vectors.mT @ z @ self.vectors)) @ self.vectors.mT
         )
 
     def inverse(self, z: Tensor) -> Tensor:
         """D⁻¹ z."""
-        return _sym(
+        return symmetric_part(
             self.vectors @ ((self.vectors.mT @ z @ self.vectors) / self.ratios) @ self.vectors.mT
         )
-
-
-def _roots(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Y^½ and Y^−½."""
-    values, vectors = torch.linalg.eigh(_sym(y))
-    root = values.clamp_min(torch.finfo(y.dtype).tiny).sqrt().unsqueeze(-2)
-    return (vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _sym(y: Tensor) -> Tensor:
-    return (y + y.mT) / 2
-
-
-def _skew(y: Tensor) -> Tensor:
-    return (y - y.mT) / 2

@@ -28,8 +28,9 @@ from ddnkit import InputError, Manifold, gaussian
 
 from .copies import Copies
 from .low_rank import FixedRank
+from .matrices import lapack_dtype, skew_part, symmetric_part
 from .open_sets import Birkhoff, Euclidean, Positive
-from .orthonormal import Grassmann, SpecialOrthogonal, Stiefel, lapack_dtype, skew_basis
+from .orthonormal import Grassmann, SpecialOrthogonal, Stiefel, skew_basis
 from .product import Product, packed
 from .spheres import Hyperbolic, Oblique, Sphere
 from .stereographic import Stereographic
@@ -157,14 +158,6 @@ def _frames(count: int, m: int) -> Tensor:
 
 
 # -- maps --------------------------------------------------------------------------------------------
-
-
-def _symmetric(y: Tensor) -> Tensor:
-    return (y + y.mT) / 2
-
-
-def _skew(y: Tensor) -> Tensor:
-    return (y - y.mT) / 2
 
 
 def _same(y: Tensor) -> Tensor:
@@ -362,8 +355,8 @@ def _pymanopt_table() -> Mapping[str, Callable[[Any], Manifold]]:
         "FixedRankEmbedded": lambda m: FixedRank(m._m, m._k),
         "Positive": lambda m: Positive(2),
         "PoincareBall": lambda m: Stereographic(-1.0),
-        "Symmetric": image(_symmetric),
-        "SkewSymmetric": image(_skew),
+        "Symmetric": image(symmetric_part),
+        "SkewSymmetric": image(skew_part),
         "Elliptope": image(_unit_rows, gauge=_turns),
         "PSDFixedRank": image(_same, gauge=_turns),
         "Product": lambda m: Product(*map(from_pymanopt, m.manifolds)),

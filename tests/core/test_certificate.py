@@ -1,6 +1,7 @@
 """Certificates: independent of scale, aware of dtype, acted on per item."""
 
 import dataclasses
+import typing
 import warnings
 
 import pytest
@@ -8,9 +9,17 @@ import torch
 from bounds import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import ddnkit
-from ddnkit import DdnkitWarning, DeclarativeLayer, DeclarativeNode, UntrustedGradientError
+from ddnkit import (
+    Certificate,
+    DdnkitWarning,
+    DeclarativeLayer,
+    DeclarativeNode,
+    UntrustedGradientError,
+)
+from ddnkit.joined_certificate import _NOTHING_AGAINST
 
 
 class Projection(DeclarativeNode):
@@ -350,3 +359,9 @@ def test_an_input_that_is_no_number_is_set_aside_with_certify_off():
 def test_another_choice_of_certify_is_refused():
     with pytest.raises(ddnkit.InputError, match="full"):
         DeclarativeLayer(Projection(), certify="ful")
+
+
+def test_a_joined_certificate_knows_what_each_figure_is_for_a_part_without_it():
+    kinds = typing.get_type_hints(Certificate)
+    optional = {name for name, kind in kinds.items() if kind == Tensor | None}
+    assert optional <= set(_NOTHING_AGAINST)

@@ -877,3 +877,16 @@ def test_what_was_solved_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) ->
     assert solved == [5]
     layer(*(x[1:2] for x in xs))
     assert solved == [5, 1]
+
+
+def test_a_batch_with_an_odd_item_needs_no_certificate():
+    G = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1)
+    G[1, 1], h = -G[1, 0], torch.ones(3, 2, dtype=torch.float64)
+    h[1] = -1  # y₁ ≤ −1 and y₁ ≥ 1
+    Q, q = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1), torch.ones(3, 3, dtype=torch.float64)
+    layer = DeclarativeLayer(QPNode("G", "h"), certify="off", policy="mask")
+    q.requires_grad_()
+    y = layer(Q, q, G, h)
+    torch.testing.assert_close(y[::2], -q[::2])
+    y.sum().backward()
+    assert not layer.certificate.measured and (q.grad[::2] == -1).all()

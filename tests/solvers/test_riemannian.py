@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import factorised
 from ddnkit_manifolds import (
     SPD,
     Euclidean,
@@ -199,7 +200,9 @@ def test_each_item_is_solved_as_if_alone(node):
     for i in range(len(A)):
         _, alone = solved(node, A[i : i + 1], "riemannian_trust_regions")
         assert alone.iterations.tolist() == [together.iterations[i]]
-        torch.testing.assert_close(alone.y[0], together.y[i], rtol=1e-9, atol=1e-9)
+        # The tolerance of the solver, and a condition of a hundred.
+        promised = 100 * eps ** (2 / 3)
+        torch.testing.assert_close(alone.y[0], together.y[i], rtol=promised, atol=promised)
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -220,7 +223,8 @@ def test_a_solution_is_left_as_it_is(name):
     problem, found = solved(node, A, "riemannian_trust_regions")
     again = registry.make("solvers", name).solve(problem, found.y)
     assert again.iterations.max() <= 1
-    torch.testing.assert_close(again.y, found.y, rtol=0, atol=1e-12)
+    rounding = factorised(torch.float64, 6, condition=100)
+    torch.testing.assert_close(again.y, found.y, rtol=0, atol=rounding)
 
 
 def test_a_saddle_point_is_left():
@@ -281,6 +285,15 @@ def test_what_they_decline():
 
 
 def test_a_subclass_has_the_solver_of_what_it_states():
+    class Free(Rayleigh):
+        manifold = None
+
+    class Stated(Rayleigh):
+        def equality_constraints(self, A, y):
+            return y.square().sum() - 1
+
+    assert (Free.solver, Stated.solver) == ("newton", "newton")
+
     class Bounded(Rayleigh):
         bounds = (0.0, None)
 

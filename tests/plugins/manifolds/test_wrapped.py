@@ -206,8 +206,8 @@ def test_the_exponential_is_geoopts(curvature):
     y, z = 0.3 * torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).double()
     expected = theirs.expmap(y, z)
     found = Stereographic(curvature).exponential(y, z)
-    # geoopt clamps and adds 1e-15 here and there.
-    assert (found - expected).abs().max() <= 1e-12
+    # geoopt clamps and adds 1e-15, a few roundings, here and there.
+    assert (found - expected).abs().max() <= ROUNDING
 
 
 class Nearest(DeclarativeNode):
